@@ -1,0 +1,80 @@
+"""Fingerprints of the code that a stage runs, so that only an edit which can change its result makes it stale.
+
+The fingerprint of a stage is one hash for each file in the import closure of its script: of the file's syntax
+tree without docstrings (comments are not in the tree at all). Imports are found by reading, never by running, also
+those inside functions; a module outside the repository is left out, its version is pinned elsewhere.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from lensmith.errors import InputError
+
+# Where an import's first name is looked for, relative to the repository: `lensmith` is below src.
+ROOTS = (Path("src"), Path())
+
+# Files that cannot change a stage's result. The schema of params.yaml is one: a stage sees only the values of its own
+# sections, which DVC compares by themselves; a new gate's limit must not refit every lens.
+RESULT_FREE = ("src/lensmith/command.py", "src/lensmith/edge/params.py", "src/lensmith/errors.py")
+
+
+def fingerprint(script: Path, root: Path) -> dict[str, str]:
+    """sha256 by path (relative to `root`) of every file that `script` imports, itself included."""
+    hashes: dict[str, str] = {}
+    todo = [script]
+    while todo:
+        path = todo.pop()
+        name = path.relative_to(root).as_posix()
+        if name in hashes or name in RESULT_FREE:
+            continue
+        tree = _parse(path)
+        todo += _imports(tree, path, root)
+        hashes[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
+    return dict(sorted(hashes.items()))
+
+
+def _parse(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes(), filename=str(path))
+    except SyntaxError as error:
+        raise InputError(f"{path}:{error.lineno}: {error.msg}. Nothing was changed.") from None
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:]
+    return tree
+
+
+def _imports(tree: ast.Module, path: Path, root: Path) -> Iterator[Path]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _files(alias.name, root)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise InputError(
+                    f"{path}:{node.lineno}: relative import; name the module in full. Nothing was changed."
+                )
+            for alias in node.names:
+                yield from _files(f"{node.module}.{alias.name}", root)
+
+
+def _files(module: str, root: Path) -> Iterator[Path]:
+    """The files that importing `module` runs: each package's __init__ on the way, and the module itself."""
+    parts = module.split(".")
+    for base in ROOTS:
+        for depth in range(1, len(parts) + 1):
+            stem = root.joinpath(base, *parts[:depth])
+            for candidate in (stem.with_suffix(".py"), stem / "__init__.py"):
+                if candidate.is_file():
+                    yield candidate

@@ -1,0 +1,334 @@
+"""The settings of the lab: one strict class per section of params.yaml, and how they merge.
+
+params.yaml has two top-level keys. `defaults` holds every section with every value; `models` maps a
+key to the values in which that model differs. A model's settings are `defaults` with its own entry laid
+over them. They are checked once, by `resolve`, which writes them to resolved/models/<key>.json; every
+later stage reads its section from there.
+
+The file is read as DVC reads it (ruamel, YAML 1.2): `1e-3` is a number and `on` is a word.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.events import AliasEvent, NodeEvent
+
+from lensmith.errors import InputError
+
+MODEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+UNCHANGED = "Nothing was changed."
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+def _int_or(word: str) -> BeforeValidator:
+    def check(value: object) -> object:
+        # `type() is`, not isinstance: YAML's `rank: true` is a bool, and a bool is an int.
+        if value == word or (type(value) is int and value >= 1):
+            return value
+        raise ValueError(f"must be an integer >= 1 or {word}")
+
+    return BeforeValidator(check)
+
+
+class Section(BaseModel):
+    """A section of params.yaml: no unknown keys, no coercion, no change after reading.
+
+    `inputs` is written by `resolve`, never by hand: the sha256 of each file of this repository that
+    the section names, so that an edit of that file makes the stages that read it stale.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    inputs: dict[str, str] = {}
+
+
+class SourceParams(Section):
+    """Section `source`: the frozen model that the lens reads."""
+
+    repo: str | None  # Hub id, org/name; exactly one of repo and path
+    path: str | None  # folder of a local model
+    revision: str  # branch, tag or commit; prefetch pins it to a commit
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]  # of the captured forward pass
+    device: Literal["auto", "cpu", "cuda"]
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "SourceParams":
+        if (self.repo is None) == (self.path is None):
+            raise ValueError("needs exactly one of repo (a Hub id) and path (a folder)")
+        if self.repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
+            raise ValueError(f"repo is {self.repo!r}, must be org/name")
+        return self
+
+
+class CorpusParams(Section):
+    """Section `corpus`: the text that the lens is fit and measured on."""
+
+    kind: Literal["hf", "files", "atlas"]
+    repo: str | None  # hf: dataset id
+    name: str | None  # hf: configuration, None for the default one
+    split: str  # hf
+    revision: str  # hf: branch, tag or commit; prefetch pins it
+    text_column: str  # hf, and jsonl or parquet files
+    files: list[str]  # files: .txt (a document a paragraph), .jsonl, .parquet; globs allowed
+    seed: int
+    seq_len: Annotated[int, Field(ge=8)]  # tokens in a packed sequence
+    train_tokens: Count
+    heldout_tokens: Count
+    bos: Literal["tokenizer", "never"]  # special tokens as the model's own tokenizer adds them, or none
+    max_document_chars: Count  # longer documents are cut there, and counted
+
+    @model_validator(mode="after")
+    def _origin(self) -> "CorpusParams":
+        if self.kind == "hf" and self.repo is None:
+            raise ValueError("kind hf needs repo, a dataset id such as HuggingFaceFW/fineweb-edu")
+        if self.kind == "files" and not self.files:
+            raise ValueError("kind files needs files, a list of paths")
+        for name in ("train_tokens", "heldout_tokens"):
+            if (tokens := getattr(self, name)) < self.seq_len:
+                raise ValueError(f"{name} is {tokens}, must be at least seq_len ({self.seq_len})")
+        return self
+
+
+class FitParams(Section):
+    """Section `fit`: the lens and how it is trained."""
+
+    kind: Literal["identity", "temperature", "bias", "low_rank", "full"]
+    rank: Annotated[int | Literal["auto"], _int_or("auto")]  # auto: clip(d_model // 32, 64, 256)
+    norm: Literal["final", "next_input"]  # what a middle layer is normed with before it is decoded
+    scale: bool  # learn s, a factor per dimension
+    temperature: bool  # learn tau, a temperature per layer
+    bank: Literal["disk", "stream"]
+    positions_per_seq: Count
+    position_min: Fraction  # of the sequence, where sampled positions begin
+    position_max: Fraction
+    epochs: Count
+    batch_seqs: Count  # sequences per optimizer step
+    layers_per_step: Annotated[int | Literal["all"], _int_or("all")]
+    lr: Annotated[float, Field(gt=0, le=10)]  # peak, AdamW
+    beta1: Annotated[float, Field(ge=0, lt=1)]
+    beta2: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: NonNegative
+    warmup: Fraction  # of all steps
+    l2_smallness: NonNegative
+    smooth_depth: NonNegative
+    validate_every: Count  # steps
+    validation_seqs: Count  # the first ones of the held-out text; sweep measures on the others
+    patience: Count  # validations without improvement before the fit stops
+    seed: int
+
+    @model_validator(mode="after")
+    def _positions(self) -> "FitParams":
+        if self.position_min >= self.position_max:
+            raise ValueError(f"position_min is {self.position_min}, must be below position_max ({self.position_max})")
+        return self
+
+
+class SweepParams(Section):
+    """Section `sweep`: what is measured layer by layer."""
+
+    heldout_seqs: Count  # sequences measured
+    positions_per_seq: Count
+    batch_seqs: Count
+    probes: list[str]  # .jsonl of probe prompts, suites/README.md has the form
+    top_k: Annotated[int, Field(ge=2, le=20)]
+
+
+class SuiteParams(Section):
+    """Section `suite`: the prompts that the lens is judged on."""
+
+    files: list[str]
+    batch_prompts: Count
+
+    @model_validator(mode="after")
+    def _some(self) -> "SuiteParams":
+        if not self.files:
+            raise ValueError("needs at least one file of prompts")
+        return self
+
+
+class GatesParams(Section):
+    """Section `gates`: acceptance limits (the plan's section 6) and how intervals are made."""
+
+    delta_kl_bits_25: float
+    delta_kl_bits_50: float
+    delta_kl_bits_75: float
+    earliness_le_10_layers: float
+    earliness_le_5_layers: float
+    earliness_share: Fraction
+    last_layer_kl_bits: NonNegative
+    worst_delta_kl_bits: float
+    identity_kl_bits: NonNegative
+    min_prompts: Count
+    bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    seed: int
+
+
+class PublishParams(Section):
+    """Section `publish`: what the packaged lens says about itself."""
+
+    license: str  # of the lens, an SPDX id
+    base_license: str | None  # of the base model, None where it is not known
+
+
+class ModelParams(BaseModel):
+    """Everything that the lab knows of one model before it runs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    key: str
+    source: SourceParams
+    corpus: CorpusParams
+    fit: FitParams
+    sweep: SweepParams
+    suite: SuiteParams
+    gates: GatesParams
+    publish: PublishParams
+
+    @model_validator(mode="after")
+    def _budgets(self) -> "ModelParams":
+        window = int(self.corpus.seq_len * self.fit.position_max) - int(self.corpus.seq_len * self.fit.position_min)
+        if self.fit.positions_per_seq > window:
+            raise ValueError(
+                f"fit.positions_per_seq is {self.fit.positions_per_seq}, but position_min..position_max of "
+                f"corpus.seq_len ({self.corpus.seq_len}) leaves {window}"
+            )
+        heldout = self.corpus.heldout_tokens // self.corpus.seq_len
+        wanted = self.fit.validation_seqs + self.sweep.heldout_seqs
+        if wanted > heldout:
+            raise ValueError(
+                f"fit.validation_seqs ({self.fit.validation_seqs}) and sweep.heldout_seqs ({self.sweep.heldout_seqs}) "
+                f"ask for {wanted} held-out sequences, but corpus.heldout_tokens gives {heldout}"
+            )
+        if self.sweep.positions_per_seq > self.corpus.seq_len:
+            raise ValueError(
+                f"sweep.positions_per_seq is {self.sweep.positions_per_seq}, "
+                f"must be at most corpus.seq_len ({self.corpus.seq_len})"
+            )
+        return self
+
+    @property
+    def model_id(self) -> str:
+        """The model's name in a release: its Hub id, or `local/<key>`."""
+        return self.source.repo or f"local/{self.key}"
+
+
+SECTIONS = tuple(name for name in ModelParams.model_fields if name != "key")
+
+
+def read(path: Path) -> dict[str, ModelParams]:
+    """Every model of a params.yaml, by key, in the file's order.
+
+    Raises:
+        InputError: the first thing that is wrong with the file, with its dotted key.
+    """
+    raw = _load(path)
+    _known(path, raw, ("defaults", "models"), "")
+    defaults = _mapping(path, raw.get("defaults"), "defaults")
+    models = _mapping(path, raw.get("models"), "models")
+    _known(path, defaults, SECTIONS, "defaults")
+    return {key: _model(path, key, defaults, entry) for key, entry in _keyed(path, models)}
+
+
+def read_resolved(path: Path) -> ModelParams:
+    """One model's settings as `resolve` wrote them."""
+    try:
+        return ModelParams.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing. `dvc repro resolve` writes it.") from None
+    except ValidationError as error:
+        raise InputError(f"{path}: {error.errors()[0]['msg']}. `dvc repro resolve` rewrites it.") from None
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        for event in YAML(typ="safe", pure=True).parse(text):
+            if isinstance(event, AliasEvent) or (isinstance(event, NodeEvent) and event.anchor):
+                raise InputError(
+                    f"{path}: line {event.start_mark.line + 1} uses a YAML anchor or alias, which `dvc exp run -S` "
+                    f"breaks silently; write the value out. {UNCHANGED}"
+                )
+        return _mapping(path, YAML(typ="safe", pure=True).load(text), "")
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing. {UNCHANGED}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8. {UNCHANGED}") from None
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        problem = " ".join(str(error.problem).split())
+        raise InputError(f"{path}: line {line}: {problem}. {UNCHANGED}") from None
+
+
+def _mapping(path: Path, value: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{path}: {where or 'the file'} is {value!r}, must be a mapping. {UNCHANGED}")
+    return value
+
+
+def _known(path: Path, found: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
+    for key in found:
+        if key not in allowed:
+            dotted = f"{where}.{key}" if where else str(key)
+            raise InputError(f"{path}: {dotted} is not a setting{_suggest(str(key), allowed)}. {UNCHANGED}")
+
+
+def _suggest(word: str, allowed: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; allowed: {', '.join(allowed)}"
+
+
+def _keyed(path: Path, models: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for key, entry in models.items():
+        if not isinstance(key, str) or not MODEL_KEY.fullmatch(key):
+            raise InputError(
+                f"{path}: models.{key} is not a model key, must match {MODEL_KEY.pattern} "
+                f"(the Hub id belongs in source.repo). {UNCHANGED}"
+            )
+        yield key, _mapping(path, entry, f"models.{key}")
+
+
+def _model(path: Path, key: str, defaults: Mapping[str, Any], entry: Mapping[str, Any]) -> ModelParams:
+    _known(path, entry, SECTIONS, f"models.{key}")
+    merged: dict[str, Any] = {"key": key}
+    for section in SECTIONS:
+        base = _mapping(path, defaults.get(section), f"defaults.{section}")
+        own = _mapping(path, entry.get(section, {}), f"models.{key}.{section}")
+        _known(path, base, _settings(section), f"defaults.{section}")
+        _known(path, own, _settings(section), f"models.{key}.{section}")
+        merged[section] = {**base, **own}
+    try:
+        return ModelParams.model_validate(merged)
+    except ValidationError as error:
+        raise InputError(_explain(path, key, entry, error)) from None
+
+
+def _settings(section: str) -> tuple[str, ...]:
+    kind = ModelParams.model_fields[section].annotation
+    assert isinstance(kind, type) and issubclass(kind, Section)
+    return tuple(name for name in kind.model_fields if name != "inputs")
+
+
+def _explain(path: Path, key: str, entry: Mapping[str, Any], error: ValidationError) -> str:
+    first, more = error.errors()[0], error.error_count() - 1
+    location = [str(part) for part in first["loc"]]
+    own = len(location) > 1 and location[1] in entry.get(location[0], {})
+    parts = [f"models.{key}" if own or len(location) < 2 else "defaults", *location]
+    dotted = ".".join(parts)
+    rule = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        text = f"{dotted} is missing"
+    elif first["type"] == "value_error" and isinstance(first["input"], Mapping):
+        text = f"{dotted}: {rule}"
+    else:
+        text = f"{dotted} is {first['input']!r}, {rule.replace('Input should be', 'must be')}"
+    return f"{path}: {text}. {UNCHANGED}" + (f" ({more} more)" if more else "")

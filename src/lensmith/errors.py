@@ -1,0 +1,47 @@
+"""One error tree: what a command tells its user, and the exit code it ends with.
+
+Bad input, broken numbers and lost files are results that a caller acts on, so each has a class and
+a code. Anything else that escapes is our own bug: a traceback and exit code 1.
+"""
+
+
+class LensmithError(Exception):
+    """A failure that its message explains: where, what was found, what is allowed, what was kept."""
+
+    exit_code = 1
+
+
+class InputError(LensmithError):
+    """A value, file or argument that the user gave cannot be used."""
+
+    exit_code = 2
+
+
+class NumericError(LensmithError):
+    """A computation left the finite numbers, or the model did not pass its proof."""
+
+    exit_code = 3
+
+
+class IntegrityError(LensmithError):
+    """A file is not the one that was recorded: wrong hash, truncated, missing."""
+
+    exit_code = 4
+
+
+class RemoteError(LensmithError):
+    """A server refused or could not be reached; trying again may help."""
+
+    exit_code = 5
+
+
+class BusyError(LensmithError):
+    """Another process holds what this one needs."""
+
+    exit_code = 6
+
+
+class ResourceError(LensmithError):
+    """Disk or memory does not suffice."""
+
+    exit_code = 7

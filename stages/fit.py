@@ -1,0 +1,19 @@
+"""Stage `fit`: one translator per layer of one model.
+
+Reads   --settings, resolved settings of the model; --code; --corpus
+Writes  --lens, the translators, their provenance, the log of the fit
+"""
+
+from lensmith import command
+from lensmith.edge import params
+from lensmith.lens import fit
+
+
+def main() -> None:
+    args = command.paths(__doc__, "settings", "code", "corpus", "lens")
+    settings = params.read_resolved(args.settings)
+    fit.run(settings, args.code, args.corpus, args.lens)
+
+
+if __name__ == "__main__":
+    command.run(main)
