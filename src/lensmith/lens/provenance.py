@@ -1,0 +1,98 @@
+"""What a lens says about itself: the plan's section 7, with counters that were measured and hashes that can be checked.
+
+Nothing here depends on the clock or on whether a cache was warm, so the same fit gives the same bytes.
+"""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lensmith.edge.params import ModelParams
+from lensmith.source.backbone import Backbone
+from lensmith.source.corpus import Manifest
+
+if TYPE_CHECKING:
+    from lensmith.lens.fit import Fit
+
+PACKAGES = ("torch", "transformers", "safetensors", "numpy")
+
+
+def of_fit(
+    settings: ModelParams, manifest: Manifest, backbone: Backbone, code: dict[str, str], fit: "Fit"
+) -> dict[str, Any]:
+    """The provenance of a finished fit, as JSON data. `code` is the fingerprint of the code that ran."""
+    return {
+        "schema": 1,
+        "model_key": settings.key,
+        "model_id": settings.model_id,
+        "model": manifest.model.model_dump(mode="json"),
+        "head": backbone.head.fingerprint(),
+        "proof": {"max_kl_bits": backbone.proof.max_kl_bits, "positions": backbone.proof.n_positions},
+        "seed": settings.fit.seed,
+        "dataset": _dataset(manifest),
+        "settings": settings.fit.model_dump(mode="json", exclude={"inputs"}),
+        **_plan_block(settings, fit),
+        "measured": _measured(fit),
+        "val_kl_bits@{25,50,75}%": [fit.best.at(depth) for depth in (25, 50, 75)],
+        "val_kl_bits_by_layer": list(fit.best.kl_bits),
+        "git_commit": _git_commit(),
+        "code": code,
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "machine": _machine(backbone),
+    }
+
+
+def _dataset(manifest: Manifest) -> dict[str, Any]:
+    pins = ("kind", "repo", "name", "split", "revision", "commit", "content_hash", "tokens_sha256", "heldout_sha256")
+    data = manifest.model_dump(mode="json")
+    return {pin: data[pin] for pin in pins} | {"bos": data["tokenizer"]}
+
+
+def _plan_block(settings: ModelParams, fit: "Fit") -> dict[str, Any]:
+    s = settings.fit
+    schedule = {"schedule": "cosine_to_zero", "total_steps": fit.total_steps, "warmup_steps": fit.warmup_steps}
+    return {
+        "kind": s.kind,
+        "norm": s.norm,
+        "budget": {"seq_len": settings.corpus.seq_len, "positions_per_seq": s.positions_per_seq},
+        "batching": {"batch_seqs": fit.batch_seqs, "layers_per_step": fit.layers_per_step},
+        "capacity": {"rank": fit.lens.rank, "n_layers": fit.lens.n_layers, "d_model": fit.lens.d_model},
+        "optim": {"lr": s.lr, "betas": [s.beta1, s.beta2], "weight_decay": s.weight_decay, **schedule},
+        "regularizers": {"l2_smallness": s.l2_smallness, "smooth_depth": s.smooth_depth},
+        "preconditioner": {"type": "none"},
+        "temperatures": fit.lens.log_tau.exp().tolist(),
+    }
+
+
+def _measured(fit: "Fit") -> dict[str, Any]:
+    update = [float((U @ V.T).norm()) for U, V in zip(fit.lens.U, fit.lens.V, strict=True)]
+    return {
+        "tokens_forwarded": fit.tokens_forwarded,
+        "positions_trained": fit.positions_used,
+        "steps": fit.steps,
+        "best_step": fit.best_step,
+        "stopped_early": fit.stopped_early,
+        "low_rank_norms": update,  # |U_l V_l^T|_F: zero would mean that the low-rank part never trained
+    }
+
+
+def _machine(backbone: Backbone) -> dict[str, Any]:
+    """What decides the last bits of the numbers."""
+    is_cpu = backbone.device.type == "cpu"
+    return {
+        "device": torch.backends.cpu.get_cpu_capability() if is_cpu else torch.cuda.get_device_name(backbone.device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+    }
+
+
+def _git_commit() -> str | None:
+    """HEAD of the repository that the stage runs in; None outside one."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S607
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()

@@ -1,0 +1,164 @@
+"""Translators carry a middle layer's residual stream to where the model's own head can read it.
+
+Block l of L ends in resid_post[l], (batch, pos, d_model). With N the norm that the head reads through, tau and g the
+temperature and the model's logit transform,
+
+    x = N(resid_post[l])        y = s_l * x + (x U_l) V_l^T + c_l        z_l = g((y W_U + b) / tau_l)
+        U_l, V_l (d_model, rank), s_l, c_l (d_model), tau_l scalar
+
+U starts random and V at zero: the lens starts as the norm lens exactly, and V has a gradient from the first step.
+With both at zero neither would ever have one. The last block is the identity and stays it.
+
+The kinds are a ladder, each the same map with fewer free parameters:
+    identity (none)   temperature (tau)   bias (+ c)   low_rank (+ s, U, V)   full (rank = d_model)
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lensmith.draws import Stream
+from lensmith.edge import artifacts
+from lensmith.edge.params import FitParams
+from lensmith.errors import InputError, IntegrityError
+from lensmith.source.backbone import Head, NormKind
+
+WEIGHTS = "weights.safetensors"
+NAMES = ("U", "V", "c", "log_tau", "scale")
+
+
+def rank_of(settings: FitParams, d_model: int) -> int:
+    """The width of U and V: as asked, or the plan's rule clip(d_model // 32, 64, 256) and never above d_model.
+
+    Raises:
+        InputError: a rank above d_model.
+    """
+    if settings.kind not in ("low_rank", "full"):
+        return 0
+    if settings.kind == "full":
+        return d_model
+    if settings.rank == "auto":
+        return min(d_model, max(64, min(256, d_model // 32)))
+    if settings.rank > d_model:
+        raise InputError(
+            f"params.yaml: fit.rank is {settings.rank}, must be an integer 1..{d_model} (d_model) or auto. "
+            "Nothing was fit."
+        )
+    return settings.rank
+
+
+@dataclass(frozen=True)
+class Lens:
+    """The translators of all L blocks, stacked. float32.
+
+    U, V: (L, d_model, rank); c, scale: (L, d_model); log_tau: (L,).
+    """
+
+    kind: str
+    norm: NormKind
+    U: Tensor
+    V: Tensor
+    c: Tensor
+    scale: Tensor
+    log_tau: Tensor
+
+    @classmethod
+    def start(cls, settings: FitParams, n_layers: int, d_model: int) -> "Lens":
+        """The lens before its first step: equal to the norm lens at every layer."""
+        rank = rank_of(settings, d_model)
+        # One draw for all layers: neighbours then share a gauge, and the penalty on their difference has a meaning.
+        drawn = Stream(settings.seed, "translator-init").normal((d_model, rank), step=0)
+        U = (torch.from_numpy(drawn) / math.sqrt(d_model)).expand(n_layers, d_model, rank).clone()
+        U[-1] = 0
+        return cls(
+            settings.kind,
+            settings.norm,
+            U,
+            torch.zeros(n_layers, d_model, rank),
+            torch.zeros(n_layers, d_model),
+            torch.ones(n_layers, d_model),
+            torch.zeros(n_layers),
+        )
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.log_tau)
+
+    @property
+    def d_model(self) -> int:
+        return self.c.shape[-1]
+
+    @property
+    def rank(self) -> int:
+        return self.U.shape[-1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in NAMES}
+
+    def translate(self, x: Tensor, row: int) -> Tensor:
+        """y of the normed residual x (n, d_model) after block `row` - 1, `row` in 1..L."""
+        block = row - 1
+        # Two thin products: forming U V^T first would cost d_model**2 memory.
+        return self.scale[block] * x + x @ self.U[block] @ self.V[block].T + self.c[block]
+
+    def logits(self, head: Head, resid: Tensor, row: int) -> Tensor:
+        """What the lens reads in resid (n, d_model) after block `row` - 1: (n, d_vocab), float32."""
+        y = self.translate(head.norm(resid, row, self.norm), row)
+        return head.logits(y, self.log_tau[row - 1])
+
+    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Lens":
+        """The same lens with `change` applied to each tensor."""
+        return Lens(self.kind, self.norm, **{name: change(tensor) for name, tensor in self.tensors().items()})
+
+    def save(self, folder: Path) -> None:
+        """Write `folder`/weights.safetensors.
+
+        Raises:
+            AssertionError: the last block is not the identity, or a number is not finite.
+        """
+        self._check(folder / WEIGHTS)
+        about = artifacts.canonical_json({"kind": self.kind, "norm": self.norm, "schema": 1})
+        with artifacts.replacing(folder / WEIGHTS) as temporary:
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
+            save_file(tensors, temporary, metadata={"lensmith": about})
+
+    @classmethod
+    def load(cls, folder: Path) -> "Lens":
+        """Read a lens back.
+
+        Raises:
+            IntegrityError: missing, damaged, of another form, or its last block is not the identity.
+        """
+        path = folder / WEIGHTS
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {}).get("lensmith", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, safe_open is no dict
+        except Exception as error:  # noqa: BLE001, safetensors raises several kinds, all mean one thing
+            raise IntegrityError(f"{path}: not a whole lens file ({error})") from None
+        if sorted(tensors) != sorted(NAMES) or about.get("norm") not in get_args(NormKind):
+            raise IntegrityError(f"{path}: holds {sorted(tensors)}, a lens holds {sorted(NAMES)} and its norm")
+        lens = cls(about["kind"], about["norm"], **tensors)
+        lens._check(path)
+        return lens
+
+    def _check(self, path: Path) -> None:
+        n_layers, d_model, rank = self.U.shape
+        shapes = {"V": (n_layers, d_model, rank), "c": (n_layers, d_model), "scale": (n_layers, d_model)}
+        for name, shape in {**shapes, "log_tau": (n_layers,)}.items():
+            if tuple(getattr(self, name).shape) != shape:
+                raise IntegrityError(f"{path}: {name} is {tuple(getattr(self, name).shape)}, U asks for {shape}")
+        for name, tensor in self.tensors().items():
+            if not tensor.isfinite().all():
+                raise IntegrityError(f"{path}: {name} holds a number that is not finite")
+        last = {name: tensor[-1] for name, tensor in self.tensors().items()}
+        if any(last[name].any() for name in ("U", "V", "c", "log_tau")) or (last["scale"] != 1).any():
+            raise IntegrityError(f"{path}: the last block's translator is not the identity")

@@ -1,0 +1,139 @@
+"""The residual bank: the same rows as the model gives, kept by content, resumed by shard, never trusted unseen."""
+
+import numpy as np
+import pytest
+import torch
+from settings import fit_params
+from tiny import tiny_model
+
+from lensmith.errors import IntegrityError, ResourceError
+from lensmith.source import bank
+from lensmith.source.backbone import Backbone
+
+SEQS, SEQ_LEN, P = 5, 24, 4
+FILES = {"model.safetensors": "0" * 64}
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return Backbone.of(tiny_model("llama"))
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch):
+    monkeypatch.setattr(bank, "SHARD_SEQS", 2)
+
+
+def tokens(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 97, (SEQS, SEQ_LEN)).astype(np.uint32)
+
+
+def rows(backbone, **values):
+    chosen = values.pop("tokens", tokens())
+    return bank.rows(backbone, FILES, chosen, fit_params(positions_per_seq=P, **values))
+
+
+def shards() -> list:
+    return sorted(bank.home().glob("bank/*/shard-*"))
+
+
+def test_rows_are_the_models_residuals_at_the_sampled_positions(backbone):
+    """Against transformers' own hidden states: entry i is the input of block i, so resid_post[l] is entry l + 1."""
+    settings = fit_params(positions_per_seq=P)
+    found = rows(backbone).resid_post(np.arange(SEQS)).unflatten(0, (SEQS, P))
+    positions = torch.from_numpy(bank.sample_positions(settings, SEQS, SEQ_LEN))
+
+    with torch.no_grad():
+        model = backbone.model
+        hidden = model(torch.from_numpy(tokens().astype(np.int64)), output_hidden_states=True).hidden_states
+    for layer in range(backbone.n_layers - 1):
+        expected = torch.stack([hidden[layer + 1][seq, positions[seq]] for seq in range(SEQS)])
+        torch.testing.assert_close(found[:, :, layer], expected, rtol=1e-5, atol=1e-5)
+    final = torch.stack([hidden[-1][seq, positions[seq]] for seq in range(SEQS)])
+    torch.testing.assert_close(backbone.head.norm(found[:, :, -1], backbone.n_layers), final, rtol=1e-4, atol=1e-5)
+
+
+def test_positions_lie_in_the_asked_part_without_repeats():
+    """60 to 95 % of 512 tokens is positions 307 to 485, as the plan says."""
+    settings = fit_params(positions_per_seq=8, position_min=0.6, position_max=0.95)
+    drawn = bank.sample_positions(settings, 200, 512)
+
+    assert drawn.shape == (200, 8)
+    assert (drawn.min(), drawn.max()) == (307, 485)
+    assert (np.diff(drawn, axis=1) > 0).all()
+    assert len({tuple(row) for row in drawn}) > 190
+
+
+def test_a_second_fit_reads_the_bank_and_forwards_nothing(backbone, monkeypatch):
+    """A rank variant must cost seconds; what it reports is still what the bank cost."""
+    first = rows(backbone).resid_post(np.arange(SEQS))
+    monkeypatch.setattr(Backbone, "capture", None)
+    again = rows(backbone)
+
+    assert torch.equal(again.resid_post(np.arange(SEQS)), first)
+    assert again.tokens_forwarded == SEQS * SEQ_LEN
+    assert len(shards()) == 3
+
+
+def test_streamed_rows_are_the_banked_rows(backbone):
+    """Both modes train on the same numbers; the stream pays its tokens each time."""
+    banked, streamed = rows(backbone), rows(backbone, bank="stream")
+    seqs = np.array([3, 0])
+
+    torch.testing.assert_close(streamed.resid_post(seqs), banked.resid_post(seqs))
+    assert streamed.tokens_forwarded == 2 * SEQ_LEN and not len(shards()) > 3
+
+
+@pytest.mark.parametrize(
+    "change", [{"tokens": tokens(1)}, {"seed": 1}, {"position_min": 0.5}, {"positions_per_seq": 3}]
+)
+def test_other_text_or_positions_have_another_bank(backbone, change):
+    """What decides the numbers is in the key; a stale bank cannot be read."""
+    rows(backbone)
+    values = {"positions_per_seq": P} | change
+    bank.rows(backbone, FILES, values.pop("tokens", tokens()), fit_params(**values))
+
+    assert len({path.parent for path in shards()}) == 2
+
+
+@pytest.mark.parametrize("change", [{"lr": 1.0}, {"rank": 3}, {"epochs": 9}, {"kind": "bias"}])
+def test_other_fits_share_the_bank(backbone, change):
+    """Rank, rate and kind are read from the same rows."""
+    rows(backbone)
+    rows(backbone, **change)
+
+    assert len({path.parent for path in shards()}) == 1
+
+
+def test_an_interrupted_capture_goes_on_where_it_stopped(backbone):
+    """Whole shards are kept, the missing one is captured, and the rows are the same."""
+    first = rows(backbone).resid_post(np.arange(SEQS))
+    kept, lost = shards()[0], shards()[1]
+    before = kept.stat().st_mtime_ns
+    lost.unlink()
+
+    again = rows(backbone)
+    assert torch.equal(again.resid_post(np.arange(SEQS)), first)
+    assert kept.stat().st_mtime_ns == before
+    assert again.tokens_forwarded == SEQS * SEQ_LEN
+
+
+def test_a_flipped_bit_in_a_shard_is_found(backbone):
+    """safetensors notices no flipped data bit; the digest in the shard's header does."""
+    rows(backbone)
+    data = bytearray(shards()[1].read_bytes())
+    data[-1] ^= 1
+    shards()[1].write_bytes(data)
+
+    with pytest.raises(IntegrityError, match="not the ones that were written"):
+        rows(backbone)
+
+
+def test_a_full_disk_is_said_before_the_capture(backbone, monkeypatch):
+    """Both sizes are named, and nothing is written."""
+    usage = bank.shutil.disk_usage("/")._replace(free=10)
+    monkeypatch.setattr(bank.shutil, "disk_usage", lambda _: usage)
+
+    with pytest.raises(ResourceError, match=r"needs .* GiB, 0\.0 GiB are free"):
+        rows(backbone)
+    assert shards() == []

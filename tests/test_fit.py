@@ -1,0 +1,202 @@
+"""The fit: its gradient against autograd, its schedule by the plan, and what it must and must not move."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from settings import fit_params
+from torch import Tensor, nn
+
+from lensmith.errors import NumericError
+from lensmith.lens import objective
+from lensmith.lens.divergence import BITS, kl_bits
+from lensmith.lens.fit import fit, learning_rate, trainable, warmup_steps
+from lensmith.lens.translators import Lens
+from lensmith.source.head import Head, Transform
+
+L, D, V, P = 4, 12, 23, 6
+
+
+@dataclass
+class HeldRows:
+    """Rows of a toy model whose layer l is a fixed linear map of its last one."""
+
+    resid: Tensor  # (n_seqs * P, L, D)
+    positions_per_seq: int = P
+    tokens_forwarded: int = 0
+
+    @property
+    def n_seqs(self) -> int:
+        return len(self.resid) // P
+
+    def resid_post(self, seqs: np.ndarray) -> Tensor:
+        return self.resid.unflatten(0, (-1, P))[torch.from_numpy(seqs)].flatten(0, 1)
+
+
+def toy(n_seqs: int, seed: int, dtype=torch.float32) -> HeldRows:
+    maps = torch.randn(L, D, D, generator=torch.Generator().manual_seed(7), dtype=dtype) * 0.15 + torch.eye(D)
+    last = torch.randn(n_seqs * P, D, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    layers = [last @ maps[layer] for layer in range(L - 1)]
+    return HeldRows(torch.stack([*layers, last], 1))
+
+
+def toy_head(dtype=torch.float32) -> Head:
+    W_U = torch.randn(V, D, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    return Head(W_U, None, Transform(), nn.Identity(), (None,) * L, "")
+
+
+def run(**values):
+    settings = fit_params(**{"batch_seqs": 8, "rank": 4, "validate_every": 10, "epochs": 4, "lr": 0.02} | values)
+    return fit(toy_head(), toy(64, seed=1), toy(16, seed=2), settings, Lens.start(settings, L, D))
+
+
+def random_lens(dtype=torch.float64) -> Lens:
+    generator = torch.Generator().manual_seed(3)
+    start = Lens.start(fit_params(rank=4), L, D)
+    drawn = {n: torch.randn(t.shape, generator=generator, dtype=dtype) * 0.3 for n, t in start.tensors().items()}
+    return replace(start, **drawn)
+
+
+class _Norm64(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.double()
+
+
+def test_layer_gradients_are_autograds(monkeypatch):
+    """Every parameter of every block against autograd through the definition, in fp64, in chunks of any size."""
+    monkeypatch.setattr(objective, "MIN_CHUNK_ROWS", 5)
+    monkeypatch.setattr(objective, "CHUNK_LOGITS", 1)
+    head, lens, resid = replace(toy_head(torch.float64), final_norm=_Norm64()), random_lens(), toy(4, 5).resid
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in lens.tensors().items()}
+    live = replace(lens, **leaves)
+
+    kl, gradients = objective.layer_gradients(head, lens, resid, [0, 2])
+
+    for i, block in enumerate([0, 2]):
+        final = head.logits(head.norm(resid[:, -1], L))
+        expected = kl_bits(final, live.logits(head, resid[:, block], block + 1)).mean() / BITS
+        wanted = torch.autograd.grad(expected, list(leaves.values()))
+        assert kl[i].item() == pytest.approx(expected.item(), rel=1e-6)
+        for name, gradient in zip(leaves, wanted, strict=True):
+            torch.testing.assert_close(gradients[block][name], gradient[block], rtol=1e-10, atol=1e-12)
+
+
+def test_penalty_gradients_are_autograds():
+    """Smallness and depth smoothness as the module states them; the last block takes no part."""
+    lens = random_lens()
+    leaves = {name: getattr(lens, name).clone().requires_grad_() for name in ("U", "V", "c")}
+    inner = {name: leaf[:-1] for name, leaf in leaves.items()}
+    penalty = 0.1 * sum((leaf**2).sum() for leaf in inner.values())
+    penalty = penalty + 0.2 * sum(((inner[n][1:] - inner[n][:-1]) ** 2).sum() for n in ("U", "V"))
+    wanted = dict(zip(leaves, torch.autograd.grad(penalty, list(leaves.values())), strict=True))
+
+    for block in range(L - 1):
+        found = objective.penalty_gradients(lens, block, 0.1, 0.2)
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, wanted[name][block])
+
+
+def test_warm_up_is_applied_and_the_cosine_ends_at_zero():
+    """The plan's 975 steps warm up over 98, peak at 1e-3 and end at zero."""
+    settings = fit_params(lr=1e-3, warmup=0.1)
+    rates = [learning_rate(settings, step, 975) for step in range(976)]
+
+    assert warmup_steps(settings, 975) == 98
+    assert rates[0] == pytest.approx(1e-3 / 98) and rates[97] == pytest.approx(1e-3) and max(rates) == rates[97]
+    assert rates[98 + 877 // 2] == pytest.approx(5e-4, rel=1e-2) and rates[975] == 0
+
+
+def test_a_full_rank_lens_recovers_a_linear_map():
+    """The toy's layers are linear in its last one, so the exact lens exists; the fit must come near it."""
+    settings = {"kind": "full", "epochs": 60, "validate_every": 60, "patience": 99}
+    fitted, start = run(**settings), objective.validate(toy_head(), Lens.start(fit_params(), L, D), toy(16, seed=2))
+
+    assert fitted.best.score < 0.02 * start.score
+
+
+def test_the_low_rank_part_trains():
+    """From the second step on U and V both move, and the lens is better than bias and temperature alone."""
+    low_rank, bias = run(epochs=12), run(kind="bias", epochs=12)
+
+    assert low_rank.best.score < 0.9 * bias.best.score
+    start = Lens.start(fit_params(rank=4), L, D)
+    assert all((low_rank.lens.U[b] != start.U[b]).any() and low_rank.lens.V[b].any() for b in range(L - 1))
+
+
+@pytest.mark.parametrize("kind", ["identity", "temperature", "bias", "low_rank", "full"])
+def test_only_what_a_kind_may_change_changes(kind):
+    """Each rung of the ladder moves its own parameters and no others, and never the last block."""
+    settings = fit_params(kind=kind)
+    fitted, start = run(kind=kind).lens.tensors(), Lens.start(fit_params(kind=kind, rank=4), L, D).tensors()
+
+    moved = {name for name in fitted if not torch.equal(fitted[name], start[name])}
+    assert moved == set(trainable(settings))
+    assert all(torch.equal(fitted[name][-1], start[name][-1]) for name in fitted)
+
+
+def test_a_layer_that_is_not_sampled_does_not_move():
+    """One layer a step: after one step exactly one block differs from its start, momentum and decay included."""
+    settings = {"layers_per_step": 1, "weight_decay": 0.1, "epochs": 1, "batch_seqs": 64}
+    lens, start = run(**settings).lens, Lens.start(fit_params(rank=4), L, D)
+
+    assert sum(bool((lens.V[block] != start.V[block]).any()) for block in range(L)) == 1
+    assert sum(bool((lens.U[block] != start.U[block]).any()) for block in range(L)) <= 1
+
+
+def test_weight_decay_leaves_scale_at_one():
+    """Decay pulls to zero, and a factor of zero is no lens. Layers that are already right give it no other reason."""
+    settings = fit_params(rank=4, batch_seqs=8, lr=1e-3, weight_decay=10.0, epochs=4, patience=99)
+    rows = toy(64, seed=1)
+    rows.resid[:] = rows.resid[:, -1:]
+    lens = Lens.start(settings, L, D)
+    fit(toy_head(), rows, rows, settings, lens)  # `lens` itself is trained; the result holds the best step
+
+    assert (lens.scale - 1).abs().max() < 0.05
+    assert lens.U[0].norm() < 0.9 * Lens.start(settings, L, D).U[0].norm()
+
+
+def test_the_same_settings_give_the_same_bits():
+    """Batches, draws and rates are functions of the step alone."""
+    a, b = run(), run()
+
+    assert all(torch.equal(a.lens.tensors()[name], b.lens.tensors()[name]) for name in a.lens.tensors())
+    assert a.log == b.log
+
+
+def test_the_best_step_is_kept_and_patience_ends_the_fit():
+    """A rate that is far too high makes things worse: the fit gives up three validations after its best one."""
+    result = run(lr=10.0, validate_every=1, patience=3, warmup=0.0)
+
+    scores = [(row.val_kl_bits_25 + row.val_kl_bits_50 + row.val_kl_bits_75) / 3 for row in result.log]
+    assert result.stopped_early and result.steps == result.best_step + 3
+    assert result.best_step == int(np.argmin(scores))
+    assert objective.validate(toy_head(), result.lens, toy(16, seed=2)).score == min(scores) < scores[-1]
+
+
+def test_numbers_that_are_not_finite_stop_the_fit_before_the_step():
+    """The message says step and layer."""
+    settings, train = fit_params(batch_seqs=8, rank=4), toy(64, seed=1)
+    train.resid[:, 1] = torch.nan
+
+    with pytest.raises(NumericError, match=r"KL of layer 2 is not finite at step 0"):
+        fit(toy_head(), train, toy(16, seed=2), settings, Lens.start(settings, L, D))
+
+
+def test_every_position_is_used_once_an_epoch_and_counted():
+    """64 sequences of 6 positions, 4 epochs: 1,536 positions in 32 steps."""
+    result = run()
+
+    assert (result.steps, result.positions_used) == (32, 1536)
+
+
+def test_validation_is_the_mean_kl_of_the_decoded_logits():
+    """Against logits of whole distributions, in bits, layer by layer."""
+    head, rows, lens = toy_head(), toy(16, seed=2), random_lens(torch.float32)
+    found = objective.validate(head, lens, rows).kl_bits
+
+    final = head.logits(rows.resid[:, -1])
+    for block in range(L - 1):
+        expected = kl_bits(final, lens.logits(head, rows.resid[:, block], block + 1)).mean().item()
+        assert found[block] == pytest.approx(expected, rel=1e-5)
+    assert found[-1] == 0
