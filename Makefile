@@ -19,7 +19,7 @@ endif
 .PHONY: demo test lint install atlas clean
 demo: $(STAMP)
 	dvc repro
-	@lensmith summary
+	@lensmith report
 
 test: lint
 	OMP_NUM_THREADS=1 pytest -n 2

@@ -1,5 +1,6 @@
 """What `resolve` writes: settings and code fingerprints, as the files that make stages stale."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ def write(params_file: Path, root: Path, out: Path) -> None:
     resolved = {key: with_inputs(settings, root) for key, settings in models.items()}
     scripts = sorted(path for path in (root / "stages").glob("*.py") if path.stem not in ("__init__", "resolve"))
     code = {script.stem: fingerprint.fingerprint(script, root) for script in scripts}
+    for folder in ("models", "code"):
+        shutil.rmtree(out / folder, ignore_errors=True)  # a removed model must not stay in the report
     for key, settings in resolved.items():
         artifacts.write_json(out / "models" / f"{key}.json", settings)
     for stage, hashes in code.items():

@@ -1,0 +1,51 @@
+"""The command `lensmith`: what DVC's own commands do not do."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lensmith import command
+from lensmith.edge import params, resolved
+from lensmith.errors import InputError
+from lensmith.judge import prompts
+from lensmith.release import scorecard, terminal
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+PARAMS = Path("params.yaml")
+METRICS = Path("metrics")
+PAGE = Path("plots/report.html")
+
+
+@app.callback()
+def main() -> None:
+    """Declarative tuned lenses. `dvc repro` builds them; these commands look at them."""
+
+
+@app.command()
+def check(file: Annotated[Path, typer.Argument(help="The settings to check.")] = PARAMS) -> None:
+    """Check params.yaml and every file that it names, without running anything."""
+    models = params.read(file)
+    for settings in models.values():
+        resolved.with_inputs(settings, Path.cwd())
+        prompts.read_suite(settings.suite.files)
+        prompts.read_probes(settings.sweep.probes)
+    typer.echo(f"{file}: {len(models)} models, every setting and every file is valid: {', '.join(models)}")
+
+
+@app.command()
+def report() -> None:
+    """Print the verdicts of all models, and where the report page is."""
+    models = params.read(PARAMS)
+    judged = [key for key in models if (METRICS / f"{key}.json").exists()]
+    if not judged:
+        raise InputError(f"{METRICS}: holds no metrics yet. `dvc repro` writes them.")
+    Console().print(terminal.verdicts((key, scorecard.read(METRICS / f"{key}.json", models[key])) for key in judged))
+    typer.echo(f"Report: {PAGE.resolve()}")
+
+
+def run() -> None:
+    """The entry point of the command line."""
+    command.run(app)

@@ -1,0 +1,36 @@
+"""The verdicts of all models as a table for a terminal."""
+
+from collections.abc import Iterable
+
+from rich import box
+from rich.table import Table
+
+from lensmith.release import wording
+from lensmith.release.scorecard import PERCENTILES, Scorecard
+
+COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "invalid": "magenta"}
+LEGEND = ", ".join(f"{wording.SYMBOLS[verdict]} {verdict}" for verdict in COLOURS)
+
+
+def verdicts(cards: Iterable[tuple[str, Scorecard]]) -> Table:
+    """One line a model: held-out KL of the better norm lens and of the tuned lens at three depths, and each gate."""
+    table = Table(
+        title="KL(final, lens) in bits on held-out text: norm → tuned", caption=f"gates: {LEGEND}", box=box.SIMPLE_HEAD
+    )
+    table.add_column("model", overflow="fold")
+    for percentile in PERCENTILES:
+        table.add_column(f"{percentile} %", justify="right", no_wrap=True)
+    for gate in "ABCDE":
+        table.add_column(gate, justify="center", no_wrap=True)
+    table.add_column("prefer", no_wrap=True)
+    for key, card in cards:
+        marks = [f"[{COLOURS[gate.verdict]}]{wording.SYMBOLS[gate.verdict]}[/]" for gate in card.gates]
+        table.add_row(key, *(_change(card, percentile) for percentile in PERCENTILES), *marks, card.preferred)
+    return table
+
+
+def _change(card: Scorecard, percentile: int) -> str:
+    """The norm lens that is nearer to the model, and the tuned lens."""
+    norms = [card.number(f"heldout_kl_{lens}_bits_{percentile}") for lens in ("norm", "norm_next")]
+    nearer = min((value for value in norms if value is not None), default=None)
+    return f"{wording.number(nearer)} → {wording.number(card.number(f'heldout_kl_tuned_bits_{percentile}'))}"
