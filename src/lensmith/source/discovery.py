@@ -1,0 +1,213 @@
+"""Where a causal LM keeps its blocks, norms and head, found by watching one forward pass.
+
+No class is asked for its family and no module for its name: OPT's blocks each own a `final_layer_norm`, StableLM's
+`norm` is a LayerNorm, and the next family will choose its own words. What a module is follows from which tensor it
+is called with and which it returns.
+
+    blocks        the ModuleList of num_hidden_layers modules, called in order, nearest to the root
+    final norm    reads the last block's output and returns the head's input
+    input norms   children of a block that read exactly the block's input
+    head          get_output_embeddings(), a linear map
+    g             of the scales and caps in the configuration, what maps the head's output to the model's logits
+"""
+
+import copy
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lensmith.errors import InputError
+from lensmith.source.head import Head, Transform
+from lensmith.source.watching import Trace, same, watch
+
+# Settings by which a family scales its logits. A name does not say how: `logits_scaling` divides in Granite and
+# multiplies in HyperCLOVA X. So both are tried, and the model's own logits decide.
+SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+SOFTCAPS = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")
+
+REFUSED = "No lens was made: it would not be this model's."
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The modules of a model that a lens needs."""
+
+    body: nn.Module  # the model without its head
+    blocks: tuple[nn.Module, ...]
+    final_norm: nn.Module
+    final_norm_name: str
+    input_norms: tuple[tuple[nn.Module, ...], ...]  # of each block, in the order of their calls
+    norm_note: str
+    unembed: nn.Module  # the linear map that holds W_U
+    transform: Transform
+    tried: tuple[str, ...]  # the forms of g that were compared
+
+    @property
+    def d_model(self) -> int:
+        return int(self.unembed.weight.shape[1])  # type: ignore[index]
+
+    def head(self) -> Head:
+        """Frozen fp32 copies."""
+        weight = self.unembed.weight.detach().to(torch.float32, copy=True)  # type: ignore[operator]
+        bias = getattr(self.unembed, "bias", None)
+        return Head(
+            W_U=weight,
+            bias=None if bias is None else bias.detach().to(torch.float32, copy=True),
+            transform=self.transform,
+            final_norm=fp32_copy(self.final_norm),
+            input_norms=tuple(fp32_copy(norms[0]) if norms else None for norms in self.input_norms),
+            norm_note=self.norm_note,
+        )
+
+
+def fp32_copy(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).float().eval().requires_grad_(False)
+
+
+def dissect(model: PreTrainedModel, tokens: Tensor) -> Anatomy:
+    """Find a model's anatomy from one forward pass over `tokens` (batch, pos).
+
+    Raises:
+        InputError: a part is missing or built otherwise; the message says which and what was seen.
+    """
+    name = type(model).__name__
+    unembed = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if not isinstance(getattr(unembed, "weight", None), Tensor) or unembed.weight.dim() != 2:
+        raise InputError(f"{name}: its output embeddings are {type(unembed).__name__}, not a linear map. {REFUSED}")
+    candidates = _block_lists(model)
+    trace = watch(model, [blocks for _, blocks in candidates], unembed, tokens)
+    reasons = []
+    for path, blocks in candidates:
+        final, reason = _final_norm(trace, path, blocks)
+        if final is None:
+            reasons.append(reason)
+            continue
+        width = trace.head_in.shape[-1]
+        norms = tuple(tuple(n for n in trace.readers[block] if is_norm_like(n, width)) for block in blocks)
+        transform, tried = _transform(model, trace.head_out, trace.logits)
+        body = _body(model, path, unembed)
+        note = _norm_note(blocks, norms)
+        return Anatomy(body, blocks, final[1], final[0], norms, note, unembed, transform, tried)
+    layers = model.config.get_text_config().num_hidden_layers
+    seen = "; ".join(reasons) or f"no ModuleList of num_hidden_layers ({layers}) modules"
+    raise InputError(f"{name}: {seen}. {REFUSED}")
+
+
+def _block_lists(model: PreTrainedModel) -> list[tuple[str, tuple[nn.Module, ...]]]:
+    """ModuleLists as long as the model is deep, the nearest to the root first."""
+    layers = model.config.get_text_config().num_hidden_layers
+    lists = [(path, tuple(m)) for path, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    deep = [(path, modules) for path, modules in lists if len(modules) == len(set(modules)) == layers]
+    return sorted(deep, key=lambda item: item[0].count("."))
+
+
+def _final_norm(trace: Trace, path: str, blocks: tuple[nn.Module, ...]) -> tuple[tuple[str, nn.Module] | None, str]:
+    """The final norm behind these blocks with its name, or None and the reason."""
+    called = [module for module in trace.calls if module in blocks]
+    if called != list(blocks):
+        return None, f"the modules of {path} are not called once each, in order"
+    if any(block not in trace.block_in or block not in trace.block_out for block in blocks):
+        return None, f"the modules of {path} do not map one (batch, pos, d_model) tensor to another"
+    last = trace.block_out[blocks[-1]]
+    if same(last, trace.head_in):
+        return None, f"there is no final norm: the head reads the output of {path}[{len(blocks) - 1}] itself"
+    readers = [entry for entry in trace.outside if same(last, entry[2])]
+    for name, module, _, output in readers:
+        if same(output, trace.head_in) and is_norm_like(module, last.shape[-1]):
+            return (name, module), ""
+    between = ", ".join(f"{name} ({tuple(seen.shape)} to {tuple(out.shape)})" for name, _, seen, out in readers)
+    return None, (
+        f"no norm stands between the output of {path}[{len(blocks) - 1}] {tuple(last.shape)} and the head's input "
+        f"{tuple(trace.head_in.shape)}; that output is read by {between or 'no module of its own'}"
+    )
+
+
+def is_norm_like(module: nn.Module, width: int) -> bool:
+    """Whether a module, given a vector ten times as long, returns the same: a norm does, no other layer does."""
+    copied = fp32_copy(module)
+    # Of unit scale: longer ones would saturate a softmax, shorter ones would show a norm's epsilon.
+    probe = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+    probe = probe.to(next((p.device for p in copied.parameters()), "cpu"))
+    try:
+        with torch.inference_mode():
+            once, tenfold = copied(probe), copied(10 * probe)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return False  # not a function of one vector
+    return (
+        isinstance(once, Tensor)
+        and once.shape == probe.shape
+        and bool(once.abs().max() > 0)
+        and torch.allclose(once, tenfold, rtol=1e-3, atol=1e-3 * float(once.abs().max()))
+    )
+
+
+def _transform(model: PreTrainedModel, head_out: Tensor, logits: Tensor) -> tuple[Transform, tuple[str, ...]]:
+    """The form of g that comes nearest to the model's logits; the proof says whether it is near enough."""
+    forms = list(_forms(model))
+    if head_out.shape != logits.shape:
+        return forms[0], ("none",)
+    errors = [float((form(head_out.float()) - logits.float()).abs().max()) for form in forms]
+    best = min(range(len(forms)), key=errors.__getitem__)
+    return forms[best], tuple(form.source for form in forms)
+
+
+def _forms(model: PreTrainedModel) -> Iterator[Transform]:
+    scales: list[tuple[float, str]] = [(1.0, "")]
+    for name, value in _settings(model, SCALES):
+        scales += [(value, f"times {name}"), (1 / value, f"divided by {name}")]
+    caps: list[tuple[float | None, str]] = [(None, "")]
+    caps += [(value, f"softcap {name}") for name, value in _settings(model, SOFTCAPS)]
+    for (scale, by), (cap, capped) in itertools.product(scales, caps):
+        yield Transform(scale, cap, ", ".join(filter(None, (by, capped))) or "none")
+
+
+def _settings(model: PreTrainedModel, names: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+    configs = (model.config.get_text_config(), model.config)
+    for name in names:
+        value = next((v for c in configs if (v := getattr(c, name, None)) is not None), None)
+        if isinstance(value, int | float) and value != 0:
+            yield name, float(value)
+
+
+def _body(model: PreTrainedModel, path: str, unembed: nn.Module) -> nn.Module:
+    """The outermost module on the way to the blocks that does not hold the head."""
+    parts = path.split(".")[:-1]
+    for depth in range(1, len(parts) + 1):
+        module = model.get_submodule(".".join(parts[:depth]))
+        if unembed not in set(module.modules()):
+            return module
+    return model
+
+
+def _norm_note(blocks: tuple[nn.Module, ...], norms: tuple[tuple[nn.Module, ...], ...]) -> str:
+    """Which norm a block's input is read with, in words; blocks that are built alike share a sentence."""
+    notes: dict[str, list[int]] = {}
+    for index, (block, own) in enumerate(zip(blocks, norms, strict=True)):
+        names = [next(name for name, child in block.named_children() if child is norm) for norm in own]
+        if not names:
+            note = "no norm of their input, the final norm stands in"
+        elif len(names) == 1:
+            note = f"input norm {names[0]}"
+        else:
+            note = f"input norms {', '.join(names)}, the first is taken"
+        notes.setdefault(note, []).append(index)
+    if len(notes) == 1:
+        return f"next_input: all blocks: {next(iter(notes))}"
+    return "next_input: " + "; ".join(f"blocks {', '.join(map(str, ids))}: {note}" for note, ids in notes.items())
+
+
+def max_length(model: PreTrainedModel) -> int | None:
+    """Tokens that the model reads at most; None where its configuration knows no limit."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Ids that the model can read: 0..rows - 1."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0]

@@ -1,0 +1,145 @@
+"""From a folder of safetensors to a model whose every weight is the file's.
+
+`from_pretrained` draws at random what a checkpoint lacks, and says so in a log line. Here that is an error.
+"""
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lensmith.errors import InputError, IntegrityError, NumericError
+
+# Below this many parameters a CPU runs fp32 in about the time of bf16, and fp32 residuals cost little.
+_FP32_PARAMETERS = 200_000_000
+
+NOT_LOADED = "The model was not loaded."
+
+
+def read_config(folder: Path, where: str) -> PretrainedConfig:
+    """config.json of a model that this version of transformers knows without code from the repository."""
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        _refuse(where, error)
+    return config
+
+
+def pick_device(device: str) -> torch.device:
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(dtype: str, config: PretrainedConfig, device: torch.device) -> torch.dtype:
+    """`auto` is float32 for a small model on a CPU, else bfloat16."""
+    if dtype != "auto":
+        picked: torch.dtype = getattr(torch, dtype)
+        return picked
+    if device.type != "cpu":
+        return torch.bfloat16
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    return torch.float32 if skeleton.num_parameters() < _FP32_PARAMETERS else torch.bfloat16
+
+
+def load_model(folder: Path, where: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model in eval mode, every tensor read from the folder.
+
+    `where` is its name in messages.
+
+    Raises:
+        InputError: there are no safetensors, or the architecture is not known without remote code.
+        IntegrityError: a file is broken, or tensors of model and file do not match one to one.
+    """
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            dtype=dtype,
+            output_loading_info=True,
+            # Not to accept them: to learn the tensor's name, which the refusal then says.
+            ignore_mismatched_sizes=True,
+        )
+    except SafetensorError as error:
+        raise IntegrityError(f"{where}: a weight file is not whole safetensors ({error}). {NOT_LOADED}") from None
+    except RuntimeError as error:
+        raise IntegrityError(f"{where}: the weights cannot be read ({_first_line(error)}). {NOT_LOADED}") from error
+    except (OSError, ValueError, KeyError) as error:
+        _refuse(where, error)
+    model, info = loaded
+    _check_keys(where, info)
+    frozen: PreTrainedModel = model.to(device).eval().requires_grad_(False)
+    return frozen
+
+
+def load_tokenizer(folder: Path, where: str, config: PretrainedConfig, rows: int) -> PreTrainedTokenizerBase:
+    """The tokenizer of the same folder.
+
+    Raises:
+        InputError: it is missing, or gives ids beyond the embedding's `rows`.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        _refuse(f"{where}: tokenizer", error)
+    if len(tokenizer) > rows:
+        raise InputError(
+            f"{where}: the tokenizer has {len(tokenizer)} tokens, but the embedding has {rows} rows; a tokenizer "
+            f"may have at most as many. {NOT_LOADED}"
+        )
+    loaded: PreTrainedTokenizerBase = tokenizer
+    return loaded
+
+
+def check_finite(model: PreTrainedModel, where: str) -> None:
+    """NumericError for the first weight that holds NaN or infinity."""
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            bad = int((~torch.isfinite(parameter)).sum())
+            raise NumericError(
+                f"{where}: {name} holds {bad} values of {parameter.numel()} that are NaN or infinite, "
+                f"as {str(parameter.dtype).removeprefix('torch.')}. {NOT_LOADED}"
+            )
+
+
+def _check_keys(where: str, info: dict[str, Any]) -> None:
+    # Of the tensors that only the file has, weights mean another model; old checkpoints also kept buffers.
+    unexpected = sorted(key for key in info["unexpected_keys"] if key.endswith(".weight"))
+    mismatched = sorted(info["mismatched_keys"])
+    missing = sorted(info["missing_keys"])
+    if mismatched:
+        name, found, wanted = mismatched[0][:3]
+        found, wanted = tuple(found), tuple(wanted)
+        problem = f"{name} is {found} in the file, but {wanted} by config.json{_more(mismatched)}"
+    elif missing:
+        problem = f"{missing[0]} is not in the weight files and would be random{_more(missing)}"
+    elif unexpected:
+        problem = f"{unexpected[0]} is in the weight files, but the model of config.json has no such weight"
+        problem += _more(unexpected)
+    else:
+        return
+    raise IntegrityError(f"{where}: {problem}. {NOT_LOADED}")
+
+
+def _more(keys: list[Any]) -> str:
+    return f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+
+
+def _refuse(where: str, error: Exception) -> NoReturn:
+    raise InputError(f"{where}: {_first_line(error)}. {NOT_LOADED}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,131 @@
+"""The evidence that a head is the model's own, measured whenever a Backbone is made.
+
+Put on the residual after the last block, the head must give the model's own logits:
+
+    max over positions of KL(model ‖ head(resid_post[L - 1])) ≤ 1e-4 bits, in fp32
+
+A softcap, scale, bias or gain that was missed shows here, and nothing is computed with a head that is not the model's.
+"""
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lensmith.errors import NumericError
+from lensmith.source.discovery import REFUSED, Anatomy, embedding_rows, max_length
+from lensmith.source.head import Head
+from lensmith.source.watching import hidden_out
+
+PROOF_LIMIT_BITS = 1e-4
+PROOF_POSITIONS = 64
+
+# How far the residuals of two forward passes over the same tokens may lie apart, relative to their length: equal up
+# to the order of sums. Mixture-of-experts kernels on a GPU add in any order.
+_DRIFT_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+
+PROOF_TEXT = (
+    "When the ferry from the mainland was late, the keeper of the lighthouse counted 127 steps down to the harbour, "
+    "opened the wooden shed, and wrote the time in his book: 18:40, wind from the north-west, three boats at sea. "
+    'He had done so every evening since 1987. "If nobody reads it," his daughter once asked, "then why do you '
+    'write it?" He answered that a record is not kept for its readers; it is kept so that it can be read.'
+)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The evidence that the lens at the last block is the model."""
+
+    max_kl_bits: float
+    n_positions: int
+
+
+def prove(model: PreTrainedModel, anatomy: Anatomy, head: Head, tokens: Tensor, captured: Tensor) -> Proof:
+    """Compare the head on captured residuals with the model's own logits, in fp32, at every position of `tokens`.
+
+    `tokens` are (rows, pos); `captured` is (rows, pos, d_model), what a capture saw after the last block.
+
+    Raises:
+        NumericError: they are not the same distribution, or two forward passes are not the same residuals.
+    """
+    resid, logits = _fp32_tail(model, anatomy, tokens)
+    drift = _drift(captured.float(), resid.float())
+    limit = _DRIFT_LIMIT.get(model.dtype, 5e-2)
+    # In fp32 the captured rows themselves are proven; below, a second pass may differ by rounding.
+    last = captured if model.dtype == torch.float32 else resid
+    with torch.inference_mode():
+        ours = head.logits(head.norm(last, len(anatomy.blocks), "final"))
+    kl = _max_kl_bits(logits, ours) if ours.shape == logits.shape else math.inf
+    # `not <=`: NaN is a failure.
+    if not (drift <= limit and kl <= PROOF_LIMIT_BITS):
+        raise NumericError(
+            f"{type(model).__name__}: the head on the last residual is {kl:.3g} bits from the model's own logits "
+            f"(max KL over {tokens.numel()} positions in float32), limit {PROOF_LIMIT_BITS} bits; captured residuals "
+            f"drift by {drift:.3g}, limit {limit}. Final norm {anatomy.final_norm_name} "
+            f"({type(anatomy.final_norm).__name__}); logit transforms tried: {', '.join(anatomy.tried)}; "
+            f"taken: {anatomy.transform.source}. {REFUSED}"
+        )
+    return Proof(max_kl_bits=kl, n_positions=tokens.numel())
+
+
+def _drift(captured: Tensor, resid: Tensor) -> float:
+    """Median distance of two (rows, pos, d_model), relative to their lengths."""
+    return float(((captured - resid).norm(dim=-1) / resid.norm(dim=-1).clamp_min(1e-30)).median())
+
+
+def _fp32_tail(model: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Last resid_post and logits of the model's own forward pass, its final norm and unembedding run in fp32.
+
+    In bf16 the logits are rounded to 8 bits, and a right head could not be told from a slightly wrong one. So the
+    model's code runs unchanged on fp32 weights from the final norm on. A model in fp32 runs as it is.
+    """
+    swapped = {
+        f"{path}.{name}": parameter.detach().float()
+        for path, module in model.named_modules()
+        if module is anatomy.final_norm or module is anatomy.unembed
+        for name, parameter in module.named_parameters()
+    }
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: tuple[Any, ...], output: object) -> None:
+        resid = hidden_out(output)
+        assert resid is not None  # the anatomy was found by it
+        seen.append(resid.clone())
+
+    def upcast(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        # nanochat calls its final norm on the embedding too: only what follows the last block is the tail.
+        return (args[0].float(), *args[1:]) if seen else args
+
+    with ExitStack() as hooks, torch.inference_mode():
+        hooks.callback(anatomy.blocks[-1].register_forward_hook(keep).remove)
+        hooks.callback(anatomy.final_norm.register_forward_pre_hook(upcast).remove)
+        inputs = {"input_ids": tokens.to(model.device), "use_cache": False}
+        # Tied weights stay apart: the embedding must keep the model's dtype.
+        output = functional_call(model, swapped, args=(), kwargs=inputs, tie_weights=False)
+    return seen[0], output.logits.float()
+
+
+def _max_kl_bits(logits: Tensor, ours: Tensor) -> float:
+    """Largest KL(logits ‖ ours) over positions; in fp64 a sequence at a time, so that only the logits' error counts."""
+    worst = []
+    for p_logits, q_logits in zip(logits, ours, strict=True):
+        log_p, log_q = p_logits.double().log_softmax(-1), q_logits.double().log_softmax(-1)
+        worst.append((log_p.exp() * (log_p - log_q)).sum(-1).max() / math.log(2))
+    return float(torch.stack(worst).max())
+
+
+def proof_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+    """(rows, pos) of at least PROOF_POSITIONS ids: a text, or ids spread over the vocabulary without a tokenizer."""
+    length = min(PROOF_POSITIONS, max_length(model) or PROOF_POSITIONS)
+    rows = math.ceil(PROOF_POSITIONS / length)
+    if tokenizer is None:
+        ids = [int(i) for i in torch.linspace(0, embedding_rows(model) - 1, rows * length)]
+    else:
+        ids = tokenizer(PROOF_TEXT)["input_ids"]
+        ids = (ids * math.ceil(rows * length / len(ids)))[: rows * length]
+    return torch.tensor(ids).view(rows, length)
