@@ -3,6 +3,7 @@
 `from_pretrained` draws at random what a checkpoint lacks, and says so in a log line. Here that is an error.
 """
 
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from lensmith.errors import InputError, IntegrityError, NumericError
 
@@ -61,6 +63,8 @@ def load_model(folder: Path, where: str, dtype: torch.dtype, device: torch.devic
         InputError: there are no safetensors, or the architecture is not known without remote code.
         IntegrityError: a file is broken, or tensors of model and file do not match one to one.
     """
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # in a log file every redraw of a bar is a line
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,

@@ -1,0 +1,277 @@
+"""Source text as a stream of documents, each usable or with the reason why it is not.
+
+    settings.corpus ─ open_text ─> two streams of rows, held-out and train ─ clean ─> documents
+
+A row is whatever a file holds in its text column; a document is a string that a tokenizer accepts. The two streams
+share no document. Either they share no file (kind hf) or no seed (kind atlas), and a document of the held-out text that
+turns up again is left out of training. Or both read the same files, and a document's own sha256 decides its side.
+"""
+
+import glob
+import gzip
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lensmith.draws import Stream
+from lensmith.edge import hub_data
+from lensmith.edge.artifacts import sha256_file
+from lensmith.edge.hub_data import DatasetPin
+from lensmith.edge.params import CorpusParams
+from lensmith.errors import InputError
+
+UNCHANGED = "Nothing was changed."
+NO_FILE = -1  # the file index of rows that a generator made
+# Reasons that mean a wrong column or broken text. An empty string or a repeated document is neither.
+FAULTS = ("none", "not_text", "surrogate")
+DUPLICATE = "duplicate_of_heldout"
+OTHER_SIDE = "other_side"
+
+
+class Row(NamedTuple):
+    """One entry of the source: where it stands and what it is."""
+
+    file: int
+    row: int
+    value: object
+
+
+class Document(NamedTuple):
+    """A row as text; `skipped` says why it cannot be used, "" where it can."""
+
+    file: int
+    row: int
+    text: str
+    sha256: bytes
+    cut: bool
+    skipped: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """The source text of a corpus, opened."""
+
+    name: str  # in messages
+    heldout: Generator[Row]  # closing them closes the file that is being read
+    train: Generator[Row]
+    shared: bool  # both streams read the same documents
+    files: tuple[str, ...]
+    describe: Callable[[Iterable[int]], dict[int, tuple[str, int]]]  # sha256 and bytes of files by index
+    dataset: DatasetPin | None
+
+
+def open_text(corpus: CorpusParams) -> Text:
+    """The source that `corpus.kind` names.
+
+    Raises:
+        InputError: it does not exist or cannot be read.
+        RemoteError: the Hub refused, or could not be reached.
+    """
+    return {"hf": _open_hf, "files": _open_files, "atlas": _open_atlas}[corpus.kind](corpus)
+
+
+def clean(rows: Iterable[Row], max_chars: int) -> Iterator[Document]:
+    """Rows as documents, long ones cut to `max_chars` characters."""
+    for file, row, value in rows:
+        if not isinstance(value, str) or not value:
+            reason = "empty" if value == "" else "none" if value is None else "not_text"
+            yield Document(file, row, "", b"", False, reason)
+            continue
+        text = value[:max_chars]
+        try:
+            digest = hashlib.sha256(text.encode()).digest()
+        except UnicodeEncodeError:  # half of a surrogate pair: no tokenizer takes it
+            yield Document(file, row, "", b"", False, "surrogate")
+            continue
+        yield Document(file, row, text, digest, len(text) < len(value), "")
+
+
+def side(documents: Iterable[Document], share: float, *, heldout: bool) -> Iterator[Document]:
+    """Where both sides read the same documents: those of the other side become skipped ones. `share` are held out."""
+    limit = int(share * 2**64)
+    for document in documents:
+        is_heldout = int.from_bytes(document.sha256[:8], "big") < limit
+        if not document.skipped and is_heldout != heldout:
+            yield document._replace(text="", skipped=OTHER_SIDE)
+        else:
+            yield document
+
+
+def without(documents: Iterable[Document], seen: AbstractSet[bytes]) -> Iterator[Document]:
+    """Documents whose sha256 is in `seen` become skipped ones."""
+    for document in documents:
+        if document.sha256 in seen:
+            yield document._replace(text="", skipped=DUPLICATE)
+        else:
+            yield document
+
+
+def _open_hf(corpus: CorpusParams) -> Text:
+    pin = hub_data.pin_dataset(corpus)
+    for name in pin.files:
+        _reader(name, f"dataset {pin.repo}")
+
+    def rows(indices: Iterable[int]) -> Generator[Row]:
+        return _rows(
+            pin.files, indices, lambda index: hub_data.open_dataset_file(pin, index), corpus.text_column, pin.repo + "/"
+        )
+
+    return Text(
+        name=f"{pin.repo}@{pin.commit}, split {pin.split}",
+        heldout=rows(pin.heldout),
+        train=rows(pin.train),
+        shared=not set(pin.heldout).isdisjoint(pin.train),
+        files=pin.files,
+        describe=lambda indices: hub_data.describe_dataset_files(pin, indices),
+        dataset=pin,
+    )
+
+
+def _open_files(corpus: CorpusParams) -> Text:
+    files = _matches(corpus.files)
+    order = [int(index) for index in Stream(corpus.seed, "corpus/files").permutation(len(files), 0)]
+
+    def rows() -> Generator[Row]:
+        return _rows(files, order, lambda index: Path(files[index]).open("rb"), corpus.text_column, "")
+
+    return Text(
+        name=", ".join(corpus.files),
+        heldout=rows(),
+        train=rows(),
+        shared=True,  # local files are few and differ in size and kind: each side gets documents of all
+        files=files,
+        describe=lambda indices: {i: (sha256_file(Path(files[i])), Path(files[i]).stat().st_size) for i in indices},
+        dataset=None,
+    )
+
+
+def _open_atlas(corpus: CorpusParams) -> Text:
+    try:
+        from demo import world
+    except ModuleNotFoundError as error:
+        if error.name not in ("demo", "demo.world"):
+            raise
+        raise InputError(
+            "corpus.kind is atlas, whose text is made by demo/world.py: it works in a checkout of the repository, "
+            f"run from its top folder. Elsewhere use kind hf or files. {UNCHANGED}"
+        ) from None
+
+    def rows(seed: int) -> Generator[Row]:
+        return (Row(NO_FILE, number, text) for number, text in enumerate(world.documents(seed)))
+
+    return Text(
+        name=f"the world of demo/world.py, seed {corpus.seed}",
+        heldout=rows(corpus.seed * 2 + 1),
+        train=rows(corpus.seed * 2),
+        shared=False,
+        files=(),
+        describe=lambda _: {},
+        dataset=None,
+    )
+
+
+def _matches(patterns: list[str]) -> tuple[str, ...]:
+    """Paths that the patterns of corpus.files match, each once, sorted."""
+    found: set[str] = set()
+    for number, pattern in enumerate(patterns):
+        paths = [path for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]  # noqa: PTH207 (absolute ones too)
+        if not paths:
+            raise InputError(f"corpus.files[{number}] is {pattern!r}, which matches no file. {UNCHANGED}")
+        found.update(Path(path).as_posix() for path in paths)
+    for path in found:
+        _reader(path, "corpus.files")
+    return tuple(sorted(found))
+
+
+_File = BinaryIO | gzip.GzipFile
+_Reader = Callable[[_File, str, str], Iterator[object]]
+
+
+def _reader(name: str, place: str) -> _Reader:
+    readers: dict[str, _Reader] = {".txt": _paragraphs, ".json": _lines, ".jsonl": _lines, ".parquet": _parquet}
+    suffix = Path(name.removesuffix(".gz")).suffix
+    if suffix not in readers or (suffix == ".parquet" and name.endswith(".gz")):
+        raise InputError(
+            f"{place}: {name} cannot be read; allowed: .parquet, and .jsonl, .json (an object a line) or .txt, "
+            f"also with .gz. {UNCHANGED}"
+        )
+    return readers[suffix]
+
+
+def _rows(
+    files: tuple[str, ...],
+    order: Iterable[int],
+    opened: Callable[[int], AbstractContextManager[BinaryIO]],
+    column: str,
+    prefix: str,
+) -> Generator[Row]:
+    """Rows of the files, one file after the other."""
+    for index in order:
+        name = files[index]
+        with opened(index) as file:
+            plain = gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
+            for number, value in enumerate(_reader(name, prefix)(plain, prefix + name, column)):
+                yield Row(index, number, value)
+
+
+def _text(file: _File, name: str) -> Iterator[str]:
+    """Lines of a text file, with their line ends."""
+    number = 0
+    try:
+        with io.TextIOWrapper(file, encoding="utf-8", newline="\n") as lines:
+            for line in lines:
+                yield line
+                number += 1
+    except UnicodeDecodeError:
+        raise InputError(f"{name}: is not UTF-8, somewhere after line {number}. {UNCHANGED}") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{name}: not a whole gzip file ({error}). {UNCHANGED}") from None
+
+
+def _paragraphs(file: _File, name: str, _column: str) -> Iterator[object]:
+    """Blocks of lines between blank lines."""
+    block: list[str] = []
+    for line in _text(file, name):
+        if line.strip():
+            block.append(line)
+        elif block:
+            yield "".join(block).rstrip("\r\n")
+            block = []
+    if block:
+        yield "".join(block).rstrip("\r\n")
+
+
+def _lines(file: _File, name: str, column: str) -> Iterator[object]:
+    """The text column of one JSON object a line; None where an object does not have it."""
+    for number, line in enumerate(_text(file, name), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{name}:{number}: not JSON ({error}). {UNCHANGED}") from None
+        if not isinstance(value, dict):
+            raise InputError(f"{name}:{number}: is a {type(value).__name__}, must be a JSON object. {UNCHANGED}")
+        yield value.get(column)
+
+
+def _parquet(file: _File, name: str, column: str) -> Iterator[object]:
+    try:
+        table = pq.ParquetFile(file)
+        if column not in table.schema_arrow.names:
+            columns = ", ".join(table.schema_arrow.names)
+            raise InputError(f"{name}: has no column {column!r} (corpus.text_column), it has: {columns}. {UNCHANGED}")
+        for batch in table.iter_batches(batch_size=256, columns=[column]):
+            yield from batch.column(0).to_pylist()
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise InputError(f"{name}: not a whole parquet file of text ({error}). {UNCHANGED}") from None
