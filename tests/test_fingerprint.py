@@ -15,6 +15,7 @@ FILES = {
     "src/lensmith/plots.py": "COLOUR = 1\n",
     "src/lensmith/edge/__init__.py": "",
     "src/lensmith/edge/params.py": "class FitParams: ...\n",
+    "src/lensmith/lens/templates/card.j2": "A card.\n",
     "demo/world.py": "import json\n",
 }
 NOT_IN_IT = {"src/lensmith/plots.py", "src/lensmith/edge/params.py"}
@@ -50,6 +51,7 @@ def test_it_covers_the_script_and_all_it_imports_also_inside_functions(root):
         ("src/lensmith/plots.py", "COLOUR = 2\n", False),
         ("src/lensmith/edge/params.py", "class FitParams: ...\nclass GatesParams: ...\n", False),
         ("demo/world.py", "import csv\n", True),
+        ("src/lensmith/lens/templates/card.j2", "Another card.\n", True),
     ],
 )
 def test_it_changes_with_code_that_runs_and_with_nothing_else(root, name, text, changes):

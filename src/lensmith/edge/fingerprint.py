@@ -2,7 +2,8 @@
 
 The fingerprint of a stage is one hash for each file in the import closure of its script: of the file's syntax
 tree without docstrings (comments are not in the tree at all). Imports are found by reading, never by running, also
-those inside functions; a module outside the repository is left out, its version is pinned elsewhere.
+those inside functions; a module outside the repository is left out, its version is pinned elsewhere. Templates count
+as code of the modules beside them.
 """
 
 import ast
@@ -10,10 +11,14 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from lensmith.edge import artifacts
 from lensmith.errors import InputError
 
 # Where an import's first name is looked for, relative to the repository: `lensmith` is below src.
 ROOTS = (Path("src"), Path())
+
+# Where a package keeps the templates that its modules fill.
+TEMPLATES = "templates"
 
 # Files that cannot change a stage's result. The schema of params.yaml is one: a stage sees only the values of its own
 # sections, which DVC compares by themselves; a new gate's limit must not refit every lens.
@@ -32,6 +37,8 @@ def fingerprint(script: Path, root: Path) -> dict[str, str]:
         tree = _parse(path)
         todo += _imports(tree, path, root)
         hashes[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
+        for template in path.parent.glob(f"{TEMPLATES}/*"):
+            hashes[template.relative_to(root).as_posix()] = artifacts.sha256_file(template)
     return dict(sorted(hashes.items()))
 
 

@@ -20,7 +20,7 @@ from lensmith.errors import NumericError
 from lensmith.lens import objective, provenance
 from lensmith.lens.divergence import BITS
 from lensmith.lens.objective import Validation
-from lensmith.lens.translators import Lens
+from lensmith.lens.translators import WEIGHTS, Lens
 from lensmith.source import bank, corpus
 from lensmith.source.backbone import Backbone, Head
 from lensmith.source.bank import Rows
@@ -67,10 +67,10 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
     train = bank.rows(backbone, pinned, corpus.read_tokens(corpus_dir), settings.fit)
     held_out = bank.rows(backbone, pinned, validation, settings.fit)
     start = Lens.start(settings.fit, backbone.n_layers, backbone.d_model)
-    start = start.with_tensors(lambda tensor: tensor.to(backbone.device))
-    result = fit(backbone.head, train, held_out, settings.fit, start)
-    about = provenance.of_fit(settings, manifest, backbone, artifacts.read_json(code), result)
+    result = fit(backbone.head, train, held_out, settings.fit, start.to(backbone.device))
     result.lens.save(out)
+    about = provenance.of_fit(settings, manifest, backbone, artifacts.read_json(code), result)
+    about["weights_sha256"] = artifacts.sha256_file(out / WEIGHTS)
     artifacts.write_csv(out / "fit_log.csv", [f.name for f in fields(LogRow)], map(astuple, result.log))
     artifacts.write_json(out / "provenance.json", about)
 

@@ -118,6 +118,9 @@ class Lens:
         """The same lens with `change` applied to each tensor."""
         return Lens(self.kind, self.norm, **{name: change(tensor) for name, tensor in self.tensors().items()})
 
+    def to(self, device: torch.device) -> "Lens":
+        return self.with_tensors(lambda tensor: tensor.to(device))
+
     def save(self, folder: Path) -> None:
         """Write `folder`/weights.safetensors.
 

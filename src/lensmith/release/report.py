@@ -1,0 +1,135 @@
+"""One page over all models: what was measured, what was asked, and the verdicts. It needs no network.
+
+The page carries no date and no machine: the same metrics give the same bytes. A model that is not in `resolved` is
+not on it, whatever files it left behind.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import plotly.offline
+from markupsafe import Markup
+
+from lensmith.edge import artifacts, params
+from lensmith.edge.params import ModelParams
+from lensmith.errors import InputError
+from lensmith.release import charts, curves, scorecard, wording
+from lensmith.release.curves import Curves
+from lensmith.release.scorecard import PERCENTILES, VERDICTS, Estimate, Scorecard
+
+COLUMNS = ("model", "layer", "depth_pct", "kl_final_lens_bits")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number that a reader should see first."""
+
+    label: str
+    value: str
+    unit: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the page shows of one model."""
+
+    key: str
+    settings: ModelParams
+    card: Scorecard
+    kl: Curves
+    cosine: Curves
+
+    def charts(self) -> dict[str, dict[str, Any] | None]:
+        return {
+            "kl": charts.kl(self.kl, self.card),
+            "cosine": charts.cosine(self.cosine, self.card),
+            "gains": charts.gains(self.card),
+        }
+
+    def tiles(self) -> Iterator[Tile]:
+        card = self.card
+        for p in PERCENTILES:
+            delta = card.estimate(f"median_delta_kl_bits_{p}")
+            yield Tile(f"KL saved at {p} % depth", wording.signed(delta.value), "bits", self._interval(delta))
+        shift = card.estimate("earliness_shift_first_rank_le_10_layers")
+        value = wording.signed(shift.value).removesuffix(".00")
+        yield Tile("Answer in the top 10, earlier by", value, "layers", self._interval(shift))
+        gain = card.estimate("rank1_coverage_gain")
+        points = Estimate(*(None if x is None else 100 * x for x in (gain.value, gain.lo, gain.hi)))
+        value = wording.signed(points.value)
+        yield Tile("Layers with the answer on top", value, "% points", self._interval(points))
+
+    @property
+    def tone(self) -> str:
+        """The worst verdict among the gates: the colour of the model's banner."""
+        found = {gate.verdict for gate in self.card.gates}
+        return next(word for word in ("fail", "invalid", "inconclusive", "pass") if word in found)
+
+    def layers(self) -> Iterator[tuple[int, list[float | None], list[float | None]]]:
+        """(layer, KL by lens, cosine by lens) for the table behind the charts."""
+        for layer in range(self.kl.n_layers + 1):
+            lenses = [lens for lens in curves.LENSES if self.kl.at(lens)]
+            yield layer, [self.kl.value(n, layer) for n in lenses], [self.cosine.value(n, layer) for n in lenses]
+
+    @property
+    def lenses(self) -> list[str]:
+        return [lens for lens in curves.LENSES if self.kl.at(lens)]
+
+    @staticmethod
+    def _interval(estimate: Estimate) -> str:
+        if not estimate.has_interval:
+            return ""
+        return f"{wording.signed(estimate.lo)} to {wording.signed(estimate.hi)}"
+
+
+def build(resolved: Path, metrics: Path, kl: Path, cosine: Path, html: Path, overview: Path) -> None:  # noqa: PLR0917
+    """Write the page and the table of all tuned curves.
+
+    Args:
+        resolved: folder of one settings file per model, as `resolve` wrote them. They say which models there are.
+        metrics: folder of <model>.json; kl, cosine: folders of <model>.csv.
+        html, overview: the files to write.
+
+    Raises:
+        IntegrityError: a model's metrics or curves are missing or damaged.
+        InputError: `resolved` holds no model.
+    """
+    files = sorted(resolved.glob("*.json"), key=lambda file: file.stem)
+    if not files:
+        raise InputError(
+            f"{resolved}: holds no model. `dvc repro resolve` writes one file for each. Nothing was changed."
+        )
+    models = [_read(file, metrics, kl, cosine) for file in files]
+    page = _page(models)
+    artifacts.write_csv(overview, COLUMNS, [row for model in models for row in _rows(model)])
+    artifacts.write_text(html, page)
+
+
+def _read(file: Path, metrics: Path, kl: Path, cosine: Path) -> Model:
+    # The file's name, not the key inside: a name cannot lead out of a folder.
+    key = file.stem
+    settings = params.read_resolved(file)
+    card = scorecard.read(metrics / f"{key}.json", settings)
+    kl_curves = curves.read(kl / f"{key}.csv", "kl_final_lens_bits")
+    return Model(key, settings, card, kl_curves, curves.read(cosine / f"{key}.csv", "cos_to_final"))
+
+
+def _rows(model: Model) -> Iterator[tuple[object, ...]]:
+    for point in model.kl.at("tuned"):
+        yield model.key, point.layer, 100 * point.layer / model.kl.n_layers, point.value
+
+
+def _page(models: list[Model]) -> str:
+    verdicts = Counter(gate.verdict for model in models for gate in model.card.gates)
+    return wording.render(
+        "report.html.j2",
+        models=models,
+        percentiles=PERCENTILES,
+        verdicts=[(word, verdicts[word]) for word in VERDICTS if verdicts[word]],
+        overview=charts.overview({model.key: model.kl for model in models}),
+        plotly=Markup(plotly.offline.get_plotlyjs()),  # noqa: S704, the library's own script
+    )

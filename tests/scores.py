@@ -1,0 +1,51 @@
+"""Metrics and curves as `gates` writes them, of a lens that passes every gate."""
+
+from pathlib import Path
+from typing import Any
+
+from lensmith.edge import artifacts
+
+N_LAYERS = 6
+
+
+def passing(**changed: Any) -> dict[str, Any]:
+    """Flat metrics. `changed` replaces values; None leaves a key out."""
+    flat: dict[str, Any] = {"n_layers": N_LAYERS, "n_prompts": 216, "n_prompts_unaligned": 0, "preferred": 1}
+    flat |= {
+        "n_heldout_seqs": 8,
+        "n_heldout_positions": 256,
+        "suite_resampled_by": "template",
+        "final_rank1_share": 0.8,
+    }
+    for percentile, delta in ((25, 3.25), (50, 2.5), (75, 1.125)):
+        flat |= interval(f"median_delta_kl_bits_{percentile}", delta, 0.25)
+        flat |= interval(f"heldout_delta_kl_bits_{percentile}", delta - 0.5, 0.125)
+        flat |= {f"layer_{percentile}": round(N_LAYERS * percentile / 100), f"baseline_{percentile}": "norm"}
+        flat |= {f"heldout_kl_{lens}_bits_{percentile}": 4.0 for lens in ("norm", "norm_next", "tuned")}
+        flat[f"limit_delta_kl_bits_{percentile}"] = 0.3
+    flat |= {f"heldout_kl_{lens}_bits_mean": 3.5 for lens in ("norm", "norm_next", "tuned")}
+    for k in (10, 5, 1):
+        flat |= interval(f"earliness_shift_first_rank_le_{k}_layers", 2.0, 0.5)
+    for k in (10, 5):
+        flat |= interval(f"earliness_share_le_{k}", 0.75, 0.05) | {f"limit_earliness_le_{k}_layers": 1.0}
+    flat |= interval("rank1_coverage_gain", 0.17, 0.04) | interval("last_layer_kl_after_temp_bits", 4e-6, 1e-6)
+    flat |= interval("identity_kl_bits", 3e-8, 0)
+    flat |= {"limit_earliness_share": 0.6, "limit_last_layer_kl_bits": 0.05, "limit_worst_delta_kl_bits": -0.1}
+    flat |= {"limit_identity_kl_bits": 1e-4, "limit_min_prompts": 12, "limit_confidence": 0.95}
+    for letter in "ABCDE":
+        flat |= {f"gate_{letter}": "pass", f"gate_{letter}_pass": 1, f"gate_{letter}_point": "pass"}
+    return {key: value for key, value in (flat | changed).items() if value is not None}
+
+
+def interval(key: str, value: float, half: float) -> dict[str, float]:
+    return {key: value, f"{key}_lo": value - half, f"{key}_hi": value + half}
+
+
+def write_curves(path: Path, quantity: str, crossing: str = "rank<=10/5") -> None:
+    """A norm and a tuned curve, the tuned one at half the value, with one crossing each."""
+    rows = [
+        (layer, lens, (N_LAYERS - layer) * (1.0 if lens == "norm" else 0.5), crossing if layer == 3 else "")
+        for lens in ("norm", "tuned")
+        for layer in range(lens == "tuned", N_LAYERS + 1)
+    ]
+    artifacts.write_csv(path, ("layer", "lens", quantity, "crossing"), rows)
