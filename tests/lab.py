@@ -28,6 +28,7 @@ MODEL = {
     "fit": {"rank": 4, "positions_per_seq": 8, "epochs": 2, "batch_seqs": 8, "validation_seqs": 4},
     "sweep": {"heldout_seqs": 8, "positions_per_seq": 8, "probes": ["suites/probes.jsonl"]},
     "suite": {"files": ["suites/suite.jsonl"]},
+    "gates": {"min_prompts": 12},
 }
 
 

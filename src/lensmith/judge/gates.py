@@ -1,0 +1,217 @@
+"""Rows and limits in, KPIs and verdicts out. No torch: this stage takes seconds.
+
+Gates of the plan (section 6), E is ours:
+
+    A  median_delta_kl_bits_{25,50,75} >= limits                     C  last_layer_kl_after_temp_bits <= limit
+    B  share of prompts with a shift of at least the limit in        D  median_delta_kl_bits at no percentile below
+       layers, for rank <= 10 and rank <= 5, >= limit                E  identity at the last block <= limit
+
+A gate has an interval for each number that it asks about, and a word:
+
+    pass          every interval is on the right side of its limit
+    fail          some interval is on the wrong side
+    inconclusive  neither: some interval straddles its limit
+    invalid       a number is missing or not finite, or fewer prompts than gates.min_prompts
+
+`gate_X_point` is what the numbers alone would say, without their intervals.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lensmith.edge import artifacts
+from lensmith.edge.params import GatesParams, ModelParams
+from lensmith.errors import IntegrityError
+from lensmith.judge import tables
+from lensmith.judge.depth import PERCENTILES, depth_row
+from lensmith.judge.kpis import RANKS, Book, Kpi, stronger
+
+Verdict = Literal["pass", "fail", "inconclusive", "invalid"]
+GATES = "ABCDE"
+PLOTTED = ("norm", tables.TUNED)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One number that a gate asks about."""
+
+    kpi: Kpi
+    limit: float
+    at_least: bool  # else: at most
+    min_units: int = 1
+
+    @property
+    def verdict(self) -> Verdict:
+        # Finiteness first: NaN passes `not value < limit`.
+        if not self.kpi.finite or self.kpi.units < self.min_units:
+            return "invalid"
+        worst, best = (self.kpi.lo, self.kpi.hi) if self.at_least else (self.kpi.hi, self.kpi.lo)
+        if self._clears(worst):
+            return "pass"
+        return "inconclusive" if self._clears(best) else "fail"
+
+    @property
+    def point(self) -> Verdict:
+        if not self.kpi.finite or self.kpi.units < self.min_units:
+            return "invalid"
+        return "pass" if self._clears(self.kpi.value) else "fail"
+
+    def _clears(self, value: float) -> bool:
+        return value >= self.limit if self.at_least else value <= self.limit
+
+
+def verdict_of(verdicts: list[Verdict]) -> Verdict:
+    """One word for several checks: the first of invalid, fail, inconclusive that occurs, else pass."""
+    words: tuple[Verdict, ...] = ("invalid", "fail", "inconclusive")
+    return next((word for word in words if word in verdicts), "pass")
+
+
+def run(  # noqa: PLR0917 (a stage takes as many paths as it has)
+    settings: ModelParams, sweep: Path, suite: Path, metrics: Path, kl: Path, cosine: Path
+) -> None:
+    """Judge one model: write its metrics (flat JSON) and its two plots (CSV).
+
+    A failed gate is a result, not an error.
+
+    Raises:
+        IntegrityError: the rows are missing, cut short, of different lenses, or of another edition of the suite.
+    """
+    measured = tables.read(sweep, suite)
+    _same_edition(settings, measured.about)
+    artifacts.write_json(metrics, judge(measured, settings.gates))
+    for path, quantity in ((kl, "kl_final_lens_bits"), (cosine, "cos_to_final")):
+        artifacts.write_csv(path, ("layer", "lens", quantity, "crossing"), depth_curve(measured, settings, quantity))
+
+
+def judge(measured: tables.Measured, limits: GatesParams) -> dict[str, Any]:
+    """Every KPI, fact and verdict under a flat key; a number that is not finite is left out and `<key>_finite` is 0."""
+    book = Book(measured, limits)
+    kpis = dict(_kpis(book))
+    checks = gate_checks(kpis, book)
+    flat: dict[str, Any] = {**_counts(book), **_baselines(book), **_limits(book)}
+    for name, kpi in kpis.items():
+        interval = {name: kpi.value, f"{name}_lo": kpi.lo, f"{name}_hi": kpi.hi}
+        flat |= interval if kpi.finite else {f"{name}_finite": 0}
+    for name, value in _points(book):
+        flat |= {name: value} if np.isfinite(value) else {f"{name}_finite": 0}
+    verdicts = {gate: verdict_of([check.verdict for check in checks[gate]]) for gate in GATES}
+    for gate, verdict in verdicts.items():
+        flat[f"gate_{gate}"] = verdict
+        flat[f"gate_{gate}_pass"] = int(verdict == "pass")
+        flat[f"gate_{gate}_point"] = verdict_of([check.point for check in checks[gate]])
+    return flat | {"preferred": int(all(verdict == "pass" for verdict in verdicts.values()))}
+
+
+def gate_checks(kpis: dict[str, Kpi], book: Book) -> dict[str, list[Check]]:
+    """What each gate asks."""
+    limits, enough = book.limits, book.limits.min_prompts
+    delta = {percent: kpis[f"median_delta_kl_bits_{percent}"] for percent in PERCENTILES}
+    least = {25: limits.delta_kl_bits_25, 50: limits.delta_kl_bits_50, 75: limits.delta_kl_bits_75}
+    shares = [kpis["earliness_share_le_10"], kpis["earliness_share_le_5"]]
+    return {
+        "A": [Check(delta[percent], limit, True, enough) for percent, limit in least.items()],
+        "B": [Check(share, limits.earliness_share, True, enough) for share in shares],
+        "C": [Check(kpis["last_layer_kl_after_temp_bits"], limits.last_layer_kl_bits, False)],
+        "D": [Check(kpi, limits.worst_delta_kl_bits, True, enough) for kpi in delta.values()],
+        "E": [Check(kpis["identity_kl_bits"], limits.identity_kl_bits, False)],
+    }
+
+
+def _kpis(book: Book) -> Iterator[tuple[str, Kpi]]:
+    for percent in PERCENTILES:
+        yield f"median_delta_kl_bits_{percent}", book.delta_kl(percent)
+        yield f"heldout_delta_kl_bits_{percent}", book.heldout_delta_kl(percent)
+    for k in RANKS:
+        yield f"earliness_shift_first_rank_le_{k}_layers", book.earliness_shift(k)
+    for k in (10, 5):
+        yield f"earliness_share_le_{k}", book.earliness_share(k, book.earliness_limit(k))
+    yield "rank1_coverage_gain", book.coverage_gain()[1]
+    yield "last_layer_kl_after_temp_bits", book.last_layer_kl()
+    yield "identity_kl_bits", book.identity_kl()
+
+
+def _points(book: Book) -> Iterator[tuple[str, float]]:
+    for lens in tables.LENSES:
+        for percent in PERCENTILES:
+            yield f"heldout_kl_{lens}_bits_{percent}", book.heldout_kl(lens, percent)
+        yield f"heldout_kl_{lens}_bits_mean", book.heldout_kl_mean(lens)
+    deltas = [book.delta_kl(percent).value for percent in PERCENTILES]
+    yield "worst_delta_kl_bits", min(deltas) if np.isfinite(deltas).all() else float("nan")
+    ranks = [row["final_answer_token_rank"] for row in book.measured.prompts if row["aligned"] == "1"]
+    yield "final_rank1_share", sum(rank == "0" for rank in ranks) / len(ranks) if ranks else float("nan")
+
+
+def _counts(book: Book) -> dict[str, Any]:
+    early = {k: book.earliness(k) for k in RANKS}
+    aligned = int(book.aligned.sum())
+    return {
+        "n_layers": book.measured.n_layers,
+        "n_prompts": len(book.aligned),
+        "n_prompts_unaligned": len(book.aligned) - aligned,
+        "n_prompts_in_training_text": len(book.measured.about["in_training_text"]),
+        "n_heldout_seqs": len(book.measured.heldout.units),
+        "n_heldout_positions": book.measured.run["heldout"]["n_positions"],
+        "n_suite_clusters": len(set(book.clusters)),
+        "suite_resampled_by": "prompt" if book.clusters == book.measured.suite.units else "template",
+        **{f"earliness_never_le_{k}_prompts": aligned - int(early[k].reached.sum()) for k in RANKS},
+    }
+
+
+def _baselines(book: Book) -> dict[str, Any]:
+    suite, heldout, n_layers = book.measured.suite, book.measured.heldout, book.measured.n_layers
+    flat: dict[str, Any] = {"baseline_rank1_coverage": book.coverage_gain()[0]}
+    for percent in PERCENTILES:
+        row = depth_row(n_layers, percent)
+        flat[f"layer_{percent}"] = row
+        flat[f"baseline_{percent}"] = stronger(suite, row, np.median)
+        flat[f"heldout_baseline_{percent}"] = stronger(heldout, row, np.mean)
+    return flat | {f"baseline_earliness_le_{k}": book.earliness(k).baseline for k in RANKS}
+
+
+def _limits(book: Book) -> dict[str, Any]:
+    given = book.limits.model_dump(exclude={"inputs", "bootstrap_samples", "seed"})
+    scaled = {f"earliness_le_{k}_layers": book.earliness_limit(k) for k in (10, 5)}
+    return {f"limit_{name}": limit for name, limit in {**given, **scaled}.items()}
+
+
+def depth_curve(measured: tables.Measured, settings: ModelParams, quantity: str) -> list[tuple[object, ...]]:
+    """Mean over held-out positions by layer, (layer, lens, value, crossing); a number that is not finite is left empty.
+
+    `crossing` names the ranks that half of the suite's answers have reached by that layer, at the layer where they do.
+    """
+    book = Book(measured, settings.gates)
+    rows: list[tuple[object, ...]] = []
+    for lens in PLOTTED:
+        crossings = _crossings(book, lens)
+        for layer in range(lens == tables.TUNED, measured.n_layers + 1):
+            values = measured.heldout.at(lens, quantity)[:, layer]
+            value = float(values.mean()) if values.size and np.isfinite(values).all() else None
+            rows.append((layer, lens, value, crossings.get(layer, "")))
+    return rows
+
+
+def _crossings(book: Book, lens: str) -> dict[int, str]:
+    """Row -> label. The first row by which at least half of the aligned prompts have the answer within rank k."""
+    labels: dict[int, str] = {}
+    for k in RANKS:
+        first = np.sort(book.earliness(k).first[lens])
+        if first.size == 0 or not np.isfinite(first).all():
+            continue
+        row = int(first[(first.size - 1) // 2])
+        if row <= book.measured.n_layers:
+            labels[row] = f"{labels[row]}/{k}" if row in labels else f"rank<={k}"
+    return labels
+
+
+def _same_edition(settings: ModelParams, about: Any) -> None:
+    """Refuse rows of a suite that has been edited since."""
+    for name, sha256 in settings.suite.inputs.items():
+        if (measured := about["files"].get(name, "none")) != sha256:
+            raise IntegrityError(
+                f"{name}: not the edition that suite-eval measured (sha256 is {sha256[:12]}, measured was "
+                f"{measured[:12]}). `dvc repro` measures it again. No metrics were written."
+            )

@@ -1,0 +1,161 @@
+"""Files of prompts, one JSON object a line: suites (a lens is judged on them) and probes (they are shown by layer).
+
+The form of both is described in suites/README.md. Every line is checked before a model is loaded.
+"""
+
+import glob
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple, Protocol, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+
+from lensmith.edge import artifacts
+from lensmith.errors import InputError
+
+
+def _said(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty, must hold text")
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError(f"is {text!r}, must hold no lone surrogate: no tokenizer reads one")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_said)]
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    id: Text
+
+
+class Prompt(_Line):
+    """A line of a suite."""
+
+    domain: Text
+    template: Text  # prompts made from one pattern share it, and are resampled together
+    prompt: Text  # without a space at its end: the answer follows after one
+    answer: Text
+    aliases: list[Text] = []  # other right answers
+    control: Text | None = None  # a wrong answer of the same kind, whose probability is recorded too
+
+    @model_validator(mode="after")
+    def _control(self) -> "Prompt":
+        if self.control in (self.answer, *self.aliases):
+            raise ValueError(f"control is {self.control!r}, must be a wrong answer")
+        return self
+
+
+class Variant(BaseModel):
+    """A prompt of a probe, as it is and without its filler words."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    prompt: Text
+    answer: Text
+    no_filler: Text | None = None
+
+
+class Probe(_Line):
+    """A line of a probes file: a prompt, and a control prompt of the same form with another answer."""
+
+    prompt: Text
+    answer: Text
+    no_filler: Text | None = None
+    control: Variant | None = None
+
+
+L = TypeVar("L", bound=_Line)
+
+
+class Read(NamedTuple):
+    """Checked lines, where each stands (file:line), and the sha256 of each file."""
+
+    lines: list[tuple[str, Prompt]]
+    files: dict[str, str]
+
+
+def read_suite(names: Sequence[str]) -> Read:
+    """Every prompt of a suite's files.
+
+    Raises:
+        InputError: the first bad line, as file:line with what is wrong; also an id that occurs twice.
+    """
+    paths = _paths(names)
+    return Read(list(_lines(paths, Prompt)), {path.as_posix(): artifacts.sha256_file(path) for path in paths})
+
+
+def read_probes(names: Sequence[str]) -> list[tuple[str, Probe]]:
+    """Every probe of some files, with its file:line. Raises InputError as `read_suite` does."""
+    return list(_lines(_paths(names), Probe))
+
+
+def _paths(names: Sequence[str]) -> list[Path]:
+    # glob.glob, not Path.glob: a name may be absolute.
+    found = [sorted(glob.glob(name)) if glob.has_magic(name) else [name] for name in names]  # noqa: PTH207
+    for name, paths in zip(names, found, strict=True):
+        if not paths:
+            raise InputError(f"{name}: no file matches. Nothing was measured.")
+    return [Path(path) for paths in found for path in paths]
+
+
+def _lines(paths: Sequence[Path], kind: type[L]) -> Iterator[tuple[str, L]]:
+    seen: dict[str, str] = {}
+    for path in paths:
+        for number, data in artifacts.read_jsonl(path):
+            where = f"{path.as_posix()}:{number}"
+            try:
+                line = kind.model_validate(data)
+            except ValidationError as error:
+                raise InputError(f"{where}: {_explain(error)}. Nothing was measured.") from None
+            if line.id in seen:
+                raise InputError(f"{where}: id {line.id!r} was used at {seen[line.id]}. Nothing was measured.")
+            seen[line.id] = where
+            yield where, line
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{place} is not a field"
+    if first["type"] == "missing":
+        return f"{place} is missing"
+    rule = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    # Our own rules say what they found.
+    return f"{place} {rule}".strip() if first["type"] == "value_error" else f"{place} is {first['input']!r}, {rule}"
+
+
+class Tokenizer(Protocol):
+    """What is asked of a Hugging Face tokenizer."""
+
+    bos_token_id: int | None
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]: ...
+
+
+class Encoder(NamedTuple):
+    """Text to ids, with BOS where the corpus has it, and never anything behind the text."""
+
+    tokenizer: Tokenizer
+    adds_bos: bool
+
+    def __call__(self, text: str) -> list[int]:
+        prefix = [self.tokenizer.bos_token_id] if self.adds_bos and self.tokenizer.bos_token_id is not None else []
+        return prefix + list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def gold_token(encode: Encoder, prompt: str, answer: str) -> int | None:
+    """The first token of the answer as it stands behind the prompt; None where the two do not come apart.
+
+    The ids of "prompt answer" must begin with those of the prompt and go on; else those of "promptanswer" must. Where
+    neither does, the tokenizer merged across the border and no single token means the answer.
+    """
+    ids = encode(prompt)
+    for joined in (f"{prompt} {answer}", f"{prompt}{answer}"):
+        whole = encode(joined)
+        if len(whole) > len(ids) and whole[: len(ids)] == ids:
+            return whole[len(ids)]
+    return None

@@ -1,0 +1,178 @@
+"""Stage `suite-eval`: every prompt of the suite, read at its last position by every lens at every layer.
+
+Writes rows.csv (a line for each prompt, layer and lens), prompts.csv (a line for each prompt), suite.json (files,
+counts, the lens). The columns are in `tables.py`.
+
+`answer_token_rank` and `p_answer` are of the answer's first token as it stands behind the prompt. Where aliases give
+further first tokens, the best rank and the sum of the probabilities count. A prompt whose answer has no first token
+of its own ("unaligned") keeps its distances and has neither.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lensmith.edge import artifacts
+from lensmith.edge.params import ModelParams
+from lensmith.errors import InputError
+from lensmith.judge import contamination
+from lensmith.judge.measure import Bench, Reading, Target, compare, rows
+from lensmith.judge.prompts import Prompt, gold_token, read_suite
+from lensmith.judge.tables import LENSES, PROMPT_COLUMNS, ROW_COLUMNS
+from lensmith.lens import divergence
+from lensmith.source import corpus as corpora
+from lensmith.source.discovery import max_length
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt in tokens."""
+
+    line: Prompt
+    ids: list[int]
+    gold: list[int]  # first tokens of the answer and its aliases, the answer's first; empty where none is aligned
+    control: int | None
+
+    @property
+    def aligned(self) -> bool:
+        return bool(self.gold)
+
+
+def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
+    """Measure the suite of one model.
+
+    Raises:
+        InputError: a line of the suite is wrong, or a prompt is longer than the model's context.
+        IntegrityError: corpus or lens are damaged, or belong to another model.
+    """
+    suite = read_suite(settings.suite.files)
+    bench = Bench.load(settings, corpus, lens)
+    asked = ask(bench, suite.lines)
+    cells, prompts = measure(bench, asked, settings.suite.batch_prompts)
+    artifacts.write_csv(out / "rows.csv", ROW_COLUMNS, cells)
+    artifacts.write_csv(out / "prompts.csv", PROMPT_COLUMNS, prompts)
+    seen = contamination.in_text([_run(bench, one) for one in asked], corpora.read_tokens(corpus))
+    about = {
+        "schema": 1,
+        "model_key": settings.key,
+        "n_layers": bench.n_layers,
+        "lens": bench.about,
+        "files": suite.files,
+        **_counts(asked),
+        "in_training_text": [one.line.id for one, hit in zip(asked, seen, strict=True) if hit],
+    }
+    artifacts.write_json(out / "suite.json", about)
+
+
+def _counts(asked: Sequence[Asked]) -> dict[str, Any]:
+    return {
+        "prompts": len(asked),
+        "by_domain": dict(Counter(one.line.domain for one in asked)),
+        "unaligned": [one.line.id for one in asked if not one.aligned],
+    }
+
+
+def ask(bench: Bench, lines: Iterable[tuple[str, Prompt]]) -> list[Asked]:
+    """Prompts in tokens.
+
+    Raises:
+        InputError: a prompt does not fit into the model's context.
+    """
+    limit = max_length(bench.backbone.model)
+    asked = []
+    for where, line in lines:
+        ids = bench.encode(line.prompt)
+        if limit is not None and len(ids) > limit:
+            raise InputError(f"{where}: the prompt has {len(ids)} tokens, the model reads at most {limit}")
+        found = [gold_token(bench.encode, line.prompt, answer) for answer in (line.answer, *line.aliases)]
+        # Without the answer itself the prompt is unaligned, whatever its aliases give: they are spellings of it.
+        gold = [] if found[0] is None else list(dict.fromkeys(token for token in found if token is not None))
+        control = None if line.control is None else gold_token(bench.encode, line.prompt, line.control)
+        asked.append(Asked(line, ids, gold, control))
+    return asked
+
+
+def _run(bench: Bench, one: Asked) -> list[int]:
+    """The prompt and its answer as inside a text: no BOS, nor the first token, which has a space before it there."""
+    return one.ids[1 + bench.encode.adds_bos :] + one.gold[:1]
+
+
+Cells = list[list[object]]
+
+
+@torch.inference_mode()
+def measure(bench: Bench, asked: Sequence[Asked], batch_prompts: int) -> tuple[Cells, Cells]:
+    """The lines of rows.csv and of prompts.csv, prompts in their order."""
+    cells: Cells = []
+    prompts: Cells = []
+    size = min(bench.chunk, batch_prompts * max(1, 256 // batch_prompts))
+    for start in range(0, len(asked), size):
+        group = asked[start : start + size]
+        parts = [group[i : i + batch_prompts] for i in range(0, len(group), batch_prompts)]
+        resid = torch.cat([capture_last(bench, [one.ids for one in part]) for part in parts])
+        target = Target.of(bench.final(resid))
+        by_prompt: list[Cells] = [[] for _ in group]
+        for lens in LENSES:
+            for row in rows(lens, bench.n_layers):
+                reading = compare(target, bench.decode(lens, row, resid))
+                for place, line in enumerate(_lines(bench, group, lens, row, reading)):
+                    by_prompt[place].append(line)
+        cells += [line for lines in by_prompt for line in lines]
+        answers = _answers(group, target.logits, target.log_p)
+        prompts += [_about(bench, one, *numbers) for one, numbers in zip(group, answers, strict=True)]
+    return cells, prompts
+
+
+def capture_last(bench: Bench, ids: Sequence[list[int]]) -> Tensor:
+    """The residual stream at the last token of each of some texts: (n, L + 1, d_model)."""
+    lengths = torch.tensor([len(text) for text in ids])
+    tokens = torch.zeros(len(ids), int(lengths.max()), dtype=torch.long)
+    for place, text in enumerate(ids):
+        tokens[place, : len(text)] = torch.tensor(text)
+    mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
+    return bench.backbone.capture(tokens, lengths[:, None] - 1, attention_mask=mask)[:, 0]
+
+
+def _lines(bench: Bench, group: Sequence[Asked], lens: str, row: int, reading: Reading) -> Cells:
+    answers = _answers(group, reading.logits, reading.log_q)
+    controls = _probabilities(reading.log_q, [one.control for one in group])
+    lines: Cells = []
+    for one, numbers, answer, top, control in zip(
+        group, reading.measured.tolist(), answers, reading.top.tolist(), controls, strict=True
+    ):
+        *distances, agree = numbers
+        about = (one.line.id, one.line.domain, one.line.template, row, lens)
+        lines.append([*about, *distances, *answer, bench.text(top), int(agree), control])
+    return lines
+
+
+def _answers(group: Sequence[Asked], logits: Tensor, log_q: Tensor) -> list[tuple[int | None, float | None]]:
+    """(best token rank, probability) of each prompt's accepted first tokens; (None, None) where it has none."""
+    width = max((len(one.gold) for one in group), default=0)
+    found: list[tuple[list[int], list[float]]] = [([], []) for _ in group]
+    for place in range(width):
+        tokens = [one.gold[place] if place < len(one.gold) else None for one in group]
+        ids = torch.tensor([token or 0 for token in tokens], device=logits.device)
+        ranks, p = divergence.token_rank(logits, ids).tolist(), _probabilities(log_q, tokens)
+        for token, rank, chance, (all_ranks, chances) in zip(tokens, ranks, p, found, strict=True):
+            if token is not None and chance is not None:
+                all_ranks.append(rank)
+                chances.append(chance)
+    return [(min(ranks), sum(chances)) if ranks else (None, None) for ranks, chances in found]
+
+
+def _probabilities(log_q: Tensor, tokens: Sequence[int | None]) -> list[float | None]:
+    ids = torch.tensor([token or 0 for token in tokens], device=log_q.device)
+    chances = log_q.gather(-1, ids[:, None]).squeeze(-1).exp().tolist()
+    return [None if token is None else p for token, p in zip(tokens, chances, strict=True)]
+
+
+def _about(bench: Bench, one: Asked, rank: int | None, p: float | None) -> list[object]:
+    first = bench.text(one.gold[0]) if one.aligned else None
+    line = one.line
+    return [line.id, line.domain, line.template, line.answer, len(one.ids), first, int(one.aligned), rank, p]

@@ -1,0 +1,78 @@
+"""A tiny model with a random lens: as a bench in memory, and as the folders that stages read."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from tiny import save_tiny, tiny_model, tiny_tokenizer
+
+from lensmith.edge import artifacts, hub
+from lensmith.edge.params import ModelParams
+from lensmith.judge.measure import Bench
+from lensmith.judge.prompts import Encoder
+from lensmith.lens.translators import Lens
+from lensmith.source import corpus
+from lensmith.source.backbone import Backbone
+
+torch.set_num_threads(1)  # on tensors this small, handing work to a second thread takes longer than the work
+
+
+def random_lens(n_layers: int, d_model: int, norm: str = "final", rank: int = 4, size: float = 0.2) -> Lens:
+    """Every part drawn at random, but the last block, which is the identity."""
+    draw = torch.Generator().manual_seed(7)
+
+    def normal(*shape: int) -> torch.Tensor:
+        values = size * torch.randn(*shape, generator=draw)
+        values[-1] = 0
+        return values
+
+    U, V = normal(n_layers, d_model, rank), normal(n_layers, d_model, rank)
+    c, scale, log_tau = normal(n_layers, d_model), 1 + normal(n_layers, d_model), normal(n_layers)
+    return Lens("low_rank", norm, U, V, c, scale, log_tau)  # type: ignore[arg-type]
+
+
+def tiny_bench(family: str = "llama", norm: str = "final") -> Bench:
+    """A bench of a random model; `adds_bos` as its tokenizer does."""
+    tokenizer = tiny_tokenizer()
+    backbone = Backbone.of(tiny_model(family), tokenizer)
+    lens = random_lens(backbone.n_layers, backbone.d_model, norm)
+    return Bench(backbone, lens, Encoder(tokenizer, adds_bos=True), {"weights_sha256": "0" * 64})  # type: ignore[arg-type]
+
+
+def write_stages(folder: Path, params: ModelParams, *, seqs: int = 12, seq_len: int = 24) -> tuple[Path, Path]:
+    """corpus/ and lens/ below `folder`, for a tiny model that is saved in params.source.path."""
+    model_dir = save_tiny(Path(params.source.path or ""))
+    pin = hub.pin_model(params.source)
+    draw = np.random.default_rng(3)
+    text = {name: draw.integers(2, 90, (seqs, seq_len)).astype(np.uint32) for name in ("tokens", "heldout")}
+    for name, tokens in text.items():
+        artifacts.write_tensors(folder / "corpus" / f"{name}.safetensors", {"tokens": tokens})
+    part = {"documents": 1, "tokens": seqs * seq_len, "sequences": seqs, "files": []}
+    origin = dict.fromkeys(("repo", "name", "split", "revision", "commit"))
+    manifest = {
+        "schema": 1, "kind": "files", "seq_len": seq_len, "seed": 0, "model": pin.model_dump(mode="json"),
+        "tokenizer": {"bos_policy": "tokenizer", "adds_bos": True, "class": "x", "vocab_size": 97},
+        "train": part, "heldout": part, **origin, "skipped": {}, "cut_documents": 0, "content_hash": "x",
+        "tokens_sha256": corpus.sha256_tokens(text["tokens"]), "heldout_sha256": corpus.sha256_tokens(text["heldout"]),
+    }  # fmt: skip
+    artifacts.write_json(folder / "corpus" / "manifest.json", manifest)
+    backbone = Backbone.load(params.source, pin)
+    random_lens(backbone.n_layers, backbone.d_model).save(folder / "lens")
+    artifacts.write_json(folder / "lens" / "provenance.json", {"head": backbone.head.fingerprint()})
+    assert model_dir.exists()
+    return folder / "corpus", folder / "lens"
+
+
+def write_lines(path: Path, lines: list[dict[str, object]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+GOOD = {"id": "a", "domain": "d", "template": "t", "prompt": "The capital of Ostra is", "answer": "Lume"}
+LINES: list[dict[str, object]] = [
+    GOOD,
+    {**GOOD, "id": "b", "prompt": "In the town of Merrow, the people and the king went to the", "answer": "market"},
+    {**GOOD, "id": "c", "prompt": "He", "answer": "said", "aliases": ["went"], "control": "market"},
+]

@@ -1,0 +1,115 @@
+"""The pipeline through real `dvc repro`: exactly what a change makes stale runs, and nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+from lab import Lab
+
+STAGES = ("prefetch", "fit", "sweep", "suite-eval", "gates", "publish")
+
+
+def of(model: str, *stages: str) -> set[str]:
+    return {f"{stage}@{model}" for stage in stages or STAGES}
+
+
+FROM_FIT = STAGES[1:]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Lab:
+    lab = Lab.make(tmp_path_factory.mktemp("lab"))
+    ran, _ = lab.repro()
+    assert ran == of("one") | of("two") | {"resolve", "report"}
+    lab.commit("first build")
+    return lab
+
+
+def test_exactly_what_changed_runs(lab):
+    """One lab through a user's day. `resolve` is cheap and may always run; the sets are of all other stages."""
+
+    def ran() -> set[str]:
+        return lab.repro()[0] - {"resolve"}
+
+    assert ran() == set(), "nothing changed"
+
+    lab.edit("models.one.fit.rank", 3)
+    assert ran() == of("one", *FROM_FIT) | {"report"}, "one model's rank"
+
+    lab.edit("defaults.gates.worst_delta_kl_bits", -0.2)
+    expected = of("one", "gates") | of("two", "gates")
+    assert expected <= ran() <= expected | of("one", "publish") | of("two", "publish") | {"report"}, "a threshold"
+
+    lab.edit("defaults.fit.epochs", 3)
+    assert ran() == of("one", *FROM_FIT) | {"report"}, "a default that model two overrides"
+
+    lab.edit("models.three.fit.kind", "bias")
+    assert ran() == of("three") | {"report"}, "a new model"
+
+    lab.edit("models.three", None)
+    assert ran() == {"report"}, "a model removed"
+
+    lab.replace("src/lensmith/lens/translators.py", "# Two thin products", "# Two slim products")
+    assert ran() == set(), "a comment"
+
+    lab.replace("src/lensmith/release/report.py", "def build(", "UNUSED = 1\n\n\ndef build(")
+    assert ran() == {"report"}, "a line of the report's code"
+
+    lab.edit("models.one.fit.rank", 4)
+    lab.edit("defaults.fit.epochs", 2)
+    lab.edit("defaults.gates.worst_delta_kl_bits", -0.1)
+    rerun, restored = lab.repro()
+    assert rerun <= {"resolve", "report"}, "reverted: nothing is computed again"
+    assert {"fit@one", "sweep@one", "suite-eval@one"} <= restored, "reverted: restored from the cache"
+
+
+def test_a_line_of_code_refits_every_lens_and_only_from_the_fit_on(lab):
+    """The corpus does not depend on the translators; every lens does."""
+    lab.replace("src/lensmith/lens/translators.py", "# One draw for all", "_ = rank\n        # One draw for all")
+    ran, _ = lab.repro()
+
+    heavy = of("one", "fit", "sweep", "suite-eval") | of("two", "fit", "sweep", "suite-eval")
+    assert heavy <= ran
+    assert not ran & (of("one", "prefetch") | of("two", "prefetch"))
+    lab.run("git", "checkout", "--", "src")
+    lab.repro()
+
+
+def test_metrics_are_flat_numbers_and_words_and_diff_in_git(lab):
+    """`dvc metrics diff` compares what is committed; it needs no cache."""
+    metrics = json.loads((lab.root / "metrics/one.json").read_text())
+
+    assert all(isinstance(value, int | float | str) for value in metrics.values())
+    lab.edit("models.one.fit.epochs", 1)
+    lab.repro()
+    diff = json.loads(lab.run("dvc", "metrics", "diff", "--json"))
+    assert set(diff["diff"]) == {"metrics/one.json"} if "diff" in diff else {"metrics/one.json"} == set(diff)
+    lab.edit("models.one.fit.epochs", None)
+    lab.repro()
+
+
+def test_plots_draw_without_a_network(lab):
+    """The page holds its scripts and both lenses of both models in one chart each."""
+    lab.run("dvc", "plots", "show", "--out", "page")
+    page = (lab.root / "page/index.html").read_text()
+
+    assert "<script src" not in page and "vegaEmbed" in page
+    assert all(word in page for word in ("one.csv", "two.csv", '"lens": "tuned"', '"lens": "norm"'))
+
+
+def test_a_bad_value_stops_before_anything_is_touched(lab):
+    """One line, and every artifact is as it was."""
+    before = {path: path.stat().st_mtime_ns for path in sorted((lab.root / "artifacts").rglob("*"))}
+    lab.edit("models.one.fit.rnak", 3)
+    done = lab.attempt("dvc", "repro")
+    lab.edit("models.one.fit.rnak", None)
+
+    assert done.returncode != 0
+    assert "params.yaml: models.one.fit.rnak is not a setting; did you mean rank?" in done.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in sorted((lab.root / "artifacts").rglob("*"))}
+
+
+def test_light_stages_import_no_torch(lab: Lab, tmp_path: Path):
+    """`resolve` and `gates` answer in a second; torch alone takes three."""
+    for stage in ("resolve", "gates", "report", "publish", "prefetch"):
+        lab.run("python", "-c", f"import sys, stages.{stage}; assert 'torch' not in sys.modules")
