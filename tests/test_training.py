@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lensmith.errors import NumericError
 from lensmith.lens import objective
 from lensmith.lens.divergence import BITS, kl_bits
-from lensmith.lens.fit import fit, learning_rate, trainable, warmup_steps
+from lensmith.lens.training import fit, learning_rate, trainable, warmup_steps
 from lensmith.lens.translators import Lens
 from lensmith.source.head import Head, Transform
 
@@ -165,13 +165,18 @@ def test_the_same_settings_give_the_same_bits():
 
 
 def test_the_best_step_is_kept_and_patience_ends_the_fit():
-    """A rate that is far too high makes things worse: the fit gives up three validations after its best one."""
-    result = run(lr=10.0, validate_every=1, patience=3, warmup=0.0)
+    """Held-out layers half as far from the last one as those trained on: the fit passes the best map and gets worse."""
+    settings = fit_params(kind="full", batch_seqs=8, epochs=20, lr=0.02, validate_every=5, patience=3)
+    held_out = toy(16, seed=2)
+    held_out.resid.lerp_(held_out.resid[:, -1:], 0.5)
+    result = fit(toy_head(), toy(64, seed=1), held_out, settings, Lens.start(settings, L, D))
 
     scores = [(row.val_kl_bits_25 + row.val_kl_bits_50 + row.val_kl_bits_75) / 3 for row in result.log]
-    assert result.stopped_early and result.steps == result.best_step + 3
-    assert result.best_step == int(np.argmin(scores))
-    assert objective.validate(toy_head(), result.lens, toy(16, seed=2)).score == min(scores) < scores[-1]
+    best = int(np.argmin(scores))
+    assert 0 < best == len(scores) - 4 and scores[-1] > 1.1 * scores[best]
+    assert result.stopped_early and (result.best_step, result.steps) == (5 * best, 5 * (best + 3))
+    assert objective.validate(toy_head(), result.lens, held_out).score == scores[best]
+    assert [row.best for row in result.log] == [*[1] * (best + 1), 0, 0, 0]
 
 
 def test_numbers_that_are_not_finite_stop_the_fit_before_the_step():
@@ -183,10 +188,20 @@ def test_numbers_that_are_not_finite_stop_the_fit_before_the_step():
         fit(toy_head(), train, toy(16, seed=2), settings, Lens.start(settings, L, D))
 
 
-def test_every_position_is_used_once_an_epoch_and_counted():
-    """64 sequences of 6 positions, 4 epochs: 1,536 positions in 32 steps."""
-    result = run()
+def test_every_sequence_is_used_once_an_epoch_in_an_order_of_its_own():
+    """64 sequences of 6 positions, 4 epochs of 8 steps: 1,536 positions."""
+    settings, train, asked = fit_params(batch_seqs=8, rank=4, epochs=4), toy(64, seed=1), []
 
+    class Watched(HeldRows):
+        def resid_post(self, seqs: np.ndarray) -> Tensor:
+            asked.append(seqs)
+            return super().resid_post(seqs)
+
+    result = fit(toy_head(), Watched(train.resid), toy(16, seed=2), settings, Lens.start(settings, L, D))
+
+    epochs = np.stack(asked).reshape(4, 64)
+    assert all(sorted(epoch) == list(range(64)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
     assert (result.steps, result.positions_used) == (32, 1536)
 
 
