@@ -14,7 +14,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "a.json"
     artifacts.write_text(path, "old")
 
-    with pytest.raises(RuntimeError), artifacts.replacing(path) as temporary:
+    with pytest.raises(RuntimeError), artifacts.replacing(path) as temporary:  # noqa: PT012, the block is the test
         temporary.write_text("ne")
         raise RuntimeError
     assert path.read_text() == "old"

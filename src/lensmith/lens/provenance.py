@@ -6,22 +6,20 @@ Nothing here depends on the clock or on whether a cache was warm, so the same fi
 import platform
 import subprocess
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from lensmith.edge.params import ModelParams
+from lensmith.lens.training import Fit
 from lensmith.source.backbone import Backbone
 from lensmith.source.corpus import Manifest
-
-if TYPE_CHECKING:
-    from lensmith.lens.fit import Fit
 
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 
 
 def of_fit(
-    settings: ModelParams, manifest: Manifest, backbone: Backbone, code: dict[str, str], fit: "Fit"
+    settings: ModelParams, manifest: Manifest, backbone: Backbone, code: dict[str, str], fit: Fit
 ) -> dict[str, Any]:
     """The provenance of a finished fit, as JSON data. `code` is the fingerprint of the code that ran."""
     return {
@@ -51,7 +49,7 @@ def _dataset(manifest: Manifest) -> dict[str, Any]:
     return {pin: data[pin] for pin in pins} | {"bos": data["tokenizer"]}
 
 
-def _plan_block(settings: ModelParams, fit: "Fit") -> dict[str, Any]:
+def _plan_block(settings: ModelParams, fit: Fit) -> dict[str, Any]:
     s = settings.fit
     schedule = {"schedule": "cosine_to_zero", "total_steps": fit.total_steps, "warmup_steps": fit.warmup_steps}
     return {
@@ -67,7 +65,7 @@ def _plan_block(settings: ModelParams, fit: "Fit") -> dict[str, Any]:
     }
 
 
-def _measured(fit: "Fit") -> dict[str, Any]:
+def _measured(fit: Fit) -> dict[str, Any]:
     update = [float((U @ V.T).norm()) for U, V in zip(fit.lens.U, fit.lens.V, strict=True)]
     return {
         "tokens_forwarded": fit.tokens_forwarded,

@@ -1,11 +1,10 @@
-"""Fitting a lens: every layer's translator against the model's own final distribution, from the residual bank.
+"""Training a lens: every layer's translator against the model's own final distribution.
 
 Batches, draws and learning rate are functions of the step alone. `objective` says what is minimised.
 """
 
 import math
-from dataclasses import astuple, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,15 +13,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lensmith.draws import Stream
-from lensmith.edge import artifacts
-from lensmith.edge.params import FitParams, ModelParams
+from lensmith.edge.params import FitParams
 from lensmith.errors import NumericError
-from lensmith.lens import objective, provenance
+from lensmith.lens import objective
 from lensmith.lens.divergence import BITS
 from lensmith.lens.objective import Validation
-from lensmith.lens.translators import WEIGHTS, Lens
-from lensmith.source import bank, corpus
-from lensmith.source.backbone import Backbone, Head
+from lensmith.lens.translators import Lens
+from lensmith.source.backbone import Head
 from lensmith.source.bank import Rows
 
 
@@ -57,22 +54,6 @@ class Fit:
     positions_used: int
     tokens_forwarded: int  # through the frozen model, for training rows
     best: Validation
-
-
-def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
-    """Stage `fit`: from packed tokens to `out`/weights.safetensors, provenance.json and fit_log.csv."""
-    manifest = corpus.Manifest.read(corpus_dir)
-    backbone = Backbone.load(settings.source, manifest.model)
-    pinned, validation = manifest.model.files, corpus.read_heldout(corpus_dir)[: settings.fit.validation_seqs]
-    train = bank.rows(backbone, pinned, corpus.read_tokens(corpus_dir), settings.fit)
-    held_out = bank.rows(backbone, pinned, validation, settings.fit)
-    start = Lens.start(settings.fit, backbone.n_layers, backbone.d_model)
-    result = fit(backbone.head, train, held_out, settings.fit, start.to(backbone.device))
-    result.lens.save(out)
-    about = provenance.of_fit(settings, manifest, backbone, artifacts.read_json(code), result)
-    about["weights_sha256"] = artifacts.sha256_file(out / WEIGHTS)
-    artifacts.write_csv(out / "fit_log.csv", [f.name for f in fields(LogRow)], map(astuple, result.log))
-    artifacts.write_json(out / "provenance.json", about)
 
 
 def fit(head: Head, train: Rows, held_out: Rows, settings: FitParams, start: Lens) -> Fit:
@@ -125,8 +106,7 @@ class _Run:
         best_lens, best, best_step, waited, step = self.lens.with_tensors(Tensor.clone), self._validate(0), 0, 0, 0
         self._record(0, best, is_best=True)
         optimizer = self._optimizer()
-        bar = tqdm(range(self.total_steps), desc="fit", unit="step", disable=None)
-        for done, _ in enumerate(bar, 1):
+        for done in tqdm(range(1, self.total_steps + 1), desc="fit", unit="step", disable=None):
             self._step(optimizer, step)
             step = done
             if step % self.settings.validate_every and step != self.total_steps:
@@ -134,7 +114,6 @@ class _Run:
             found = self._validate(step)
             is_better = found.score < best.score
             self._record(step, found, is_best=is_better)
-            bar.set_postfix_str(f"held-out KL {found.score:.3f} bits")
             if is_better:
                 best_lens, best, best_step, waited = self.lens.with_tensors(Tensor.clone), found, step, 0
             elif (waited := waited + 1) >= self.settings.patience:
@@ -207,6 +186,8 @@ class _Run:
 
     def _record(self, step: int, found: Validation, *, is_best: bool) -> None:
         since, self.train_kl = self.train_kl, []
+        at = " / ".join(f"{found.at(depth):.3f}" for depth in objective.DEPTHS)
+        tqdm.write(f"step {step} of {self.total_steps}: held-out KL {at} bits at 25 / 50 / 75 % of depth")
         self.log.append(
             LogRow(
                 step=step,
