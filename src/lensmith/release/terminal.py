@@ -15,7 +15,10 @@ LEGEND = ", ".join(f"{wording.SYMBOLS[verdict]} {verdict}" for verdict in COLOUR
 def verdicts(cards: Iterable[tuple[str, Scorecard]]) -> Table:
     """One line a model: held-out KL of the better norm lens and of the tuned lens at three depths, and each gate."""
     table = Table(
-        title="KL(final, lens) in bits on held-out text: norm → tuned", caption=f"gates: {LEGEND}", box=box.SIMPLE_HEAD
+        title="KL(final, lens) in bits on held-out text at three depths: norm → tuned",
+        caption=f"gates: {LEGEND}",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("model", overflow="fold")
     for percentile in PERCENTILES:
