@@ -11,6 +11,7 @@ them, and the suite asks in no other. There are two sorts of held-out phrasing:
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 # In training for every relation that can be named by a noun phrase.
 COMMON_FRAMES = (
@@ -55,7 +56,7 @@ class Relation:
     boost: float = 1.0  # how often it is trained, relative to a relation of the same size
 
 
-def facts_of(pairs: Iterable[tuple[str | tuple[str, ...], str]]) -> tuple[Fact, ...]:
+def facts_of(pairs: Iterable[tuple[Any, ...]]) -> tuple[Fact, ...]:
     """Facts from (argument or arguments, answer); a row with the cell `-` is left out."""
     facts = []
     for given, answer in pairs:
@@ -87,7 +88,7 @@ def closed(
         boost: see `Relation`.
     """
     framed: tuple[str, ...] = ()
-    heldout = (own,)
+    heldout: tuple[str, ...] = (own,)
     if noun:
         out = sum(name.encode()) % len(ROTATING_FRAMES)
         kept = ROTATING_FRAMES[:out] + ROTATING_FRAMES[out + 1 :]

@@ -93,8 +93,8 @@ def test_a_mistake_gets_one_line_with_place_value_and_rule(tmp_path, lines, mess
 
 def test_a_bad_default_is_named_as_a_default(tmp_path):
     """The dotted key is where the user must look, not where the value was merged to."""
-    with pytest.raises(InputError, match=r"defaults\.fit\.epochs is 0, must be greater than or equal to 1\."):
-        read(tmp_path, TEXT.replace("epochs: 4", "epochs: 0"))
+    with pytest.raises(InputError, match=r"defaults\.fit\.patience is 0, must be greater than or equal to 1\."):
+        read(tmp_path, TEXT.replace("patience: 3", "patience: 0"))
 
 
 def test_a_missing_default_is_named(tmp_path):

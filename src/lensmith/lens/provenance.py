@@ -16,6 +16,7 @@ from lensmith.source.backbone import Backbone
 from lensmith.source.corpus import Manifest
 
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
+DECIDES = ("params.yaml", "src", "stages", "demo", "suites")
 
 
 def of_fit(
@@ -36,7 +37,7 @@ def of_fit(
         "measured": _measured(fit),
         "val_kl_bits@{25,50,75}%": [fit.best.at(depth) for depth in (25, 50, 75)],
         "val_kl_bits_by_layer": list(fit.best.kl_bits),
-        "git_commit": _git_commit(),
+        **_git(),
         "code": code,
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "machine": _machine(backbone),
@@ -87,10 +88,19 @@ def _machine(backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def _git_commit() -> str | None:
-    """HEAD of the repository that the stage runs in; None outside one."""
+def _git() -> dict[str, Any]:
+    """The commit that last changed what a fit depends on, and whether it has been edited since; None outside git.
+
+    Not HEAD: the commit that adds a fit's own metrics would make the same fit look like another one.
+    """
+    commit = _run_git("log", "-1", "--format=%H", "--", *DECIDES)
+    dirty = None if commit is None else bool(_run_git("status", "--porcelain", "--", *DECIDES))
+    return {"git_commit": commit, "git_dirty": dirty}
+
+
+def _run_git(*words: str) -> str | None:
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S607
+        found = subprocess.run(["git", *words], capture_output=True, text=True, check=True)  # noqa: S603, S607
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()

@@ -75,7 +75,7 @@ def dissect(model: PreTrainedModel, tokens: Tensor) -> Anatomy:
         InputError: a part is missing or built otherwise; the message says which and what was seen.
     """
     name = type(model).__name__
-    unembed = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    unembed = model.get_output_embeddings()
     if not isinstance(getattr(unembed, "weight", None), Tensor) or unembed.weight.dim() != 2:
         raise InputError(f"{name}: its output embeddings are {type(unembed).__name__}, not a linear map. {REFUSED}")
     candidates = _block_lists(model)

@@ -50,7 +50,7 @@ def pick_dtype(dtype: str, config: PretrainedConfig, device: torch.device) -> to
     if device.type != "cpu":
         return torch.bfloat16
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return torch.float32 if skeleton.num_parameters() < _FP32_PARAMETERS else torch.bfloat16
 
 
