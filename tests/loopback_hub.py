@@ -261,13 +261,13 @@ class Client:
 
 def settings_of(source: dict[str, Any], corpus: dict[str, Any]) -> Any:
     """Settings with these two sections; the others, which `prefetch` does not read, are those of params.yaml."""
-    from lensmith.edge import params
+    from lensmith.edge import params, params_file
 
     sections = {
         "source": params.SourceParams.model_validate(source),
         "corpus": params.CorpusParams.model_validate(corpus),
     }
-    return params.read(ROOT / "params.yaml")["atlas"].model_copy(update=sections)
+    return params_file.read(ROOT / "params.yaml")["atlas"].model_copy(update=sections)
 
 
 def _calls() -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from lensmith.edge import params
+from lensmith.edge import params, params_file
 
 REPOSITORY = Path(__file__).parents[1]
 
 
 def atlas(**sections: dict[str, Any]) -> params.ModelParams:
     """The shipped settings of `atlas`, with `sections` laid over them and checked again."""
-    data = params.read(REPOSITORY / "params.yaml")["atlas"].model_dump()
+    data = params_file.read(REPOSITORY / "params.yaml")["atlas"].model_dump()
     for section, values in sections.items():
         data[section].update(values)
     return params.ModelParams.model_validate(data)
@@ -18,5 +18,5 @@ def atlas(**sections: dict[str, Any]) -> params.ModelParams:
 
 def fit_params(**values: Any) -> params.FitParams:
     """Section `fit` alone, without the checks against other sections."""
-    shipped = params.read(REPOSITORY / "params.yaml")["atlas"].fit.model_dump()
+    shipped = params_file.read(REPOSITORY / "params.yaml")["atlas"].fit.model_dump()
     return params.FitParams.model_validate({**shipped, **values})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lensmith.edge import params
+from lensmith.edge import params, params_file
 from lensmith.errors import InputError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -16,7 +16,7 @@ TEXT = (REPOSITORY / "params.yaml").read_text()
 def read(tmp_path: Path, text: str) -> dict[str, params.ModelParams]:
     file = tmp_path / "params.yaml"
     file.write_text(text)
-    return params.read(file)
+    return params_file.read(file)
 
 
 def with_atlas(lines: str) -> str:
@@ -88,7 +88,7 @@ def test_a_mistake_gets_one_line_with_place_value_and_rule(tmp_path, lines, mess
 
     text = str(caught.value)
     assert message in text
-    assert "params.yaml: " in text and params.UNCHANGED in text and "\n" not in text
+    assert "params.yaml: " in text and params_file.UNCHANGED in text and "\n" not in text
 
 
 def test_a_bad_default_is_named_as_a_default(tmp_path):

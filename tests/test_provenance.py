@@ -70,11 +70,11 @@ def test_the_commit_is_the_one_that_changed_the_fit(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     git("init", "--quiet")
-    for name in ("params.yaml", "metrics.json"):
+    for name in ("fit.py", "metrics.json"):
         (tmp_path / name).write_text(name)
         git("add", name)
         git("commit", "--quiet", "--message", name)
 
-    assert provenance._git() == {"git_commit": git("rev-parse", "HEAD~1"), "git_dirty": False}
-    (tmp_path / "params.yaml").write_text("edited")
-    assert provenance._git()["git_dirty"] is True
+    assert provenance._git(["fit.py"]) == {"git_commit": git("rev-parse", "HEAD~1"), "git_dirty": False}
+    (tmp_path / "fit.py").write_text("edited")
+    assert provenance._git(["fit.py"])["git_dirty"] is True

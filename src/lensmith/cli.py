@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from lensmith import command
-from lensmith.edge import params, resolved
+from lensmith.edge import params_file, resolved
 from lensmith.errors import InputError
 from lensmith.judge import prompts
 from lensmith.release import scorecard, terminal
@@ -27,7 +27,7 @@ def main() -> None:
 @app.command()
 def check(file: Annotated[Path, typer.Argument(help="The settings to check.")] = PARAMS) -> None:
     """Check params.yaml and every file that it names, without running anything."""
-    models = params.read(file)
+    models = params_file.read(file)
     for settings in models.values():
         resolved.with_inputs(settings, Path.cwd())
         prompts.read_suite(settings.suite.files)
@@ -38,7 +38,7 @@ def check(file: Annotated[Path, typer.Argument(help="The settings to check.")] =
 @app.command()
 def report() -> None:
     """Print the verdicts of all models, and where the report page is."""
-    models = params.read(PARAMS)
+    models = params_file.read(PARAMS)
     judged = [key for key in models if (METRICS / f"{key}.json").exists()]
     if not judged:
         raise InputError(f"{METRICS}: holds no metrics yet. `dvc repro` writes them.")

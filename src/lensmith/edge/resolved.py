@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lensmith.edge import artifacts, fingerprint, params
+from lensmith.edge import artifacts, fingerprint, params_file
+from lensmith.edge.params import ModelParams
 from lensmith.errors import InputError
 
 # The files of a model folder that decide its numbers; a README beside them does not.
@@ -14,9 +15,9 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 WATCHED = ("demo", "suites")
 
 
-def write(params_file: Path, root: Path, out: Path) -> None:
+def write(file: Path, root: Path, out: Path) -> None:
     """Write `out`/models and `out`/code for the repository at `root`."""
-    models = params.read(params_file)
+    models = params_file.read(file)
     resolved = {key: with_inputs(settings, root) for key, settings in models.items()}
     scripts = sorted(path for path in (root / "stages").glob("*.py") if path.stem not in ("__init__", "resolve"))
     code = {script.stem: fingerprint.fingerprint(script, root) for script in scripts}
@@ -28,7 +29,7 @@ def write(params_file: Path, root: Path, out: Path) -> None:
         artifacts.write_json(out / "code" / f"{stage}.json", hashes)
 
 
-def with_inputs(settings: params.ModelParams, root: Path) -> dict[str, Any]:
+def with_inputs(settings: ModelParams, root: Path) -> dict[str, Any]:
     """The settings as JSON data, each section with the sha256 of the watched files that it names.
 
     Raises:
@@ -51,7 +52,7 @@ def _hashes(root: Path, name: str, where: str) -> dict[str, str]:
     path = root / name
     found = sorted(root.glob(name)) if any(c in name for c in "*?[") and not Path(name).is_absolute() else [path]
     if not found or not all(p.exists() for p in found):
-        raise InputError(f"params.yaml: {where} names {name}, which does not exist. {params.UNCHANGED}")
+        raise InputError(f"params.yaml: {where} names {name}, which does not exist. {params_file.UNCHANGED}")
     files = [file for p in found for file in (_model_files(p) if p.is_dir() else [p])]
     watched = [file for file in files if _is_watched(file, root)]
     return {file.relative_to(root).as_posix(): artifacts.sha256_file(file) for file in watched}

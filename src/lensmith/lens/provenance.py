@@ -5,6 +5,7 @@ Nothing here depends on the clock or on whether a cache was warm, so the same fi
 
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
@@ -16,7 +17,6 @@ from lensmith.source.backbone import Backbone
 from lensmith.source.corpus import Manifest
 
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
-DECIDES = ("params.yaml", "src", "stages", "demo", "suites")
 
 
 def of_fit(
@@ -37,7 +37,7 @@ def of_fit(
         "measured": _measured(fit),
         "val_kl_bits@{25,50,75}%": [fit.best.at(depth) for depth in (25, 50, 75)],
         "val_kl_bits_by_layer": list(fit.best.kl_bits),
-        **_git(),
+        **_git(code),
         "code": code,
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "machine": _machine(backbone),
@@ -88,13 +88,14 @@ def _machine(backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def _git() -> dict[str, Any]:
-    """The commit that last changed what a fit depends on, and whether it has been edited since; None outside git.
+def _git(code: Iterable[str]) -> dict[str, Any]:
+    """The commit that last changed the code of a fit, and whether it has been edited since; None outside git.
 
-    Not HEAD: the commit that adds a fit's own metrics would make the same fit look like another one.
+    Not HEAD: the commit that adds a fit's own metrics would make the same fit look like another one. Settings are
+    recorded by their values.
     """
-    commit = _run_git("log", "-1", "--format=%H", "--", *DECIDES)
-    dirty = None if commit is None else bool(_run_git("status", "--porcelain", "--", *DECIDES))
+    commit = _run_git("log", "-1", "--format=%H", "--", *code)
+    dirty = None if commit is None else bool(_run_git("status", "--porcelain", "--", *code))
     return {"git_commit": commit, "git_dirty": dirty}
 
 

@@ -81,7 +81,7 @@ class Model:
 
     @staticmethod
     def _interval(estimate: Estimate) -> str:
-        if not estimate.has_interval:
+        if estimate.lo is None or estimate.hi is None:
             return ""
         return f"{wording.signed(estimate.lo)} to {wording.signed(estimate.hi)}"
 

@@ -1,0 +1,124 @@
+"""params.yaml: read as DVC reads it, merged, checked, and what is said where it is wrong.
+
+The file has two top-level keys. `defaults` holds every section with every value; `models` maps a key to the values in
+which that model differs. A model's settings are `defaults` with its own entry laid over them.
+
+DVC reads YAML 1.2 (ruamel): `1e-3` is a number and `on` is a word. PyYAML would disagree on both.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.events import AliasEvent, NodeEvent
+
+from lensmith.edge.params import ModelParams, Section
+from lensmith.errors import InputError
+
+MODEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+UNCHANGED = "Nothing was changed."
+SECTIONS = tuple(name for name in ModelParams.model_fields if name != "key")
+
+
+def read(path: Path) -> dict[str, ModelParams]:
+    """Every model of a params.yaml, by key, in the file's order.
+
+    Raises:
+        InputError: the first thing that is wrong with the file, with its dotted key.
+    """
+    raw = _load(path)
+    _known(path, raw, ("defaults", "models"), "")
+    defaults = _mapping(path, raw.get("defaults"), "defaults")
+    models = _mapping(path, raw.get("models"), "models")
+    _known(path, defaults, SECTIONS, "defaults")
+    return {key: _model(path, key, defaults, entry) for key, entry in _keyed(path, models)}
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        for event in YAML(typ="safe", pure=True).parse(text):
+            if isinstance(event, AliasEvent) or (isinstance(event, NodeEvent) and event.anchor):
+                raise InputError(
+                    f"{path}: line {event.start_mark.line + 1} uses a YAML anchor or alias, which `dvc exp run -S` "
+                    f"breaks silently; write the value out. {UNCHANGED}"
+                )
+        return _mapping(path, YAML(typ="safe", pure=True).load(text), "")
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing. {UNCHANGED}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8. {UNCHANGED}") from None
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        problem = " ".join(str(error.problem).split())
+        raise InputError(f"{path}: line {line}: {problem}. {UNCHANGED}") from None
+
+
+def _mapping(path: Path, value: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{path}: {where or 'the file'} is {value!r}, must be a mapping. {UNCHANGED}")
+    return value
+
+
+def _known(path: Path, found: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
+    for key in found:
+        if key not in allowed:
+            dotted = f"{where}.{key}" if where else str(key)
+            raise InputError(f"{path}: {dotted} is not a setting{_suggest(str(key), allowed)}. {UNCHANGED}")
+
+
+def _suggest(word: str, allowed: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; allowed: {', '.join(allowed)}"
+
+
+def _keyed(path: Path, models: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for key, entry in models.items():
+        if not isinstance(key, str) or not MODEL_KEY.fullmatch(key):
+            raise InputError(
+                f"{path}: models.{key} is not a model key, must match {MODEL_KEY.pattern} "
+                f"(the Hub id belongs in source.repo). {UNCHANGED}"
+            )
+        yield key, _mapping(path, entry, f"models.{key}")
+
+
+def _model(path: Path, key: str, defaults: Mapping[str, Any], entry: Mapping[str, Any]) -> ModelParams:
+    _known(path, entry, SECTIONS, f"models.{key}")
+    merged: dict[str, Any] = {"key": key}
+    for section in SECTIONS:
+        base = _mapping(path, defaults.get(section), f"defaults.{section}")
+        own = _mapping(path, entry.get(section, {}), f"models.{key}.{section}")
+        _known(path, base, _settings(section), f"defaults.{section}")
+        _known(path, own, _settings(section), f"models.{key}.{section}")
+        merged[section] = {**base, **own}
+    try:
+        return ModelParams.model_validate(merged)
+    except ValidationError as error:
+        raise InputError(_explain(path, key, entry, error)) from None
+
+
+def _settings(section: str) -> tuple[str, ...]:
+    kind = ModelParams.model_fields[section].annotation
+    assert isinstance(kind, type) and issubclass(kind, Section)
+    return tuple(name for name in kind.model_fields if name != "inputs")
+
+
+def _explain(path: Path, key: str, entry: Mapping[str, Any], error: ValidationError) -> str:
+    first, more = error.errors()[0], error.error_count() - 1
+    location = [str(part) for part in first["loc"]]
+    own = len(location) > 1 and location[1] in entry.get(location[0], {})
+    parts = [f"models.{key}" if own or len(location) < 2 else "defaults", *location]
+    dotted = ".".join(parts)
+    rule = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        text = f"{dotted} is missing"
+    elif first["type"] == "value_error" and isinstance(first["input"], Mapping):
+        text = f"{dotted}: {rule}"
+    else:
+        text = f"{dotted} is {first['input']!r}, {rule.replace('Input should be', 'must be')}"
+    return f"{path}: {text}. {UNCHANGED}" + (f" ({more} more)" if more else "")
