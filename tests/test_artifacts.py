@@ -68,7 +68,7 @@ def test_tensors_come_back_and_their_bytes_are_reproducible(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{}\n\n{", r"a\.jsonl:3: not JSON"), ("[]", r"a\.jsonl:1: is \[\], must be a JSON object"), (None, "missing")],
+    [("{}\n\n{", r"a\.jsonl:3: not JSON"), ("[]", r"a\.jsonl:1: is a list, must be a JSON object"), (None, "missing")],
 )
 def test_a_bad_line_is_named_by_file_and_number(tmp_path, text, message):
     """The user must find it in a file of hundreds."""

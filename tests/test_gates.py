@@ -17,8 +17,8 @@ from lensmith.edge import artifacts
 from lensmith.edge.params import ModelParams
 from lensmith.errors import IntegrityError
 from lensmith.judge import bootstrap, gates, tables
-from lensmith.judge.depth import depth_row, scaled_layers
 from lensmith.judge.kpis import Kpi, first_rows
+from lensmith.lens.depth import depth_row, scaled_layers
 
 Cell = Callable[[int, int, str], float]  # (unit, layer, lens) -> value
 LIMITS: dict[str, Any] = {

@@ -39,6 +39,7 @@ def write_lens(folder: Path, n_layers: int = L, d_model: int = D, **provenance: 
     record: dict[str, Any] = {key: {} for key in package.REQUIRED["provenance.json"]}
     record |= {"model_id": "local/atlas", "model": PIN, "kind": "low_rank", "norm": "final", "seed": 316}
     record |= {"measured": {"tokens_forwarded": 262144, "steps": 64}, "preconditioner": {"type": "none"}}
+    record["weights_sha256"] = artifacts.sha256_file(folder / "weights.safetensors")
     artifacts.write_json(folder / "provenance.json", record | provenance)
 
 

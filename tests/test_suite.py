@@ -34,7 +34,7 @@ def bench() -> Bench:
     ("line", "message"),
     [
         ("{", "2: not JSON"),
-        ("[1]", "2: is [1], must be a JSON object"),
+        ("[1]", "2: is a list, must be a JSON object"),
         (json.dumps({**GOOD, "id": "a"}), "2: id 'a' was used at"),
         (json.dumps({**GOOD, "id": "b", "answer": " "}), "2: answer is empty"),
         (json.dumps({**GOOD, "id": "b", "prompt": ""}), "2: prompt is empty"),

@@ -188,6 +188,15 @@ def test_numbers_that_are_not_finite_stop_the_fit_before_the_step():
         fit(toy_head(), train, toy(16, seed=2), settings, Lens.start(settings, L, D))
 
 
+def test_a_model_of_one_block_has_the_identity_and_nothing_to_train():
+    """Its only block is the last one: no step is taken, and the lens is exact."""
+    settings, last = fit_params(rank=4), toy(8, seed=1)
+    rows = HeldRows(last.resid[:, -1:])
+    result = fit(replace(toy_head(), input_norms=(None,)), rows, rows, settings, Lens.start(settings, 1, D))
+
+    assert (result.steps, result.best.score) == (0, 0.0)
+
+
 def test_every_sequence_is_used_once_an_epoch_in_an_order_of_its_own():
     """64 sequences of 6 positions, 4 epochs of 8 steps: 1,536 positions."""
     settings, train, asked = fit_params(batch_seqs=8, rank=4, epochs=4), toy(64, seed=1), []

@@ -35,12 +35,6 @@ class RemoteError(LensmithError):
     exit_code = 5
 
 
-class BusyError(LensmithError):
-    """Another process holds what this one needs."""
-
-    exit_code = 6
-
-
 class ResourceError(LensmithError):
     """Disk or memory does not suffice."""
 

@@ -126,13 +126,20 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InputError(f"{path}: missing") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8") from None
-    for number, line in enumerate(text.split("\n"), 1):
+    yield from parse_jsonl(text.split("\n"), str(path))
+
+
+def parse_jsonl(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each non-empty line of a file called `name`. Raises InputError for any other."""
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
         except ValueError as error:
-            raise InputError(f"{path}:{number}: not JSON ({error})") from None
+            raise InputError(f"{name}:{number}: not JSON ({error}). Nothing was changed.") from None
         if not isinstance(value, dict):
-            raise InputError(f"{path}:{number}: is {value!r}, must be a JSON object")
+            raise InputError(
+                f"{name}:{number}: is a {type(value).__name__}, must be a JSON object. Nothing was changed."
+            )
         yield number, value

@@ -27,8 +27,8 @@ from lensmith.edge import artifacts
 from lensmith.edge.params import GatesParams, ModelParams
 from lensmith.errors import IntegrityError
 from lensmith.judge import tables
-from lensmith.judge.depth import PERCENTILES, depth_row
 from lensmith.judge.kpis import RANKS, Book, Kpi, stronger
+from lensmith.lens.depth import PERCENTILES, depth_row
 
 Verdict = Literal["pass", "fail", "inconclusive", "invalid"]
 GATES = "ABCDE"

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from lensmith.draws import Stream
 from lensmith.edge.params import GatesParams
 from lensmith.judge import bootstrap
-from lensmith.judge.depth import depth_row, scaled_layers
 from lensmith.judge.tables import LENSES, NORMS, TUNED, Curves, Floats, Measured
+from lensmith.lens.depth import depth_row, scaled_layers
 
 Centre = Callable[[Floats], Any]  # np.mean or np.median
 

@@ -17,7 +17,8 @@ from lensmith.errors import IntegrityError
 from lensmith.judge.prompts import Encoder
 from lensmith.judge.tables import DISTANCES, TUNED
 from lensmith.lens import divergence
-from lensmith.lens.translators import WEIGHTS, Lens
+from lensmith.lens.form import WEIGHTS
+from lensmith.lens.translators import Lens
 from lensmith.source import corpus
 from lensmith.source.backbone import Backbone
 

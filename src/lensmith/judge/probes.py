@@ -22,12 +22,12 @@ from torch import Tensor
 from lensmith.edge import artifacts
 from lensmith.errors import InputError
 from lensmith.judge import pure
-from lensmith.judge.depth import PERCENTILES, depth_row
 from lensmith.judge.kpis import RANKS
 from lensmith.judge.measure import Bench, rows
 from lensmith.judge.prompts import Probe, gold_token
 from lensmith.judge.tables import TUNED
 from lensmith.lens import divergence
+from lensmith.lens.depth import PERCENTILES, depth_row
 from lensmith.source.discovery import max_length
 
 TOPS = 20  # pairs of topN, probN columns, however many are filled

@@ -21,10 +21,10 @@ from lensmith.edge import artifacts
 from lensmith.edge.params import ModelParams, SweepParams
 from lensmith.errors import InputError
 from lensmith.judge import calibration, probes
-from lensmith.judge.depth import PERCENTILES, depth_row
 from lensmith.judge.measure import MEASURED, Bench, Target, compare, rows
 from lensmith.judge.prompts import read_probes
 from lensmith.judge.tables import HELDOUT_COLUMNS, LENSES, NORMS, TUNED
+from lensmith.lens.depth import PERCENTILES, depth_row
 from lensmith.source import corpus as corpora
 from lensmith.source.discovery import max_length
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from lensmith.edge import artifacts
 from lensmith.edge.params import ModelParams
 from lensmith.lens import provenance, training
-from lensmith.lens.translators import WEIGHTS, Lens
+from lensmith.lens.form import WEIGHTS
+from lensmith.lens.translators import Lens
 from lensmith.source import bank, corpus
 from lensmith.source.backbone import Backbone
 

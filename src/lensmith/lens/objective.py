@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lensmith.lens.depth import PERCENTILES, depth_row
 from lensmith.lens.divergence import BITS, Teacher, kl_gradient
 from lensmith.lens.translators import Lens
 from lensmith.source.backbone import Head
@@ -24,7 +25,6 @@ from lensmith.source.bank import Rows
 CHUNK_LOGITS = 2**22
 MIN_CHUNK_ROWS = 256
 VALIDATION_SEQS = 8  # read at a time
-DEPTHS = (25, 50, 75)  # percent, where early stopping looks
 
 Gradients = dict[str, Tensor]
 
@@ -36,13 +36,12 @@ class Validation:
     kl_bits: tuple[float, ...]
 
     def at(self, depth_pct: int) -> float:
-        n_layers = len(self.kl_bits)
-        return self.kl_bits[max(1, min(n_layers, round(n_layers * depth_pct / 100))) - 1]
+        return self.kl_bits[depth_row(len(self.kl_bits), depth_pct) - 1]
 
     @property
     def score(self) -> float:
         """What early stopping minimises: the mean over depths 25, 50 and 75 %."""
-        return sum(self.at(depth) for depth in DEPTHS) / len(DEPTHS)
+        return sum(self.at(depth) for depth in PERCENTILES) / len(PERCENTILES)
 
 
 def layer_gradients(head: Head, lens: Lens, resid: Tensor, blocks: list[int]) -> tuple[Tensor, dict[int, Gradients]]:

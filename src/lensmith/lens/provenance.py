@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lensmith.edge.params import ModelParams
+from lensmith.lens.depth import PERCENTILES
 from lensmith.lens.training import Fit
 from lensmith.source.backbone import Backbone
 from lensmith.source.corpus import Manifest
@@ -35,7 +36,7 @@ def of_fit(
         "settings": settings.fit.model_dump(mode="json", exclude={"inputs"}),
         **_plan_block(settings, fit),
         "measured": _measured(fit),
-        "val_kl_bits@{25,50,75}%": [fit.best.at(depth) for depth in (25, 50, 75)],
+        "val_kl_bits@{25,50,75}%": [fit.best.at(depth) for depth in PERCENTILES],
         "val_kl_bits_by_layer": list(fit.best.kl_bits),
         **_git(code),
         "code": code,

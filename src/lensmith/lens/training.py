@@ -16,6 +16,7 @@ from lensmith.draws import Stream
 from lensmith.edge.params import FitParams
 from lensmith.errors import NumericError
 from lensmith.lens import objective
+from lensmith.lens.depth import PERCENTILES
 from lensmith.lens.divergence import BITS
 from lensmith.lens.objective import Validation
 from lensmith.lens.translators import Lens
@@ -92,9 +93,9 @@ class _Run:
         self.head, self.train, self.held_out, self.settings, self.lens = head, train, held_out, settings, start
         self.batch_seqs = min(settings.batch_seqs, train.n_seqs)
         self.steps_per_epoch = train.n_seqs // self.batch_seqs
-        self.names = trainable(settings)
-        self.total_steps = settings.epochs * self.steps_per_epoch if self.names else 0
         self.n_blocks = start.n_layers - 1
+        self.names = trainable(settings) if self.n_blocks else ()
+        self.total_steps = settings.epochs * self.steps_per_epoch if self.names else 0
         asked = self.n_blocks if settings.layers_per_step == "all" else settings.layers_per_step
         self.layers_per_step = min(asked, self.n_blocks)
         # Views into the stacked tensors: the optimizer skips a layer that has no gradient, as one parameter could not.
@@ -186,7 +187,7 @@ class _Run:
 
     def _record(self, step: int, found: Validation, *, is_best: bool) -> None:
         since, self.train_kl = self.train_kl, []
-        at = " / ".join(f"{found.at(depth):.3f}" for depth in objective.DEPTHS)
+        at = " / ".join(f"{found.at(depth):.3f}" for depth in PERCENTILES)
         tqdm.write(f"step {step} of {self.total_steps}: held-out KL {at} bits at 25 / 50 / 75 % of depth")
         self.log.append(
             LogRow(

@@ -29,10 +29,8 @@ from lensmith.draws import Stream
 from lensmith.edge import artifacts
 from lensmith.edge.params import FitParams
 from lensmith.errors import InputError, IntegrityError
+from lensmith.lens.form import TENSORS, WEIGHTS
 from lensmith.source.backbone import Head, NormKind
-
-WEIGHTS = "weights.safetensors"
-NAMES = ("U", "V", "c", "log_tau", "scale")
 
 
 def rank_of(settings: FitParams, d_model: int) -> int:
@@ -101,7 +99,7 @@ class Lens:
         return self.U.shape[-1]
 
     def tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in NAMES}
+        return {name: getattr(self, name) for name in TENSORS}
 
     def translate(self, x: Tensor, row: int) -> Tensor:
         """y of the normed residual x (n, d_model) after block `row` - 1, `row` in 1..L."""
@@ -147,8 +145,8 @@ class Lens:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, safe_open is no dict
         except Exception as error:  # noqa: BLE001, safetensors raises several kinds, all mean one thing
             raise IntegrityError(f"{path}: not a whole lens file ({error})") from None
-        if sorted(tensors) != sorted(NAMES) or about.get("norm") not in get_args(NormKind):
-            raise IntegrityError(f"{path}: holds {sorted(tensors)}, a lens holds {sorted(NAMES)} and its norm")
+        if sorted(tensors) != sorted(TENSORS) or about.get("norm") not in get_args(NormKind):
+            raise IntegrityError(f"{path}: holds {sorted(tensors)}, a lens holds {sorted(TENSORS)} and its norm")
         lens = cls(about["kind"], about["norm"], **tensors)
         lens._check(path)
         return lens

@@ -13,7 +13,6 @@ import re
 import shutil
 import tempfile
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,11 @@ from safetensors import SafetensorError, safe_open
 from lensmith.edge import artifacts
 from lensmith.edge.params import ModelParams
 from lensmith.errors import InputError, IntegrityError
+from lensmith.lens.form import TENSORS, WEIGHTS
 from lensmith.release import scorecard, wording
 
 SCHEMA = 1
-WEIGHTS = "weights.safetensors"
 EXPORT = "weights.pt"
-TENSORS = ("U", "V", "c", "log_tau", "scale")
 LICENCE_TEXTS = ("MIT",)
 
 # Without one of these nobody could say what a lens belongs to or how to fit it again.
@@ -35,7 +33,7 @@ REQUIRED = {
     "provenance.json": (
         "schema", "model_id", "model_key", "model", "head", "proof", "seed", "dataset", "budget", "batching",
         "capacity", "optim", "regularizers", "preconditioner", "val_kl_bits@{25,50,75}%", "measured", "norm", "kind",
-        "versions", "code",
+        "versions", "code", "weights_sha256",
     ),
     "manifest.json": ("kind", "model", "tokenizer", "content_hash", "tokens_sha256", "heldout_sha256"),
 }  # fmt: skip
@@ -50,20 +48,8 @@ class Inputs:
     provenance: dict[str, Any]
     manifest: dict[str, Any]
     card: scorecard.Scorecard
+    shapes: dict[str, tuple[int, ...]]  # of the lens's tensors, by name
     folder: str  # of the lens, relative to the release
-
-    @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape by name of the lens's tensors, from the file's header."""
-        path = self.lens / WEIGHTS
-        try:
-            with safe_open(path, framework="np") as file:
-                found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, no dict
-        except (OSError, SafetensorError) as error:
-            raise IntegrityError(f"{path}: not a whole lens file ({error}). Nothing was packaged.") from None
-        if tuple(sorted(found)) != TENSORS:
-            raise IntegrityError(f"{path}: holds {sorted(found)}, must hold {list(TENSORS)}. Nothing was packaged.")
-        return found
 
     @property
     def rank(self) -> int:
@@ -94,15 +80,27 @@ def _read(settings: ModelParams, corpus: Path, lens: Path, metrics: Path) -> Inp
     provenance = _record(lens / "provenance.json")
     manifest = _record(corpus / "manifest.json")
     folder = f"tuned_lenses/{_safe_id(settings.model_id)}"
-    inputs = Inputs(settings, lens, provenance, manifest, scorecard.read(metrics, settings), folder)
+    card, shapes = scorecard.read(metrics, settings), _shapes(lens / WEIGHTS)
+    inputs = Inputs(settings, lens, provenance, manifest, card, shapes, folder)
     _check_same_model(inputs, corpus)
-    recorded = provenance.get("weights_sha256")
-    found = artifacts.sha256_file(lens / WEIGHTS) if inputs.shapes else None
-    if recorded is not None and recorded != found:
+    recorded, found = provenance["weights_sha256"], artifacts.sha256_file(lens / WEIGHTS)
+    if recorded != found:
         raise IntegrityError(
             f"{lens / WEIGHTS}: sha256 is {found}, provenance.json records {recorded}. Nothing was packaged."
         )
     return inputs
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape by name of a lens's tensors, from the file's header."""
+    try:
+        with safe_open(path, framework="np") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, no dict
+    except (OSError, SafetensorError) as error:
+        raise IntegrityError(f"{path}: not a whole lens file ({error}). Nothing was packaged.") from None
+    if tuple(sorted(found)) != TENSORS:
+        raise IntegrityError(f"{path}: holds {sorted(found)}, must hold {list(TENSORS)}. Nothing was packaged.")
+    return found
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import glob
 import gzip
 import hashlib
 import io
-import json
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from collections.abc import Set as AbstractSet
@@ -25,7 +24,7 @@ import pyarrow.parquet as pq
 
 from lensmith.draws import Stream
 from lensmith.edge import hub_data
-from lensmith.edge.artifacts import sha256_file
+from lensmith.edge.artifacts import parse_jsonl, sha256_file
 from lensmith.edge.hub_data import DatasetPin
 from lensmith.edge.params import CorpusParams
 from lensmith.errors import InputError
@@ -253,15 +252,7 @@ def _paragraphs(file: _File, name: str, _column: str) -> Iterator[object]:
 
 def _lines(file: _File, name: str, column: str) -> Iterator[object]:
     """The text column of one JSON object a line; None where an object does not have it."""
-    for number, line in enumerate(_text(file, name), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{name}:{number}: not JSON ({error}). {UNCHANGED}") from None
-        if not isinstance(value, dict):
-            raise InputError(f"{name}:{number}: is a {type(value).__name__}, must be a JSON object. {UNCHANGED}")
+    for _, value in parse_jsonl(_text(file, name), name):
         yield value.get(column)
 
 

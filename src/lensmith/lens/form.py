@@ -1,0 +1,4 @@
+"""The names of a lens on disk, for readers that need no torch."""
+
+WEIGHTS = "weights.safetensors"
+TENSORS = ("U", "V", "c", "log_tau", "scale")
