@@ -2,3 +2,6 @@
 
 WEIGHTS = "weights.safetensors"
 TENSORS = ("U", "V", "c", "log_tau", "scale")
+
+PRISM = "prism.safetensors"
+PRISM_TENSORS = ("mean", "inv_scale", "rotation")
