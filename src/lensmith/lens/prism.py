@@ -29,7 +29,7 @@ from lensmith.edge import artifacts
 from lensmith.errors import IntegrityError, NumericError
 from lensmith.lens.form import PRISM_TENSORS
 from lensmith.source.backbone import Head
-from lensmith.source.bank import Rows
+from lensmith.source.rows import Rows
 
 MAX_DIRECTIONS = 512
 READ_SEQS = 8  # at a time
@@ -149,7 +149,7 @@ def _moments(head: Head, rows: Rows) -> tuple[Tensor, Tensor, int]:
 
 def _normed(head: Head, rows: Rows) -> Iterator[Tensor]:
     for seqs in np.array_split(np.arange(rows.n_seqs), max(1, rows.n_seqs // READ_SEQS)):
-        resid = rows.resid_post(seqs)
+        resid = rows.read(seqs).resid
         for block in range(resid.shape[1]):
             yield head.norm(resid[:, block].to(head.W_U.device), block + 1, "final")
 

@@ -18,7 +18,7 @@ The kinds are a ladder, each the same map with fewer free parameters:
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -125,8 +125,11 @@ class Lens:
 
     def with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Lens":
         """The same lens with `change` applied to each tensor."""
-        changed = {name: change(tensor) for name, tensor in self.tensors().items()}
-        return Lens(self.kind, self.norm, **changed, placement=self.placement)
+        return self.having({name: change(tensor) for name, tensor in self.tensors().items()})
+
+    def having(self, tensors: Mapping[str, Tensor]) -> "Lens":
+        """The same lens with these tensors in place of its own, by name."""
+        return Lens(self.kind, self.norm, **{**self.tensors(), **tensors}, placement=self.placement)
 
     def to(self, device: torch.device) -> "Lens":
         return self.with_tensors(lambda tensor: tensor.to(device))
