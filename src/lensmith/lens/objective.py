@@ -96,7 +96,7 @@ def validate(head: Head, lens: Lens, rows: Rows) -> Validation:
         for chunk in _chunks(head, rows.resid_post(seqs)):
             teacher = Teacher.of(head, head.norm(chunk[:, -1], lens.n_layers, "final"))
             for block in range(lens.n_layers - 1):  # the last one is the model
-                y = lens.translate(head.norm(chunk[:, block], block + 1, lens.norm), block + 1)
+                y = lens.head_input(head, chunk[:, block], block + 1)
                 total[block] += kl_gradient(head, teacher, y, lens.log_tau[block])[0].double().sum().cpu()
     return Validation(tuple((total / (rows.n_seqs * rows.positions_per_seq) * BITS).tolist()))
 

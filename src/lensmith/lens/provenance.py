@@ -62,7 +62,7 @@ def _plan_block(settings: ModelParams, fit: Fit) -> dict[str, Any]:
         "capacity": {"rank": fit.lens.rank, "n_layers": fit.lens.n_layers, "d_model": fit.lens.d_model},
         "optim": {"lr": s.lr, "betas": [s.beta1, s.beta2], "weight_decay": s.weight_decay, **schedule},
         "regularizers": {"l2_smallness": s.l2_smallness, "smooth_depth": s.smooth_depth},
-        "preconditioner": {"type": "none"},
+        "preconditioner": {"type": "prism" if s.prism == "precondition" else "none"},
         "temperatures": fit.lens.log_tau.exp().tolist(),
     }
 
