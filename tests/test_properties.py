@@ -38,9 +38,9 @@ def gained(n_seqs: int, seed: int) -> HeldRows:
 
 
 def fitted(rows, **values) -> Fit:
-    shipped = {"batch_seqs": 8, "validate_every": 20, "epochs": 30, "lr": 0.02, "patience": 99, "rank": 4}
+    shipped = {"batch_seqs": 8, "validate_every": 60, "epochs": 15, "lr": 0.05, "patience": 99, "rank": 4}
     settings = fit_params(**shipped | values)
-    return fit(head(), rows(128, seed=1), rows(32, seed=2), settings, Lens.start(settings, L, D))
+    return fit(head(), rows(96, seed=1), rows(32, seed=2), settings, Lens.start(settings, L, D))
 
 
 def test_each_rung_of_the_ladder_is_better_on_held_out_rows():
