@@ -88,7 +88,7 @@ def git_id(content: bytes) -> str:
 
 
 def is_lfs(path: str) -> bool:
-    return path.endswith((".safetensors", ".parquet", ".bin", "tokenizer.json"))
+    return path.endswith((".safetensors", ".parquet", ".bin", ".pt", "tokenizer.json"))
 
 
 def entry(path: str, content: bytes) -> dict[str, Any]:
@@ -126,11 +126,12 @@ class _Handler(BaseHTTPRequestHandler):
                 fault.times -= 1
                 return self._send(fault.status, b"fault on demand")
         if match := re.fullmatch(
-            r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info|auth-check)/?([^/]*)/?(.*))?", path
+            r"/api/(models|datasets|spaces)/([^/]+/[^/]+)(?:/(revision|tree|paths-info|auth-check)/?([^/]*)/?(.*))?",
+            path,
         ):
             return self._api(*match.groups())
-        if match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            return self._resolve("datasets" if match[1] else "models", match[2], match[3], match[4])
+        if match := re.fullmatch(r"/(datasets/|spaces/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            return self._resolve((match[1] or "models").rstrip("/"), match[2], match[3], match[4])
         return self._error(404, "EntryNotFound")
 
     def _find(self, kind: str, name: str, revision: str | None) -> tuple[Repo, str] | None:
@@ -271,7 +272,7 @@ def settings_of(source: dict[str, Any], corpus: dict[str, Any]) -> Any:
 
 
 def _calls() -> dict[str, Any]:
-    from lensmith.edge import hub, hub_data, params
+    from lensmith.edge import hub, hub_data, hub_lens, params
     from lensmith.source import packing
 
     def dataset(corpus: dict[str, Any]) -> Any:
@@ -284,6 +285,8 @@ def _calls() -> dict[str, Any]:
         "pin_model": lambda **source: hub.pin_model(params.SourceParams.model_validate(source)).model_dump(),
         "fetch_model": lambda pin: str(hub.fetch_model(hub.ModelPin.model_validate(pin))),
         "fetch_tokenizer": lambda pin: str(hub.fetch_tokenizer(hub.ModelPin.model_validate(pin))),
+        "pin_lens": lambda **lens: hub_lens.pin_lens(params.ImportedParams.model_validate(lens)).model_dump(),
+        "fetch_lens": lambda pin: str(hub_lens.fetch_lens(hub_lens.LensPin.model_validate(pin))),
         "pin_dataset": dataset,
         "build": build,
     }

@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 
 from lensmith import command
-from lensmith.edge import params_file, resolved
-from lensmith.errors import InputError
+from lensmith.edge import params, params_file, resolved
+from lensmith.errors import InputError, IntegrityError
 from lensmith.judge import prompts
 from lensmith.release import scorecard, terminal
 
@@ -16,6 +16,8 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 
 PARAMS = Path("params.yaml")
 METRICS = Path("metrics")
+ARTIFACTS = Path("artifacts")
+RESOLVED = Path("resolved")
 PAGE = Path("plots/report.html")
 
 
@@ -25,7 +27,11 @@ def main() -> None:
 
 
 @app.command()
-def check(file: Annotated[Path, typer.Argument(help="The settings to check.")] = PARAMS) -> None:
+def check(
+    file: Annotated[Path, typer.Argument(help="The settings to check.")] = PARAMS,
+    *,
+    provenance: Annotated[bool, typer.Option(help="Also compute again what each lens says about itself.")] = False,
+) -> None:
     """Check params.yaml and every file that it names, without running anything."""
     models = params_file.read(file)
     for settings in models.values():
@@ -33,6 +39,27 @@ def check(file: Annotated[Path, typer.Argument(help="The settings to check.")] =
         prompts.read_suite(settings.suite.files)
         prompts.read_probes(settings.sweep.probes)
     typer.echo(f"{file}: {len(models)} models, every setting and every file is valid: {', '.join(models)}")
+    if provenance:
+        _check_provenance(list(models))
+
+
+def _check_provenance(keys: list[str]) -> None:
+    from lensmith.lens import audit  # here, so that every other command starts without torch
+
+    fitted = [key for key in keys if (ARTIFACTS / key / "lens" / "provenance.json").exists()]
+    if not fitted:
+        raise InputError(f"{ARTIFACTS}: holds no lens yet. `dvc repro` fits them, `dvc pull` fetches them.")
+    n_wrong = 0
+    for key in fitted:
+        settings, code = params.read_resolved(RESOLVED / "models" / f"{key}.json"), RESOLVED / "code" / "fit.json"
+        found = audit.audit(settings, code, ARTIFACTS / key / "corpus", ARTIFACTS / key / "lens")
+        for line in found.wrong:
+            typer.echo(f"error: {line}", err=True)
+        n_wrong += len(found.wrong)
+        typer.echo(f"{key}: {found.right} facts are right, {len(found.wrong)} wrong")
+        typer.echo(f"{key}: no artifact holds these, they were not checked: {', '.join(found.not_checked)}")
+    if n_wrong:
+        raise IntegrityError(f"{ARTIFACTS}: {n_wrong} recorded facts are wrong. Nothing was changed.")
 
 
 @app.command()

@@ -1,8 +1,8 @@
-"""The only network code, with hub_data.py: a name becomes a pin, a pin becomes files checked byte for byte.
+"""The only network code, with hub_data.py and hub_lens.py: a name becomes a pin, and a pin files that are checked.
 
 A branch or tag can move, so nothing after `prefetch` knows one. A ModelPin says which model was meant: the commit, and
-the sha256 of every file that is read. Only safetensors and the files of tokenizer and configuration are ever fetched:
-no pickles, no code.
+the sha256 of every file that is read. Of a model only safetensors and the files of tokenizer and configuration are ever
+fetched: no pickles, no code.
 
 HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
 """

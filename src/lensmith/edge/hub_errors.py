@@ -24,7 +24,7 @@ UNCHANGED = "Nothing was changed."
 
 
 @contextmanager
-def remote(kind: Literal["model", "dataset"], repo: str, revision: str) -> Iterator[None]:
+def remote(kind: Literal["model", "dataset", "space"], repo: str, revision: str) -> Iterator[None]:
     """Around every use of the network.
 
     Raises:
@@ -39,7 +39,7 @@ def remote(kind: Literal["model", "dataset"], repo: str, revision: str) -> Itera
     except (HfHubHTTPError, EntryNotFoundError, RevisionResolutionError, httpx2.HTTPError, OSError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(f"{kind} {repo}@{revision}: the disk of the cache is full. {RETRY}") from None
-        reason = _reason(error, f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo}")
+        reason = _reason(error, f"{constants.ENDPOINT}/{'' if kind == 'model' else f'{kind}s/'}{repo}")
         if reason is None:
             raise
         raise RemoteError(f"{kind} {repo}@{revision}: {reason}") from None

@@ -86,19 +86,34 @@ class CorpusParams(Section):
         return self
 
 
+class ImportedParams(Section):
+    """Section `imported`: a lens of the package tuned-lens, for fit.kind imported."""
+
+    repo: str | None  # Hub repository; None: folder is a local one
+    repo_type: Literal["model", "dataset", "space"]
+    revision: str  # branch, tag or commit; prefetch pins it
+    folder: str | None  # of config.json and params.pt, in that repository or local
+
+    @model_validator(mode="after")
+    def _whole(self) -> "ImportedParams":
+        if self.repo is not None and self.folder is None:
+            raise ValueError("repo needs folder, where in that repository the lens is, such as lens/gpt2")
+        return self
+
+
 class FitParams(Section):
     """Section `fit`: the lens and how it is trained."""
 
-    kind: Literal["identity", "temperature", "bias", "low_rank", "full"]
+    kind: Literal["identity", "temperature", "bias", "low_rank", "full", "imported"]
     rank: Annotated[int | Literal["auto"], _int_or("auto")]  # auto: clip(d_model // 32, 64, 256)
     norm: Literal["final", "next_input"]  # what a middle layer is normed with before it is decoded
     ladder: list[Literal["temperature", "bias", "full"]]  # smaller or larger kinds, fit beside the lens to compare it
     ladder_epochs: Annotated[float, Field(gt=0)]
-    prism: Literal["off", "lens", "precondition"]  # the plan's shared decoder: measured, or U and V written in it
     start: Literal["norm_lens", "closed_form"]
     coordinates: Literal["plain", "whitened"]  # that U is trained in
     scale: bool  # learn s, a factor per dimension
     temperature: bool  # learn tau, a temperature per layer
+    prism: Literal["off", "lens", "precondition"]  # fit Prism too; `precondition`: and write U and V in its basis
     bank: Literal["disk", "stream"]
     positions_per_seq: Count
     position_min: Fraction  # of the sequence, where sampled positions begin
@@ -184,11 +199,23 @@ class ModelParams(BaseModel):
     key: str
     source: SourceParams
     corpus: CorpusParams
+    imported: ImportedParams
     fit: FitParams
     sweep: SweepParams
     suite: SuiteParams
     gates: GatesParams
     publish: PublishParams
+
+    @model_validator(mode="after")
+    def _lens_origin(self) -> "ModelParams":
+        if (self.fit.kind == "imported") != (self.imported.folder is not None):
+            raise ValueError(
+                f"fit.kind is {self.fit.kind} and imported.folder is {self.imported.folder}; kind imported needs a "
+                "folder, and no other kind may have one"
+            )
+        if self.fit.kind == "imported" and self.fit.prism != "off":
+            raise ValueError(f"fit.prism is {self.fit.prism}, must be off for fit.kind imported: nothing is fit")
+        return self
 
     @model_validator(mode="after")
     def _budgets(self) -> "ModelParams":

@@ -100,12 +100,13 @@ def _git(code: Iterable[str]) -> dict[str, Any]:
     Not HEAD: the commit that adds a fit's own metrics would make the same fit look like another one. Settings are
     recorded by their values.
     """
-    commit = _run_git("log", "-1", "--format=%H", "--", *code)
-    dirty = None if commit is None else bool(_run_git("status", "--porcelain", "--", *code))
+    commit = run_git("log", "-1", "--format=%H", "--", *code)
+    dirty = None if commit is None else bool(run_git("status", "--porcelain", "--", *code))
     return {"git_commit": commit, "git_dirty": dirty}
 
 
-def _run_git(*words: str) -> str | None:
+def run_git(*words: str) -> str | None:
+    """What git prints, None where it cannot."""
     try:
         found = subprocess.run(["git", *words], capture_output=True, text=True, check=True)  # noqa: S603, S607
     except (OSError, subprocess.CalledProcessError):
