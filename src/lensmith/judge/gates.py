@@ -235,7 +235,7 @@ def depth_curve(measured: tables.Measured, settings: ModelParams, quantity: str)
     book = Book(measured, settings.gates)
     rows: list[tuple[object, ...]] = []
     for lens in measured.heldout.lenses:
-        crossings = _crossings(book, lens)
+        crossings = _crossings(book, lens) if lens in (tables.NORMS[0], tables.TUNED) else {}
         for layer in range(tables.first_row(lens), measured.n_layers + 1):
             values = measured.heldout.at(lens, quantity)[:, layer]
             value = float(values.mean()) if values.size and np.isfinite(values).all() else None
@@ -247,7 +247,7 @@ def _crossings(book: Book, lens: str) -> dict[int, str]:
     """Row -> label. The first row by which at least half of the aligned prompts have the answer within rank k."""
     labels: dict[int, str] = {}
     for k in RANKS:
-        first = np.sort(book.suite.first[lens][k]) if lens in book.suite.first else np.empty(0)
+        first = np.sort(book.suite.first[lens][k])
         if first.size == 0 or not np.isfinite(first).all():
             continue
         row = int(first[(first.size - 1) // 2])

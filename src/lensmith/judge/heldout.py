@@ -132,7 +132,8 @@ def _by_position(measured: Heldout, lens: str, n_layers: int) -> list[NDArray[An
 
 def first_row_where(reached: NDArray[np.bool_]) -> NDArray[Any]:
     """The first row, counted from 1, where (..., L) is true; None where it never is."""
-    first: NDArray[Any] = np.where(reached.any(axis=-1), reached.argmax(axis=-1) + 1, None)  # type: ignore[call-overload]
+    first: NDArray[Any] = (reached.argmax(axis=-1) + 1).astype(object)
+    first[~reached.any(axis=-1)] = None
     return first
 
 

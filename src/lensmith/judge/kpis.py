@@ -21,7 +21,7 @@ from lensmith.draws import Stream
 from lensmith.edge.params import GatesParams
 from lensmith.judge import bootstrap
 from lensmith.judge.bootstrap import Draws, Statistic
-from lensmith.judge.tables import NORMS, RANKS, TUNED, Floats, Measured
+from lensmith.judge.tables import NORMS, RANKS, TUNED, Curves, Floats, Measured
 from lensmith.lens.depth import PERCENTILES, depth_row, scaled_layers
 
 Centre = Callable[[Floats], Any]  # np.mean or np.median
@@ -191,6 +191,12 @@ class Book:
     def draw(self, stream: str, clusters: Sequence[object]) -> Draws:
         return bootstrap.draw(clusters, self.limits.bootstrap_samples, Stream(self.limits.seed, stream))
 
+    def heldout_mean(self, lens: str, quantity: str, row: int) -> Kpi:
+        """Mean of any quantity over held-out positions at one row."""
+        values = self.measured.heldout.at(lens, quantity)[:, row]
+        draws = self.draw("bootstrap-heldout", self.blocks(np.array(self.measured.heldout.units, dtype=np.int64)))
+        return Kpi.of(bootstrap.mean, values, draws, self.limits.confidence)
+
     def heldout_kl(self, lens: str, percent: int) -> float:
         """Mean KL(final || lens) over held-out positions, bits."""
         return _mean(self.measured.heldout.at(lens, KL)[:, depth_row(self.measured.n_layers, percent)])
@@ -218,6 +224,11 @@ class Book:
         """The plan's limit in layers, scaled to this model's depth."""
         limit = {10: self.limits.earliness_le_10_layers, 5: self.limits.earliness_le_5_layers}[k]
         return scaled_layers(limit, self.measured.n_layers)
+
+
+def stronger(curves: Curves, row: int, centre: Centre) -> str:
+    """The norm baseline with the lower KL to the model at a row; the final norm where they are equal."""
+    return min(NORMS, key=lambda lens: _centre(curves.at(lens, KL)[:, row], centre))
 
 
 def _centre(values: Floats, centre: Centre) -> float:

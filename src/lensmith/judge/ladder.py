@@ -13,10 +13,11 @@ import numpy as np
 
 from lensmith.judge import bootstrap
 from lensmith.judge.kpis import Book, Kpi
-from lensmith.judge.tables import NORMS, RUNGS, TUNED
+from lensmith.judge.tables import NORMS, TUNED
 from lensmith.lens.depth import PERCENTILES
 
 START = "identity"
+ORDER = ("temperature", "bias", "low_rank", "full")
 
 
 def start(book: Book) -> str:
@@ -27,8 +28,8 @@ def start(book: Book) -> str:
 def rungs(book: Book) -> dict[str, str]:
     """Rung -> name of the lens in the tables, from the norm lens up."""
     lens_of = {rung: rung for rung in book.measured.rungs} | {book.measured.run["lens"]["kind"]: TUNED}
-    last = [kind for kind in lens_of if kind not in (*RUNGS, START)]
-    order = [rung for rung in RUNGS if rung in lens_of] + last
+    last = [kind for kind in lens_of if kind not in (*ORDER, START)]
+    order = [rung for rung in ORDER if rung in lens_of] + last
     return {START: start(book)} | {rung: lens_of[rung] for rung in order}
 
 

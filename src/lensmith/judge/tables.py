@@ -16,7 +16,7 @@ from lensmith.lens.depth import PERCENTILES
 Floats = NDArray[np.float64]
 
 NORMS = ("norm", "norm_next")  # the model's final norm at every layer; the next block's input norm
-RUNGS = ("temperature", "bias", "low_rank", "full")  # smaller and larger lenses of the same form as the tuned one
+RUNGS = ("temperature", "bias", "full")  # smaller and larger lenses of the same form as the tuned one
 RAW, PRISM, TUNED = "raw", "prism", "tuned"  # no norm at all; one decoder for all layers; the lens that is judged
 LENSES = (RAW, *NORMS, *RUNGS, PRISM, TUNED)  # every name that a table may hold, in its order
 ALWAYS = (*NORMS, TUNED)
@@ -155,10 +155,7 @@ def positions(path: Path, n_positions: int, n_layers: int, lenses: Sequence[str]
     for number, row in enumerate(_read_csv(path), 2):
         try:
             where[row["lens"]].append((int(row["seq"]), int(row["position"]), int(row["part"])))
-            found = [
-                float(row[name]) if row[name] else never if name in FIRST else np.nan for name in POSITION_COLUMNS[4:]
-            ]
-            values[row["lens"]].append(found)
+            values[row["lens"]].append([float(row[name] or missing[name]) for name in POSITION_COLUMNS[4:]])
         except (TypeError, ValueError, KeyError) as error:
             raise IntegrityError(f"{path}:{number}: no line of a position ({error})") from None
     one = where[lenses[0]]

@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 
 from lensmith.release import wording
-from lensmith.release.scorecard import PERCENTILES, Scorecard
+from lensmith.release.scorecard import GATES, PERCENTILES, Scorecard
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "invalid": "magenta"}
 LEGEND = ", ".join(f"{wording.SYMBOLS[verdict]} {verdict}" for verdict in COLOURS)
@@ -23,7 +23,7 @@ def verdicts(cards: Iterable[tuple[str, Scorecard]]) -> Table:
     table.add_column("model", overflow="fold")
     for percentile in PERCENTILES:
         table.add_column(f"{percentile} %", justify="right", no_wrap=True)
-    for gate in "ABCDE":
+    for gate in GATES:
         table.add_column(gate, justify="center", no_wrap=True)
     table.add_column("prefer", no_wrap=True)
     for key, card in cards:
