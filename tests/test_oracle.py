@@ -11,12 +11,12 @@ from oracle import Oracle
 from settings import atlas
 
 from lensmith.judge import heldout, probes, suite, tables
-from lensmith.judge.measure import Bench
 from lensmith.judge.prompts import Probe, Prompt
 
-# The tables are made in fp32: they agree to 1e-5 of a number, or of a bit (a probability, a cosine) where it is small.
+# The tables are made in fp32: they agree to 1e-5 of a number; near zero, where that is
+# less than fp32 has, to 5e-6 of a bit, a probability, a cosine.
 RELATIVE = 1e-5
-FLOOR = 1e-5
+FLOOR = 5e-6
 TAUS = (1.0, 2.0, 0.5, 1.0)
 SENTENCES = ("Of course the capital of Ostra is", "The river of the north runs to the", "He")
 PROBES: list[dict[str, Any]] = [
@@ -38,8 +38,14 @@ class Case:
 
 @pytest.fixture(
     scope="module",
-    params=[("llama", "final"), ("gpt2", "next_input"), ("gemma2", "final"), ("cohere", "next_input"), ("phi", "final")],
-    ids=lambda param: "-".join(param),
+    params=[
+        ("llama", "final"),
+        ("gpt2", "next_input"),
+        ("gemma2", "final"),
+        ("cohere", "next_input"),
+        ("phi", "final"),
+    ],
+    ids="-".join,
 )
 def case(request: pytest.FixtureRequest) -> Case:
     return Case(*request.param)
@@ -145,4 +151,3 @@ def test_the_oracle_is_not_the_code(case: Case) -> None:
     reference = case.oracle(ids)
     wrong = reference.resid[-1] @ reference.W_U.T
     assert float(oracle.kl(reference.own, wrong).max()) > 100 * FLOOR
-    assert isinstance(case.bench, Bench)

@@ -249,7 +249,7 @@ class Scorecard:
             False,
             wording.number,
         )
-        asks = "Beside a reading without any norm, the tuned lens carries no higher risk of artefacts than the norm lens."
+        asks = "Beside a reading without any norm, the tuned lens is at no higher risk of artefacts than the norm lens."
         return self._gate("H", "No new artefacts", asks, part)
 
     def _limit(self, name: str) -> float | None:
