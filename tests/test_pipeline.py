@@ -92,7 +92,7 @@ def test_metrics_are_flat_numbers_and_words(lab):
     metrics = json.loads((lab.root / "metrics/one.json").read_text())
 
     assert all(isinstance(value, int | float | str) for value in metrics.values())
-    assert all(metrics[f"gate_{gate}_pass"] == (metrics[f"gate_{gate}"] == "pass") for gate in "ABCDE")
+    assert all(metrics[f"gate_{gate}_pass"] == (metrics[f"gate_{gate}"] == "pass") for gate in "ABCDEFGH")
 
 
 def test_plots_draw_without_a_network(lab):

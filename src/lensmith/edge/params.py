@@ -147,7 +147,9 @@ class SweepParams(Section):
     """Section `sweep`: what is measured layer by layer."""
 
     heldout_seqs: Count  # sequences measured
-    positions_per_seq: Count
+    positions_per_seq: Count  # one in each of as many equal stretches of a sequence
+    seed: int  # of these positions
+    raw: bool  # read the residual without a norm as well
     batch_seqs: Count
     probes: list[str]  # .jsonl of probe prompts, suites/README.md has the form
     top_k: Annotated[int, Field(ge=2, le=20)]
@@ -178,6 +180,9 @@ class GatesParams(Section):
     last_layer_kl_bits: NonNegative
     worst_delta_kl_bits: float
     identity_kl_bits: NonNegative
+    ladder_gain_bits: float
+    position_delta_kl_bits: float
+    risk_tier_steps: NonNegative
     min_prompts: Count
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]

@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 
 from lensmith.release import wording
-from lensmith.release.scorecard import PERCENTILES, Scorecard
+from lensmith.release.scorecard import GATES, PERCENTILES, Scorecard
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "invalid": "magenta"}
 LEGEND = ", ".join(f"{wording.SYMBOLS[verdict]} {verdict}" for verdict in COLOURS)
@@ -23,12 +23,12 @@ def verdicts(cards: Iterable[tuple[str, Scorecard]]) -> Table:
     table.add_column("model", overflow="fold")
     for percentile in PERCENTILES:
         table.add_column(f"{percentile} %", justify="right", no_wrap=True)
-    for gate in "ABCDE":
-        table.add_column(gate, justify="center", no_wrap=True)
+    table.add_column(" ".join(GATES), no_wrap=True)  # one column, so that eight gates fit into 80
     table.add_column("prefer", no_wrap=True)
     for key, card in cards:
         marks = [f"[{COLOURS[gate.verdict]}]{wording.SYMBOLS[gate.verdict]}[/]" for gate in card.gates]
-        table.add_row(key, *(_change(card, percentile) for percentile in PERCENTILES), *marks, card.preferred)
+        changes = (_change(card, percentile) for percentile in PERCENTILES)
+        table.add_row(key, *changes, " ".join(marks), card.preferred)
     return table
 
 
