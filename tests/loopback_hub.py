@@ -1,6 +1,7 @@
 """A small Hub on the loopback interface, for the real clients: nothing of ours is replaced in these tests.
 
-LoopbackHub serves models and datasets: commits, branches, tags, LFS records, ranges, gates, and faults on demand.
+LoopbackHub serves models and datasets: commits, branches, tags, LFS records, ranges, gates, and faults on demand;
+loopback_writes.py holds what it lets be written.
 Client is a child process that uses it, since huggingface_hub reads its environment when it is imported.
 """
 
@@ -13,12 +14,16 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a script, this file's own folder is there instead
+
+from tests.loopback_writes import Writes, git_id, is_lfs  # noqa: E402
+
 Files = dict[str, bytes]
 
 
@@ -33,11 +38,12 @@ class Repo:
 
 @dataclass
 class Fault:
-    """The next `times` requests whose "METHOD path" matches `pattern` get `status`."""
+    """The next `times` requests whose "METHOD path" matches `pattern` get `status`; `after` they were obeyed."""
 
     pattern: str
     status: int
     times: int
+    after: bool = False
 
 
 class LoopbackHub:
@@ -48,6 +54,8 @@ class LoopbackHub:
         self.faults: list[Fault] = []
         self.flipped: set[str] = set()  # paths whose downloads have one bit flipped
         self.requests: list[str] = []  # "METHOD path"
+        self.large: dict[str, bytes] = {}  # uploads that wait for their commit, by sha256
+        self.lock = threading.RLock()
         hub = self
 
         class Handler(_Handler):
@@ -83,14 +91,6 @@ class LoopbackHub:
         return found
 
 
-def git_id(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def is_lfs(path: str) -> bool:
-    return path.endswith((".safetensors", ".parquet", ".bin", "tokenizer.json"))
-
-
 def entry(path: str, content: bytes) -> dict[str, Any]:
     record: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": git_id(content)}
     if is_lfs(path):
@@ -98,7 +98,7 @@ def entry(path: str, content: bytes) -> dict[str, Any]:
     return record
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Writes):
     protocol_version = "HTTP/1.1"
     state: LoopbackHub
 
@@ -121,12 +121,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.query = parse_qs(split.query)
         line = f"{self.command} {path}"
         self.state.requests.append(line)
+        self.fault: int | None = None
         for fault in self.state.faults:
             if fault.times > 0 and re.search(fault.pattern, line):
                 fault.times -= 1
-                return self._send(fault.status, b"fault on demand")
+                if not fault.after:
+                    return self._send(fault.status, b"fault on demand")
+                self.fault = fault.status
+        if self.write(path):
+            return None
         if match := re.fullmatch(
-            r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info|auth-check)/?([^/]*)/?(.*))?", path
+            r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info|auth-check|refs)/?([^/]*)/?(.*))?", path
         ):
             return self._api(*match.groups())
         if match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
@@ -151,6 +156,8 @@ class _Handler(BaseHTTPRequestHandler):
         files = repo.commits[sha]
         if what == "auth-check" and repo.gated and "Authorization" not in self.headers:
             self._error(401, "GatedRepo")
+        elif what == "refs":
+            self._json(self.refs(repo.refs))
         elif what == "tree":
             self._json(self._tree(files, below or ""))
         elif what == "paths-info":
@@ -205,6 +212,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": code, **(headers or {})})
 
     def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        if self.fault is not None:
+            status, body = self.fault, b"fault on demand"
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
