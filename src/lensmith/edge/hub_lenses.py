@@ -38,7 +38,7 @@ def download(repo: str, model: str | None, revision: str | None, to: Path | None
         RemoteError: the Hub refused, or could not be reached.
     """
     revision = revision or newest(repo)
-    index, _ = lookup(repo, revision)
+    index, _ = index_of(repo, revision)
     wanted = [release_index.pick(index, model, f"{repo}@{revision}")] if model else sorted(index)
     paths = [path for model_id in wanted for path, _ in index[model_id].files()]
     if not sys.stderr.isatty():
@@ -54,8 +54,16 @@ def download(repo: str, model: str | None, revision: str | None, to: Path | None
     return folder
 
 
-def lookup(repo: str, revision: str | None) -> tuple[dict[str, Entry], str]:
-    """The index of a repository of lenses, and the revision that it was read at."""
+def index_of(place: str | Path, revision: str | None) -> tuple[dict[str, Entry], str | None]:
+    """The index of a release, and the revision that it was read at: None for a folder.
+
+    Raises:
+        InputError: `place` is no release.
+        RemoteError: it is no folder, and the Hub refused or could not be reached.
+    """
+    if Path(place).is_dir():
+        return release_index.read(Path(place)), None
+    repo = str(place)
     revision = revision or newest(repo)
     with remote(KIND, repo, revision):
         try:

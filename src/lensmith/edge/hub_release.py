@@ -10,7 +10,7 @@ what a first one began:
     read back                          every sha256 as the Hub has it now
 """
 
-import datetime
+import datetime as dt
 import difflib
 import itertools
 import json
@@ -76,7 +76,7 @@ class State:
         return {*self.tags, *(entry["tl_version"] for entry in self.index.values() if entry.get("tl_version"))}
 
 
-def push(parcel: Parcel, repo: str, today: datetime.date) -> Published:
+def push(parcel: Parcel, repo: str, today: dt.date) -> Published:
     """Release a parcel in a dataset repository, which is created where it is missing.
 
     Raises:
@@ -96,7 +96,7 @@ def push(parcel: Parcel, repo: str, today: datetime.date) -> Published:
     return Published(repo, commit, version)
 
 
-def preview(parcel: Parcel, repo: str, today: datetime.date) -> Iterator[str]:
+def preview(parcel: Parcel, repo: str, today: dt.date) -> Iterator[str]:
     """What `push` would do, in lines: each file with its size, the tag, and the change to INDEX.json."""
     with remote(KIND, repo, parcel.tag or "main", writing=True):
         now = _read(HfApi(), repo)
@@ -131,7 +131,7 @@ def _index_at(repo: str, commit: str) -> Index:
     return index
 
 
-def _commit(api: HfApi, repo: str, parcel: Parcel, today: datetime.date) -> tuple[str, str]:
+def _commit(api: HfApi, repo: str, parcel: Parcel, today: dt.date) -> tuple[str, str]:
     """The version of the parcel, and the commit that its tag belongs on."""
     for attempt in itertools.count(1):
         now = _read(api, repo)
@@ -162,7 +162,7 @@ def _released(repo: str, now: State, parcel: Parcel) -> str | None:
     return version if there == parcel.entry and parcel.tag in (None, version) else None
 
 
-def _choose(now: State, parcel: Parcel, today: datetime.date) -> str:
+def _choose(now: State, parcel: Parcel, today: dt.date) -> str:
     day = f"v{today:%Y.%m.%d}"
     own = str((now.index.get(parcel.model_id) or {}).get("tl_version"))
     again = own == day or own.startswith(f"{day}.")
@@ -173,8 +173,8 @@ def _choose(now: State, parcel: Parcel, today: datetime.date) -> str:
         return wanted
     free = _next_free(".".join(wanted.split(".")[:3]), now.taken)
     raise InputError(
-        f"{wanted} is taken by other bytes, and a tag is never moved. Set publish.tag of {parcel.model_id} to {free} to "
-        "release these. Nothing was sent."
+        f"{wanted} is taken by other bytes, and a tag is never moved. Set publish.tag of {parcel.model_id} to {free} "
+        "to release these. Nothing was sent."
     )
 
 
