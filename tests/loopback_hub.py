@@ -6,6 +6,7 @@ Client is a child process that uses it, since huggingface_hub reads its environm
 """
 
 import contextlib
+import datetime as dt
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import re
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -38,12 +39,16 @@ class Repo:
 
 @dataclass
 class Fault:
-    """The next `times` requests whose "METHOD path" matches `pattern` get `status`; `after` they were obeyed."""
+    """`times` requests whose "METHOD path" matches `pattern`, after the first `skip`, get `status`.
+
+    They are not obeyed or, where `after` is true, are: the client is only not told.
+    """
 
     pattern: str
     status: int
     times: int
     after: bool = False
+    skip: int = 0
 
 
 class LoopbackHub:
@@ -105,15 +110,6 @@ class _Handler(Writes):
     def log_message(self, *_: object) -> None:
         """Keep quiet: the tests read `requests`."""
 
-    def do_HEAD(self) -> None:
-        self._route()
-
-    def do_GET(self) -> None:
-        self._route()
-
-    def do_POST(self) -> None:
-        self._route()
-
     def _route(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         split = urlsplit(self.path)
@@ -124,6 +120,9 @@ class _Handler(Writes):
         self.fault: int | None = None
         for fault in self.state.faults:
             if fault.times > 0 and re.search(fault.pattern, line):
+                fault.skip -= 1
+                if fault.skip >= 0:
+                    continue
                 fault.times -= 1
                 if not fault.after:
                     return self._send(fault.status, b"fault on demand")
@@ -280,7 +279,8 @@ def settings_of(source: dict[str, Any], corpus: dict[str, Any]) -> Any:
 
 
 def _calls() -> dict[str, Any]:
-    from lensmith.edge import hub, hub_data, params
+    from lensmith.edge import catalogue, hub, hub_data, hub_lenses, hub_release, params
+    from lensmith.release import package, verify
     from lensmith.source import packing
 
     def dataset(corpus: dict[str, Any]) -> Any:
@@ -289,7 +289,27 @@ def _calls() -> dict[str, Any]:
     def build(source: dict[str, Any], corpus: dict[str, Any], out: str) -> None:
         packing.build(settings_of(source, corpus), Path(out))
 
+    def parcel(folder: str, model_id: str, tag: str | None = None) -> Any:
+        entry = json.loads((Path(folder) / "INDEX.json").read_bytes())[model_id]
+        return hub_release.Parcel(model_id, Path(folder), entry, package.dataset_card, tag)
+
+    def push(repo: str, day: str, **what: Any) -> Any:
+        return asdict(hub_release.push(parcel(**what), repo, dt.date.fromisoformat(day)))
+
+    def preview(repo: str, day: str, **what: Any) -> Any:
+        return list(hub_release.preview(parcel(**what), repo, dt.date.fromisoformat(day)))
+
+    def download(repo: str, model: str | None = None, revision: str | None = None) -> str:
+        return str(hub_lenses.download(repo, model, revision))
+
     return {
+        "push": push,
+        "preview": preview,
+        "download": download,
+        "newest": hub_lenses.newest,
+        "licences": lambda repo, commit: {n: t.decode() for n, t in hub_lenses.licence_texts(repo, commit).items()},
+        "propose": lambda repo, key=None: asdict(catalogue.propose(repo, key)),
+        "verify": verify.run,
         "pin_model": lambda **source: hub.pin_model(params.SourceParams.model_validate(source)).model_dump(),
         "fetch_model": lambda pin: str(hub.fetch_model(hub.ModelPin.model_validate(pin))),
         "fetch_tokenizer": lambda pin: str(hub.fetch_tokenizer(hub.ModelPin.model_validate(pin))),

@@ -35,6 +35,15 @@ class Writes(BaseHTTPRequestHandler):
     _error: Callable[..., None]
     _send: Callable[..., None]
 
+    def do_HEAD(self) -> None:
+        self._route()
+
+    def do_GET(self) -> None:
+        self._route()
+
+    def do_POST(self) -> None:
+        self._route()
+
     def do_PUT(self) -> None:
         self._route()
 

@@ -12,6 +12,7 @@ what a first one began:
 
 import datetime as dt
 import difflib
+import hashlib
 import itertools
 import json
 import sys
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -88,8 +89,6 @@ def push(parcel: Parcel, repo: str, today: dt.date) -> Published:
     if not sys.stderr.isatty():
         disable_progress_bars()  # in a log file every redraw of a bar is a line
     with remote(KIND, repo, parcel.tag or "main", writing=True):
-        if _read(api, repo).head is None:
-            api.create_repo(repo, repo_type=KIND, exist_ok=True)
         version, commit = _commit(api, repo, parcel, today)
         _tag(api, repo, version, commit)
     _compare(api, repo, commit, parcel.hashes)
@@ -135,6 +134,9 @@ def _commit(api: HfApi, repo: str, parcel: Parcel, today: dt.date) -> tuple[str,
     """The version of the parcel, and the commit that its tag belongs on."""
     for attempt in itertools.count(1):
         now = _read(api, repo)
+        if now.head is None:
+            api.create_repo(repo, repo_type=KIND, exist_ok=True)
+            now = _read(api, repo)
         if version := _released(repo, now, parcel):
             return version, now.tags.get(version) or str(now.head)
         version = _choose(now, parcel, today)
@@ -233,5 +235,5 @@ def _hashes_at(api: HfApi, repo: str, commit: str, paths: Iterable[str]) -> Iter
         elif lfs := there[path].lfs:
             yield path, lfs.sha256
         else:  # of a small file the Hub records no sha256: read it
-            file = hf_hub_download(repo, path, repo_type=KIND, revision=commit, force_download=True)
-            yield path, artifacts.sha256_file(Path(file))
+            content = HfFileSystem().read_bytes(f"datasets/{repo}@{commit}/{path}")
+            yield path, hashlib.sha256(content).hexdigest()
