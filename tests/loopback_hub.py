@@ -105,6 +105,7 @@ def entry(path: str, content: bytes) -> dict[str, Any]:
 
 class _Handler(Writes):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else every answer with a body waits 40 ms for the client's acknowledgement
     state: LoopbackHub
 
     def log_message(self, *_: object) -> None:
