@@ -231,11 +231,13 @@ def _folder(path: str) -> dict[str, Any]:
 class Client:
     """A child process with its own cache that calls our functions; `call` gives their result as JSON, or raises."""
 
-    def __init__(self, url: str, home: Path, **environment: str) -> None:
+    def __init__(self, url: str, home: Path, *, cwd: Path = ROOT, **environment: str) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
         ours = {
             "HF_ENDPOINT": url,
             "HF_HOME": str(home),
+            "LENSMITH_HOME": str(home / "lensmith"),
+            "OMP_NUM_THREADS": "1",
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "TOKENIZERS_PARALLELISM": "false",
@@ -247,7 +249,7 @@ class Client:
             stdout=subprocess.PIPE,
             text=True,
             env=clean | ours | environment,
-            cwd=ROOT,
+            cwd=cwd,
         )
 
     def call(self, function: str, **arguments: Any) -> Any:
@@ -280,9 +282,15 @@ def settings_of(source: dict[str, Any], corpus: dict[str, Any]) -> Any:
 
 
 def _calls() -> dict[str, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
     from lensmith.edge import catalogue, hub, hub_data, hub_lenses, hub_release, params
-    from lensmith.release import package, verify
+    from lensmith.lens import fit
+    from lensmith.lens.translators import Lens
+    from lensmith.release import package, publishing, verify
     from lensmith.source import packing
+    from lensmith.source.backbone import Backbone
 
     def dataset(corpus: dict[str, Any]) -> Any:
         return hub_data.pin_dataset(params.CorpusParams.model_validate(corpus)).model_dump(mode="json")
@@ -303,7 +311,30 @@ def _calls() -> dict[str, Any]:
     def download(repo: str, model: str | None = None, revision: str | None = None) -> str:
         return str(hub_lenses.download(repo, model, revision))
 
+    def stage(name: str, settings: dict[str, Any], paths: dict[str, str]) -> None:
+        chosen = params.ModelParams.model_validate(settings)
+        at = {place: Path(path) for place, path in paths.items()}
+        if name == "fit":
+            fit.run(chosen, at["code"], at["corpus"], at["lens"])
+        else:
+            out = at.pop("release")
+            publishing.run(chosen, publishing.Sources(**at), out)
+
+    def logits(place: str, model: str, base: str, revision: str | None = None) -> Any:
+        """What a published or local lens reads after each block at the last of a few tokens."""
+        backbone = Backbone.of(AutoModelForCausalLM.from_pretrained(base))
+        local = (Path(place) / "weights.safetensors").exists()
+        lens = (
+            Lens.load(Path(place))
+            if local
+            else Lens.from_pretrained(place, model=model, revision=revision, base=backbone)
+        )
+        resid = backbone.capture(torch.arange(2, 9)[None], torch.tensor([[6]]))[0]
+        return [lens.logits(backbone.head, resid[:, row], row)[0].tolist() for row in range(1, backbone.n_layers + 1)]
+
     return {
+        "stage": stage,
+        "logits": logits,
         "push": push,
         "preview": preview,
         "download": download,
