@@ -110,7 +110,9 @@ class StreamedLens:
         if not 1 <= row <= self.n_layers:
             raise ValueError(f"StreamedLens.layer: row is {row}, must be in 1..{self.n_layers}")
         with _opened(self.path) as file:
-            own = {name: file.get_slice(name)[row - 1 : row] for name in TENSORS}
+            own = {
+                name: file.get_slice(name)[row - 1 : row].clone() for name in TENSORS
+            }  # a slice holds on to the file
         # One layer seen as if every layer were it, which takes no memory: the lens's own code finds it at its row.
         return Lens(
             **self.form, **{name: tensor.expand(self.n_layers, *tensor.shape[1:]) for name, tensor in own.items()}
