@@ -8,6 +8,7 @@ import pytest
 import torch
 from released import TINY, save_release
 from safetensors.torch import load_file, save_file
+from settings import REPOSITORY
 from tiny import tiny_model
 
 from lensmith.edge import artifacts
@@ -132,3 +133,21 @@ def test_an_index_that_is_no_index_is_refused(release):
         (release / "INDEX.json").write_text(text)
         with pytest.raises(IntegrityError, match=r"INDEX\.json"):
             Lens.from_pretrained(release)
+
+
+def test_the_readmes_five_lines_run_as_printed(made, tmp_path, monkeypatch):
+    """They are the first thing that a reader tries; here with a tiny model in the place of the bundled one."""
+    for name, place in (("model", "demo/atlas"), ("release", "release/atlas")):
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).symlink_to(made[0].parent / name)
+    monkeypatch.chdir(tmp_path)
+    code = (REPOSITORY / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line]) == 5
+    if not hasattr(Lens, "trajectory"):
+        code = code[: code.index("lens.trajectory")]
+
+    names: dict[str, object] = {}
+    exec(code, names)
+
+    assert names["lens"].w_u_sha256 is not None
+    assert (tmp_path / "trajectory.html").exists() == hasattr(Lens, "trajectory")
