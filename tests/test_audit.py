@@ -84,7 +84,7 @@ def test_every_recorded_fact_is_objected_to_when_it_is_edited(lab, record, monke
     path, about = record
     loaded = module.Backbone.load(lab[0].source, module.corpus.Manifest.read(lab[1] / "artifacts/atlas/corpus").model)
     monkeypatch.setattr(module.Backbone, "load", lambda *_: loaded)
-    monkeypatch.setattr(module.provenance, "run_git", lambda *_: None)  # commits have a test of their own
+    monkeypatch.setattr(module.git, "run", lambda *_: None)  # commits have a test of their own
     unseen = []
     for leaf in leaves(about):
         if leaf[0] in NOT_CHECKED and leaf[0] != "val_kl_bits_by_layer":

@@ -13,7 +13,7 @@ from settings import atlas, fit_params
 from tiny import save_tiny, tiny_model
 from torch import Tensor
 
-from lensmith.edge import artifacts, hub_lens
+from lensmith.edge import artifacts, hub_imported
 from lensmith.edge.params import ImportedParams
 from lensmith.errors import InputError, IntegrityError, NumericError
 from lensmith.judge.measure import Bench
@@ -52,7 +52,7 @@ def publish(folder: Path, backbone: Backbone, *, tensors: object = None, **confi
 
 def read(folder: Path, backbone: Backbone) -> tuple[Lens, dict]:
     settings = ImportedParams(repo=None, repo_type="space", revision="main", folder=str(folder))
-    return imported.load(hub_lens.pin_lens(settings), backbone)
+    return imported.load(hub_imported.pin_lens(settings), backbone)
 
 
 def residuals(backbone: Backbone) -> Tensor:
@@ -155,8 +155,8 @@ def test_files_that_are_missing_or_changed_after_the_pin_are_refused(tmp_path, b
     """At prefetch a missing file is bad input; afterwards the pin was broken."""
     settings = ImportedParams(repo=None, repo_type="space", revision="main", folder=str(tmp_path))
     with pytest.raises(InputError, match=r"no config\.json and no params\.pt"):
-        hub_lens.pin_lens(settings)
-    pin = hub_lens.pin_lens(settings.model_copy(update={"folder": str(publish(tmp_path / "lens", backbone))}))
+        hub_imported.pin_lens(settings)
+    pin = hub_imported.pin_lens(settings.model_copy(update={"folder": str(publish(tmp_path / "lens", backbone))}))
     publish(tmp_path / "lens", backbone, base_model_revision="another")
 
     with pytest.raises(IntegrityError, match=r"config\.json has sha256"):

@@ -190,10 +190,20 @@ class GatesParams(Section):
 
 
 class PublishParams(Section):
-    """Section `publish`: what the packaged lens says about itself."""
+    """Section `publish`: what the packaged lens says about itself, and where it is sent."""
 
     license: str  # of the lens, an SPDX id
     base_license: str | None  # of the base model, None where it is not known
+    base_license_file: str | None  # its text; None to take it from the model's own repository
+    repo: str | None  # dataset repository on the Hub, org/name; None to package only
+    tag: Annotated[str | None, Field(pattern=r"^v\d{4}\.\d\d\.\d\d(\.[1-9]\d*)?$")]  # None: today's, in UTC
+    allow_failed_gates: bool  # send a lens that did not pass every gate, and say so in the index
+
+    @model_validator(mode="after")
+    def _target(self) -> "PublishParams":
+        if self.repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
+            raise ValueError(f"repo is {self.repo!r}, must be org/name")
+        return self
 
 
 class ModelParams(BaseModel):

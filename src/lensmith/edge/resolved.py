@@ -42,6 +42,7 @@ def with_inputs(settings: ModelParams, root: Path) -> dict[str, Any]:
         "imported": [settings.imported.folder] if settings.imported.folder and settings.imported.repo is None else [],
         "sweep": settings.sweep.probes,
         "suite": settings.suite.files,
+        "publish": [settings.publish.base_license_file] if settings.publish.base_license_file else [],
     }
     for section, paths in named.items():
         for path in paths:

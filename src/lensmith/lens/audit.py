@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lensmith.edge import artifacts, fingerprint
+from lensmith.edge import artifacts, fingerprint, git
 from lensmith.edge.params import ModelParams
 from lensmith.errors import IntegrityError
 from lensmith.lens import budget, imported, provenance, training
@@ -148,11 +148,11 @@ def _mean_faults(recorded: dict[str, Any], lens_dir: Path) -> Iterator[str]:
 def _commit_faults(recorded: dict[str, Any]) -> tuple[list[str], bool]:
     """Whether the recorded commit holds the recorded code, and whether that could be asked here."""
     commit, is_dirty = recorded["git_commit"], recorded["git_dirty"]
-    if provenance.run_git("rev-parse", "HEAD") is None or commit is None:
+    if git.run("rev-parse", "HEAD") is None or commit is None:
         return [], False
-    if provenance.run_git("cat-file", "-e", f"{commit}^{{commit}}") is None:
+    if git.run("cat-file", "-e", f"{commit}^{{commit}}") is None:
         return [f"git_commit is {commit}, which this repository does not have"], True
-    held = {name: provenance.run_git("show", f"{commit}:{name}") for name in recorded["code"]}
+    held = {name: git.run("show", f"{commit}:{name}") for name in recorded["code"]}
     other = [name for name, text in held.items() if _code_hash(text) != recorded["code"][name]]
     if not is_dirty and other:
         return [f"git_commit is {commit}, where {other[0]} is other code than was recorded"], True

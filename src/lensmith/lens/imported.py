@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lensmith.edge import artifacts, hub_lens
-from lensmith.edge.hub_lens import LensPin
+from lensmith.edge import artifacts, hub_imported
+from lensmith.edge.hub_imported import LensPin
 from lensmith.edge.params import FitParams
 from lensmith.errors import InputError, IntegrityError, NumericError
 from lensmith.lens import training
@@ -44,10 +44,10 @@ def load(pin: LensPin | None, backbone: Backbone) -> tuple[Lens, dict[str, Any]]
     """
     if pin is None:
         raise IntegrityError(f"fit.kind is imported, but the corpus has no pinned lens. Run prefetch again. {UNREAD}")
-    folder = hub_lens.fetch_lens(pin)
-    config = _config(folder / hub_lens.CONFIG, pin.place)
+    folder = hub_imported.fetch_lens(pin)
+    config = _config(folder / hub_imported.CONFIG, pin.place)
     _check_model(config, backbone, pin.place)
-    tensors = _tensors(folder / hub_lens.PARAMS, config, backbone.d_model, pin.place)
+    tensors = _tensors(folder / hub_imported.PARAMS, config, backbone.d_model, pin.place)
     about = pin.model_dump(mode="json") | {
         "config": config,
         "left_out": "translator 0, which reads the embedding",

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lensmith.edge import artifacts
 from lensmith.edge.hub import ModelPin
-from lensmith.edge.hub_lens import LensPin
+from lensmith.edge.hub_imported import LensPin
 from lensmith.errors import IntegrityError
 
 MANIFEST = "manifest.json"

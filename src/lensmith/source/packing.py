@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lensmith.edge import artifacts, hub, hub_lens
+from lensmith.edge import artifacts, hub, hub_imported
 from lensmith.edge.params import CorpusParams, ModelParams
 from lensmith.errors import InputError
 from lensmith.source import documents
@@ -39,7 +39,7 @@ MAX_FAULTS = 0.01  # of all rows read
 MAX_IDLE = 100_000
 UNWRITTEN = "Nothing was written."
 
-Pins = dict[str, hub.ModelPin | hub_lens.LensPin | None]
+Pins = dict[str, hub.ModelPin | hub_imported.LensPin | None]
 Encode = Callable[[list[str]], list[list[int]]]
 
 
@@ -91,7 +91,7 @@ def build(settings: ModelParams, out: Path) -> None:
         RemoteError: the Hub refused, or could not be reached.
     """
     corpus = settings.corpus
-    pin, lens = hub.pin_model(settings.source), hub_lens.pin_lens(settings.imported)
+    pin, lens = hub.pin_model(settings.source), hub_imported.pin_lens(settings.imported)
     folder = hub.fetch_tokenizer(pin)
     vocab_size = _check_model(folder, pin.place, corpus.seq_len)
     tokenizer = load_tokenizer(folder, pin.place)
