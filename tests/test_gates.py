@@ -55,7 +55,7 @@ class World:
         self.last_layer: list[float | None] = [0.01] * seqs
         self.lenses: tuple[str, ...] = LENSES
         self.kind, self.block_seqs = "low_rank", 1
-        self.at_position: Callable[[int, str], float] = lambda place, lens: 0.0  # added to the KL there
+        self.at_position: Callable[[int, str, int], float] = lambda place, lens, percent: 0.0  # added to the KL there
         self.tiers: dict[str, str] = {"norm": "high", "tuned": "high"}
         self.folder = folder
 
@@ -99,7 +99,7 @@ class World:
                 ranks = [self.rank(unit, layer, name) for layer in range(1, self.n_layers + 1)]
                 first = [next((i for i, rank in enumerate(ranks, 1) if rank < k), None) for k in (10, 5, 1)]
                 at = [self.kl(unit, depth_row(self.n_layers, p), name) for p in (25, 50, 75)]
-                kl = [value + self.at_position(place, name) for value in at]
+                kl = [bits + self.at_position(place, name, p) for bits, p in zip(at, (25, 50, 75), strict=True)]
                 share = sum(rank < 1 for rank in ranks) / self.n_layers
                 lines.append([unit, 4 * place, place // 2, name, *first, None, share, *kl])
         artifacts.write_csv(self.sweep / "positions.csv", tables.POSITION_COLUMNS, lines)
@@ -160,7 +160,7 @@ def break_d(world: World) -> None:
     """On prompts half a bit is lost at row 3, which is 75 %; on held-out text nothing is."""
     good = world.kl
     world.kl = lambda unit, layer, lens: 3.5 if (layer, lens) == (3, "tuned") else good(unit, layer, lens)
-    world.at_position = lambda place, lens: -2.5 if lens == "tuned" else 0.0
+    world.at_position = lambda place, lens, percent: -2.5 if lens == "tuned" else 0.0
 
 
 def break_e(world: World) -> None:
@@ -170,12 +170,12 @@ def break_e(world: World) -> None:
 
 def break_f(world: World) -> None:
     """On held-out text the bias lens is as close to the model as the tuned one."""
-    world.at_position = lambda place, lens: -1.0 if lens == "bias" else 0.0
+    world.at_position = lambda place, lens, percent: -1.0 if lens == "bias" else 0.0
 
 
 def break_g(world: World) -> None:
     """In the first half of the context the tuned lens loses half a bit; over all of it, it still gains."""
-    world.at_position = lambda place, lens: {True: 2.5, False: -0.9}[place < 2] if lens == "tuned" else 0.0
+    world.at_position = lambda place, lens, percent: {True: 2.5, False: -0.9}[place < 2] if lens == "tuned" else 0.0
     good = world.kl
     world.kl = lambda unit, layer, lens: good(unit, layer, lens) + (layer < 4 and lens in ("bias", "temperature"))
 
@@ -263,12 +263,23 @@ def test_the_judged_lens_stands_at_its_own_rung(world: World, kind: str, order: 
 
 def test_parts_of_the_context_are_judged_apart(world: World) -> None:
     """1 bit more in the first part, for both norms: 3 bits are saved there, 2 in the other, 2.5 over both."""
-    world.at_position = lambda place, lens: 1.0 if place < 2 and "norm" in lens else 0.0
+    world.at_position = lambda place, lens, percent: 1.0 if place < 2 and "norm" in lens else 0.0
     found = world.judge()
 
     assert [found[f"position_delta_kl_bits_50_part_{part}"] for part in (0, 1)] == [3.0, 2.0]
     assert found["heldout_delta_kl_bits_50"] == 2.5
     assert (found["position_part_1_first"], found["position_part_1_last"]) == (8, 15)
+
+
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("depth", [25, 50, 75])
+def test_one_part_at_one_depth_fails_gate_g(world: World, part: int, depth: int) -> None:
+    """Half a bit is lost there and nowhere else: the other five numbers do not make up for it."""
+    world.at_position = lambda place, lens, percent: (
+        2.5 if (lens, place // 2, percent) == ("tuned", part, depth) else 0.0
+    )
+    found = world.judge()
+    assert (found["gate_G"], found["preferred"]) == ("fail", 0)
 
 
 def test_heldout_earliness_is_of_the_models_own_token(world: World) -> None:
