@@ -13,12 +13,13 @@ The kinds are a ladder, each the same map with fewer free parameters:
     identity (none)   temperature (tau)   bias (+ c)   low_rank (+ s, U, V)   full (rank = d_model)
 """
 
+import importlib
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from safetensors import safe_open
@@ -30,7 +31,12 @@ from lensmith.edge import artifacts
 from lensmith.edge.params import FitParams
 from lensmith.errors import InputError, IntegrityError
 from lensmith.lens.form import TENSORS, WEIGHTS
-from lensmith.source.backbone import Head, NormKind
+from lensmith.source.backbone import Backbone, Head, NormKind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lensmith.release.trajectory import Trajectory
 
 
 def rank_of(settings: FitParams, d_model: int) -> int:
@@ -111,6 +117,19 @@ class Lens:
         """What the lens reads in resid (n, d_model) after block `row` - 1: (n, d_vocab), float32."""
         y = self.translate(head.norm(resid, row, self.norm), row)
         return head.logits(y, self.log_tau[row - 1])
+
+    def trajectory(
+        self, model: "PreTrainedModel | Backbone", tokenizer: "PreTrainedTokenizerBase", text: str, top_k: int = 5
+    ) -> "Trajectory":
+        """What the norm lens and this lens read at every layer and position of a text: `.figure()`, `.frame()`.
+
+        Raises:
+            InputError: the text is empty or too long, or the model is of another shape.
+        """
+        # By name: an import statement would make the code of a picture part of every fit (edge/fingerprint.py).
+        pictures = importlib.import_module("lensmith.release.trajectory")
+        drawn: Trajectory = pictures.Trajectory.of(self, model, tokenizer, text, top_k)
+        return drawn
 
     def with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Lens":
         """The same lens with `change` applied to each tensor."""
