@@ -32,7 +32,7 @@ from lensmith.lens.depth import PERCENTILES, depth_row
 
 Verdict = Literal["pass", "fail", "inconclusive", "invalid"]
 GATES = "ABCDE"
-PLOTTED = ("norm", tables.TUNED)
+CURVE_COLUMNS = ("layer", "lens", "{quantity}", "crossing", "lo", "hi", "guide")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def run(  # noqa: PLR0917 (a stage takes as many paths as it has)
     _same_edition(settings, measured.about)
     artifacts.write_json(metrics, judge(measured, settings.gates))
     for path, quantity in ((kl, "kl_final_lens_bits"), (cosine, "cos_to_final")):
-        artifacts.write_csv(path, ("layer", "lens", quantity, "crossing"), depth_curve(measured, settings, quantity))
+        columns = [name.format(quantity=quantity) for name in CURVE_COLUMNS]
+        artifacts.write_csv(path, columns, depth_curve(measured, settings, quantity))
 
 
 def judge(measured: tables.Measured, limits: GatesParams) -> dict[str, Any]:
@@ -179,18 +180,21 @@ def _limits(book: Book) -> dict[str, Any]:
 
 
 def depth_curve(measured: tables.Measured, settings: ModelParams, quantity: str) -> list[tuple[object, ...]]:
-    """Mean over held-out positions by layer, (layer, lens, value, crossing); a number that is not finite is left empty.
+    """CURVE_COLUMNS of each lens: the mean over held-out positions by layer, and its interval. Empty: not finite.
 
-    `crossing` names the ranks that half of the suite's answers have reached by that layer, at the layer where they do.
+    `crossing` names the ranks that half of the suite's answers have reached by that layer, at the layer where they do;
+    `guide` the depths that the gates read, once for all lenses.
     """
     book = Book(measured, settings.gates)
     rows: list[tuple[object, ...]] = []
-    for lens in PLOTTED:
-        crossings = _crossings(book, lens)
+    guides = {depth_row(measured.n_layers, percent): f"{percent} %" for percent in PERCENTILES}
+    for lens in tables.LENSES:
+        crossings = _crossings(book, lens) if lens in (tables.NORMS[0], tables.TUNED) else {}
         for layer in range(lens == tables.TUNED, measured.n_layers + 1):
-            values = measured.heldout.at(lens, quantity)[:, layer]
-            value = float(values.mean()) if values.size and np.isfinite(values).all() else None
-            rows.append((layer, lens, value, crossings.get(layer, "")))
+            mean = book.heldout_mean(lens, quantity, layer)
+            value, lo, hi = (mean.value, mean.lo, mean.hi) if mean.finite else (None, None, None)
+            guide = guides.get(layer, "") if lens == tables.TUNED else ""
+            rows.append((layer, lens, value, crossings.get(layer, ""), lo, hi, guide))
     return rows
 
 

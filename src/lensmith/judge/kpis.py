@@ -102,6 +102,10 @@ class Book:
         row = depth_row(self.measured.n_layers, percent)
         return curves.at(stronger(curves, row, centre), KL)[:, row] - curves.at(TUNED, KL)[:, row]
 
+    def heldout_mean(self, lens: str, quantity: str, row: int) -> Kpi:
+        """Mean of any quantity over held-out positions at one row."""
+        return self._kpi(bootstrap.mean, self.measured.heldout.at(lens, quantity)[:, row], self._heldout_counts)
+
     def heldout_kl(self, lens: str, percent: int) -> float:
         """Mean KL(final || lens) over held-out positions, bits."""
         return _mean(self.measured.heldout.at(lens, KL)[:, depth_row(self.measured.n_layers, percent)])

@@ -20,7 +20,7 @@ from torch import Tensor
 from lensmith.edge import artifacts
 from lensmith.edge.params import ModelParams
 from lensmith.errors import InputError
-from lensmith.judge import contamination
+from lensmith.judge import contamination, trajectories
 from lensmith.judge.measure import Bench, Reading, Target, compare, rows
 from lensmith.judge.prompts import Prompt, gold_token, read_suite
 from lensmith.judge.tables import LENSES, PROMPT_COLUMNS, ROW_COLUMNS
@@ -56,6 +56,7 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
     cells, prompts = measure(bench, asked, settings.suite.batch_prompts)
     artifacts.write_csv(out / "rows.csv", ROW_COLUMNS, cells)
     artifacts.write_csv(out / "prompts.csv", PROMPT_COLUMNS, prompts)
+    trajectories.write(out, bench, shown(asked, settings.suite.trajectories))
     seen = contamination.in_text([_run(bench, one) for one in asked], corpora.read_tokens(corpus))
     about = {
         "schema": 1,
@@ -95,6 +96,17 @@ def ask(bench: Bench, lines: Iterable[tuple[str, Prompt]]) -> list[Asked]:
         control = None if line.control is None else gold_token(bench.encode, line.prompt, line.control)
         asked.append(Asked(line, ids, gold, control))
     return asked
+
+
+def shown(asked: Sequence[Asked], count: int) -> list[trajectories.Shown]:
+    """`count` prompts for the report: the first of each domain, then the second of each, and so on."""
+    turns: Counter[str] = Counter()
+    order = []
+    for place, one in enumerate(asked):
+        order.append((turns[one.line.domain], place))
+        turns[one.line.domain] += 1
+    chosen = [asked[place] for _, place in sorted(order)[:count]]
+    return [trajectories.Shown(one.line.id, one.line.prompt, one.line.answer, one.ids) for one in chosen]
 
 
 def _run(bench: Bench, one: Asked) -> list[int]:

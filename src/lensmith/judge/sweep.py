@@ -4,6 +4,7 @@ Writes into one folder (columns: `tables.py`, `probes.py`)
     heldout.csv                                  a line for each sequence, layer and lens; means over its positions
     output-<key>-records[-tuned].csv             each position of each probe
     output-<key>-pure-next-token[-tuned].csv     its last position, with everything the plan asks about it
+    trajectories.json                            each probe, every position and layer, for the report
     run.json                                     what was measured, last-layer consistency, medians by depth
 """
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from lensmith.edge import artifacts
 from lensmith.edge.params import ModelParams, SweepParams
 from lensmith.errors import InputError
-from lensmith.judge import calibration, probes
+from lensmith.judge import calibration, probes, trajectories
 from lensmith.judge.measure import MEASURED, Bench, Target, compare, rows
 from lensmith.judge.prompts import read_probes
 from lensmith.judge.tables import HELDOUT_COLUMNS, LENSES, NORMS, TUNED
@@ -67,6 +68,7 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
     temperatures = calibration.norm_temperatures(bench, baseline, enough, places)
     read = probes.read(bench, lines, baseline, temperatures, settings.sweep.top_k)
     read.write(out, f"output-{settings.key}")
+    trajectories.write(out, bench, read.shown())
     about = {
         "schema": 1,
         "model_key": settings.key,

@@ -23,6 +23,7 @@ HELDOUT_COLUMNS = ("seq", "layer", "lens", "n_positions", *DISTANCES, "top1_agre
 ANSWER = ("answer_token_rank", "p_answer", "top1", "top1_agree", "p_control")
 ROW_COLUMNS = ("id", "domain", "template", "layer", "lens", *DISTANCES, *ANSWER)
 FINAL = ("final_answer_token_rank", "final_p_answer")
+TRAJECTORIES = "trajectories.json"  # in both folders: texts read at every position
 PROMPT_COLUMNS = ("id", "domain", "template", "answer", "n_prompt_tokens", "answer_token", "aligned", *FINAL)
 
 

@@ -42,7 +42,7 @@ LOGITS = 2**25  # logits that are held at a time
 class Decoder(Protocol):
     """What is asked of a Hugging Face tokenizer: the text of one token."""
 
-    def decode(self, token_ids: list[int]) -> str: ...
+    def decode(self, token_ids: list[int]) -> Any: ...
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,18 @@ from lensmith.release import wording
 from lensmith.release.curves import Curves, Point
 from lensmith.release.scorecard import PERCENTILES, Estimate, Scorecard
 
-COLOURS = {"norm": "#7d8590", "norm_next": "#d98200", "tuned": "#1f7fc4"}
+COLOURS = {
+    "norm": "#7d8590",
+    "norm_next": "#d98200",
+    "raw": "#a08c00",
+    "prism": "#d5592b",
+    "temperature": "#009e73",
+    "bias": "#c65fa0",
+    "full": "#8a7cd6",
+    "tuned": "#1f7fc4",
+}
+CROSSED = ("norm", "tuned")  # lenses whose first ranks are marked
+RANK_COLOURS = ("#8dbde2", "#1f7fc4", "#0b4f80")
 # One for each model of the overview, apart for the colour-blind as well; dashes carry on where they end.
 MODEL_COLOURS = ("#1f7fc4", "#d98200", "#009e73", "#c65fa0", "#7d8590", "#d5592b", "#8a7cd6")
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -22,16 +33,13 @@ PALE = "#8dbde2"  # of `tuned`, for a second bar beside it
 GUIDE = "rgba(128, 136, 145, .55)"
 WIDE, HALF = 400, 320  # pixels
 
+Bars = dict[str, list[tuple[int, int]]]
+Training = dict[str, list[tuple[int, float | None]]]
+
 
 def kl(curves: Curves, card: Scorecard) -> dict[str, Any]:
     """KL(final, lens) over layers; where half of the answers reach a rank; guides at the depths that gates read."""
     figure = _depth(curves, card, "KL to the final answer, bits")
-    points = _points_between(card, curves)
-    if points:
-        layers, values = zip(*points, strict=True)
-        name, colour = wording.lens("norm_next"), COLOURS["norm_next"]
-        marker = {"color": colour, "size": 10, "symbol": "circle-open", "line": {"width": 2}}
-        figure.add_scatter(x=layers, y=values, name=name, mode="markers", marker=marker, hovertemplate=_hover(name))
     figure.update_yaxes(rangemode="tozero")
     return _plain(figure, WIDE)
 
@@ -64,6 +72,43 @@ def gains(card: Scorecard) -> dict[str, Any] | None:
     return _plain(figure, HALF)
 
 
+def earliness(bars: Bars) -> dict[str, Any] | None:
+    """How many layers sooner the tuned lens has the answer within a rank: prompts by layers. None without prompts."""
+    figure = go.Figure()
+    for (rank, pairs), colour in zip(bars.items(), RANK_COLOURS, strict=False):
+        layers, prompts = zip(*pairs, strict=True)
+        name = html.escape(rank, quote=False)
+        hover = f"{name}<br>%{{y}} prompts, %{{x}} layers earlier<extra></extra>"
+        figure.add_bar(x=layers, y=prompts, name=name, marker={"color": colour}, hovertemplate=hover)
+    if not figure.data:
+        return None
+    figure.update_layout(bargap=0.2, bargroupgap=0.05, barcornerradius=2)
+    figure.add_vline(x=0, line={"color": GUIDE, "width": 1, "dash": "dot"}, layer="below")
+    figure.update_xaxes(title="layers earlier than the norm lens (negative: later)")
+    figure.update_yaxes(title="prompts")
+    return _plain(figure, HALF)
+
+
+def training(curves: Training) -> dict[str, Any] | None:
+    """KL over the positions that the fit trained on. None where it logged nothing."""
+    figure = go.Figure()
+    for (curve, pairs), colour in zip(curves.items(), MODEL_COLOURS, strict=False):
+        positions, bits = zip(*pairs, strict=True)
+        name, is_training = html.escape(curve, quote=False), curve == "training"
+        line = {
+            "color": COLOURS["norm"] if is_training else colour,
+            "width": 2,
+            "dash": "dot" if is_training else "solid",
+        }
+        figure.add_scatter(x=positions, y=bits, name=name, mode="lines+markers", line=line, marker={"size": 4},
+                           hovertemplate=f"{name}<br>%{{y:.3f}} bits, %{{x:,}} positions<extra></extra>")  # fmt: skip
+    if not figure.data:
+        return None
+    figure.update_xaxes(title="positions trained on")
+    figure.update_yaxes(title="KL to the final answer, bits", rangemode="tozero")
+    return _plain(figure, HALF)
+
+
 def overview(models: dict[str, Curves]) -> dict[str, Any]:
     """Tuned curves of all models over relative depth."""
     figure = go.Figure()
@@ -85,16 +130,15 @@ def overview(models: dict[str, Curves]) -> dict[str, Any]:
 
 def _depth(curves: Curves, card: Scorecard, title: str, *, tuned_is_above: bool = False) -> go.Figure:
     figure = go.Figure()
-    for lens, colour in COLOURS.items():
-        points = curves.at(lens)
-        if not points:
-            continue
-        name = wording.lens(lens)
+    for lens in curves.lenses:
+        points, name, colour = curves.at(lens), wording.lens(lens), COLOURS[lens]
+        _band(figure, points, colour)
         x, y = [p.layer for p in points], [p.value for p in points]
         figure.add_scatter(x=x, y=y, name=name, mode="lines+markers", line={"color": colour, "width": 2.5},
                            marker={"size": 5}, hovertemplate=_hover(name))  # fmt: skip
-        above = (lens == "tuned") == tuned_is_above
-        _crossings(figure, lens, [p for p in points if p.crossing and p.value is not None], above)
+        if lens in CROSSED:
+            above = (lens == "tuned") == tuned_is_above
+            _crossings(figure, lens, [p for p in points if p.crossing and p.value is not None], above)
     L = curves.n_layers
     for percent in PERCENTILES:
         # The layer that the gates read, not the exact share: a quarter of six layers is read at layer 2.
@@ -103,6 +147,15 @@ def _depth(curves: Curves, card: Scorecard, title: str, *, tuned_is_above: bool 
     figure.update_xaxes(title="layer", range=[-0.02 * L, L + 0.5], tick0=0, dtick=_tick(L))
     figure.update_yaxes(title=title)
     return figure
+
+
+def _band(figure: go.Figure, points: tuple[Point, ...], colour: str) -> None:
+    """The interval around a curve."""
+    known = [p for p in points if p.lo is not None and p.hi is not None]
+    x = [p.layer for p in known]
+    figure.add_scatter(x=x + x[::-1], y=[p.hi for p in known] + [p.lo for p in reversed(known)], fill="toself",
+                       fillcolor=colour, opacity=0.18, line={"width": 0}, mode="lines", hoverinfo="skip",
+                       showlegend=False)  # fmt: skip
 
 
 def _crossings(figure: go.Figure, lens: str, points: list[Point], above: bool) -> None:
@@ -116,14 +169,6 @@ def _crossings(figure: go.Figure, lens: str, points: list[Point], above: bool) -
         marker={"symbol": "diamond", "size": 12, "color": COLOURS[lens]},
         hovertemplate=f"{wording.lens(lens)}: half of the answers at rank %{{text}}<br>by layer %{{x}}<extra></extra>",
     )  # fmt: skip
-
-
-def _points_between(card: Scorecard, curves: Curves) -> list[tuple[int, float]]:
-    """(layer, KL) of the next-block norm lens at the gates' depths, where it has no curve of its own."""
-    if curves.at("norm_next"):
-        return []
-    found = ((card.number(f"layer_{p}"), card.number(f"heldout_kl_norm_next_bits_{p}")) for p in PERCENTILES)
-    return [(int(layer), value) for layer, value in found if layer is not None and value is not None]
 
 
 def _whiskers(estimates: list[Estimate]) -> dict[str, Any]:

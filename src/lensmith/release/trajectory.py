@@ -40,7 +40,7 @@ class Trajectory:
                 f"{backbone.n_layers} and {backbone.d_model}"
             )
         ids = list(tokenizer(text)["input_ids"])
-        return cls(readings.read(backbone, lens.to(backbone.device), ids, tokenizer, top_k))  # type: ignore[arg-type]
+        return cls(readings.read(backbone, lens.to(backbone.device), ids, tokenizer, top_k))
 
     def figure(self, colour: str = "kl") -> go.Figure:
         """Norm lens and tuned lens side by side, layers upwards: the top token in each cell, the top five on hover.
