@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scores import N_LAYERS, passing, write_curves
+from scores import N_LAYERS, detail, passing, write_curves
 from settings import atlas
 from test_gates import World
 
 from lensmith.edge import artifacts
 from lensmith.errors import InputError, IntegrityError
+from lensmith.judge import plots
 from lensmith.release import charts, curves, report, scorecard, wording
 from lensmith.release.scorecard import Estimate, Part
 
 FAILING: dict[str, Any] = {"preferred": 0, "gate_B": "fail", "gate_B_pass": 0, "gate_B_point": "fail"}
 FAILING |= {"gate_D": "inconclusive", "gate_D_pass": 0}
+
+
+MODEL = atlas().model_dump(mode="json")
 
 
 class Page(HTMLParser):
@@ -58,19 +62,27 @@ class Desk:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.folders = {name: root / name for name in ("resolved", "metrics", "kl", "cosine")}
+        self.folders = {name: root / name for name in report.Folders.__annotations__}
         self.html, self.overview = root / "report.html", root / "overview.csv"
 
-    def add(self, key: str, metrics: dict[str, Any] | None = None, **curve: str) -> "Desk":
-        model = atlas().model_dump(mode="json") | {"key": key}
+    def add(
+        self, key: str, metrics: dict[str, Any] | None = None, *, about: dict[str, Any] | None = None, **curve: str
+    ) -> "Desk":
+        model = MODEL | {"key": key}
         artifacts.write_json(self.folders["resolved"] / f"{key}.json", model)
         artifacts.write_json(self.folders["metrics"] / f"{key}.json", passing() if metrics is None else metrics)
         write_curves(self.folders["kl"] / f"{key}.csv", "kl_final_lens_bits", **curve)
         write_curves(self.folders["cosine"] / f"{key}.csv", "cos_to_final", **curve)
+        shifts = [(shift, "rank ≤ 10", 10 - shift, 50.0) for shift in range(-1, 4)]
+        artifacts.write_csv(self.folders["earliness"] / f"{key}.csv", plots.EARLINESS_COLUMNS, shifts)
+        log = [(step, curve_, 4.0 / (1 + step), 0) for curve_ in plots.CURVES for step in range(3)]
+        artifacts.write_csv(self.folders["training"] / f"{key}.csv", plots.TRAINING_COLUMNS, log)
+        text = artifacts.canonical_json(detail() if about is None else about)
+        artifacts.write_text(self.folders["detail"] / f"{key}.json", text)
         return self
 
     def build(self) -> str:
-        report.build(*self.folders.values(), self.html, self.overview)
+        report.build(report.Folders(**self.folders), self.html, self.overview)
         return self.html.read_text(encoding="utf-8")
 
     def table(self) -> list[dict[str, str]]:

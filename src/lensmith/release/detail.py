@@ -16,7 +16,7 @@ from lensmith.release import heatmap, wording
 PROMPT = 300  # characters of a prompt that are shown
 TEXTS = ("id", "domain", "prompt", "answer")
 
-# (label, path in provenance.json). What a lens does not have is shown as missing.
+# (label, paths in provenance.json). A model in a folder has no commit, and generated text no repository.
 FACTS = (
     ("Lens, sha256 of the weights", "weights_sha256"),
     ("Model", "model_id"),
@@ -48,10 +48,11 @@ class Detail:
     provenance: Mapping[str, Any]
 
     def facts(self) -> Iterator[tuple[str, str]]:
-        """Provenance in words."""
+        """Provenance in words, as far as there is any."""
         for name, paths in FACTS:
             found = [_at(self.provenance, path) for path in paths.split("+")]
-            yield name, ", ".join("n/a" if value is None else _word(value) for value in found)
+            if known := [_word(value) for value in found if value is not None]:
+                yield name, ", ".join(known)
 
     def page(self, room: int) -> dict[str, Any]:
         """What the page's script reads: all prompts, and as many trajectories as fit into `room` bytes."""

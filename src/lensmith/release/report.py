@@ -152,7 +152,7 @@ def _page(models: list[Model]) -> str:
         "report.html.j2",
         models=models,
         details={model.key: model.detail.page(room) for model in models},
-        colours=heatmap.choices(),
+        colours=list(heatmap.choices().items()),  # a list: JSON in a page has its keys sorted
         percentiles=PERCENTILES,
         verdicts=[(word, verdicts[word]) for word in VERDICTS if verdicts[word]],
         overview=charts.overview({model.key: model.kl for model in models}),
