@@ -25,7 +25,7 @@ COLOURS = {
     "tuned": "#1f7fc4",
 }
 CROSSED = ("norm", "tuned")  # lenses whose first ranks are marked
-RANK_COLOURS = ("#8dbde2", "#1f7fc4", "#0b4f80")
+RANK_COLOURS = ("#8dbde2", "#1f7fc4", "#d98200")  # of rank 10, 5, 1
 # One for each model of the overview, apart for the colour-blind as well; dashes carry on where they end.
 MODEL_COLOURS = ("#1f7fc4", "#d98200", "#009e73", "#c65fa0", "#7d8590", "#d5592b", "#8a7cd6")
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -46,7 +46,7 @@ def kl(curves: Curves, card: Scorecard) -> dict[str, Any]:
 
 def cosine(curves: Curves, card: Scorecard) -> dict[str, Any]:
     """Cosine of the lens's and the final logits over layers."""
-    return _plain(_depth(curves, card, "cosine with the final logits", tuned_is_above=True), HALF)
+    return _plain(_depth(curves, card, "cosine with the final logits", words=False), HALF)
 
 
 def gains(card: Scorecard) -> dict[str, Any] | None:
@@ -128,7 +128,7 @@ def overview(models: dict[str, Curves]) -> dict[str, Any]:
     return _plain(figure, WIDE)
 
 
-def _depth(curves: Curves, card: Scorecard, title: str, *, tuned_is_above: bool = False) -> go.Figure:
+def _depth(curves: Curves, card: Scorecard, title: str, *, words: bool = True) -> go.Figure:
     figure = go.Figure()
     for lens in curves.lenses:
         points, name, colour = curves.at(lens), wording.lens(lens), COLOURS[lens]
@@ -137,8 +137,7 @@ def _depth(curves: Curves, card: Scorecard, title: str, *, tuned_is_above: bool 
         figure.add_scatter(x=x, y=y, name=name, mode="lines+markers", line={"color": colour, "width": 2.5},
                            marker={"size": 5}, hovertemplate=_hover(name))  # fmt: skip
         if lens in CROSSED:
-            above = (lens == "tuned") == tuned_is_above
-            _crossings(figure, lens, [p for p in points if p.crossing and p.value is not None], above)
+            _crossings(figure, lens, [p for p in points if p.crossing and p.value is not None], words=words)
     L = curves.n_layers
     for percent in PERCENTILES:
         # The layer that the gates read, not the exact share: a quarter of six layers is read at layer 2.
@@ -158,13 +157,13 @@ def _band(figure: go.Figure, points: tuple[Point, ...], colour: str) -> None:
                        showlegend=False)  # fmt: skip
 
 
-def _crossings(figure: go.Figure, lens: str, points: list[Point], above: bool) -> None:
+def _crossings(figure: go.Figure, lens: str, points: list[Point], *, words: bool) -> None:
     """Diamonds where half of the answers have reached a rank; words on the side where the other curve is not."""
-    words = [html.escape(p.crossing.replace("rank<=", "≤ ").replace("/", ", "), quote=False) for p in points]
-    side = ("top " if above else "bottom ") + ("left" if lens == "tuned" else "right")
+    ranks = [html.escape(p.crossing.replace("rank<=", "≤ ").replace("/", ", "), quote=False) for p in points]
+    side = "bottom left" if lens == "tuned" else "top right"
     figure.add_scatter(
-        x=[point.layer for point in points], y=[point.value for point in points], text=words, showlegend=False,
-        mode="markers+text", textposition=side,
+        x=[point.layer for point in points], y=[point.value for point in points], text=ranks, showlegend=False,
+        mode="markers+text" if words else "markers", textposition=side,
         textfont={"color": COLOURS[lens], "size": 12}, cliponaxis=False,
         marker={"symbol": "diamond", "size": 12, "color": COLOURS[lens]},
         hovertemplate=f"{wording.lens(lens)}: half of the answers at rank %{{text}}<br>by layer %{{x}}<extra></extra>",
