@@ -76,6 +76,12 @@ def test_broken_work_does_not_claim_to_be_done():
     assert len(log.getvalue().splitlines()) == 1
 
 
+def test_a_tracked_loop_gives_its_items(capsys):
+    """One line of code at a loop; a short loop says nothing."""
+    assert list(progress.track([3, 4], "sweep", "chunk", tokens=lambda n: n)) == [3, 4]
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_terminal_gets_a_bar():
     """The same code under a pseudo-terminal: one line that is drawn over, with speed and KL; a note stays above it."""
     code = (

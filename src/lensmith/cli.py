@@ -1,5 +1,6 @@
 """The command `lensmith`: what DVC's own commands do not do."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,8 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 PARAMS = Path("params.yaml")
 METRICS = Path("metrics")
 PAGE = Path("plots/report.html")
+COMPARISON = Path("plots/compare.html")
+PIPED = 140  # columns of a table that goes into a file
 
 
 @app.callback()
@@ -44,6 +47,32 @@ def report() -> None:
         raise InputError(f"{METRICS}: holds no metrics yet. `dvc repro` writes them.")
     Console().print(terminal.verdicts((key, scorecard.read(METRICS / f"{key}.json", models[key])) for key in judged))
     typer.echo(f"Report: {PAGE.resolve()}")
+
+
+@app.command()
+def compare(
+    model: Annotated[list[str] | None, typer.Option("--model", help="A model; again for more. All by default.")] = None,
+    kpi: Annotated[list[str] | None, typer.Option("--kpi", help="A metric to compare; again for more.")] = None,
+    plot: Annotated[str | None, typer.Option(help="Draw the KPIs over this setting, such as rank.")] = None,
+    out: Annotated[Path, typer.Option(help="The page that --plot writes; <model> is put in its name.")] = COMPARISON,
+) -> None:
+    """Print the variants of `dvc exp run`: the settings and KPIs that differ. With --plot, draw one curve."""
+    from lensmith.edge import experiments
+    from lensmith.release import compare as comparing
+
+    found = experiments.read(Path.cwd())
+    models = model or sorted({name for one in found.variants for name in one.metrics})
+    console = Console() if sys.stdout.isatty() else Console(width=PIPED)
+    for comparison in [comparing.compare(found.variants, name, kpi or ()) for name in models]:
+        if plot is None and (comparison.settings or comparison.kpis):
+            console.print(comparing.table(comparison))
+        # Variants of one model say nothing about the others: those are left out unless they were asked for.
+        elif plot is not None and (model or comparing.settings_named(comparison, plot)):
+            page = out.with_stem(f"{out.stem}-{comparison.model}")
+            comparing.curve(comparison, plot, kpi or ()).write_html(page, include_plotlyjs=True)
+            typer.echo(f"{comparison.model}: {page.resolve()}")
+    if found.unfinished:
+        typer.echo(f"{found.unfinished} more: queued, running or failed. `dvc queue status` lists them.")
 
 
 def run() -> None:

@@ -5,19 +5,22 @@
             ...
             progress.advance(tokens=n, kl_bits=(2.75, 1.84, 1.11))
 
-A log gets whole lines and no carriage return. Work that is over before the first half minute says nothing in a log.
+and `track` for a loop that has nothing else to say. A log gets whole lines and no carriage return; work that is over
+before the first half minute says nothing there.
 """
 
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Self, TextIO, TypeVar
 
 from tqdm import tqdm
 
 EVERY = 30.0  # seconds between two lines of a log
+
+Item = TypeVar("Item")
 
 
 class Progress:
@@ -96,6 +99,14 @@ class Progress:
 
     def _print_line(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
+
+
+def track(items: Sequence[Item], name: str, unit: str, tokens: Callable[[Item], int] | None = None) -> Iterator[Item]:
+    """The items, with progress over them; `tokens` says how many tokens an item holds."""
+    with Progress(name, len(items), unit) as progress:
+        for item in items:
+            yield item
+            progress.advance(tokens=tokens(item) if tokens else 0)
 
 
 def _short(number: float) -> str:

@@ -25,6 +25,7 @@ from lensmith.judge.measure import Bench, Reading, Target, compare, rows
 from lensmith.judge.prompts import Prompt, gold_token, read_suite
 from lensmith.judge.tables import LENSES, PROMPT_COLUMNS, ROW_COLUMNS
 from lensmith.lens import divergence
+from lensmith.progress import track
 from lensmith.source import corpus as corpora
 from lensmith.source.discovery import max_length
 
@@ -123,7 +124,7 @@ def measure(bench: Bench, asked: Sequence[Asked], batch_prompts: int) -> tuple[C
     cells: Cells = []
     prompts: Cells = []
     size = min(bench.chunk, batch_prompts * max(1, 256 // batch_prompts))
-    for start in range(0, len(asked), size):
+    for start in track(range(0, len(asked), size), "suite-eval", "chunk"):
         group = asked[start : start + size]
         parts = [group[i : i + batch_prompts] for i in range(0, len(group), batch_prompts)]
         resid = torch.cat([capture_last(bench, [one.ids for one in part]) for part in parts])

@@ -26,6 +26,7 @@ from lensmith.judge.measure import MEASURED, Bench, Target, compare, rows
 from lensmith.judge.prompts import read_probes
 from lensmith.judge.tables import HELDOUT_COLUMNS, LENSES, NORMS, TUNED
 from lensmith.lens.depth import PERCENTILES, depth_row
+from lensmith.progress import track
 from lensmith.source import corpus as corpora
 from lensmith.source.discovery import max_length
 
@@ -99,7 +100,7 @@ def measure(bench: Bench, tokens: Tensor, settings: SweepParams, first: int = 0)
     """MEASURED of every lens and row on sequences (n, seq_len)."""
     positions = spread(tokens.shape[1], min(settings.positions_per_seq, tokens.shape[1]))
     cells: dict[tuple[str, int], list[Tensor]] = {}
-    for batch in tokens.split(settings.batch_seqs):
+    for batch in track(tokens.split(settings.batch_seqs), "sweep", "chunk", Tensor.numel):
         places = torch.from_numpy(positions).expand(len(batch), -1)
         resid = bench.backbone.capture(batch, places)
         for part in resid.flatten(0, 1).split(bench.chunk):

@@ -58,7 +58,7 @@ def gains(card: Scorecard) -> dict[str, Any] | None:
         estimates = [card.estimate(f"{prefix}_delta_kl_bits_{p}") for p in PERCENTILES]
         if any(e.value is not None for e in estimates):
             hover = f"{label}<br>%{{y:.3f}} bits at %{{x}}<extra></extra>"
-            y, error_y = [e.value for e in estimates], _whiskers(estimates)
+            y, error_y = [e.value for e in estimates], whiskers(estimates)
             figure.add_bar(x=depths, y=y, error_y=error_y, name=label, marker={"color": colour}, hovertemplate=hover)
     if not figure.data:
         return None
@@ -170,7 +170,8 @@ def _crossings(figure: go.Figure, lens: str, points: list[Point], *, words: bool
     )  # fmt: skip
 
 
-def _whiskers(estimates: list[Estimate]) -> dict[str, Any]:
+def whiskers(estimates: list[Estimate]) -> dict[str, Any]:
+    """Intervals as error bars; none where there is no interval."""
     above = [e.hi - e.value if e.hi is not None and e.value is not None else 0 for e in estimates]
     below = [e.value - e.lo if e.lo is not None and e.value is not None else 0 for e in estimates]
     return {"type": "data", "array": above, "arrayminus": below, "thickness": 1.5, "width": 5, "color": "#7d8590"}
