@@ -54,13 +54,14 @@ def compare(
     model: Annotated[list[str] | None, typer.Option("--model", help="A model; again for more. All by default.")] = None,
     kpi: Annotated[list[str] | None, typer.Option("--kpi", help="A metric to compare; again for more.")] = None,
     plot: Annotated[str | None, typer.Option(help="Draw the KPIs over this setting, such as rank.")] = None,
+    rev: Annotated[str, typer.Option(help="The commit that the experiments began from.")] = "HEAD",
     out: Annotated[Path, typer.Option(help="The page that --plot writes; <model> is put in its name.")] = COMPARISON,
 ) -> None:
     """Print the variants of `dvc exp run`: the settings and KPIs that differ. With --plot, draw one curve."""
     from lensmith.edge import experiments
     from lensmith.release import compare as comparing
 
-    found = experiments.read(Path.cwd())
+    found = experiments.read(Path.cwd(), rev)
     models = model or sorted({name for one in found.variants for name in one.metrics})
     console = Console() if sys.stdout.isatty() else Console(width=PIPED)
     for comparison in [comparing.compare(found.variants, name, kpi or ()) for name in models]:

@@ -27,19 +27,19 @@ class Experiments:
     unfinished: int
 
 
-def read(root: Path) -> Experiments:
-    """The workspace, HEAD and its experiments.
+def read(root: Path, rev: str = "HEAD") -> Experiments:
+    """The workspace, a commit and the experiments that began from it.
 
     Raises:
-        InputError: `root` is no repository of DVC.
+        InputError: `root` is no repository of DVC, or has no such commit.
     """
-    command = ["dvc", "exp", "show", "--json", "--no-pager"]
+    command = ["dvc", "exp", "show", "--json", "--no-pager", "--rev", rev]
     try:
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)  # noqa: S603
     except FileNotFoundError:
         raise InputError("dvc: not found. `source .venv/bin/activate` puts it on the path.") from None
     except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip().splitlines() or ["no reason given"])[0]
+        reason = (error.stderr.strip().splitlines() or ["no reason given"])[0].removeprefix("ERROR: ")
         raise InputError(f"{root}: dvc exp show: {reason}") from None
     return of(json.loads(done.stdout))
 
