@@ -57,8 +57,9 @@ def detail(words: Sequence[str] = (" the", " river", " sea"), prompts: int = 3) 
     """Prompts, one trajectory of three tokens for each, and a provenance, as `plots` writes them."""
     rows = []
     for i in range(prompts):
+        rank = None if i % 5 == 4 else 1 + i  # every fifth answer has no first token of its own
         layers, bits = (5, 3 + i, None, 4), (3.25, 1.5 + i / 2, 1.75 - i / 2)
-        rows.append([f"p{i}", "places", f"{words[i % len(words)]} prompt {i}", words[-1], 1, *layers, *bits])
+        rows.append([f"p{i}", "places", f"{words[i % len(words)]} prompt {i}", words[-1], rank, *layers, *bits])
     shown = [
         {"id": f"p{i}", "prompt": f"{words[i % len(words)]} prompt {i}", "answer": words[-1], **_packed(words, i)}
         for i in range(min(prompts, 3))

@@ -78,7 +78,7 @@ def test_the_table_sorts_and_searches(browser, plain):
     """Once up, twice down; numbers as numbers; what is missing stays last either way."""
     browser.open(plain)
     press = "document.querySelector('[data-column=\"{}\"] button').click()".format
-    tuned, saved, norm = 5, 10, 6
+    rank, tuned, saved, norm = 3, 5, 10, 6
 
     assert len(column(browser, tuned)) == 15
     browser.run("document.querySelector('.more').click()")
@@ -90,6 +90,10 @@ def test_the_table_sorts_and_searches(browser, plain):
     browser.run(press("saved"))
     assert [float(value) for value in column(browser, saved)] == [1.75 - i / 2 for i in range(40)]
     assert set(column(browser, norm)) == {"\N{EN DASH}"}
+    for turn in (1, -1):
+        browser.run(press("final_rank"))
+        assert column(browser, rank)[:32] == sorted(column(browser, rank)[:32], key=lambda text: turn * int(text))
+        assert column(browser, rank)[32:] == ["\N{EN DASH}"] * 8
     browser.run("Object.assign(document.querySelector('.find'), {value: 'prompt 7'}).dispatchEvent(new Event('input'))")
     assert column(browser, 0) == ["river prompt 7"]
     assert browser.errors == []
@@ -161,10 +165,14 @@ def test_no_word_of_a_prompt_is_markup(browser, tmp_path):
         browser.run(f"document.querySelector('.choose-prompt').selectedIndex = {index}")
         browser.run("document.querySelector('.choose-prompt').dispatchEvent(new Event('change'))")
         browser.run("document.querySelector('.heat').focus()")
-        browser.key("ArrowDown")
+        for _ in range(4):  # five tokens in each cell: between them all words are read out
+            browser.key("ArrowDown")
+            tags = set(browser.run("[...document.querySelectorAll('.cell *')].map(e => e.tagName)"))
+            assert tags == {"P", "BDI", "DIV"}
     shown = browser.run("document.body.innerText + [...document.querySelectorAll('option')].map(o => o.text).join()")
     assert not any(char in shown for char in "\x1b\u202e\u2028")
     assert browser.run("document.querySelectorAll('.heat b, .heat img, .heat script').length") == 0
+    assert browser.run("document.title") == "Lensmith report" and browser.errors == []
 
 
 def test_a_missing_browser_is_a_failure_where_it_is_asked_for(monkeypatch):
