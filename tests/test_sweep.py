@@ -356,7 +356,8 @@ def test_the_stage_writes_the_plans_files(stage: Path) -> None:
     about = artifacts.read_json(stage / "sweep" / "run.json")
 
     names = [f"output-atlas-{kind}{end}.csv" for kind in ("pure-next-token", "records") for end in ("", "-tuned")]
-    assert sorted(path.name for path in (stage / "sweep").iterdir()) == ["heldout.csv", *sorted(names), "run.json"]
+    found = sorted(path.name for path in (stage / "sweep").iterdir())
+    assert found == ["heldout.csv", *sorted(names), "run.json", "trajectories.json"]
     assert curves(stage / "sweep" / "heldout.csv", "seq", MEASURED, 3).units == tuple("345678")
     assert about["heldout"]["n_positions"] == 30
     assert about["last_layer_consistency"]["n_positions"] == 30
