@@ -73,7 +73,9 @@ def write_drawn(root: Path, key: str, about: dict[str, Any] | None = None, **cur
     artifacts.write_csv(root / "earliness" / f"{key}.csv", plots.EARLINESS_COLUMNS, shifts)
     log = [(step, name, 4.0 / (1 + step), 0) for name in plots.CURVES for step in range(3)]
     artifacts.write_csv(root / "training" / f"{key}.csv", plots.TRAINING_COLUMNS, log)
-    artifacts.write_text(root / "detail" / f"{key}.json", artifacts.canonical_json(about or detail()))
+    artifacts.write_text(
+        root / "detail" / f"{key}.json", artifacts.canonical_json(detail() if about is None else about)
+    )
 
 
 def detail(words: Sequence[str] = (" the", " river", " sea"), prompts: int = 3) -> dict[str, Any]:

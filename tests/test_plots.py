@@ -123,7 +123,7 @@ def test_templates_of_dvc_name_columns_that_exist(drawn):
     }
     for name, path in tables.items():
         template = json.loads((REPOSITORY / f".dvc/plots/{name}.json").read_text())
-        columns = {*path.read_text(encoding="utf-8").splitlines()[0].split(","), "rev", "series", "mark"}
+        columns = {*path.read_text(encoding="utf-8").splitlines()[0].split(","), "rev", "series", "mark", "shift"}
         used = {field for field in _fields(template) if not field.startswith("<DVC")}
         assert used and used <= columns, name
 
