@@ -12,6 +12,7 @@ from lensmith.release import wording
 from lensmith.release.scorecard import GATES, PERCENTILES, Scorecard
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "invalid": "magenta"}
+SHORT = 12  # characters of a bank's key, which is a hash
 LEGEND = ", ".join(f"{wording.SYMBOLS[verdict]} {verdict}" for verdict in COLOURS)
 
 
@@ -56,7 +57,7 @@ def banks(found: Iterable[Bank]) -> Table:
         table.add_column(column, no_wrap=column != "holds", justify="right" if column == "size" else "left")
     for bank in found:
         used = dt.datetime.fromtimestamp(bank.used).astimezone().strftime("%Y-%m-%d %H:%M")
-        table.add_row(bank.key, wording.size(bank.size), used, bank.holds())
+        table.add_row(bank.key[:SHORT], wording.size(bank.size), used, bank.holds())
     return table
 
 
