@@ -1,6 +1,7 @@
 """Stage `publish`: the lens as the folder that leaves the lab, and to the Hub where the settings name a repository.
 
-Reads   --settings, resolved settings of the model; --corpus; --lens; --metrics; --kl and --cosine, curves
+Reads   --settings, resolved settings of the model; --corpus; --lens; --metrics; --kl, --cosine, --earliness,
+        --training and --detail, what the report draws
 Writes  --release, that folder with its index and receipt
 """
 

@@ -1,9 +1,11 @@
 """Metrics and curves as `gates` writes them, of a lens that passes every gate."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lensmith.edge import artifacts
+from lensmith.judge import plots
 
 N_LAYERS = 6
 
@@ -55,9 +57,66 @@ def interval(key: str, value: float, half: float) -> dict[str, float]:
 
 def write_curves(path: Path, quantity: str, crossing: str = "rank<=10/5") -> None:
     """A norm and a tuned curve, the tuned one at half the value, with one crossing each."""
-    rows = [
-        (layer, lens, (N_LAYERS - layer) * (1.0 if lens == "norm" else 0.5), crossing if layer == 3 else "")
-        for lens in ("norm", "tuned")
-        for layer in range(lens == "tuned", N_LAYERS + 1)
+    rows: list[tuple[object, ...]] = []
+    for lens, factor in (("norm", 1.0), ("tuned", 0.5)):
+        for layer in range(lens == "tuned", N_LAYERS + 1):
+            value = (N_LAYERS - layer) * factor
+            rows.append((layer, lens, value, crossing if layer == 3 else "", 0.9 * value, 1.1 * value, ""))
+    artifacts.write_csv(path, ("layer", "lens", quantity, "crossing", "lo", "hi", "guide"), rows)
+
+
+def write_drawn(root: Path, key: str, about: dict[str, Any] | None = None, **curve: str) -> None:
+    """Everything that `gates` and `plots` write of one model for a report to draw; `about` in place of `detail`."""
+    write_curves(root / "kl" / f"{key}.csv", "kl_final_lens_bits", **curve)
+    write_curves(root / "cosine" / f"{key}.csv", "cos_to_final", **curve)
+    shifts = [(shift, "rank ≤ 10", 10 - shift, 50.0) for shift in range(-1, 4)]
+    artifacts.write_csv(root / "earliness" / f"{key}.csv", plots.EARLINESS_COLUMNS, shifts)
+    log = [(step, name, 4.0 / (1 + step), 0) for name in plots.CURVES for step in range(3)]
+    artifacts.write_csv(root / "training" / f"{key}.csv", plots.TRAINING_COLUMNS, log)
+    artifacts.write_text(
+        root / "detail" / f"{key}.json", artifacts.canonical_json(detail() if about is None else about)
+    )
+
+
+def detail(words: Sequence[str] = (" the", " river", " sea"), prompts: int = 3) -> dict[str, Any]:
+    """Prompts, one trajectory of three tokens for each, and a provenance, as `plots` writes them."""
+    rows = []
+    for i in range(prompts):
+        rank = None if i % 5 == 4 else 1 + i  # every fifth answer has no first token of its own
+        layers, bits = (5, 3 + i, None, 4), (3.25, 1.5 + i / 2, 1.75 - i / 2)
+        rows.append([f"p{i}", "places", f"{words[i % len(words)]} prompt {i}", words[-1], rank, *layers, *bits])
+    shown = [
+        {"id": f"p{i}", "prompt": f"{words[i % len(words)]} prompt {i}", "answer": words[-1], **_packed(words, i)}
+        for i in range(min(prompts, 3))
     ]
-    artifacts.write_csv(path, ("layer", "lens", quantity, "crossing"), rows)
+    return {"columns": plots.PROMPT_COLUMNS, "prompts": rows, "trajectories": shown, "provenance": PROVENANCE}
+
+
+PROVENANCE: dict[str, Any] = {
+    "weights_sha256": "a" * 64,
+    "model_id": "local/atlas",
+    "head": {"w_u_sha256": "b" * 64, "final_norm_sha256": "c" * 64},
+    "measured": {"tokens_forwarded": 262144, "steps": 384, "best_step": 384},
+}
+
+
+def _packed(words: Sequence[str], shift: int) -> dict[str, Any]:
+    n = len(words)
+
+    def lens(first_row: int) -> dict[str, Any]:
+        rows = range(first_row, N_LAYERS + 1)
+
+        def grid(number: Callable[[int, int], Any]) -> list[list[Any]]:
+            return [[number(row, pos) for pos in range(n)] for row in rows]
+
+        return {
+            "first_row": first_row,
+            "top": grid(lambda row, pos: [(row + pos + shift + i) % n for i in range(min(5, n))]),
+            "p": grid(lambda row, pos: [500 >> i for i in range(min(5, n))]),
+            "entropy": grid(lambda row, pos: 100 * (N_LAYERS - row) + pos),
+            "kl": grid(lambda row, pos: 100 * (N_LAYERS - row) * (1 + first_row)),
+            "rank": grid(lambda row, pos: (N_LAYERS - row) * 10**pos),
+            "p_final": grid(lambda row, pos: 1000 * row // N_LAYERS),
+        }
+
+    return {"words": list(words), "tokens": list(range(n)), "lenses": {"norm": lens(0), "tuned": lens(1)}}

@@ -6,6 +6,7 @@ import torch
 from settings import fit_params
 from tiny import tiny_model
 
+from lensmith import progress
 from lensmith.edge import cache
 from lensmith.errors import IntegrityError, ResourceError
 from lensmith.source import bank
@@ -139,3 +140,15 @@ def test_a_full_disk_is_said_before_the_capture(backbone, monkeypatch):
     with pytest.raises(ResourceError, match=r"needs .* GiB, 0\.0 GiB are free"):
         rows(backbone)
     assert shards() == []
+
+
+def test_a_capture_tells_shards_and_tokens_in_whole_lines(backbone, monkeypatch, capsys):
+    """Five sequences in shards of two: three shards. A log gets no carriage return, and a hit says nothing."""
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    rows(backbone)
+    said = capsys.readouterr().err
+
+    assert "\r" not in said and "GiB of residuals into" in said
+    assert "capture: 1 of 3 shards, " in said and "tokens/s" in said and "capture: 3 of 3 shards in" in said
+    rows(backbone)
+    assert capsys.readouterr().err == ""

@@ -1,19 +1,22 @@
 """The command `lensmith`, as a user runs it."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 from released import save_release
+from safetensors.numpy import save_file
 
 REPOSITORY = Path(__file__).parents[1]
-RUN = "import sys; from lensmith import cli; sys.argv[0] = 'lensmith'; cli.run()"
+RUN = "import sys; from lensmith.cli import app; sys.argv[0] = 'lensmith'; app.run()"
 
 
-def lensmith(*words: str, cwd: Path = REPOSITORY) -> "subprocess.CompletedProcess[str]":
+def lensmith(*words: str, cwd: Path = REPOSITORY, width: int = 80) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-X", "importtime", "-c", RUN, *words]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": str(width)}
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 
@@ -77,3 +80,38 @@ def test_list_and_verify_read_a_folder(tmp_path):
     assert "local/atlas" in listed.stdout and "not sent" in listed.stdout
     assert verified.stdout.startswith("local/atlas: verified. KL saved at the median +")
     assert wrong.returncode == 2 and "no INDEX.json, so this is no release of lenses" in wrong.stderr
+
+
+def test_cache_lists_what_a_bank_holds_and_prunes_the_oldest(tmp_path, monkeypatch):
+    """A bank's name is a hash: only its shapes and the machine say what it is of."""
+    monkeypatch.setenv("LENSMITH_HOME", str(tmp_path))
+    for age, name in enumerate(("young", "old")):
+        save_bank(tmp_path / "bank" / name, n_seqs=3 + age, used=10**9 - 1000 * age)
+    (tmp_path / "bank" / "empty").mkdir()
+    os.utime(tmp_path / "bank" / "empty", (1, 1))
+    listed = lensmith("cache", "ls", width=240)
+
+    lines = [line for line in listed.stdout.splitlines() if "shards" in line or "positions" in line]
+    assert [line.split()[0] for line in lines] == ["young", "old", "empty"]
+    assert "4 positions of each of 3 sequences, 2 layers, d_model 8; bfloat16 on cpu, torch 2.0" in lines[0]
+    assert "4 positions of each of 4 sequences" in lines[1] and "0 shards, not readable" in lines[2]
+    assert not any(line.endswith(" torch") for line in listed.stderr.splitlines())
+
+    size = sum(file.stat().st_size for file in (tmp_path / "bank" / "young").iterdir())
+    pruned = lensmith("cache", "prune", "--keep", str((size + 1) / 2**30))
+    assert pruned.returncode == 0 and pruned.stdout.startswith("deleted old, ")
+    assert "young" in {path.name for path in (tmp_path / "bank").iterdir()}
+    assert not (tmp_path / "bank" / "old").exists()
+    assert lensmith("cache", "prune", "--keep", "-1").returncode == 2
+
+
+def save_bank(folder: Path, n_seqs: int, used: int) -> None:
+    """A bank of shards of two sequences, the last one not full, as `source.bank` names things."""
+    for shard, start in enumerate(range(0, n_seqs, 2)):
+        folder.mkdir(parents=True, exist_ok=True)
+        resid = np.zeros((min(2, n_seqs - start), 4, 2, 8), np.float16)
+        save_file({"resid_post": resid}, folder / f"shard-{shard:05d}.safetensors")
+    key = {"dtype": "torch.bfloat16", "device": "cpu", "torch": "2.0", "capture_seqs": 8}
+    (folder / "key.json").write_text(json.dumps(key))
+    (folder / ".lock").touch()
+    os.utime(folder / ".lock", (used, used))

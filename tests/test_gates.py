@@ -356,7 +356,8 @@ def test_a_crossing_is_where_half_of_the_prompts_are(world: World) -> None:
     world.judge()
     lines = (world.folder / "kl.csv").read_text().splitlines()
 
-    assert [line for line in lines if "rank" in line] == ["3,norm,3.0,rank<=10/5/1", "2,tuned,1.0,rank<=10/5/1"]
+    marked = [line.split(",")[:4] for line in lines if "rank" in line]
+    assert marked == [["3", "norm", "3.0", "rank<=10/5/1"], ["2", "tuned", "1.0", "rank<=10/5/1"]]
 
 
 def test_earliness_counts_a_prompt_that_never_arrives_as_beyond_the_last_layer(world: World) -> None:
@@ -638,18 +639,25 @@ def test_damaged_rows_are_refused(world: World, damage: Callable[[str], str], me
 def test_plots_have_every_lens_and_the_crossings(world: World) -> None:
     """Norm rows 0..4, fitted rows 1..4; the answer is first at the top at row 4 under norm, at row 1 under tuned."""
     world.lenses = ("raw", *LENSES)  # of which the suite was not asked
+    world.kl = lambda unit, layer, lens: 0.0 if layer == 4 else unit + {"tuned": 1.0}.get(lens, 3.0)
     world.judge()
     with (world.folder / "kl.csv").open() as file:
         rows = list(csv.DictReader(file))
 
-    assert list(rows[0]) == ["layer", "lens", "kl_final_lens_bits", "crossing"]
-    assert [(row["lens"], int(row["layer"])) for row in rows] == [
-        (lens, layer) for lens in world.lenses for layer in rows_of(lens, 4)
-    ]
+    assert list(rows[0]) == ["layer", "lens", "kl_final_lens_bits", "crossing", "lo", "hi", "guide"]
+    wanted = [(lens, layer) for lens in world.lenses for layer in rows_of(lens, 4)]
+    assert [(row["lens"], int(row["layer"])) for row in rows] == wanted
+    # Sequences differ by whole bits: the interval is around the mean, and none where all are equal.
+    for row in rows:
+        value, lo, hi = (float(row[name]) for name in ("kl_final_lens_bits", "lo", "hi"))
+        assert lo < value < hi if row["layer"] != "4" else lo == value == hi == 0
+    guides = [(row["lens"], row["layer"], row["guide"]) for row in rows if row["guide"]]
+    assert guides == [("tuned", "1", "25 %"), ("tuned", "2", "50 %"), ("tuned", "3", "75 %")]
+    # Marks of more lenses would hide each other.
     marked = {(row["lens"], row["layer"]): row["crossing"] for row in rows if row["crossing"]}
-    assert marked[("norm", "4")] == marked[("tuned", "1")] == "rank<=10/5/1"
-    assert {lens for lens, _ in marked} == {"norm", "tuned"}  # more would hide each other
-    assert (world.folder / "cosine.csv").read_text().startswith("layer,lens,cos_to_final,crossing\n0,raw,0.5,")
+    assert marked == {("norm", "4"): "rank<=10/5/1", ("tuned", "1"): "rank<=10/5/1"}
+    cosine = (world.folder / "cosine.csv").read_text()
+    assert cosine.startswith("layer,lens,cos_to_final,crossing,lo,hi,guide\n0,raw,0.5,,")
 
 
 def test_every_metric_is_flat_and_sorted(world: World) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scores import N_LAYERS, passing, write_curves
+from scores import N_LAYERS, passing, write_drawn
 from settings import atlas
 from test_gates import World
 
@@ -19,6 +19,9 @@ from lensmith.release.scorecard import Estimate, Part
 
 FAILING: dict[str, Any] = {"preferred": 0, "gate_B": "fail", "gate_B_pass": 0, "gate_B_point": "fail"}
 FAILING |= {"gate_D": "inconclusive", "gate_D_pass": 0}
+
+
+MODEL = atlas().model_dump(mode="json")
 
 
 class Page(HTMLParser):
@@ -58,19 +61,20 @@ class Desk:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.folders = {name: root / name for name in ("resolved", "metrics", "kl", "cosine")}
+        self.folders = {name: root / name for name in report.Folders.__annotations__}
         self.html, self.overview = root / "report.html", root / "overview.csv"
 
-    def add(self, key: str, metrics: dict[str, Any] | None = None, **curve: str) -> "Desk":
-        model = atlas().model_dump(mode="json") | {"key": key}
+    def add(
+        self, key: str, metrics: dict[str, Any] | None = None, *, about: dict[str, Any] | None = None, **curve: str
+    ) -> "Desk":
+        model = MODEL | {"key": key}
         artifacts.write_json(self.folders["resolved"] / f"{key}.json", model)
         artifacts.write_json(self.folders["metrics"] / f"{key}.json", passing() if metrics is None else metrics)
-        write_curves(self.folders["kl"] / f"{key}.csv", "kl_final_lens_bits", **curve)
-        write_curves(self.folders["cosine"] / f"{key}.csv", "cos_to_final", **curve)
+        write_drawn(self.root, key, about, **curve)
         return self
 
     def build(self) -> str:
-        report.build(*self.folders.values(), self.html, self.overview)
+        report.build(report.Folders(**self.folders), self.html, self.overview)
         return self.html.read_text(encoding="utf-8")
 
     def table(self) -> list[dict[str, str]]:
@@ -235,8 +239,23 @@ def test_the_ladder_is_shown_with_its_shares(desk):
     table = text[text.index("What each part of the lens explains") :].split("</table>")[0]
 
     assert table.index("norm lens") < table.index("+ temperature") < table.index("+ scale and low-rank map")
-    assert "3.50 (3.00 to 4.00)" in table and "25 % (12 % to 38 %)" in table
+    for value, interval in (("3.50", "3.00 to 4.00"), ("25 %", "12 % to 38 %")):
+        assert f'>{value}<span class="interval">{interval}</span>' in table
     assert "What each part" not in Desk(desk.root / "bare").add("one", passing(ladder="identity low_rank")).build()
+
+
+def test_the_ladders_chart_has_a_bar_for_each_rung():
+    """Heights and whiskers are those of the table, and no two rungs look alike."""
+    drawn = charts.ladder(scorecard.Scorecard(passing(), atlas()))
+    assert drawn is not None
+
+    bars = drawn["data"]
+    assert [(bar["name"], bar["y"]) for bar in bars] == [
+        ("norm lens", [4.0] * 3), ("+ temperature", [3.5] * 3), ("+ scale and low-rank map", [2.0] * 3),
+    ]  # fmt: skip
+    assert bars[1]["error_y"]["array"] == bars[1]["error_y"]["arrayminus"] == [0.5] * 3
+    assert len({bar["marker"]["color"] for bar in bars}) == len(bars)
+    assert charts.ladder(scorecard.Scorecard(passing(ladder=None), atlas())) is None
 
 
 def test_gate_g_shows_the_worst_part_of_the_context(desk):

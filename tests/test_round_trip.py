@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from lab import SENTENCES
-from scores import passing, write_curves
+from scores import passing, write_drawn
 from settings import atlas
 from tiny import save_tiny
 
@@ -70,14 +70,14 @@ class Lab:
         artifacts.write_json(self.out / "code", {})
         self.client.call("stage", name="fit", settings=self.settings, paths=self.at("code", "corpus", "lens"))
         artifacts.write_json(self.out / "metrics" / "tiny.json", passing())
-        write_curves(self.out / "kl" / "tiny.csv", "kl_final_lens_bits")
-        write_curves(self.out / "cosine" / "tiny.csv", "cos_to_final", "cos>=0.9")
+        write_drawn(self.out, "tiny")
 
     def publish(self, **publish: Any) -> dict[str, Any]:
         settings = {**self.settings, "publish": {**self.settings["publish"], **publish}}
         artifacts.write_json(self.out / "settings" / "tiny.json", settings)
         files = {"settings": "settings/tiny.json", "metrics": "metrics/tiny.json"}
-        files |= {"kl": "kl/tiny.csv", "cosine": "cosine/tiny.csv"}
+        files |= {name: f"{name}/tiny.csv" for name in ("kl", "cosine", "earliness", "training")}
+        files["detail"] = "detail/tiny.json"
         paths = self.at("corpus", "lens", "release") | {name: str(self.out / file) for name, file in files.items()}
         self.client.call("stage", name="publish", settings=settings, paths=paths)
         receipt: dict[str, Any] = artifacts.read_json(self.out / "release" / "receipt.json")

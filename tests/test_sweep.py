@@ -338,7 +338,8 @@ def test_the_stage_writes_the_plans_files(stage: Path) -> None:
 
     ends = ("", "-prism", "-raw", "-tuned")
     names = {f"output-atlas-{kind}{end}.csv" for kind in ("pure-next-token", "records") for end in ends}
-    names |= {"heldout.csv", "positions.csv", "run.json", "output-atlas-pure-next-token-rawlens.csv"}
+    names |= {"heldout.csv", "positions.csv", "run.json", "trajectories.json"}
+    names |= {"output-atlas-pure-next-token-rawlens.csv"}
     assert {path.name for path in (stage / "sweep").iterdir()} == names
     assert about["lenses"] == ["raw", "norm", "norm_next", "temperature", "bias", "prism", "tuned"]
     found = curves(stage / "sweep" / "heldout.csv", "seq", MEASURED, 3, about["lenses"])

@@ -9,6 +9,7 @@ from held_rows import HeldRows
 from settings import fit_params
 from torch import Tensor, nn
 
+from lensmith import progress
 from lensmith.errors import NumericError
 from lensmith.lens import objective, optimizers
 from lensmith.lens.divergence import BITS, LinearKL, kl_bits
@@ -230,3 +231,15 @@ def test_validation_is_the_mean_kl_of_the_decoded_logits():
         expected = kl_bits(final, lens.logits(head, rows.resid[:, block], block + 1)).mean().item()
         assert found[block] == pytest.approx(expected, rel=1e-5)
     assert found[-1] == 0
+
+
+def test_a_fit_tells_steps_and_the_last_validation_in_whole_lines(monkeypatch, capsys):
+    """32 steps, of which each tenth and the last are validated: the line of step 31 still says the KL of step 30."""
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    done = run(patience=99)
+    said = capsys.readouterr().err
+    lines = [line for line in said.splitlines() if line.startswith("fit low_rank: 31 of 32 steps")]
+
+    row = next(row for row in done.log if row.step == 30)
+    assert "\r" not in said and len(lines) == 1
+    assert f"KL {row.val_kl_bits_25:.3f} / {row.val_kl_bits_50:.3f} / {row.val_kl_bits_75:.3f} bits" in lines[0]

@@ -7,12 +7,15 @@ deleted at any time, and costs a capture.
 """
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from lensmith.errors import InputError, ResourceError
 
@@ -37,6 +40,19 @@ class Bank:
     @property
     def key(self) -> str:
         return self.folder.name
+
+    def holds(self) -> str:
+        """What is in it, in words: its key alone is a hash. A bank that is being written or is damaged says so."""
+        shards = sorted(self.folder.glob("shard-*.safetensors"))
+        try:
+            about = json.loads((self.folder / "key.json").read_bytes())
+            n_seqs = sum(_shape(shard)[0] for shard in shards)
+            n_positions, n_layers, d_model = _shape(shards[0])[1:]
+            where = f"{str(about['dtype']).removeprefix('torch.')} on {about['device']}, torch {about['torch']}"
+        except (OSError, IndexError, KeyError, ValueError, SafetensorError):
+            return f"{len(shards)} shards, not readable"
+        read = f"{n_positions} positions of each of {n_seqs} sequences, {n_layers} layers, d_model {d_model}"
+        return f"{read}; {where}, {about['capture_seqs']} sequences a pass"
 
 
 def banks() -> list[Bank]:
@@ -103,6 +119,12 @@ def _is_held(folder: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def _shape(shard: Path) -> list[int]:
+    with safe_open(shard, framework="np") as file:
+        shape: list[int] = file.get_slice("resid_post").get_shape()
+    return shape
 
 
 def _size(folder: Path) -> int:

@@ -2,8 +2,8 @@
 
 The fingerprint of a stage is one hash for each file in the import closure of its script: of the file's syntax
 tree without docstrings (comments are not in the tree at all). Imports are found by reading, never by running, also
-those inside functions; a module outside the repository is left out, its version is pinned elsewhere. Templates count
-as code of the modules beside them.
+those inside functions; one below `if TYPE_CHECKING` never runs and does not count. A module outside the repository is
+left out, its version is pinned elsewhere. Templates count as code of the modules beside them.
 """
 
 import ast
@@ -22,7 +22,12 @@ TEMPLATES = "templates"
 
 # Files that cannot change a stage's result. The schema of params.yaml is one: a stage sees only the values of its own
 # sections, which DVC compares by themselves; a new gate's limit must not refit every lens.
-RESULT_FREE = ("src/lensmith/command.py", "src/lensmith/edge/params.py", "src/lensmith/errors.py")
+RESULT_FREE = (
+    "src/lensmith/command.py",
+    "src/lensmith/edge/params.py",
+    "src/lensmith/errors.py",
+    "src/lensmith/progress.py",
+)
 
 
 def fingerprint(script: Path, root: Path) -> dict[str, str]:
@@ -72,7 +77,7 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 
 def _imports(tree: ast.Module, path: Path, root: Path) -> Iterator[Path]:
-    for node in ast.walk(tree):
+    for node in _running(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield from _files(alias.name, root)
@@ -83,6 +88,18 @@ def _imports(tree: ast.Module, path: Path, root: Path) -> Iterator[Path]:
                 )
             for alias in node.names:
                 yield from _files(f"{node.module}.{alias.name}", root)
+
+
+def _running(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node below this one but those that only a type checker reads."""
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            for other in child.orelse:
+                yield other
+                yield from _running(other)
+        else:
+            yield from _running(child)
 
 
 def _files(module: str, root: Path) -> Iterator[Path]:

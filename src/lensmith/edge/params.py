@@ -15,6 +15,7 @@ from lensmith.errors import InputError
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 
 
 def _int_or(word: str) -> BeforeValidator:
@@ -160,6 +161,7 @@ class SuiteParams(Section):
 
     files: list[str]
     batch_prompts: Count
+    trajectories: NonNegativeInt  # prompts that the report shows position by position, beside the probes
 
     @model_validator(mode="after")
     def _some(self) -> "SuiteParams":

@@ -38,6 +38,7 @@ GATES = "ABCDEFGH"
 BEATEN = ("temperature", "bias")  # gate F
 TIERS = ("low", "medium", "high")
 MISSING = Kpi(float("nan"), float("nan"), float("nan"), 0)
+CURVE_COLUMNS = ("layer", "lens", "{quantity}", "crossing", "lo", "hi", "guide")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def run(  # noqa: PLR0917 (a stage takes as many paths as it has)
     _same_edition(settings, measured.about)
     artifacts.write_json(metrics, judge(measured, settings.gates))
     for path, quantity in ((kl, "kl_final_lens_bits"), (cosine, "cos_to_final")):
-        artifacts.write_csv(path, ("layer", "lens", quantity, "crossing"), depth_curve(measured, settings, quantity))
+        columns = [name.format(quantity=quantity) for name in CURVE_COLUMNS]
+        artifacts.write_csv(path, columns, depth_curve(measured, settings, quantity))
 
 
 def judge(measured: tables.Measured, limits: GatesParams) -> dict[str, Any]:
@@ -228,18 +230,21 @@ def _limits(book: Book) -> dict[str, Any]:
 
 
 def depth_curve(measured: tables.Measured, settings: ModelParams, quantity: str) -> list[tuple[object, ...]]:
-    """Mean over held-out positions by layer, (layer, lens, value, crossing); a number that is not finite is left empty.
+    """CURVE_COLUMNS of each lens: the mean over held-out positions by layer, and its interval. Empty: not finite.
 
-    `crossing` names the ranks that half of the suite's answers have reached by that layer, at the layer where they do.
+    `crossing` names the ranks that half of the suite's answers have reached by that layer, at the layer where they do;
+    `guide` the depths that the gates read, once for all lenses.
     """
     book = Book(measured, settings.gates)
     rows: list[tuple[object, ...]] = []
+    guides = {depth_row(measured.n_layers, percent): f"{percent} %" for percent in PERCENTILES}
     for lens in measured.heldout.lenses:
         crossings = _crossings(book, lens) if lens in (tables.NORMS[0], tables.TUNED) else {}
         for layer in range(tables.first_row(lens), measured.n_layers + 1):
-            values = measured.heldout.at(lens, quantity)[:, layer]
-            value = float(values.mean()) if values.size and np.isfinite(values).all() else None
-            rows.append((layer, lens, value, crossings.get(layer, "")))
+            mean = book.heldout_mean(lens, quantity, layer)
+            value, lo, hi = (mean.value, mean.lo, mean.hi) if mean.finite else (None, None, None)
+            guide = guides.get(layer, "") if lens == tables.TUNED else ""
+            rows.append((layer, lens, value, crossings.get(layer, ""), lo, hi, guide))
     return rows
 
 

@@ -22,6 +22,7 @@ from lensmith.judge.measure import MEASURED, Bench, Target, compare, rows
 from lensmith.judge.tables import RANKS, TUNED, Floats
 from lensmith.lens import divergence
 from lensmith.lens.depth import PERCENTILES, depth_row
+from lensmith.progress import track
 
 KL, COSINE, AGREE = (MEASURED.index(name) for name in ("kl_final_lens_bits", "cos_to_final", "top1_agree"))
 PART_ENDS = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # of the context
@@ -74,9 +75,9 @@ def measure(bench: Bench, tokens: Tensor, settings: SweepParams, first: int = 0)
     positions = draw_positions(seq_len, count, range(first, first + n), settings.seed)
     cells: dict[tuple[str, int], list[Tensor]] = {}
     ranks: dict[tuple[str, int], list[Tensor]] = {}
-    for batch, places in zip(
-        tokens.split(settings.batch_seqs), torch.from_numpy(positions).split(settings.batch_seqs), strict=True
-    ):
+    places_of = torch.from_numpy(positions).split(settings.batch_seqs)
+    batches = track(tokens.split(settings.batch_seqs), "sweep", "chunk", Tensor.numel)
+    for batch, places in zip(batches, places_of, strict=True):
         resid = bench.backbone.capture(batch, places)
         for part in resid.flatten(0, 1).split(bench.chunk):
             for key, values, rank in _measure_part(bench, part):

@@ -194,8 +194,12 @@ class Book:
     def heldout_mean(self, lens: str, quantity: str, row: int) -> Kpi:
         """Mean of any quantity over held-out positions at one row."""
         values = self.measured.heldout.at(lens, quantity)[:, row]
-        draws = self.draw("bootstrap-heldout", self.blocks(np.array(self.measured.heldout.units, dtype=np.int64)))
-        return Kpi.of(bootstrap.mean, values, draws, self.limits.confidence)
+        return Kpi.of(bootstrap.mean, values, self._heldout_draws, self.limits.confidence)
+
+    @cached_property
+    def _heldout_draws(self) -> Draws:
+        """The resamples of `heldout`, here of sequences."""
+        return self.draw("bootstrap-heldout", self.blocks(np.array(self.measured.heldout.units, dtype=np.int64)))
 
     def heldout_kl(self, lens: str, percent: int) -> float:
         """Mean KL(final || lens) over held-out positions, bits."""

@@ -30,6 +30,7 @@ from lensmith.judge.heldout import milestones
 from lensmith.judge.measure import Bench, rows
 from lensmith.judge.prompts import Probe, gold_token
 from lensmith.judge.tables import PRISM, RANKS, RAW, TUNED
+from lensmith.judge.trajectories import Shown
 from lensmith.lens import divergence
 from lensmith.lens.depth import PERCENTILES, depth_row
 from lensmith.source.discovery import max_length
@@ -94,6 +95,11 @@ class Read:
         """What was asked, as run.json lists it."""
         names = ("fact_key", "fact_index", "prompt_id", "variant", "prompt", "answer")
         return [{n: getattr(case, n) for n in names} | {"aligned": case.gold is not None} for case in self.cases]
+
+    def shown(self) -> list[Shown]:
+        """Every text with all of its words, as the report shows it."""
+        named = [(f"{case.fact_key}{', control' * (case.prompt_id == 'ctl')}", case) for case in self.cases]
+        return [Shown(name, case.prompt, case.answer, case.ids) for name, case in named if case.variant == "orig"]
 
     def summaries(self) -> list[dict[str, Any]]:
         """The plan's metrics of each text: where the answer first ranks 10, 5, 1, and KL by depth.

@@ -22,12 +22,13 @@ from torch import Tensor
 from lensmith.edge import artifacts
 from lensmith.edge.params import ModelParams
 from lensmith.errors import InputError
-from lensmith.judge import contamination
+from lensmith.judge import contamination, trajectories
 from lensmith.judge.heldout import CLOSE_BITS
 from lensmith.judge.measure import Bench, Reading, Target, compare, rows
 from lensmith.judge.prompts import Prompt, gold_token, read_suite
 from lensmith.judge.tables import FIRST_COLUMNS, PROMPT_COLUMNS, RANKS, ROW_COLUMNS
 from lensmith.lens import divergence
+from lensmith.progress import track
 from lensmith.source import corpus as corpora
 from lensmith.source.discovery import max_length
 
@@ -60,6 +61,7 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
     artifacts.write_csv(out / "rows.csv", ROW_COLUMNS, cells)
     artifacts.write_csv(out / "first.csv", FIRST_COLUMNS, first_lines(cells))
     artifacts.write_csv(out / "prompts.csv", PROMPT_COLUMNS, prompts)
+    trajectories.write(out, bench, shown(asked, settings.suite.trajectories))
     seen = contamination.in_text([_run(bench, one) for one in asked], corpora.read_tokens(corpus))
     about = {
         "schema": 2,
@@ -102,6 +104,17 @@ def ask(bench: Bench, lines: Iterable[tuple[str, Prompt]]) -> list[Asked]:
     return asked
 
 
+def shown(asked: Sequence[Asked], count: int) -> list[trajectories.Shown]:
+    """`count` prompts for the report: the first of each domain, then the second of each, and so on."""
+    turns: Counter[str] = Counter()
+    order = []
+    for place, one in enumerate(asked):
+        order.append((turns[one.line.domain], place))
+        turns[one.line.domain] += 1
+    chosen = [asked[place] for _, place in sorted(order)[:count]]
+    return [trajectories.Shown(one.line.id, one.line.prompt, one.line.answer, one.ids) for one in chosen]
+
+
 def _run(bench: Bench, one: Asked) -> list[int]:
     """The prompt and its answer as inside a text: no BOS, nor the first token, which has a space before it there."""
     return one.ids[1 + bench.encode.adds_bos :] + one.gold[:1]
@@ -116,7 +129,7 @@ def measure(bench: Bench, asked: Sequence[Asked], batch_prompts: int) -> tuple[C
     cells: Cells = []
     prompts: Cells = []
     size = min(bench.chunk, batch_prompts * max(1, 256 // batch_prompts))
-    for start in range(0, len(asked), size):
+    for start in track(range(0, len(asked), size), "suite-eval", "chunk"):
         group = asked[start : start + size]
         parts = [group[i : i + batch_prompts] for i in range(0, len(group), batch_prompts)]
         resid = torch.cat([capture_last(bench, [one.ids for one in part]) for part in parts])

@@ -6,6 +6,7 @@ Writes into one folder (columns: `tables.py`, `probes.py`)
     output-<key>-records[-<lens>].csv           each position of each probe
     output-<key>-pure-next-token[-<lens>].csv   its last position, with everything the plan asks about it
     output-<key>-pure-next-token-rawlens.csv    there, the norm lens beside no norm; where sweep.raw asks
+    trajectories.json                           each probe, every position and layer, for the report
     run.json                                    what was measured, last-layer consistency, medians by depth
 """
 
@@ -19,7 +20,7 @@ import torch
 from lensmith.edge import artifacts
 from lensmith.edge.params import ModelParams
 from lensmith.errors import InputError
-from lensmith.judge import calibration, heldout, probes, temperature
+from lensmith.judge import calibration, heldout, probes, temperature, trajectories
 from lensmith.judge.measure import Bench
 from lensmith.judge.prompts import read_probes
 from lensmith.judge.tables import HELDOUT_COLUMNS, POSITION_COLUMNS, TUNED
@@ -55,6 +56,7 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
     temperatures = calibration.norm_temperatures(bench, bench.baseline, kept)
     read = probes.read(bench, lines, temperatures, settings.sweep.top_k)
     read.write(out, f"output-{settings.key}")
+    trajectories.write(out, bench, read.shown())
     text = heldout.block(bench, measured, _block_seqs(corpus))
     about = {
         "schema": 2,

@@ -31,6 +31,7 @@ ANSWER = ("answer_token_rank", "p_answer", "top1", "top1_agree", "p_control")
 ROW_COLUMNS = ("id", "domain", "template", "layer", "lens", *DISTANCES, *ANSWER)
 FIRST_COLUMNS = ("id", "domain", "template", "lens", *FIRST)
 FINAL = ("final_answer_token_rank", "final_p_answer")
+TRAJECTORIES = "trajectories.json"  # in both folders: texts read at every position
 PROMPT_COLUMNS = ("id", "domain", "template", "answer", "n_prompt_tokens", "answer_token", "aligned", *FINAL)
 
 

@@ -40,9 +40,14 @@ class Validation:
         return self.kl_bits[depth_row(len(self.kl_bits), depth_pct) - 1]
 
     @property
+    def at_depths(self) -> tuple[float, ...]:
+        """At 25, 50 and 75 % of depth."""
+        return tuple(self.at(depth) for depth in PERCENTILES)
+
+    @property
     def score(self) -> float:
         """What early stopping minimises: the mean over depths 25, 50 and 75 %."""
-        return sum(self.at(depth) for depth in PERCENTILES) / len(PERCENTILES)
+        return sum(self.at_depths) / len(PERCENTILES)
 
 
 def normed(head: Head, resid: Tensor, blocks: Sequence[int], norm: NormKind) -> Tensor:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from lensmith.draws import Stream
 from lensmith.edge.params import FitParams
@@ -19,11 +18,11 @@ from lensmith.errors import NumericError
 from lensmith.lens import closed_form, objective, optimizers
 from lensmith.lens.closed_form import Solution
 from lensmith.lens.coordinates import Coordinates
-from lensmith.lens.depth import PERCENTILES
 from lensmith.lens.divergence import BITS, LinearKL
 from lensmith.lens.objective import Validation
 from lensmith.lens.prism import Prism
 from lensmith.lens.translators import Lens
+from lensmith.progress import Progress
 from lensmith.source.head import Head
 from lensmith.source.loading import has_fast_bf16
 from lensmith.source.rows import Batch, Rows, ahead
@@ -163,20 +162,26 @@ class _Run:
         return start, Coordinates.plain(start)
 
     def go(self) -> Fit:
+        with Progress(f"fit {self.settings.kind}", self.total_steps, "step") as progress:
+            return self._go(progress)
+
+    def _go(self, progress: Progress) -> Fit:
         best_lens, best, best_step, waited, step = self.start, self._validate(self.start, 0), 0, 0, 0
         self._record(0, best, is_best=True)
         optimizers_ = optimizers.make(self.settings, self.leaves)
         plan = [self._batch(step) for step in range(self.total_steps)]
-        bar = tqdm(ahead(self.train, plan), total=self.total_steps, desc="fit", unit="step", disable=None)
-        for batch in bar:
+        progress.advance(0, kl_bits=best.at_depths)
+        for batch in ahead(self.train, plan):
             self._step(optimizers_, batch.to(self.head.W_U.device), step)
             step += 1
+            progress.advance()
             if step % self.settings.validate_every and step != self.total_steps:
                 continue
             lens = self.coordinates.leave(self.trained, self.start)
             found = self._validate(lens, step)
             is_better = found.score < best.score
             self._record(step, found, is_best=is_better)
+            progress.advance(0, kl_bits=found.at_depths)
             if is_better:
                 best_lens, best, best_step, waited = lens, found, step, 0
             elif (waited := waited + 1) >= self.settings.patience:
@@ -248,8 +253,6 @@ class _Run:
 
     def _record(self, step: int, found: Validation, *, is_best: bool) -> None:
         since, self.train_kl = self.train_kl, []
-        at = " / ".join(f"{found.at(depth):.3f}" for depth in PERCENTILES)
-        tqdm.write(f"step {step} of {self.total_steps}: held-out KL {at} bits at 25 / 50 / 75 % of depth")
         self.log.append(
             LogRow(
                 step=step,

@@ -37,7 +37,9 @@ from lensmith.lens.form import TENSORS, WEIGHTS
 from lensmith.source.backbone import Backbone, Head, NormKind
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lensmith.release.trajectory import Trajectory
 
 Placement = Literal["normed", "residual"]  # the translator reads N(resid_post), or resid_post itself
 
@@ -127,6 +129,19 @@ class Lens:
     def logits(self, head: Head, resid: Tensor, row: int) -> Tensor:
         """What the lens reads in resid (n, d_model) after block `row` - 1: (n, d_vocab), float32."""
         return head.logits(self.head_input(head, resid, row), self.log_tau[row - 1])
+
+    def trajectory(
+        self, model: "PreTrainedModel | Backbone", tokenizer: "PreTrainedTokenizerBase", text: str, top_k: int = 5
+    ) -> "Trajectory":
+        """What the norm lens and this lens read at every layer and position of a text: `.figure()`, `.frame()`.
+
+        Raises:
+            InputError: the text is empty or too long, or the model is of another shape.
+        """
+        # By name: an import statement would make the code of a picture part of every fit (edge/fingerprint.py).
+        pictures = importlib.import_module("lensmith.release.trajectory")
+        drawn: Trajectory = pictures.Trajectory.of(self, model, tokenizer, text, top_k)
+        return drawn
 
     def with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Lens":
         """The same lens with `change` applied to each tensor."""

@@ -24,6 +24,8 @@ COLOURS = {
     "full": "#8a7cd6",
     "tuned": "#1f7fc4",
 }
+CROSSED = ("norm", "tuned")  # lenses whose first ranks are marked
+RANK_COLOURS = ("#8dbde2", "#1f7fc4", "#d98200")  # of rank 10, 5, 1
 # One for each model of the overview, apart for the colour-blind as well; dashes carry on where they end.
 MODEL_COLOURS = ("#1f7fc4", "#d98200", "#009e73", "#c65fa0", "#7d8590", "#d5592b", "#8a7cd6")
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -31,23 +33,20 @@ PALE = "#8dbde2"  # of `tuned`, for a second bar beside it
 GUIDE = "rgba(128, 136, 145, .55)"
 WIDE, HALF = 400, 320  # pixels
 
+Bars = dict[str, list[tuple[int, int]]]
+Training = dict[str, list[tuple[int, float | None]]]
+
 
 def kl(curves: Curves, card: Scorecard) -> dict[str, Any]:
     """KL(final, lens) over layers; where half of the answers reach a rank; guides at the depths that gates read."""
     figure = _depth(curves, card, "KL to the final answer, bits")
-    points = _points_between(card, curves)
-    if points:
-        layers, values = zip(*points, strict=True)
-        name, colour = wording.lens("norm_next"), COLOURS["norm_next"]
-        marker = {"color": colour, "size": 10, "symbol": "circle-open", "line": {"width": 2}}
-        figure.add_scatter(x=layers, y=values, name=name, mode="markers", marker=marker, hovertemplate=_hover(name))
     figure.update_yaxes(rangemode="tozero")
     return _plain(figure, WIDE)
 
 
 def cosine(curves: Curves, card: Scorecard) -> dict[str, Any]:
     """Cosine of the lens's and the final logits over layers."""
-    return _plain(_depth(curves, card, "cosine with the final logits", tuned_is_above=True), HALF)
+    return _plain(_depth(curves, card, "cosine with the final logits", words=False), HALF)
 
 
 def gains(card: Scorecard) -> dict[str, Any] | None:
@@ -59,7 +58,7 @@ def gains(card: Scorecard) -> dict[str, Any] | None:
         estimates = [card.estimate(f"{prefix}_delta_kl_bits_{p}") for p in PERCENTILES]
         if any(e.value is not None for e in estimates):
             hover = f"{label}<br>%{{y:.3f}} bits at %{{x}}<extra></extra>"
-            y, error_y = [e.value for e in estimates], _whiskers(estimates)
+            y, error_y = [e.value for e in estimates], whiskers(estimates)
             figure.add_bar(x=depths, y=y, error_y=error_y, name=label, marker={"color": colour}, hovertemplate=hover)
     if not figure.data:
         return None
@@ -70,6 +69,62 @@ def gains(card: Scorecard) -> dict[str, Any] | None:
     figure.update_layout(bargap=0.35, bargroupgap=0.08, barcornerradius=3)
     figure.update_xaxes(title="depth", type="category")
     figure.update_yaxes(title="KL saved, bits", zeroline=True, rangemode="tozero")
+    return _plain(figure, HALF)
+
+
+def ladder(card: Scorecard) -> dict[str, Any] | None:
+    """Bars of the KL that each kind of lens leaves at three depths, with intervals. None where none was measured."""
+    depths = [f"{p} %" for p in PERCENTILES]
+    figure = go.Figure()
+    for rung in card.ladder():
+        # The lens that is judged has a kind of its own where it is not one that it is compared with.
+        colour = COLOURS.get({"identity": "norm"}.get(rung.kind, rung.kind), COLOURS["tuned"])
+        name = html.escape(rung.name, quote=False)
+        hover = f"{name}<br>%{{y:.3f}} bits left at %{{x}}<extra></extra>"
+        y, error_y = [e.value for e in rung.kl], whiskers(list(rung.kl))
+        figure.add_bar(x=depths, y=y, error_y=error_y, name=name, marker={"color": colour}, hovertemplate=hover)
+    if not figure.data:
+        return None
+    figure.update_layout(bargap=0.25, bargroupgap=0.08, barcornerradius=3)
+    figure.update_xaxes(title="depth", type="category")
+    figure.update_yaxes(title="KL to the final answer, bits", rangemode="tozero")
+    return _plain(figure, HALF)
+
+
+def earliness(bars: Bars) -> dict[str, Any] | None:
+    """How many layers sooner the tuned lens has the answer within a rank: prompts by layers. None without prompts."""
+    figure = go.Figure()
+    for (rank, pairs), colour in zip(bars.items(), RANK_COLOURS, strict=False):
+        layers, prompts = zip(*pairs, strict=True)
+        name = html.escape(rank, quote=False)
+        hover = f"{name}<br>%{{y}} prompts, %{{x}} layers earlier<extra></extra>"
+        figure.add_bar(x=layers, y=prompts, name=name, marker={"color": colour}, hovertemplate=hover)
+    if not figure.data:
+        return None
+    figure.update_layout(bargap=0.2, bargroupgap=0.05, barcornerradius=2)
+    figure.add_vline(x=0, line={"color": GUIDE, "width": 1, "dash": "dot"}, layer="below")
+    figure.update_xaxes(title="layers earlier than the norm lens (negative: later)")
+    figure.update_yaxes(title="prompts")
+    return _plain(figure, HALF)
+
+
+def training(curves: Training) -> dict[str, Any] | None:
+    """KL over the positions that the fit trained on. None where it logged nothing."""
+    figure = go.Figure()
+    for (curve, pairs), colour in zip(curves.items(), MODEL_COLOURS, strict=False):
+        positions, bits = zip(*pairs, strict=True)
+        name, is_training = html.escape(curve, quote=False), curve == "training"
+        line = {
+            "color": COLOURS["norm"] if is_training else colour,
+            "width": 2,
+            "dash": "dot" if is_training else "solid",
+        }
+        figure.add_scatter(x=positions, y=bits, name=name, mode="lines+markers", line=line, marker={"size": 4},
+                           hovertemplate=f"{name}<br>%{{y:.3f}} bits, %{{x:,}} positions<extra></extra>")  # fmt: skip
+    if not figure.data:
+        return None
+    figure.update_xaxes(title="positions trained on")
+    figure.update_yaxes(title="KL to the final answer, bits", rangemode="tozero")
     return _plain(figure, HALF)
 
 
@@ -92,18 +147,16 @@ def overview(models: dict[str, Curves]) -> dict[str, Any]:
     return _plain(figure, WIDE)
 
 
-def _depth(curves: Curves, card: Scorecard, title: str, *, tuned_is_above: bool = False) -> go.Figure:
+def _depth(curves: Curves, card: Scorecard, title: str, *, words: bool = True) -> go.Figure:
     figure = go.Figure()
-    for lens, colour in COLOURS.items():
-        points = curves.at(lens)
-        if not points:
-            continue
-        name = wording.lens(lens)
+    for lens in curves.lenses:
+        points, name, colour = curves.at(lens), wording.lens(lens), COLOURS[lens]
+        _band(figure, points, colour)
         x, y = [p.layer for p in points], [p.value for p in points]
         figure.add_scatter(x=x, y=y, name=name, mode="lines+markers", line={"color": colour, "width": 2.5},
                            marker={"size": 5}, hovertemplate=_hover(name))  # fmt: skip
-        above = (lens == "tuned") == tuned_is_above
-        _crossings(figure, lens, [p for p in points if p.crossing and p.value is not None], above)
+        if lens in CROSSED:
+            _crossings(figure, lens, [p for p in points if p.crossing and p.value is not None], words=words)
     L = curves.n_layers
     for percent in PERCENTILES:
         # The layer that the gates read, not the exact share: a quarter of six layers is read at layer 2.
@@ -114,28 +167,30 @@ def _depth(curves: Curves, card: Scorecard, title: str, *, tuned_is_above: bool 
     return figure
 
 
-def _crossings(figure: go.Figure, lens: str, points: list[Point], above: bool) -> None:
+def _band(figure: go.Figure, points: tuple[Point, ...], colour: str) -> None:
+    """The interval around a curve."""
+    known = [p for p in points if p.lo is not None and p.hi is not None]
+    x = [p.layer for p in known]
+    figure.add_scatter(x=x + x[::-1], y=[p.hi for p in known] + [p.lo for p in reversed(known)], fill="toself",
+                       fillcolor=colour, opacity=0.18, line={"width": 0}, mode="lines", hoverinfo="skip",
+                       showlegend=False)  # fmt: skip
+
+
+def _crossings(figure: go.Figure, lens: str, points: list[Point], *, words: bool) -> None:
     """Diamonds where half of the answers have reached a rank; words on the side where the other curve is not."""
-    words = [html.escape(p.crossing.replace("rank<=", "≤ ").replace("/", ", "), quote=False) for p in points]
-    side = ("top " if above else "bottom ") + ("left" if lens == "tuned" else "right")
+    ranks = [html.escape(p.crossing.replace("rank<=", "≤ ").replace("/", ", "), quote=False) for p in points]
+    side = "bottom left" if lens == "tuned" else "top right"
     figure.add_scatter(
-        x=[point.layer for point in points], y=[point.value for point in points], text=words, showlegend=False,
-        mode="markers+text", textposition=side,
+        x=[point.layer for point in points], y=[point.value for point in points], text=ranks, showlegend=False,
+        mode="markers+text" if words else "markers", textposition=side,
         textfont={"color": COLOURS[lens], "size": 12}, cliponaxis=False,
         marker={"symbol": "diamond", "size": 12, "color": COLOURS[lens]},
         hovertemplate=f"{wording.lens(lens)}: half of the answers at rank %{{text}}<br>by layer %{{x}}<extra></extra>",
     )  # fmt: skip
 
 
-def _points_between(card: Scorecard, curves: Curves) -> list[tuple[int, float]]:
-    """(layer, KL) of the next-block norm lens at the gates' depths, where it has no curve of its own."""
-    if curves.at("norm_next"):
-        return []
-    found = ((card.number(f"layer_{p}"), card.number(f"heldout_kl_norm_next_bits_{p}")) for p in PERCENTILES)
-    return [(int(layer), value) for layer, value in found if layer is not None and value is not None]
-
-
-def _whiskers(estimates: list[Estimate]) -> dict[str, Any]:
+def whiskers(estimates: list[Estimate]) -> dict[str, Any]:
+    """Intervals as error bars; none where there is no interval."""
     above = [e.hi - e.value if e.hi is not None and e.value is not None else 0 for e in estimates]
     below = [e.value - e.lo if e.lo is not None and e.value is not None else 0 for e in estimates]
     return {"type": "data", "array": above, "arrayminus": below, "thickness": 1.5, "width": 5, "color": "#7d8590"}

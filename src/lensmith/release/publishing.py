@@ -30,6 +30,14 @@ class Sources:
     metrics: Path
     kl: Path
     cosine: Path
+    earliness: Path
+    training: Path
+    detail: Path
+
+    def folders(self) -> report.Folders:
+        """The folders of these files, as a report over all models reads them."""
+        drawn = (self.settings, self.metrics, self.kl, self.cosine, self.earliness, self.training, self.detail)
+        return report.Folders(*(file.parent for file in drawn))
 
 
 def run(settings: ModelParams, sources: Sources, out: Path) -> None:
@@ -41,7 +49,7 @@ def run(settings: ModelParams, sources: Sources, out: Path) -> None:
         NumericError: the packaged lens did not pass its verification.
         RemoteError: the Hub refused, or could not be reached.
     """
-    page = report.page_of(sources.settings, sources.metrics.parent, sources.kl.parent, sources.cosine.parent)
+    page = report.page_of(sources.settings, sources.folders())
     licence = _base_licence(settings, sources.corpus)
     package.build(settings, sources.corpus, sources.lens, sources.metrics, out, licence=licence, page=page)
     if settings.publish.repo is None:

@@ -16,9 +16,14 @@ from markupsafe import Markup
 from lensmith.edge import artifacts, params
 from lensmith.edge.params import ModelParams
 from lensmith.errors import InputError
-from lensmith.release import charts, curves, scorecard, wording
+from lensmith.release import charts, curves, detail, heatmap, scorecard, wording
 from lensmith.release.curves import Curves
+from lensmith.release.detail import Detail
 from lensmith.release.scorecard import PERCENTILES, VERDICTS, Estimate, Scorecard
+
+# A page of ten models stays below this, however many texts they would show.
+PAGE_BYTES = 7_800_000
+MODEL_BYTES = 80_000  # of a model's tables and charts, in the page's text; trajectories share what is left
 
 COLUMNS = ("model", "layer", "depth_pct", "kl_final_lens_bits")
 
@@ -42,12 +47,18 @@ class Model:
     card: Scorecard
     kl: Curves
     cosine: Curves
+    earliness: charts.Bars
+    training: charts.Training
+    detail: Detail
 
     def charts(self) -> dict[str, dict[str, Any] | None]:
         return {
             "kl": charts.kl(self.kl, self.card),
             "cosine": charts.cosine(self.cosine, self.card),
             "gains": charts.gains(self.card),
+            "ladder": charts.ladder(self.card),
+            "earliness": charts.earliness(self.earliness),
+            "training": charts.training(self.training),
         }
 
     def tiles(self) -> Iterator[Tile]:
@@ -72,12 +83,8 @@ class Model:
     def layers(self) -> Iterator[tuple[int, list[float | None], list[float | None]]]:
         """(layer, KL by lens, cosine by lens) for the table behind the charts."""
         for layer in range(self.kl.n_layers + 1):
-            lenses = [lens for lens in curves.LENSES if self.kl.at(lens)]
-            yield layer, [self.kl.value(n, layer) for n in lenses], [self.cosine.value(n, layer) for n in lenses]
-
-    @property
-    def lenses(self) -> list[str]:
-        return [lens for lens in curves.LENSES if self.kl.at(lens)]
+            kl, cosine = ([c.value(name, layer) for name in self.kl.lenses] for c in (self.kl, self.cosine))
+            yield layer, kl, cosine
 
     @staticmethod
     def _interval(estimate: Estimate) -> str:
@@ -86,41 +93,56 @@ class Model:
         return f"{wording.signed(estimate.lo)} to {wording.signed(estimate.hi)}"
 
 
-def build(resolved: Path, metrics: Path, kl: Path, cosine: Path, html: Path, overview: Path) -> None:  # noqa: PLR0917
+@dataclass(frozen=True)
+class Folders:
+    """Where the light stages wrote a file for each model."""
+
+    resolved: Path  # settings; they say which models there are
+    metrics: Path
+    kl: Path
+    cosine: Path
+    earliness: Path
+    training: Path
+    detail: Path
+
+
+def build(folders: Folders, html: Path, overview: Path) -> None:
     """Write the page and the table of all tuned curves.
 
-    Args:
-        resolved: folder of one settings file per model, as `resolve` wrote them. They say which models there are.
-        metrics: folder of <model>.json; kl, cosine: folders of <model>.csv.
-        html, overview: the files to write.
-
     Raises:
-        IntegrityError: a model's metrics or curves are missing or damaged.
-        InputError: `resolved` holds no model.
+        IntegrityError: a model's metrics or tables are missing or damaged.
+        InputError: no model was resolved.
     """
-    files = sorted(resolved.glob("*.json"), key=lambda file: file.stem)
+    files = sorted(folders.resolved.glob("*.json"), key=lambda file: file.stem)
     if not files:
         raise InputError(
-            f"{resolved}: holds no model. `dvc repro resolve` writes one file for each. Nothing was changed."
+            f"{folders.resolved}: holds no model. `dvc repro resolve` writes one file for each. Nothing was changed."
         )
-    models = [_read(file, metrics, kl, cosine) for file in files]
+    models = [_read(file, folders) for file in files]
     page = _page(models)
     artifacts.write_csv(overview, COLUMNS, [row for model in models for row in _rows(model)])
     artifacts.write_text(html, page)
 
 
-def page_of(file: Path, metrics: Path, kl: Path, cosine: Path) -> str:
+def page_of(file: Path, folders: Folders) -> str:
     """The same page over one model alone, whose settings `file` holds; it goes out with the model's lens."""
-    return _page([_read(file, metrics, kl, cosine)])
+    return _page([_read(file, folders)])
 
 
-def _read(file: Path, metrics: Path, kl: Path, cosine: Path) -> Model:
+def _read(file: Path, folders: Folders) -> Model:
     # The file's name, not the key inside: a name cannot lead out of a folder.
     key = file.stem
     settings = params.read_resolved(file)
-    card = scorecard.read(metrics / f"{key}.json", settings)
-    kl_curves = curves.read(kl / f"{key}.csv", "kl_final_lens_bits")
-    return Model(key, settings, card, kl_curves, curves.read(cosine / f"{key}.csv", "cos_to_final"))
+    return Model(
+        key,
+        settings,
+        scorecard.read(folders.metrics / f"{key}.json", settings),
+        curves.read(folders.kl / f"{key}.csv", "kl_final_lens_bits"),
+        curves.read(folders.cosine / f"{key}.csv", "cos_to_final"),
+        curves.read_earliness(folders.earliness / f"{key}.csv"),
+        curves.read_training(folders.training / f"{key}.csv"),
+        detail.read(folders.detail / f"{key}.json"),
+    )
 
 
 def _rows(model: Model) -> Iterator[tuple[object, ...]]:
@@ -130,11 +152,15 @@ def _rows(model: Model) -> Iterator[tuple[object, ...]]:
 
 def _page(models: list[Model]) -> str:
     verdicts = Counter(gate.verdict for model in models for gate in model.card.gates)
+    script = plotly.offline.get_plotlyjs()
+    room = (PAGE_BYTES - len(script.encode())) // len(models) - MODEL_BYTES
     return wording.render(
         "report.html.j2",
         models=models,
+        details={model.key: model.detail.page(room) for model in models},
+        colours=list(heatmap.choices().items()),  # a list: JSON in a page has its keys sorted
         percentiles=PERCENTILES,
         verdicts=[(word, verdicts[word]) for word in VERDICTS if verdicts[word]],
         overview=charts.overview({model.key: model.kl for model in models}),
-        plotly=Markup(plotly.offline.get_plotlyjs()),  # noqa: S704, the library's own script
+        plotly=Markup(script),  # noqa: S704, the library's own script
     )

@@ -97,6 +97,7 @@ class Gate:
 class Rung:
     """A kind of lens on held-out text, at the depths of PERCENTILES."""
 
+    kind: str
     name: str
     kl: tuple[Estimate, ...]  # bits that it leaves
     share: tuple[Estimate, ...]  # of what the last rung saves, beyond the rung before; none for the norm lens
@@ -136,6 +137,7 @@ class Scorecard:
         names = str(self.metrics.get("ladder", "")).split()
         found = (
             Rung(
+                name,
                 wording.KINDS.get(name, name),
                 tuple(self.estimate(f"ladder_kl_bits_{name}_{p}") for p in PERCENTILES),
                 tuple(self.estimate(f"ladder_share_{name}_{p}") for p in PERCENTILES),

@@ -1,15 +1,18 @@
-"""Tables for a terminal: the verdicts of all models, the lenses of a release."""
+"""Tables for a terminal: the verdicts of all models, the lenses of a release, the residual banks."""
 
+import datetime as dt
 from collections.abc import Iterable, Mapping
 
 from rich import box
 from rich.table import Table
 
+from lensmith.edge.cache import Bank
 from lensmith.edge.release_index import Entry
 from lensmith.release import wording
 from lensmith.release.scorecard import GATES, PERCENTILES, Scorecard
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "invalid": "magenta"}
+SHORT = 12  # characters of a bank's key, which is a hash
 LEGEND = ", ".join(f"{wording.SYMBOLS[verdict]} {verdict}" for verdict in COLOURS)
 
 
@@ -37,13 +40,24 @@ def lenses(index: Mapping[str, Entry], place: str) -> Table:
     """One line a lens of a release."""
     table = Table(title=place, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model", overflow="fold")
-    for column in ("version", "lens", "gates A-E", "prefer"):
+    for column in ("version", "lens", f"gates {GATES[0]}-{GATES[-1]}", "prefer"):
         table.add_column(column, no_wrap=True)
     for model_id, entry in sorted(index.items()):
         more = entry.model_extra or {}
-        gates = " ".join(wording.symbol(str(more.get("verdicts", {}).get(f"gate_{gate}"))) for gate in "ABCDE")
+        gates = " ".join(wording.symbol(str(more.get("verdicts", {}).get(f"gate_{gate}"))) for gate in GATES)
         form = f"{more.get('kind', '?')}, rank {more.get('rank', '?')}"
         table.add_row(model_id, entry.tl_version or "not sent", form, gates, str(more.get("preferred", "?")))
+    return table
+
+
+def banks(found: Iterable[Bank]) -> Table:
+    """One line a residual bank."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("bank", "size", "last used", "holds"):
+        table.add_column(column, no_wrap=column != "holds", justify="right" if column == "size" else "left")
+    for bank in found:
+        used = dt.datetime.fromtimestamp(bank.used).astimezone().strftime("%Y-%m-%d %H:%M")
+        table.add_row(bank.key[:SHORT], wording.size(bank.size), used, bank.holds())
     return table
 
 

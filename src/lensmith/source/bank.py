@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from lensmith.edge import artifacts, cache
 from lensmith.edge.params import FitParams
 from lensmith.errors import IntegrityError
+from lensmith.progress import Progress
 from lensmith.source.backbone import Backbone
 from lensmith.source.rows import Batch, Rows, StreamedRows, sample_positions
 from lensmith.source.teacher import Teacher
@@ -81,10 +81,11 @@ def _banked(source: StreamedRows, model_files: dict[str, str]) -> BankedRows:
         missing = [shard for shard in range(n_shards) if not _shard(folder, shard).exists()]
         if missing:
             need = _bytes_per_seq(source) * min(len(missing) * SHARD_SEQS, source.n_seqs)
-            tqdm.write(f"capture: {need / cache.GIB:.2f} GiB of residuals into {folder}")
             cache.reserve(folder, need)
             artifacts.write_json(folder / "key.json", key)
-        _capture(folder, missing, source)
+            with Progress("capture", len(missing), "shard") as progress:
+                progress.note(f"capture: {need / cache.GIB:.2f} GiB of residuals into {folder}")
+                _capture(folder, missing, source, progress)
         tokens_forwarded = sum(_verified_tokens(_shard(folder, shard)) for shard in range(n_shards))
     return BankedRows(folder, source.n_seqs, source.positions_per_seq, tokens_forwarded)
 
@@ -118,15 +119,16 @@ def _shard(folder: Path, index: int) -> Path:
     return folder / f"shard-{index:05d}.safetensors"
 
 
-def _capture(folder: Path, shards: list[int], source: StreamedRows) -> None:
+def _capture(folder: Path, shards: list[int], source: StreamedRows, progress: Progress) -> None:
     """Capture these shards; one is written while the next is in the model."""
     with ThreadPoolExecutor(max_workers=1) as writer:
         writing: Future[None] | None = None
-        for shard in tqdm(shards, desc="capture", unit="shard", disable=None):
+        for shard in shards:
             tensors, n_tokens = _captured(shard, source)
             if writing is not None:
                 writing.result()  # its error is ours, and two shards in memory are enough
             writing = writer.submit(_write, _shard(folder, shard), tensors, n_tokens)
+            progress.advance(tokens=n_tokens)
         if writing is not None:
             writing.result()
 

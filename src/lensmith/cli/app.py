@@ -1,5 +1,10 @@
-"""The command `lensmith`: what DVC's own commands do not do."""
+"""The command `lensmith`: what DVC's own commands do not do.
 
+Here is what looks at this lab; `releases` and `caches` hold the other commands. What is slow to import waits in a
+function: a command answers at once.
+"""
+
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -7,22 +12,23 @@ import typer
 from rich.console import Console
 
 from lensmith import command
+from lensmith.cli import caches, releases
+from lensmith.cli.releases import PARAMS
 from lensmith.edge import params, params_file, resolved
 from lensmith.errors import InputError, IntegrityError
 from lensmith.judge import prompts
 from lensmith.release import scorecard, terminal
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app.add_typer(releases.app)
+app.add_typer(caches.app, name="cache")
 
-PARAMS = Path("params.yaml")
 METRICS = Path("metrics")
 ARTIFACTS = Path("artifacts")
 RESOLVED = Path("resolved")
 PAGE = Path("plots/report.html")
-RELEASES = Path("release")
-
-Place = Annotated[str, typer.Argument(help="A dataset repository on the Hub, org/name, or a folder with INDEX.json.")]
-Revision = Annotated[str | None, typer.Option(help="A version such as v2026.01.31; the newest one where left out.")]
+COMPARISON = Path("plots/compare.html")
+PIPED = 140  # columns of a table that goes into a file
 
 
 @app.callback()
@@ -78,63 +84,30 @@ def report() -> None:
 
 
 @app.command()
-def add(
-    repo: Annotated[str, typer.Argument(help="A model's Hub id, org/name.")],
-    key: Annotated[str | None, typer.Option(help="Its name in this lab; made from the id where left out.")] = None,
+def compare(
+    model: Annotated[list[str] | None, typer.Option("--model", help="A model; again for more. All by default.")] = None,
+    kpi: Annotated[list[str] | None, typer.Option("--kpi", help="A metric to compare; again for more.")] = None,
+    plot: Annotated[str | None, typer.Option(help="Draw the KPIs over this setting, such as rank.")] = None,
+    rev: Annotated[str, typer.Option(help="The commit that the experiments began from.")] = "HEAD",
+    out: Annotated[Path, typer.Option(help="The page that --plot writes; <model> is put in its name.")] = COMPARISON,
 ) -> None:
-    """Append a model to params.yaml: its key, its commit as it is now, its licence."""
-    from lensmith.edge import catalogue, params_edit
+    """Print the variants of `dvc exp run`: the settings and KPIs that differ. With --plot, draw one curve."""
+    from lensmith.edge import experiments
+    from lensmith.release import compare as comparing
 
-    typer.echo(params_edit.add(PARAMS, catalogue.propose(repo, key)), nl=False)
-    typer.echo(f"{PARAMS}: entry added. `dvc repro` fits its lens.")
-
-
-@app.command()
-def publish(
-    key: Annotated[str, typer.Argument(help="A model of params.yaml.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent.")] = False,
-) -> None:
-    """Show what the stage `publish` would send: files, sizes, tag, and the change to INDEX.json."""
-    models = params_file.read(PARAMS)
-    if key not in models:
-        raise InputError(f"{PARAMS}: no model {key}; there is {', '.join(models)}")
-    if not dry_run:
-        raise InputError(f"`dvc repro publish@{key}` publishes; --dry-run shows what it would send. Nothing was sent.")
-    from lensmith.release import publishing
-
-    for line in publishing.preview(models[key], RELEASES / key):
-        typer.echo(line)
-
-
-@app.command("verify")
-def verify_(place: Place, model: Annotated[str | None, typer.Argument()] = None, revision: Revision = None) -> None:
-    """Check a release's hashes, and measure its lenses again with the models that they belong to."""
-    from lensmith.release import verify
-
-    for line in verify.every(place, model, revision):
-        typer.echo(line)
-
-
-@app.command("list")
-def list_(place: Place, revision: Revision = None) -> None:
-    """The lenses of a release."""
-    from lensmith.edge import hub_lenses
-
-    index, found = hub_lenses.index_of(place, revision)
-    Console().print(terminal.lenses(index, f"{place}@{found}" if found else place))
-
-
-@app.command()
-def download(
-    place: Annotated[str, typer.Argument(help="A dataset repository on the Hub, org/name.")],
-    model: Annotated[str | None, typer.Argument(help="One model's lens; all where left out.")] = None,
-    revision: Revision = None,
-    to: Annotated[Path | None, typer.Option(help="A folder; the Hub's cache where left out.")] = None,
-) -> None:
-    """Download lenses, check every byte against INDEX.json, and print the folder."""
-    from lensmith.edge import hub_lenses
-
-    typer.echo(hub_lenses.download(place, model, revision, to))
+    found = experiments.read(Path.cwd(), rev)
+    models = model or sorted({name for one in found.variants for name in one.metrics})
+    console = Console() if sys.stdout.isatty() else Console(width=PIPED)
+    for comparison in [comparing.compare(found.variants, name, kpi or ()) for name in models]:
+        if plot is None and (comparison.settings or comparison.kpis):
+            console.print(comparing.table(comparison))
+        # Variants of one model say nothing about the others: those are left out unless they were asked for.
+        elif plot is not None and (model or comparing.settings_named(comparison, plot)):
+            page = out.with_stem(f"{out.stem}-{comparison.model}")
+            comparing.curve(comparison, plot, kpi or ()).write_html(page, include_plotlyjs=True)
+            typer.echo(f"{comparison.model}: {page.resolve()}")
+    if found.unfinished:
+        typer.echo(f"{found.unfinished} more: queued, running or failed. `dvc queue status` lists them.")
 
 
 def run() -> None:

@@ -1,0 +1,79 @@
+"""`lensmith add`, `publish`, `verify`, `list`, `download`: what comes into the lab, and what leaves it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lensmith.edge import params_file
+from lensmith.errors import InputError
+from lensmith.release import terminal
+
+app = typer.Typer()
+
+PARAMS = Path("params.yaml")
+RELEASES = Path("release")
+
+Place = Annotated[str, typer.Argument(help="A dataset repository on the Hub, org/name, or a folder with INDEX.json.")]
+Revision = Annotated[str | None, typer.Option(help="A version such as v2026.01.31; the newest one where left out.")]
+
+
+@app.command()
+def add(
+    repo: Annotated[str, typer.Argument(help="A model's Hub id, org/name.")],
+    key: Annotated[str | None, typer.Option(help="Its name in this lab; made from the id where left out.")] = None,
+) -> None:
+    """Append a model to params.yaml: its key, its commit as it is now, its licence."""
+    from lensmith.edge import catalogue, params_edit
+
+    typer.echo(params_edit.add(PARAMS, catalogue.propose(repo, key)), nl=False)
+    typer.echo(f"{PARAMS}: entry added. `dvc repro` fits its lens.")
+
+
+@app.command()
+def publish(
+    key: Annotated[str, typer.Argument(help="A model of params.yaml.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent.")] = False,
+) -> None:
+    """Show what the stage `publish` would send: files, sizes, tag, and the change to INDEX.json."""
+    models = params_file.read(PARAMS)
+    if key not in models:
+        raise InputError(f"{PARAMS}: no model {key}; there is {', '.join(models)}")
+    if not dry_run:
+        raise InputError(f"`dvc repro publish@{key}` publishes; --dry-run shows what it would send. Nothing was sent.")
+    from lensmith.release import publishing
+
+    for line in publishing.preview(models[key], RELEASES / key):
+        typer.echo(line)
+
+
+@app.command("verify")
+def verify_(place: Place, model: Annotated[str | None, typer.Argument()] = None, revision: Revision = None) -> None:
+    """Check a release's hashes, and measure its lenses again with the models that they belong to."""
+    from lensmith.release import verify
+
+    for line in verify.every(place, model, revision):
+        typer.echo(line)
+
+
+@app.command("list")
+def list_(place: Place, revision: Revision = None) -> None:
+    """The lenses of a release."""
+    from lensmith.edge import hub_lenses
+
+    index, found = hub_lenses.index_of(place, revision)
+    Console().print(terminal.lenses(index, f"{place}@{found}" if found else place))
+
+
+@app.command()
+def download(
+    place: Annotated[str, typer.Argument(help="A dataset repository on the Hub, org/name.")],
+    model: Annotated[str | None, typer.Argument(help="One model's lens; all where left out.")] = None,
+    revision: Revision = None,
+    to: Annotated[Path | None, typer.Option(help="A folder; the Hub's cache where left out.")] = None,
+) -> None:
+    """Download lenses, check every byte against INDEX.json, and print the folder."""
+    from lensmith.edge import hub_lenses
+
+    typer.echo(hub_lenses.download(place, model, revision, to))

@@ -1,0 +1,144 @@
+"""Stage `plots`: rows as the tables that `dvc plots` draws, and what the report shows of single prompts.
+
+    delta_kl.csv    KL(final || norm) - KL(final || tuned) by layer: percentiles over the suite's prompts
+    earliness.csv   how many layers sooner the tuned lens has the answer within a rank: prompts by layers
+    training.csv    fit_log.csv, a curve after another
+    detail.json     prompts, trajectories and provenance for the report
+
+No torch, and no limit of a gate: a threshold that changes draws nothing anew.
+"""
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lensmith.edge import artifacts
+from lensmith.edge.params import ModelParams
+from lensmith.errors import IntegrityError
+from lensmith.judge import tables
+from lensmith.judge.kpis import KL, Book, first_rows, stronger
+from lensmith.judge.prompts import read_suite
+from lensmith.judge.tables import RANKS, TRAJECTORIES, TUNED, Measured
+from lensmith.lens.depth import depth_row
+
+PERCENTILES = (10, 25, 50, 75, 90)
+DELTA_COLUMNS = ("layer", "percentile", "delta_kl_bits")
+EARLINESS_COLUMNS = ("shift_layers", "rank", "prompts", "share_pct")
+TRAINING_COLUMNS = ("positions", "curve", "kl_bits", "best")
+CURVES = {
+    "training": "train_kl_bits",
+    "held out, 25 %": "val_kl_bits_25",
+    "held out, 50 %": "val_kl_bits_50",
+    "held out, 75 %": "val_kl_bits_75",
+}
+# A row of the report's table of prompts. Layers are the first within the rank; null where the answer never gets there.
+PROMPT_COLUMNS = (
+    "id", "domain", "prompt", "answer", "final_rank", "norm_le_10", "tuned_le_10", "norm_le_1", "tuned_le_1", "norm_kl",
+    "tuned_kl", "saved",
+)  # fmt: skip
+
+Row = Sequence[object]
+
+
+def run(  # noqa: PLR0917 (a stage takes as many paths as it has)
+    settings: ModelParams, lens: Path, sweep: Path, suite: Path, delta_kl: Path, earliness: Path, training: Path,
+    detail: Path,
+) -> None:  # fmt: skip
+    """Write the three tables and the detail of one model.
+
+    Raises:
+        IntegrityError: rows, log or provenance are missing or damaged, or the suite has been edited since.
+    """
+    measured = tables.read(sweep, suite)
+    book = Book(measured, settings.gates)
+    artifacts.write_csv(delta_kl, DELTA_COLUMNS, delta_rows(measured))
+    artifacts.write_csv(earliness, EARLINESS_COLUMNS, earliness_rows(book))
+    artifacts.write_csv(training, TRAINING_COLUMNS, training_rows(lens / "fit_log.csv"))
+    shown = [text for folder in (sweep, suite) for text in artifacts.read_json(folder / TRAJECTORIES)]
+    data = {
+        "columns": PROMPT_COLUMNS,
+        "prompts": prompt_rows(measured, dict(_texts(settings))),
+        "trajectories": shown,
+        "provenance": artifacts.read_json(lens / "provenance.json"),
+    }
+    artifacts.write_text(detail, artifacts.canonical_json(data) + "\n")
+
+
+def delta_rows(measured: Measured) -> Iterator[Row]:
+    """At each layer: percentiles, over the suite's prompts, of the KL saved against the stronger norm lens."""
+    for layer in range(1, measured.n_layers + 1):
+        norm = measured.suite.at(stronger(measured.suite, layer, np.median), KL)[:, layer]
+        saved = norm - measured.suite.at(TUNED, KL)[:, layer]
+        # A number that is not finite is left empty: a percentile of the others would look whole.
+        whole = saved.size and np.isfinite(saved).all()
+        for percentile in PERCENTILES:
+            yield layer, percentile, float(np.percentile(saved, percentile)) if whole else None
+
+
+def earliness_rows(book: Book) -> Iterator[Row]:
+    """How many prompts have the answer within rank k so many layers sooner; every shift between the ends has a row."""
+    for k in RANKS:
+        early = book.suite.earliness(k)
+        shifts = early.shift[early.reached]
+        shifts = shifts[np.isfinite(shifts)].astype(int)
+        if not shifts.size:
+            continue
+        for shift in range(int(shifts.min()), int(shifts.max()) + 1):
+            prompts = int((shifts == shift).sum())
+            yield shift, f"rank ≤ {k}", prompts, 100 * prompts / len(shifts)
+
+
+def training_rows(log: Path) -> Iterator[Row]:
+    """The lines of fit_log.csv, a curve after another; a number that was not measured gives no line.
+
+    Raises:
+        IntegrityError: missing, or without a column.
+    """
+    try:
+        with log.open(encoding="utf-8", newline="") as file:
+            lines = list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise IntegrityError(f"{log}: missing. `dvc repro` writes it.") from None
+    for curve, column in CURVES.items():
+        for number, line in enumerate(lines, 2):
+            try:
+                if line[column]:
+                    yield int(line["positions"]), curve, float(line[column]), int(line["best"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise IntegrityError(f"{log}:{number}: no line of a fit ({error})") from None
+
+
+def prompt_rows(measured: Measured, texts: dict[str, str]) -> list[list[object]]:
+    """PROMPT_COLUMNS of every prompt of the suite.
+
+    The norm lens is the one that is closer to the model at half of the depth.
+
+    Raises:
+        IntegrityError: a measured prompt is not in the suite any more.
+    """
+    suite, row = measured.suite, depth_row(measured.n_layers, 50)
+    norm = stronger(suite, row, np.median)
+    kl = {name: suite.at(name, KL)[:, row].tolist() for name in (norm, TUNED)}
+    first = {(name, k): _layers(measured, name, k) for name in (norm, TUNED) for k in (10, 1)}
+    rows: list[list[object]] = []
+    for place, about in enumerate(measured.prompts):
+        if about["id"] not in texts:
+            raise IntegrityError(f"{about['id']}: was measured, but is not in the suite. `dvc repro` measures anew.")
+        rank = int(about["final_answer_token_rank"]) + 1 if about["final_answer_token_rank"] else None
+        layers = [first[name, k][place] for k in (10, 1) for name in (norm, TUNED)]
+        bits = [kl[norm][place], kl[TUNED][place], kl[norm][place] - kl[TUNED][place]]
+        shown = [round(value, 2) if np.isfinite(value) else None for value in bits]
+        rows.append([about["id"], about["domain"], texts[about["id"]], about["answer"], rank, *layers, *shown])
+    return rows
+
+
+def _layers(measured: Measured, lens: str, k: int) -> list[int | None]:
+    first = first_rows(measured.suite.at(lens, "answer_token_rank"), k)
+    # NaN (no first token of its own) compares false, as L + 1 (never there) does.
+    return [int(layer) if layer <= measured.n_layers else None for layer in first.tolist()]
+
+
+def _texts(settings: ModelParams) -> Iterator[tuple[str, str]]:
+    return ((line.id, line.prompt) for _, line in read_suite(settings.suite.files).lines)

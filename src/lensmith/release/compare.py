@@ -1,0 +1,157 @@
+"""Variants side by side: the settings and KPIs that differ between them, as a table or as one curve.
+
+`dvc exp show` has a column for every number of every model; this has the few that a choice is made by.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from lensmith.edge.experiments import Variant
+from lensmith.errors import InputError
+from lensmith.release import charts, wording
+from lensmith.release.scorecard import PERCENTILES, Estimate
+from lensmith.release.terminal import COLOURS, LEGEND
+
+KPIS = (
+    *(f"heldout_kl_tuned_bits_{percent}" for percent in PERCENTILES),
+    "median_delta_kl_bits_50",
+    "earliness_share_le_10",
+    "rank1_coverage_gain",
+)
+GATES = "gates"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One model's variants, and what tells them apart."""
+
+    model: str
+    variants: list[Variant]
+    settings: list[str]  # names of settings that differ
+    kpis: list[str]  # names of metrics that differ, in the digits that are shown
+
+
+def compare(variants: Sequence[Variant], model: str, kpis: Sequence[str] = ()) -> Comparison:
+    """The variants of one model.
+
+    Args:
+        kpis: metrics to compare; none for KPIS.
+
+    Raises:
+        InputError: no variant has this model, or a metric that none of them has.
+    """
+    own = [one for one in variants if model in one.metrics]
+    if not own:
+        known = ", ".join(sorted({name for one in variants for name in one.metrics})) or "none"
+        raise InputError(f"compare: no finished variant has metrics of {model!r}; models with metrics: {known}")
+    names = sorted({name for one in own for name in one.metrics[model]})
+    for name in kpis:
+        if name not in names:
+            raise InputError(f"compare: {name!r} is no metric of {model}; metrics/{model}.json has them all")
+    settings = sorted({name for one in own for name in one.settings.get(model, {})})
+    differing = [name for name in settings if _differ([one.settings.get(model, {}).get(name) for one in own])]
+    asked = kpis or [name for name in KPIS if _differ([_kpi(one.metrics[model], name).plain for one in own])]
+    return Comparison(model, own, differing, list(asked))
+
+
+def _differ(values: list[Any]) -> bool:
+    return any(value != values[0] for value in values)
+
+
+def table(found: Comparison) -> Table:
+    """A line for each variant; an interval stands below its number."""
+    drawn = Table(title=f"{found.model}: what differs between {len(found.variants)} variants", box=box.SIMPLE_HEAD,
+                  caption=f"gates: {LEGEND}", padding=(0, 1, 0, 0))  # fmt: skip
+    drawn.add_column("variant", overflow="fold")
+    for name in found.settings:
+        drawn.add_column(name.replace(".", "\n", 1), justify="right", no_wrap=True)
+    for name in found.kpis:
+        drawn.add_column(_title(name), justify="right", no_wrap=True)
+    drawn.add_column(GATES, no_wrap=True)
+    for one in found.variants:
+        settings, metrics = one.settings.get(found.model, {}), one.metrics[found.model]
+        cells = [_setting(settings.get(name)) for name in found.settings]
+        drawn.add_row(Text(one.name), *cells, *(_kpi(metrics, name) for name in found.kpis), _gates(metrics))
+    return drawn
+
+
+def _title(name: str) -> str:
+    """A metric's name in two lines: heldout_kl_tuned_bits_25 is long, its number is short."""
+    words = name.replace("_bits", "").split("_")
+    half = (len(words) + 1) // 2
+    return f"{' '.join(words[:half])}\n{' '.join(words[half:])}"
+
+
+def _setting(value: object) -> Text:
+    return Text("–" if value is None else str(value))  # noqa: RUF001, a dash in a table
+
+
+def _kpi(metrics: dict[str, Any], name: str) -> Text:
+    estimate = estimate_of(metrics, name)
+    form = wording.percent if "share" in name or "coverage" in name else wording.number
+    if estimate.value is None:
+        return Text(str(metrics.get(name, "n/a")))
+    interval = f"\n{form(estimate.lo)} to {form(estimate.hi)}" if estimate.has_interval else ""
+    return Text.assemble(form(estimate.value), (interval, "dim"))
+
+
+def estimate_of(metrics: dict[str, Any], name: str) -> Estimate:
+    """A metric and its interval; None where it is missing or no number."""
+    values = (metrics.get(key) for key in (name, f"{name}_lo", f"{name}_hi"))
+    return Estimate(*(float(v) if isinstance(v, int | float) else None for v in values))
+
+
+def _gates(metrics: dict[str, Any]) -> Text:
+    letters = sorted(name.removeprefix("gate_") for name in metrics if name.startswith("gate_") and len(name) == 6)
+    marks = Text()
+    for letter in letters:
+        verdict = str(metrics[f"gate_{letter}"])
+        marks.append(f"{letter}{wording.symbol(verdict)} ", COLOURS.get(verdict, ""))
+    return marks
+
+
+def curve(found: Comparison, setting: str, kpis: Sequence[str] = ()) -> go.Figure:
+    """KPIs over one setting, a point for each variant.
+
+    Args:
+        setting: its dotted name, or the last part of it: rank for fit.rank.
+        kpis: what is drawn; none for held-out KL at three depths.
+
+    Raises:
+        InputError: no setting of that name, or the variants do not differ in it.
+    """
+    names = settings_named(found, setting)
+    if len(names) != 1:
+        raise InputError(
+            f"compare: {setting!r} must be one setting in which the variants of {found.model} differ; they differ in: "
+            f"{', '.join(found.settings) or 'none'}"
+        )
+    (name,) = names
+    points = sorted(
+        ((one.settings[found.model][name], one) for one in found.variants if name in one.settings[found.model]),
+        key=lambda pair: (isinstance(pair[0], str), pair[0]),
+    )
+    x = [str(value) for value, _ in points]
+    figure = go.Figure()
+    for kpi, colour in zip(kpis or KPIS[: len(PERCENTILES)], charts.MODEL_COLOURS, strict=False):
+        estimates = [estimate_of(one.metrics[found.model], kpi) for _, one in points]
+        figure.add_scatter(
+            x=x, y=[e.value for e in estimates], error_y=charts.whiskers(estimates), name=kpi, mode="lines+markers",
+            line={"color": colour, "width": 2.5}, marker={"size": 8}, text=[one.name for _, one in points],
+            hovertemplate=f"{kpi}<br>%{{y:.3f}} at {name} %{{x}}<br>%{{text}}<extra></extra>",
+        )  # fmt: skip
+    # As words: variants double a rank or a budget, and the last of them may be `auto`.
+    figure.update_xaxes(title=name, type="category")
+    figure.update_yaxes(rangemode="tozero")
+    return figure.update_layout(template="none", title=f"{found.model}: {len(points)} variants", height=460)
+
+
+def settings_named(found: Comparison, setting: str) -> list[str]:
+    """The settings in which the variants differ, and which are called so."""
+    return [name for name in found.settings if setting in (name, name.rpartition(".")[2])]
