@@ -1,7 +1,8 @@
 """Our side of `quality_per_second`: a recipe of params.yaml at several budgets, through the code that stage `fit` runs.
 
 The capture is paid once for the largest budget, and every budget is charged its share: a bank is filled sequence by
-sequence, each at the same cost. The rows that early stopping needs, and the validations on them, are part of the time.
+sequence, each at the same cost. A recipe that has no bank reads its text in several passes, each at other positions, and
+is charged a capture for each. The rows that early stopping needs, and the validations on them, are part of the time.
 """
 
 import dataclasses
@@ -11,16 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks import common, held_out
+from lensmith.draws import Stream
 from lensmith.edge import hub, params_file
 from lensmith.edge.params import ModelParams
 from lensmith.lens import training
 from lensmith.lens.translators import Lens
 from lensmith.source import bank
 from lensmith.source.backbone import Backbone
+from lensmith.source.rows import Batch, Rows
 
 
 def curve(spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -33,7 +37,7 @@ def curve(spec: dict[str, Any]) -> list[dict[str, Any]]:
     plain = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32).eval()
     text = {k: v.astype(np.uint32) for k, v in load_file(work / f"seed-{spec['seed']}.safetensors").items()}
     seq_len = text["train"].shape[1]
-    largest = text["train"][: max(spec["budgets"]) // seq_len]
+    largest = text["train"][: min(max(spec["budgets"]), spec["text"]) // seq_len]
     began = common.clock()
     validation = bank.rows(backbone, pin.files, text["validation"], settings.fit)
     validation_s = common.clock() - began
@@ -41,10 +45,16 @@ def curve(spec: dict[str, Any]) -> list[dict[str, Any]]:
     forward_s = common.clock() - began - validation_s
     points = []
     for budget in spec["budgets"]:
-        rows = dataclasses.replace(train, n_seqs=budget // seq_len, tokens_forwarded=budget)
+        n_seqs = min(budget // seq_len, len(largest))
+        rows: Rows = dataclasses.replace(train, n_seqs=n_seqs)
+        fit = settings.fit
+        if "positions_a_pass" in spec:
+            passes = budget / (n_seqs * seq_len)
+            fit = fit.model_copy(update={"epochs": passes, "positions_per_seq": spec["positions_a_pass"]})
+            rows = Resampled(rows, fit.positions_per_seq, fit.seed)
         for start in spec["starts"]:
             began = common.clock()
-            lens = training.fit(backbone.head, rows, validation, settings.fit, _start(start, settings, backbone)).lens
+            lens = training.fit(backbone.head, rows, validation, fit, _start(start, settings, backbone)).lens
             share = validation_s + forward_s * budget / largest.size
             points.append(
                 {
@@ -56,6 +66,33 @@ def curve(spec: dict[str, Any]) -> list[dict[str, Any]]:
                 }
             )
     return points
+
+
+@dataclasses.dataclass
+class Resampled:
+    """Rows of which every reading takes other positions, as a recipe that forwards its text anew would."""
+
+    rows: Rows
+    positions_per_seq: int
+    seed: int
+    readings: int = 0
+    reads_ahead = False
+
+    @property
+    def n_seqs(self) -> int:
+        return self.rows.n_seqs
+
+    @property
+    def tokens_forwarded(self) -> int:
+        return self.rows.tokens_forwarded
+
+    def read(self, seqs: NDArray[np.int64]) -> Batch:
+        stored, stream = self.rows.positions_per_seq, Stream(self.seed, "resampled-positions")
+        self.readings += 1
+        first = self.readings * self.n_seqs
+        picked = [i * stored + stream.subset(stored, self.positions_per_seq, first + i) for i in range(len(seqs))]
+        index, batch = torch.from_numpy(np.concatenate(picked)), self.rows.read(seqs)
+        return Batch(batch.resid[index], None if batch.teacher is None else batch.teacher[index])
 
 
 def settings_of(spec: dict[str, Any]) -> ModelParams:

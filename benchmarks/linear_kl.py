@@ -29,7 +29,7 @@ from lensmith.lens.divergence import LinearKL
 from lensmith.source.head import Head, Transform
 from lensmith.source.teacher import Teacher
 
-VOCABULARIES = (4096, 16384, 32768, 65536, 131072, 262144)
+VOCABULARIES = (4096, 16384, 65536, 262144)
 HARD = "fused, hard targets"
 COLUMNS = ("d_vocab", "way", "seconds", "spread", "ratio_to_ours", "memory_bytes", "gradient_error")
 Way = Callable[["Case"], tuple[Tensor, Tensor]]
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cli = common.parser(__doc__)
     cli.add_argument("--d-model", type=int, default=256)
     cli.add_argument("--layers", type=int, default=7)
-    cli.add_argument("--rows", type=int, default=256, help="positions; each has a row in every layer")
+    cli.add_argument("--rows", type=int, default=128, help="positions; each has a row in every layer")
     cli.add_argument("--repeats", type=int, default=3)
     cli.add_argument("--vocabularies", type=int, nargs="+", default=list(VOCABULARIES))
     cli.add_argument("--compile", action="store_true", help="torch.compile as well: a minute more for each size")
