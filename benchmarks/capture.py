@@ -27,7 +27,7 @@ def backbone(spec: dict[str, Any]) -> Backbone:
     dtype = getattr(torch, spec["dtype"])
     if spec["model"] in SHAPES:
         return Backbone.of(SHAPES[spec["model"]].model(loading.pick_device("auto"), dtype))
-    model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=dtype)
     return Backbone.of(model.to(loading.pick_device("auto")))
 
 
@@ -60,7 +60,9 @@ def memory(spec: dict[str, Any]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     cli = common.parser(__doc__)
-    cli.add_argument("--models", nargs="+", default=["demo/atlas", "middle"], help="folders, or `middle`: random weights")
+    cli.add_argument(
+        "--models", nargs="+", default=["demo/atlas", "middle"], help="folders, or `middle`: random weights"
+    )
     cli.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     cli.add_argument("--seqs", type=int, default=8)
     cli.add_argument("--seq-len", type=int, default=512)
@@ -70,10 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.quick:
         args.models, args.seqs, args.seq_len, args.positions, args.repeats = ["tiny"], 2, 16, 4, 1
     rows = [row for model in args.models for dtype in args.dtypes for row in measure(args, model, dtype)]
-    shown = [[model, dtype, way, rate, f"{spread:.0%}", peak / 2**20, f"{share:.2f}"] for model, dtype, way, rate, spread, peak, share in rows]
+    shown = [
+        [model, dtype, way, rate, f"{spread:.0%}", peak / 2**20, f"{share:.2f}"]
+        for model, dtype, way, rate, spread, peak, share in rows
+    ]
+    sizes = f"{args.seqs} x {args.seq_len} tokens a pass, {args.positions} positions a sequence, all layers."
     text = [
-        f"{args.seqs} x {args.seq_len} tokens a pass, {args.positions} positions a sequence, all layers. Limit: capture >= {LIMIT} of bare.",
-        common.table(("model", "dtype", "way", "tokens/s", "spread", "memory MiB over the model", "share of bare"), shown),
+        f"{sizes} Limit: capture >= {LIMIT} of bare.",
+        common.table(
+            ("model", "dtype", "way", "tokens/s", "spread", "memory MiB over the model", "share of bare"), shown
+        ),
     ]
     common.publish(args.out, "capture", "Capture against a bare forward pass", text, COLUMNS, rows)
 

@@ -31,14 +31,16 @@ found = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(json.load(sys
 print(json.dumps(found))"""
 
 # matplotlib writes a random id and the date into an SVG unless told otherwise.
-SVG = {"svg.hashsalt": "lensmith", "svg.fonttype": "none", "font.size": 9}
+SVG: Any = {"svg.hashsalt": "lensmith", "svg.fonttype": "none", "font.size": 9}
 INKS = ("#0b6e75", "#c2571a", "#6b4fa0", "#4d7c0f", "#9a3467", "#52606d")
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """The arguments that every benchmark has."""
     cli = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("--quick", action="store_true", help="tiny sizes, in seconds: shows that it runs, measures nothing")
+    cli.add_argument(
+        "--quick", action="store_true", help="tiny sizes, in seconds: shows that it runs, measures nothing"
+    )
     cli.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     return cli
 
@@ -136,7 +138,9 @@ def provenance(device: torch.device | None = None) -> dict[str, str]:
     """Command, date, device and commit of a run."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     name = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else _cpu()
     changed = " with changes" if git("status", "--porcelain", "--untracked-files=no") else ""
@@ -159,7 +163,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table, padded so that it reads as well in a terminal."""
     cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in cells]
+    lines = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
 

@@ -1,8 +1,8 @@
 """Our side of `quality_per_second`: a recipe of params.yaml at several budgets, through the code that stage `fit` runs.
 
 The capture is paid once for the largest budget, and every budget is charged its share: a bank is filled sequence by
-sequence, each at the same cost. A recipe that has no bank reads its text in several passes, each at other positions, and
-is charged a capture for each. The rows that early stopping needs, and the validations on them, are part of the time.
+sequence, each at the same cost. A recipe that has no bank reads its text in several passes, each at other positions,
+and is charged a capture for each. The rows that early stopping needs, and the validations on them, are in the time.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ def curve(spec: dict[str, Any]) -> list[dict[str, Any]]:
     began = common.clock()
     validation = bank.rows(backbone, pin.files, text["validation"], settings.fit)
     validation_s = common.clock() - began
-    train = bank.rows(backbone, pin.files, largest, settings.fit)
+    train: Any = bank.rows(backbone, pin.files, largest, settings.fit)
     forward_s = common.clock() - began - validation_s
     points = []
     for budget in spec["budgets"]:
@@ -115,4 +115,3 @@ def _start(name: str, settings: ModelParams, backbone: Backbone) -> Lens:
     if name == "saddle":  # as in the plan's project: neither product ever has a gradient
         start = dataclasses.replace(start, U=torch.zeros_like(start.U), V=torch.zeros_like(start.V))
     return start
-

@@ -109,7 +109,9 @@ def measure(spec: dict[str, Any], repeats: int, *, peer: bool) -> list[list[Any]
     }
     if peer and spec["positions"] == spec["seq_len"] and PEER_PYTHON.exists():
         asked = spec | {"repeats": repeats}
-        spent["tuned-lens"] = common.in_own_process("benchmarks.peers.tuned_lens_fit", "engine_step", asked, PEER_PYTHON)
+        spent["tuned-lens"] = common.in_own_process(
+            "benchmarks.peers.tuned_lens_fit", "engine_step", asked, PEER_PYTHON
+        )
         peaks["tuned-lens"] = None
     d_vocab = spec["config"]["vocab_size"]
     return [[d_vocab, spec["positions"], way, time, time / spent["ours"], peaks[way]] for way, time in spent.items()]

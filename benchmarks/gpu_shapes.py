@@ -1,7 +1,7 @@
 """Minutes from tokens to lens at the exact shapes of published models, with random weights and nothing downloaded.
 
-First what the device can do: the rate of a large bfloat16 product, and of a copy. From them the floor of each phase: the
-frozen forward pass (its products and its bytes, see `shapes`), and the fit (two products a position, layer and epoch).
+First what the device can do: the rate of a large bfloat16 product, and of a copy. From them the floor of each phase:
+the frozen forward pass (its products and its bytes, see `shapes`), and the fit (two products a position, layer, epoch).
 Then what ours takes, on a sample of the default budget: capture to a bank in memory, closed form, and some steps of the
 fit; the fit's time is scaled to all of its steps. Random weights cost what trained ones do, but their KL means nothing.
 
@@ -95,7 +95,9 @@ class MemoryRows:
 
     def read(self, seqs: NDArray[np.int64]) -> Batch:
         picked = torch.from_numpy(seqs)
-        return Batch(self.resid[picked].flatten(0, 1), None if self.teacher is None else self.teacher[picked].flatten(0, 1))
+        return Batch(
+            self.resid[picked].flatten(0, 1), None if self.teacher is None else self.teacher[picked].flatten(0, 1)
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -116,14 +118,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shape = (SHAPES | TINY)[name]
         weights = shape.parameters() * dtype.itemsize
         if not tiny and weights + SPARE > torch.cuda.get_device_properties(device).total_memory:
-            print(f"{name}: {weights / 2**30:.0f} GiB of weights and {SPARE / 2**30:.0f} GiB to work in do not fit. Left out.")
+            print(
+                f"{name}: {weights / 2**30:.0f} GiB of weights and {SPARE / 2**30:.0f} to work in do not fit. Left out."
+            )
             continue
         rows.append(measure(shape, ceilings, settings, args, device, dtype))
     report(args, rows, device, tiny=tiny)
 
 
 def measure(
-    shape: Shape, ceilings: Ceilings, settings: ModelParams, args: argparse.Namespace, device: torch.device, dtype: torch.dtype
+    shape: Shape, ceilings: Ceilings, settings: ModelParams, args: argparse.Namespace, device: torch.device,
+    dtype: torch.dtype,
 ) -> list[Any]:  # fmt: skip
     tiny = device.type == "cpu"
     seq_len, budget = (32, 2048) if tiny else (512, 2_097_152)
@@ -140,7 +145,9 @@ def measure(
     rate, per_token = tokens / capture_s, shape.forward_flop(seq_len)
     floor = 1 / (per_token / ceilings.flop + shape.forward_bytes(min(tokens, 16384), dtype.itemsize) / ceilings.byte)
     positions = budget // seq_len * fit.positions_per_seq
-    fit_floor = (fit.epochs * (shape.n_layers - 1) * shape.lens_flop() + shape.teacher_flop()) * positions / ceilings.flop
+    fit_floor = (
+        (fit.epochs * (shape.n_layers - 1) * shape.lens_flop() + shape.teacher_flop()) * positions / ceilings.flop
+    )
     fit_s = closed_s * budget / tokens + step_s * steps
     return [
         shape.name, tokens, ceilings.flop, ceilings.byte, rate, floor, rate / floor, closed_s, step_s, fit_s, fit_floor,
@@ -199,10 +206,19 @@ def report(args: argparse.Namespace, rows: list[list[Any]], device: torch.device
     about = "Tiny shapes on a CPU: they show that it runs. Figures wait for a GPU." if tiny else "One GPU, bfloat16."
     speed = f"Measured ceilings: {rows[0][2] / 1e12:.3g} TFLOP/s, {rows[0][3] / 1e12:.3g} TB/s." if rows else ""
     names = (
-        "shape", "capture tok/s", "floor tok/s", f"share (limit {CAPTURE_LIMIT:.0%})", "step ms", "fit s", "fit floor s",
+        "shape", "capture tok/s", "floor tok/s", f"share (limit {CAPTURE_LIMIT:.0%})", "step ms", "fit s",
+        "fit floor s",
         "end to end min", "limit min (H200)", "peak GiB beside weights", "weights GiB",
     )  # fmt: skip
-    common.publish(args.out, "gpu_shapes", "Shapes of published models", [f"{about} {speed}", common.table(names, shown)], COLUMNS, rows, device)
+    common.publish(
+        args.out,
+        "gpu_shapes",
+        "Shapes of published models",
+        [f"{about} {speed}", common.table(names, shown)],
+        COLUMNS,
+        rows,
+        device,
+    )
 
 
 if __name__ == "__main__":

@@ -59,11 +59,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for axis in ("d_vocab", "layers", "positions"):
         rows += step_rows(axis, base, d_model, repeats)
     rows += capture_rows(base["tokens"], repeats, quick=args.quick)
-    text = [common.table(("axis", "size", "ms", "spread", "off the line", "limit", "memory MiB", "of it rows MiB"), [_shown(r) for r in rows])]
+    text = [
+        common.table(
+            ("axis", "size", "ms", "spread", "off the line", "limit", "memory MiB", "of it rows MiB"),
+            [_shown(r) for r in rows],
+        )
+    ]
     common.publish(args.out, "growth", "How a step's cost grows", text, COLUMNS, rows)
     axes = list(dict.fromkeys(row[0] for row in rows))
-    common.chart(args.out / "growth_time.svg", [_line(rows, axis, 2) for axis in axes], "times the base size", "times the base cost")
-    common.chart(args.out / "growth_memory.svg", [_line(rows, axis, 5) for axis in axes if axis != "tokens"], "times the base size", "times the base memory")
+    common.chart(
+        args.out / "growth_time.svg",
+        [_line(rows, axis, 2) for axis in axes],
+        "times the base size",
+        "times the base cost",
+    )
+    common.chart(
+        args.out / "growth_memory.svg",
+        [_line(rows, axis, 5) for axis in axes if axis != "tokens"],
+        "times the base size",
+        "times the base memory",
+    )
 
 
 def step_rows(axis: str, base: dict[str, int], d_model: int, repeats: int) -> list[list[Any]]:
@@ -101,7 +116,9 @@ def capture_rows(base: int, repeats: int, *, quick: bool) -> list[list[Any]]:
     timings = common.in_turns({str(n): functools.partial(capture, n) for n in sizes}, repeats)
     times = [timings[str(n)] for n in sizes]
     off = off_line(sizes, [time.median for time in times])
-    return [["tokens", n * seq_len, t.median, t.spread, o, None, None] for n, t, o in zip(sizes, times, off, strict=True)]
+    return [
+        ["tokens", n * seq_len, t.median, t.spread, o, None, None] for n, t, o in zip(sizes, times, off, strict=True)
+    ]
 
 
 def _shown(row: list[Any]) -> list[object]:

@@ -10,13 +10,14 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 Decode = Callable[[Tensor, int], Tensor]
 BATCH_SEQS = 8
 
 
 @torch.no_grad()
-def kl_bits(model: torch.nn.Module, tokens: Tensor, positions: Tensor, decode: Decode) -> list[float]:
+def kl_bits(model: PreTrainedModel, tokens: Tensor, positions: Tensor, decode: Decode) -> list[float]:
     """Mean KL(final || lens) in bits after blocks 1..L-1, in float32.
 
     Args:

@@ -173,9 +173,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             error = gradient_error(case, name) if exact else None
             rows.append([d_vocab, name, timings[name].median, timings[name].spread, ratio, peak, error])
     text = [
-        f"{args.rows} positions, {args.layers} layers, d_model {args.d_model}, float32; {args.repeats} rounds in turns.",
-        common.table(("vocabulary", "way", "ms", "spread", "time over ours", "memory MiB", "gradient error"), [_shown(r) for r in rows]),
-        common.table(("vocabulary", "GFLOP", "product ceiling GFLOP/s", "floor ms", "ours over floor", "logits of a chunk MiB"), floors),
+        f"{args.rows} positions, {args.layers} layers, d_model {args.d_model}, float32; {args.repeats} rounds.",
+        common.table(
+            ("vocabulary", "way", "ms", "spread", "time over ours", "memory MiB", "gradient error"),
+            [_shown(r) for r in rows],
+        ),
+        common.table(
+            ("vocabulary", "GFLOP", "product ceiling GFLOP/s", "floor ms", "ours over floor", "logits of a chunk MiB"),
+            floors,
+        ),
     ]
     common.publish(args.out, "linear_kl", "KL through a frozen unembedding", text, COLUMNS, rows)
     _charts(args, rows, names)
@@ -191,12 +197,22 @@ def _floor(case: Case, spent: float) -> tuple[object, ...]:
 
 def _shown(row: list[Any]) -> list[object]:
     d_vocab, name, spent, spread, ratio, peak, error = row
-    return [d_vocab, name, 1e3 * spent, f"{spread:.0%}", f"{ratio:.2f}", peak / 2**20, None if error is None else f"{error:.0e}"]
+    return [
+        d_vocab,
+        name,
+        1e3 * spent,
+        f"{spread:.0%}",
+        f"{ratio:.2f}",
+        peak / 2**20,
+        None if error is None else f"{error:.0e}",
+    ]
 
 
 def _charts(args: Any, rows: list[list[Any]], names: list[str]) -> None:
     for column, label, file in ((2, "CPU-seconds", "time"), (5, "bytes over set-up", "memory")):
-        lines = [common.Line(name, args.vocabularies, [row[column] for row in rows if row[1] == name]) for name in names]
+        lines = [
+            common.Line(name, args.vocabularies, [row[column] for row in rows if row[1] == name]) for name in names
+        ]
         common.chart(args.out / f"linear_kl_{file}.svg", lines, "vocabulary", label, log_y=True)
 
 

@@ -3,8 +3,8 @@
 All fit the same model on the same tokens, and are measured by the same code at the same held-out positions: KL(final ||
 lens) in bits, the mean over blocks 1..L-1. Each budget is a fit of its own, since a schedule depends on its length.
 Contenders take turns, seed by seed; a seed draws text and starting values. Time is CPU time of one thread, from tokens
-to lens, loading the model apart. The plan's recipe runs on our engine, which is faster than its own; its text is that of
-`make demo`, read in 32 passes with other positions in each, and since it has no bank it is charged a capture for each.
+to lens, loading the model apart. The plan's recipe runs on our engine, which is faster than its own; its text is as
+much as `make demo` has, in 32 passes with other positions in each. Having no bank, it is charged a capture for each.
 
     python -m benchmarks.quality_per_second                  three seeds, about ten minutes on an idle core
     python -m benchmarks.quality_per_second --full           the budgets of docs/recipe.md, hours
@@ -12,6 +12,7 @@ to lens, loading the model apart. The plan's recipe runs on our engine, which is
 The peer needs an environment of its own, once: `make peer`. Without it the run goes on without the peer.
 """
 
+import itertools
 import math
 import statistics
 import sys
@@ -46,7 +47,15 @@ BUDGETS = {
 PLAN_TEXT, PLAN_POSITIONS = 256 * K, 64
 # What issue and README promise: times fewer tokens, times less CPU time, at the rival's own best KL.
 LIMITS = {PLAN: (64.0, 40.0), SADDLE: (64.0, 40.0), PEER: (None, 40.0)}
-COLUMNS = ("contender", "seed", "tokens", "cpu_s", "forward_s", "kl_bits", *(f"kl_bits_{depth}" for depth in PERCENTILES))
+COLUMNS = (
+    "contender",
+    "seed",
+    "tokens",
+    "cpu_s",
+    "forward_s",
+    "kl_bits",
+    *(f"kl_bits_{depth}" for depth in PERCENTILES),
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cli = common.parser(__doc__)
     cli.add_argument("--full", action="store_true", help="every budget, for hours")
     cli.add_argument("--seeds", type=int, default=3)
-    cli.add_argument("--model", default="demo/atlas", help="folder of the model; its text is that of params.yaml's atlas")
+    cli.add_argument(
+        "--model", default="demo/atlas", help="folder of the model; its text is that of params.yaml's atlas"
+    )
     cli.add_argument("--corpus", type=Path, help="a packed corpus instead, as stage prefetch writes it")
     args = common.parsed(cli, arguments)
     budgets = BUDGETS["quick" if args.quick else "full" if args.full else "default"]
@@ -92,7 +103,9 @@ def packed_text(work: Path, n_tokens: int) -> Path:
     settings = params_file.read(common.REPOSITORY / "params.yaml")["atlas"]
     out = work / f"corpus-{n_tokens}"
     if not (out / corpus.MANIFEST).exists():
-        packing.build(settings.model_copy(update={"corpus": settings.corpus.model_copy(update={"train_tokens": n_tokens})}), out)
+        packing.build(
+            settings.model_copy(update={"corpus": settings.corpus.model_copy(update={"train_tokens": n_tokens})}), out
+        )
     return out
 
 
@@ -124,10 +137,15 @@ def run(contender: str, seed: int, model: str, work: Path, budgets: Sequence[int
         spec |= {"text": min(PLAN_TEXT, budgets[0] // 2), "positions_a_pass": 8}
         found = common.in_own_process("benchmarks.contenders", "curve", spec)
     else:
-        found = common.in_own_process("benchmarks.contenders", "curve", spec | {"entry": "atlas", "starts": ["proper"], "text": budgets[-1]})
+        found = common.in_own_process(
+            "benchmarks.contenders", "curve", spec | {"entry": "atlas", "starts": ["proper"], "text": budgets[-1]}
+        )
     points = [_point(contender, seed, one) for one in found]
     for point in points:
-        print(f"{point.contender}, seed {seed}: {point.tokens} tokens, {point.cpu_s:.1f} s, {point.kl_bits:.3f} bits", file=sys.stderr)
+        print(
+            f"{point.contender}, seed {seed}: {point.tokens} tokens, {point.cpu_s:.1f} s, {point.kl_bits:.3f} bits",
+            file=sys.stderr,
+        )
     return points
 
 
@@ -153,7 +171,7 @@ def reaches(points: Sequence[Point], kl_bits: float, cost: str) -> float | None:
     curve = sorted(points, key=lambda point: point.tokens)
     if curve and curve[0].kl_bits <= kl_bits:
         return float(getattr(curve[0], cost))
-    for worse, better in zip(curve, curve[1:], strict=False):
+    for worse, better in itertools.pairwise(curve):
         if better.kl_bits <= kl_bits < worse.kl_bits:
             share = (worse.kl_bits - kl_bits) / (worse.kl_bits - better.kl_bits)
             low, high = math.log(getattr(worse, cost)), math.log(getattr(better, cost))
@@ -163,14 +181,24 @@ def reaches(points: Sequence[Point], kl_bits: float, cost: str) -> float | None:
 
 def report(points: Sequence[Point], out: Path) -> None:
     contenders = list(dict.fromkeys(point.contender for point in points))
-    text = [common.table(("contender", "tokens", "CPU-seconds", "KL bits", "25 / 50 / 75 %"), list(_budget_rows(points, contenders)))]
-    text.append("Cost of the KL that each rival reaches at its largest budget. Ratios are medians over seeds, least and most in brackets.")
+    text = [
+        common.table(
+            ("contender", "tokens", "CPU-seconds", "KL bits", "25 / 50 / 75 %"), list(_budget_rows(points, contenders))
+        )
+    ]
+    text.append(
+        "Cost of the KL that each rival reaches at its largest budget: medians over seeds, in brackets least and most."
+    )
     ratios = [row for rival in contenders if rival != OURS for row in _ratio_rows(points, rival)]
     text.append(common.table(("rival", "cost", "rival", "ours", "ratio", "limit"), ratios))
-    common.publish(out, "quality_per_second", "Quality per second and per token", text, COLUMNS, [p.row() for p in points])
+    common.publish(
+        out, "quality_per_second", "Quality per second and per token", text, COLUMNS, [p.row() for p in points]
+    )
     for cost, label in (("cpu_s", "CPU-seconds, one thread"), ("tokens", "tokens through the model")):
         lines = [_line(points, contender, cost) for contender in contenders]
-        common.chart(out / f"quality_per_{'second' if cost == 'cpu_s' else 'token'}.svg", lines, label, "held-out KL, bits")
+        common.chart(
+            out / f"quality_per_{'second' if cost == 'cpu_s' else 'token'}.svg", lines, label, "held-out KL, bits"
+        )
 
 
 def _groups(points: Sequence[Point], contender: str) -> list[list[Point]]:
@@ -183,7 +211,9 @@ def _budget_rows(points: Sequence[Point], contenders: Sequence[str]) -> Any:
     for contender in contenders:
         for group in _groups(points, contender):
             kl = [point.kl_bits for point in group]
-            depths = " / ".join(f"{statistics.median(getattr(p, f'kl_bits_{d}') for p in group):.2f}" for d in PERCENTILES)
+            depths = " / ".join(
+                f"{statistics.median(getattr(p, f'kl_bits_{d}') for p in group):.2f}" for d in PERCENTILES
+            )
             time = statistics.median(point.cpu_s for point in group)
             yield contender, group[0].tokens, time, f"{statistics.median(kl):.3f} [{min(kl):.3f} {max(kl):.3f}]", depths
 

@@ -71,7 +71,10 @@ class Study:
         own = {} if curve in CLOSED_FORM_ONLY else {name: value}
         settings = self.settings.fit.model_copy(update={"seed": seed, **others, **own})
         n = self.args.tokens // self.tokens.shape[1]
-        train, validation = self.rows(self.tokens[seed * n : (seed + 1) * n], settings), self.rows(self.validation, settings)
+        train, validation = (
+            self.rows(self.tokens[seed * n : (seed + 1) * n], settings),
+            self.rows(self.validation, settings),
+        )
         start = Lens.start(settings, self.backbone.n_layers, self.backbone.d_model)
         began = common.clock()
         if curve in CLOSED_FORM_ONLY:
@@ -135,7 +138,9 @@ def report(args: argparse.Namespace, rows: list[list[Any]]) -> None:
             kl = [row[4] for row in group]
             depths = " / ".join(f"{statistics.median(row[i] for row in group):.3f}" for i in (5, 6, 7))
             spread = max(kl) - min(kl) if len(kl) > 1 else None
-            shown.append([curve, f"{group[0][1]} {value}", f"{statistics.median(kl):.4f}", spread, depths, group[0][-1]])
+            shown.append(
+                [curve, f"{group[0][1]} {value}", f"{statistics.median(kl):.4f}", spread, depths, group[0][-1]]
+            )
     base = ", ".join(f"{name} {value}" for name, value in args.base.items()) or "as params.yaml has it"
     text = [
         f"{args.tokens} tokens of text, {args.seeds} seed(s); base: {base}.",

@@ -23,10 +23,10 @@ class Shape:
     tied: bool = False
 
     def model(self, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-        """Made on the device, so that no copy of it is ever on the host. Weights small enough for bfloat16 to stay finite."""
+        """Made on the device, so that the host never holds a copy; its weights small, so that bfloat16 stays finite."""
         config = AutoConfig.for_model(**self.config())
         with torch.device(device):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
         generator = torch.Generator(device).manual_seed(0)
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -65,7 +65,7 @@ class Shape:
         return 2 * self.block_parameters() + attention
 
     def forward_bytes(self, batch_tokens: int, itemsize: int) -> float:
-        """Bytes per token of the forward pass: the weights once for each batch, and what a block writes and reads again.
+        """Bytes per token of the forward pass: the weights once for each batch, and what a block writes and reads.
 
         A block's own minimum with nothing fused but attention: its input and two norms, four projections, the residual
         sum, the MLP's two inputs, their product and its output.

@@ -45,7 +45,9 @@ class Clone:
             "PYTHONPATH": str(self.root / "src"),
             "OMP_NUM_THREADS": "1",
         }
-        ignored = shutil.ignore_patterns(".venv", ".venv-peer", ".work", ".git", "artifacts", "release", "cache", "tmp", "__pycache__")
+        ignored = shutil.ignore_patterns(
+            ".venv", ".venv-peer", ".work", ".git", "artifacts", "release", "cache", "tmp", "__pycache__"
+        )
         shutil.copytree(source, self.root, ignore=ignored)
         (root / "timed.py").write_text(TIMED)
         yaml = YAML()
@@ -57,14 +59,26 @@ class Clone:
             path.unlink(missing_ok=True)
         self("git", "init", "--quiet")
         self("git", "add", "--all")
-        self("git", "-c", "user.name=bench", "-c", "user.email=bench@localhost", "commit", "--quiet", "--message", "clone")
+        self(
+            "git",
+            "-c",
+            "user.name=bench",
+            "-c",
+            "user.email=bench@localhost",
+            "commit",
+            "--quiet",
+            "--message",
+            "clone",
+        )
 
     def __call__(self, *words: str) -> float:
         """Wall seconds of a command, which must succeed."""
         began = time.perf_counter()
         done = subprocess.run(words, cwd=self.root, env=self.environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f"{' '.join(words)}: exit {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
+            raise RuntimeError(
+                f"{' '.join(words)}: exit {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
+            )
         return time.perf_counter() - began
 
     def timed(self, *words: str) -> tuple[float, Mapping[str, float]]:

@@ -1,9 +1,9 @@
 """tuned-lens 0.2.0 in its own environment: its Lens, its loss, its optimizer and schedule, on our tokens.
 
 Its command line needs a data set and a launcher, so the loop around its parts is written here. What its loop does is
-done: all positions, every layer in turn under bfloat16 autocast, gradients clipped at norm 1. Two things are decided in
-its favour. bfloat16 is left out on a CPU that only emulates it. The embedding's translator is not trained, since the measure does not read it. A step is `batch_seqs`
-sequences, not its 2**18 tokens: at these budgets that would be two steps.
+done: all positions, every layer in turn under bfloat16 autocast, gradients clipped at norm 1. Three things are decided
+in its favour. bfloat16 is left out on a CPU that only emulates it. The embedding's translator is not trained, since the
+measure does not read it. A step is BATCH_SEQS sequences, not its 2**18 tokens, of which these budgets hold one or two.
 """
 
 import time
@@ -62,7 +62,7 @@ def curve(spec: dict[str, Any]) -> list[dict[str, Any]]:
     points = []
     for budget in spec["budgets"]:
         lens, spent = fit(model, tokens[: budget // tokens.shape[1]], spec["seed"])
-        kl = held_out.kl_bits(model, heldout, files["positions"].long(), lambda h, row, lens=lens: lens(h, idx=row))
+        kl = held_out.kl_bits(model, heldout, files["positions"].long(), lens)
         points.append({"tokens": budget, "cpu_s": spent, "forward_s": None, "kl_bits": kl})
     return points
 
@@ -79,4 +79,3 @@ def engine_step(spec: dict[str, Any]) -> float:
         step(model, lens, batch)
         spent.append(time.process_time() - began)
     return sorted(spent[1:])[len(spent[1:]) // 2]
-
