@@ -6,9 +6,11 @@ import torch
 from settings import fit_params
 from tiny import tiny_model
 
+from lensmith.edge import cache
 from lensmith.errors import IntegrityError, ResourceError
 from lensmith.source import bank
 from lensmith.source.backbone import Backbone
+from lensmith.source.rows import sample_positions
 
 SEQS, SEQ_LEN, P = 5, 24, 4
 FILES = {"model.safetensors": "0" * 64}
@@ -34,14 +36,14 @@ def rows(backbone, **values):
 
 
 def shards() -> list:
-    return sorted(bank.home().glob("bank/*/shard-*"))
+    return sorted(cache.home().glob("bank/*/shard-*"))
 
 
 def test_rows_are_the_models_residuals_at_the_sampled_positions(backbone):
     """Against transformers' own hidden states: entry i is the input of block i, so resid_post[l] is entry l + 1."""
     settings = fit_params(positions_per_seq=P)
-    found = rows(backbone).resid_post(np.arange(SEQS)).unflatten(0, (SEQS, P))
-    positions = torch.from_numpy(bank.sample_positions(settings, SEQS, SEQ_LEN))
+    found = rows(backbone).read(np.arange(SEQS)).resid.unflatten(0, (SEQS, P))
+    positions = torch.from_numpy(sample_positions(settings, SEQS, SEQ_LEN))
 
     with torch.no_grad():
         model = backbone.model
@@ -56,7 +58,7 @@ def test_rows_are_the_models_residuals_at_the_sampled_positions(backbone):
 def test_positions_lie_in_the_asked_part_without_repeats():
     """60 to 95 % of 512 tokens is positions 307 to 485, as the plan says."""
     settings = fit_params(positions_per_seq=8, position_min=0.6, position_max=0.95)
-    drawn = bank.sample_positions(settings, 200, 512)
+    drawn = sample_positions(settings, 200, 512)
 
     assert drawn.shape == (200, 8)
     assert (drawn.min(), drawn.max()) == (307, 485)
@@ -66,11 +68,11 @@ def test_positions_lie_in_the_asked_part_without_repeats():
 
 def test_a_second_fit_reads_the_bank_and_forwards_nothing(backbone, monkeypatch):
     """A rank variant must cost seconds; what it reports is still what the bank cost."""
-    first = rows(backbone).resid_post(np.arange(SEQS))
+    first = rows(backbone).read(np.arange(SEQS)).resid
     monkeypatch.setattr(Backbone, "capture", None)
     again = rows(backbone)
 
-    assert torch.equal(again.resid_post(np.arange(SEQS)), first)
+    assert torch.equal(again.read(np.arange(SEQS)).resid, first)
     assert again.tokens_forwarded == SEQS * SEQ_LEN
     assert len(shards()) == 3
 
@@ -80,7 +82,7 @@ def test_streamed_rows_are_the_banked_rows(backbone):
     banked, streamed = rows(backbone), rows(backbone, bank="stream")
     seqs = np.array([3, 0])
 
-    torch.testing.assert_close(streamed.resid_post(seqs), banked.resid_post(seqs))
+    torch.testing.assert_close(streamed.read(seqs).resid, banked.read(seqs).resid)
     assert streamed.tokens_forwarded == 2 * SEQ_LEN and not len(shards()) > 3
 
 
@@ -107,13 +109,13 @@ def test_other_fits_share_the_bank(backbone, change):
 
 def test_an_interrupted_capture_goes_on_where_it_stopped(backbone):
     """Whole shards are kept, the missing one is captured, and the rows are the same."""
-    first = rows(backbone).resid_post(np.arange(SEQS))
+    first = rows(backbone).read(np.arange(SEQS)).resid
     kept, lost = shards()[0], shards()[1]
     before = kept.stat().st_mtime_ns
     lost.unlink()
 
     again = rows(backbone)
-    assert torch.equal(again.resid_post(np.arange(SEQS)), first)
+    assert torch.equal(again.read(np.arange(SEQS)).resid, first)
     assert kept.stat().st_mtime_ns == before
     assert again.tokens_forwarded == SEQS * SEQ_LEN
 
@@ -131,8 +133,8 @@ def test_a_flipped_bit_in_a_shard_is_found(backbone):
 
 def test_a_full_disk_is_said_before_the_capture(backbone, monkeypatch):
     """Both sizes are named, and nothing is written."""
-    usage = bank.shutil.disk_usage("/")._replace(free=10)
-    monkeypatch.setattr(bank.shutil, "disk_usage", lambda _: usage)
+    usage = cache.shutil.disk_usage("/")._replace(free=10)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage)
 
     with pytest.raises(ResourceError, match=r"needs .* GiB, 0\.0 GiB are free"):
         rows(backbone)

@@ -1,13 +1,16 @@
 """Divergences against hand-computed numbers and, for gradients, against autograd in fp64."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lensmith.lens.divergence import BITS, Teacher, cosine, entropy_bits, kl_bits, kl_gradient, token_rank
+from lensmith.lens import divergence
+from lensmith.lens.divergence import BITS, LinearKL, cosine, entropy_bits, kl_bits, token_rank
 from lensmith.source.head import Head, Transform
+from lensmith.source.teacher import Teacher
 
 D_VOCAB, D_MODEL, N = 50, 8, 7
 
@@ -72,20 +75,43 @@ def reference(head: Head, y_final: Tensor, y: Tensor, log_tau: Tensor) -> Tensor
 
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("transform", [Transform(), Transform(scale=0.3), Transform(scale=2.0, softcap=5.0)])
-def test_the_gradient_is_exact(transform, has_bias):
-    """Value and both gradients equal autograd's in fp64 to 1e-12, for linear, scaled, capped and biased heads."""
+def test_the_gradient_is_exact(transform, has_bias, monkeypatch):
+    """Value and both gradients of two layers equal autograd's in fp64 to 1e-12, for linear, scaled, capped and biased
+    heads, with rows in chunks of three.
+    """
+    monkeypatch.setattr(divergence, "MIN_ROWS", 3)
     head = head_of(transform, has_bias=has_bias)
     generator = torch.Generator().manual_seed(1)
     y_final = torch.randn(N, D_MODEL, generator=generator, dtype=torch.float64)
-    y = torch.randn(N, D_MODEL, generator=generator, dtype=torch.float64)
-    log_tau = torch.tensor(0.3, dtype=torch.float64)
+    y = torch.randn(2, N, D_MODEL, generator=generator, dtype=torch.float64)
+    log_tau = torch.tensor([0.3, -0.2], dtype=torch.float64)
+    linear_kl = LinearKL(head, budget=1)
 
-    kl, d_y, d_log_tau = kl_gradient(head, Teacher.of(head, y_final), y, log_tau)
+    kl, d_y, d_log_tau = linear_kl(Teacher.of(head, y_final), y, log_tau)
 
-    leaf, row_tau = y.clone().requires_grad_(), log_tau.expand(N).clone().requires_grad_()
-    expected = reference(head, y_final, leaf, row_tau)
-    expected_y, expected_tau = torch.autograd.grad(expected.sum(), (leaf, row_tau))
-    torch.testing.assert_close(kl, expected.detach(), rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(d_y, expected_y, rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(d_log_tau, expected_tau, rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(kl * BITS, kl_bits(head.logits(y_final), head.logits(y, log_tau)))
+    assert linear_kl.rows == 3
+    for layer in range(2):
+        leaf, row_tau = y[layer].clone().requires_grad_(), log_tau[layer].expand(N).clone().requires_grad_()
+        expected = reference(head, y_final, leaf, row_tau)
+        expected_y, expected_tau = torch.autograd.grad(expected.sum(), (leaf, row_tau))
+        torch.testing.assert_close(kl[layer], expected.detach(), rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(d_y[layer], expected_y, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(d_log_tau[layer], expected_tau, rtol=1e-12, atol=1e-13)
+        decoded = kl_bits(head.logits(y_final), head.logits(y[layer], log_tau[layer]))
+        torch.testing.assert_close(kl[layer] * BITS, decoded)
+    torch.testing.assert_close(linear_kl.value(Teacher.of(head, y_final), y, log_tau), kl, rtol=1e-12, atol=1e-13)
+
+
+def test_low_precision_products_change_the_kl_little():
+    """bf16 has 8 bits: values within a few percent of the fp32 ones, gradients in nearly the same direction."""
+    head = head_of(Transform(), has_bias=False)
+    head = dataclasses.replace(head, W_U=head.W_U.float())
+    generator = torch.Generator().manual_seed(2)
+    y_final, y = torch.randn(N, D_MODEL, generator=generator), torch.randn(1, N, D_MODEL, generator=generator)
+    teacher, tau = Teacher.of(head, y_final), torch.zeros(1)
+
+    exact, rounded = LinearKL(head)(teacher, y, tau), LinearKL(head, torch.bfloat16)(teacher, y, tau)
+
+    assert not torch.equal(rounded[0], exact[0])
+    torch.testing.assert_close(rounded[0], exact[0], rtol=0.05, atol=0.05)
+    assert cosine(rounded[1].flatten(), exact[1].flatten()) > 0.999

@@ -60,7 +60,7 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path):
         ("    fit:\n      lr: .nan\n", "models.atlas.fit.lr is nan, must be a finite number."),
         ("    fit:\n      lr: -1.0\n", "models.atlas.fit.lr is -1.0, must be greater than 0."),
         ("    fit:\n      lr: true\n", "models.atlas.fit.lr is True, must be a valid number."),
-        ("    fit:\n      epochs: 2.0\n", "models.atlas.fit.epochs is 2.0, must be a valid integer."),
+        ("    fit:\n      batch_seqs: 2.0\n", "models.atlas.fit.batch_seqs is 2.0, must be a valid integer."),
         ("    fit:\n      kind: lowrank\n", "models.atlas.fit.kind is 'lowrank', must be 'identity', 'temperature', "),
         ("    fit: 3\n", "models.atlas.fit is 3, must be a mapping."),
         ("    fit:\n      position_min: 0.9\n      position_max: 0.5\n", "models.atlas.fit: position_min is 0.9, must"),

@@ -1,10 +1,12 @@
 """Translators: what an unfitted lens is, and that a lens on disk is the lens in memory."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from settings import fit_params
-from torch import nn
+from torch import Tensor, nn
 
 from lensmith.errors import InputError, IntegrityError
 from lensmith.lens.translators import Lens, rank_of
@@ -18,14 +20,66 @@ def toy_head() -> Head:
     return Head(W_U, None, Transform(), nn.LayerNorm(D), (None,) * L, "")
 
 
+@pytest.mark.parametrize("placement", ["normed", "residual"])
 @pytest.mark.parametrize("kind", ["identity", "temperature", "bias", "low_rank", "full"])
-def test_an_unfitted_lens_is_the_norm_lens(kind):
-    """Whatever the kind and rank, before the first step it reads what the norm lens reads, bit for bit."""
-    head, lens = toy_head(), Lens.start(fit_params(kind=kind, rank=5), L, D)
+def test_an_unfitted_lens_is_the_norm_lens(kind, placement):
+    """Whatever kind, rank and placement, before the first step it reads what the norm lens reads, bit for bit."""
+    head, lens = toy_head(), replace(Lens.start(fit_params(kind=kind, rank=5), L, D), placement=placement)
     resid = torch.randn(4, D, generator=torch.Generator().manual_seed(1))
 
     for row in range(1, L + 1):
         assert torch.equal(lens.logits(head, resid, row), head.logits(head.norm(resid, row)))
+
+
+def random_lens(placement: str) -> Lens:
+    """A lens whose every number but the last block's differs from the start."""
+    lens, generator = Lens.start(fit_params(kind="low_rank", rank=5), L, D), torch.Generator().manual_seed(2)
+    for tensor in lens.tensors().values():
+        tensor[:-1] += 0.5 * torch.randn(tensor[:-1].shape, generator=generator)
+    return replace(lens, placement=placement)
+
+
+@pytest.mark.parametrize("placement", ["normed", "residual"])
+def test_logits_are_the_written_formula(placement):
+    """In fp64 and by hand: the translator on either side of a LayerNorm, then W_U, then the temperature."""
+    head, lens, row = toy_head(), random_lens(placement), 2
+    resid = 3 * torch.randn(4, D, generator=torch.Generator().manual_seed(1))
+
+    def norm(x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+    def translate(x: Tensor) -> Tensor:
+        U, V, c, scale = (getattr(lens, name)[row - 1].double() for name in ("U", "V", "c", "scale"))
+        return x @ (scale.diag() + U @ V.T) + c
+
+    h = resid.double()
+    y = translate(norm(h)) if placement == "normed" else norm(translate(h))
+    expected = y @ head.W_U.double().T / lens.log_tau[row - 1].double().exp()
+    torch.testing.assert_close(lens.logits(head, resid, row).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("placement", ["normed", "residual"])
+def test_the_last_block_is_the_norm_lens_bit_for_bit_also_from_disk(tmp_path, placement):
+    """Whatever the other blocks learned, half precision residuals included."""
+    head, lens = toy_head(), random_lens(placement)
+    lens.save(tmp_path)
+    resid = torch.randn(4, D, generator=torch.Generator().manual_seed(1)).bfloat16()
+
+    for same in (lens, Lens.load(tmp_path)):
+        assert same.placement == placement
+        assert torch.equal(same.logits(head, resid, L), head.logits(head.norm(resid, L)))
+        assert not torch.equal(same.logits(head, resid, 1), head.logits(head.norm(resid, 1)))
+
+
+def test_permuting_layers_permutes_what_they_read():
+    """A block's reading depends on its own translator alone."""
+    head, lens, order = toy_head(), random_lens("normed"), torch.tensor([1, 0, 2])
+    resid = torch.randn(4, D, generator=torch.Generator().manual_seed(1))
+    permuted = lens.with_tensors(lambda tensor: tensor[order])
+
+    for row, source in enumerate((order + 1).tolist(), 1):
+        assert torch.equal(permuted.logits(head, resid, row), lens.logits(head, resid, source))
 
 
 def test_the_start_is_no_saddle():
@@ -87,6 +141,14 @@ def test_a_lens_file_that_is_wrong_is_refused(tmp_path, change, message):
     damaged(tmp_path, change)
 
     with pytest.raises(IntegrityError, match=message):
+        Lens.load(tmp_path)
+
+
+def test_an_unknown_placement_is_refused(tmp_path):
+    """A file of a later form is not read as if it were of this one."""
+    replace(Lens.start(fit_params(kind="bias"), L, D), placement="elsewhere").save(tmp_path)
+
+    with pytest.raises(IntegrityError, match="placement is 'elsewhere', must be one of normed, residual"):
         Lens.load(tmp_path)
 
 

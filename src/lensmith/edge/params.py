@@ -92,16 +92,24 @@ class FitParams(Section):
     kind: Literal["identity", "temperature", "bias", "low_rank", "full"]
     rank: Annotated[int | Literal["auto"], _int_or("auto")]  # auto: clip(d_model // 32, 64, 256)
     norm: Literal["final", "next_input"]  # what a middle layer is normed with before it is decoded
+    ladder: list[Literal["temperature", "bias", "full"]]  # smaller or larger kinds, fit beside the lens to compare it
+    ladder_epochs: Annotated[float, Field(gt=0)]
+    prism: Literal["off", "lens", "precondition"]  # the plan's shared decoder: measured, or U and V written in it
+    start: Literal["norm_lens", "closed_form"]
+    coordinates: Literal["plain", "whitened"]  # that U is trained in
     scale: bool  # learn s, a factor per dimension
     temperature: bool  # learn tau, a temperature per layer
     bank: Literal["disk", "stream"]
     positions_per_seq: Count
     position_min: Fraction  # of the sequence, where sampled positions begin
     position_max: Fraction
-    epochs: Count
+    epochs: Annotated[float, Field(gt=0)]
     batch_seqs: Count  # sequences per optimizer step
     layers_per_step: Annotated[int | Literal["all"], _int_or("all")]
-    lr: Annotated[float, Field(gt=0, le=10)]  # peak, AdamW
+    vocab_scaling: bool  # the plan's rule: fewer layers and positions for a large vocabulary (`budget`)
+    products: Literal["auto", "float32", "bfloat16"]  # of the head's two matrix products
+    optimizer: Literal["adamw", "muon"]  # muon: for U and V, AdamW for the rest
+    lr: Annotated[float, Field(gt=0, le=10)]  # peak
     beta1: Annotated[float, Field(ge=0, lt=1)]
     beta2: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: NonNegative

@@ -166,7 +166,7 @@ def _surface(prompt: Prompt, p: Tensor) -> Row:
 def _geometry(bench: Bench, prompt: Prompt, lens: str, layer: int, resid: Tensor) -> Row:
     head = bench.backbone.head
     x = head.norm(resid[None], layer, bench.lens.norm)
-    y = (bench.lens.translate(x, layer) if lens == TUNED else x)[0]
+    y = (bench.lens.head_input(head, resid[None], layer) if lens == TUNED else x)[0]
     raw = resid.float()
     facts: Row = {
         "cos_to_final": float(divergence.cosine(head.W_U @ y, prompt.final)),

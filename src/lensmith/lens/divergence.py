@@ -7,19 +7,27 @@ head, a = scale / tau and logits z = a (y W_U^T + b), everything that depends on
     KL = lse(z) - a (<y, e_p> + b_p) - H(p)
     dKL/dy = a (e_q - e_p)        dKL/dlog_tau = a (<y, e_p - e_q> + b_p - b_q)
 
-so one teacher serves every layer, and a layer costs product, softmax in place, product. A head with a softcap is not
-linear in y: there p itself is kept, and autograd takes the gradient.
+so one teacher serves every layer (`source.teacher`), and a layer costs product, softmax in place, product. A softcap,
+z' = cap tanh(z / cap), is not linear in y: there p is computed once a chunk for all layers, and with j = 1 - (z'/cap)^2
+
+    dKL/dy = a ((q - p) * j) W_U        dKL/dlog_tau = -<y, dKL/dy> - a <(q - p) * j, b>
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lensmith.source.backbone import Head
+from lensmith.source.head import Head
+from lensmith.source.teacher import Teacher
 
 BITS = 1 / math.log(2)  # bits in a nat
+
+# Logits of one chunk. On a CPU its few passes should stay in cache; a GPU wants products large enough to fill it.
+CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**30}
+MIN_ROWS = 256  # fewer would leave a product bound by reading W_U
 
 
 def kl_bits(p_logits: Tensor, q_logits: Tensor) -> Tensor:
@@ -63,59 +71,135 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return _wide(logits).log_softmax(-1)
 
 
+class LinearKL:
+    """KL(p || q) in nats and its gradient for the stacked inputs of a head, a chunk of rows at a time.
+
+    A chunk costs a product, a softmax in place and a product. Its logits are the only tensor with d_vocab columns, in
+    a buffer that is kept: on a CPU fresh pages cost more than the arithmetic. Products run in `products` (float32, or
+    bfloat16 where the hardware has it); the softmax and all sums are fp32, or fp64 where the head is.
+    """
+
+    def __init__(self, head: Head, products: torch.dtype | None = None, budget: int | None = None) -> None:
+        """`budget`: bytes of a chunk's logits; by default what suits the device."""
+        self.head = head
+        self._W = head.W_U if products in {None, torch.float32} else head.W_U.to(products)
+        budget = budget or CHUNK_BYTES[head.W_U.device.type]
+        self.rows = max(MIN_ROWS, budget // (len(head.W_U) * head.W_U.itemsize))
+        self._buffers: list[Tensor] = []
+
+    def __call__(self, teacher: Teacher, y: Tensor, log_tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Value and gradient.
+
+        Args:
+            teacher: p at n positions, the same for every layer.
+            y: (layers, n, d_model), inputs of the head.
+            log_tau: (layers,), log of each layer's temperature.
+
+        Returns:
+            KL (layers, n) in nats; dKL/dy (layers, n, d_model); dKL/dlog_tau (layers, n).
+        """
+        kl, d_log_tau, d_y = y.new_empty(y.shape[:2]), y.new_empty(y.shape[:2]), torch.empty_like(y)
+        chunk = self._linear if self.head.softcap is None else self._capped
+        a = self.head.scale * torch.exp(-log_tau)
+        for part, p in self._parts(teacher, y.shape[1]):
+            for layer in range(len(y)):
+                kl[layer, part], d_y[layer, part], d_log_tau[layer, part] = chunk(p, y[layer, part], a[layer])
+        return kl, d_y, d_log_tau
+
+    def value(self, teacher: Teacher, y: Tensor, log_tau: Tensor) -> Tensor:
+        """KL (layers, n) in nats alone, for half the cost. Arguments as of a call."""
+        kl = y.new_empty(y.shape[:2])
+        a = self.head.scale * torch.exp(-log_tau)
+        for part, p in self._parts(teacher, y.shape[1]):
+            for layer in range(len(y)):
+                z = self._logits(y[layer, part], a[layer])
+                agreement = p.agreement(y[layer, part], a[layer]) if p.p is None else p.capped(self._cap(z))
+                kl[layer, part] = _exp(z)[1] - agreement - p.entropy
+        return kl
+
+    def _parts(self, teacher: Teacher, n: int) -> Iterator[tuple[slice, "_Target"]]:
+        for start in range(0, n, self.rows):
+            part = slice(start, min(start + self.rows, n))
+            yield part, _Target.of(self.head, teacher.rows(part))
+
+    def _linear(self, p: "_Target", y: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        agreement = p.agreement(y, a)
+        q, lse, total = _exp(self._logits(y, a))
+        # Divided after the product: a pass over the logits is worth saving.
+        e_q = self._back(q) / total
+        b_q = 0.0 if self.head.bias is None else (q @ self.head.bias) / total.squeeze(-1)
+        return lse - agreement - p.entropy, a * (e_q - p.e_p), agreement - a * ((y * e_q).sum(-1) + b_q)
+
+    def _capped(self, p: "_Target", y: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        assert p.p is not None and self.head.softcap is not None
+        z = self._cap(self._logits(y, a))
+        slope = torch.div(z, self.head.softcap, out=self._buffer(1, len(z))).square_().neg_().add_(1)
+        agreement = p.capped(z)
+        q, lse, total = _exp(z)
+        d_z = q.div_(total).sub_(p.p).mul_(slope)
+        d_y = a * self._back(d_z)
+        by_bias = 0.0 if self.head.bias is None else a * (d_z @ self.head.bias)
+        return lse - agreement - p.entropy, d_y, -(y * d_y).sum(-1) - by_bias
+
+    def _logits(self, y: Tensor, a: Tensor) -> Tensor:
+        """a (y W_U^T + b), in a buffer. The factor goes into y, which is smaller."""
+        z, scaled = self._buffer(0, len(y)), y * a
+        if self._W.dtype == y.dtype:
+            torch.mm(scaled, self._W.T, out=z)
+        else:
+            z.copy_(_product(scaled.to(self._W.dtype), self._W.T))
+        return z if self.head.bias is None else z.add_(a * self.head.bias)
+
+    def _back(self, q: Tensor) -> Tensor:
+        """q W_U."""
+        return q @ self._W if self._W.dtype == q.dtype else _product(q.to(self._W.dtype), self._W)
+
+    def _cap(self, z: Tensor) -> Tensor:
+        """The softcap, in place."""
+        assert self.head.softcap is not None
+        return z.div_(self.head.softcap).tanh_().mul_(self.head.softcap)
+
+    def _buffer(self, place: int, rows: int) -> Tensor:
+        while len(self._buffers) <= place:
+            self._buffers.append(self.head.W_U.new_empty(self.rows, len(self.head.W_U)))
+        return self._buffers[place][:rows]
+
+
 @dataclass(frozen=True)
-class Teacher:
-    """The model's final distribution p at n positions, in the form that `kl_gradient` needs."""
+class _Target:
+    """p of one chunk, as a linear head (e_p, b_p) or a capped one (p) needs it."""
 
     entropy: Tensor  # (n,) nats
-    e_p: Tensor | None  # (n, d_model), linear heads
-    b_p: Tensor | None  # (n,), linear heads
-    p: Tensor | None  # (n, d_vocab), other heads
+    e_p: Tensor  # (n, d_model)
+    b_p: Tensor  # (n,)
+    p: Tensor | None  # (n, d_vocab)
 
     @classmethod
-    def of(cls, head: Head, y_final: Tensor) -> "Teacher":
-        """From the input of the head at the last block, y_final (n, d_model)."""
-        log_p = _log_softmax(head.logits(y_final))
+    def of(cls, head: Head, teacher: Teacher) -> "_Target":
+        if teacher.y is None:
+            return cls(teacher.entropy, teacher.e_p, teacher.b_p, None)
+        log_p = _log_softmax(head.logits(teacher.y))
         p = log_p.exp()
-        entropy = -torch.where(p > 0, p * log_p, 0.0).sum(-1)
-        if head.softcap is not None:
-            return cls(entropy, None, None, p)
-        b_p = p.new_zeros(len(p)) if head.bias is None else p @ head.bias
-        return cls(entropy, p @ head.W_U, b_p, None)
+        none = p.new_empty(0)
+        return cls(-torch.where(p > 0, p * log_p, 0.0).sum(-1), none, none, p)
+
+    def agreement(self, y: Tensor, a: Tensor) -> Tensor:
+        """<p, z> of a linear head, without its logits."""
+        return a * ((y * self.e_p).sum(-1) + self.b_p)
+
+    def capped(self, z: Tensor) -> Tensor:
+        """<p, z> of logits behind a softcap."""
+        assert self.p is not None
+        return (self.p * z).sum(-1)
 
 
-def kl_gradient(head: Head, teacher: Teacher, y: Tensor, log_tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """KL(p || q) of one layer in nats, and its gradient.
-
-    Args:
-        y: (n, d_model), the translated input of the head.
-        log_tau: (), log of the layer's temperature.
-
-    Returns:
-        KL (n,) in nats; dKL/dy (n, d_model); dKL/dlog_tau (n,).
-    """
-    if head.softcap is not None:
-        return _kl_autograd(head, teacher, y, log_tau)
-    assert teacher.e_p is not None and teacher.b_p is not None
-    a = head.scale * torch.exp(-log_tau)
-    q = y @ head.W_U.T if head.bias is None else torch.addmm(head.bias, y, head.W_U.T)
-    q.mul_(a)
-    top = q.amax(-1, keepdim=True)
-    q.sub_(top).exp_()  # in place: fresh (n, d_vocab) memory costs more than the arithmetic
-    total = q.sum(-1, keepdim=True)
-    e_q = q @ head.W_U / total
-    b_q = 0.0 if head.bias is None else q @ head.bias / total.squeeze(-1)
-    agreement = (y * teacher.e_p).sum(-1) + teacher.b_p
-    kl = (top + total.log()).squeeze(-1) - a * agreement - teacher.entropy
-    return kl, a * (e_q - teacher.e_p), a * (agreement - (y * e_q).sum(-1) - b_q)
+def _exp(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(z - max) in place, with logsumexp(z) (n,) and the sum (n, 1) that makes it a distribution."""
+    top = z.amax(-1, keepdim=True)
+    total = z.sub_(top).exp_().sum(-1, keepdim=True)
+    return z, (top + total.log()).squeeze(-1), total
 
 
-def _kl_autograd(head: Head, teacher: Teacher, y: Tensor, log_tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    assert teacher.p is not None
-    with torch.enable_grad():
-        leaf = y.detach().requires_grad_()
-        row_tau = log_tau.detach().expand(len(y)).clone().requires_grad_()
-        log_q = _log_softmax(head.logits(leaf, row_tau))
-        kl = -(teacher.p * log_q).sum(-1) - teacher.entropy
-        d_y, d_log_tau = torch.autograd.grad(kl.sum(), (leaf, row_tau))
-    return kl.detach(), d_y, d_log_tau
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b of low-precision tensors, summed in fp32 and kept so where the device can."""
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.mm(a, b).float()

@@ -1,28 +1,72 @@
-"""Stage `fit`: from packed tokens to a lens on disk, by way of the residual bank."""
+"""Stage `fit`: from packed tokens to a lens on disk, by way of the residual bank.
 
-from dataclasses import astuple, fields
+Writes weights.safetensors, provenance.json and fit_log.csv; below ladder/<kind>/, the same for each kind of
+`fit.ladder`, fit on the same rows by the same code; and prism.safetensors where `fit.prism` asks for it.
+"""
+
+from dataclasses import astuple, fields, replace
 from pathlib import Path
+from typing import Any
 
 from lensmith.edge import artifacts
-from lensmith.edge.params import ModelParams
-from lensmith.lens import provenance, training
-from lensmith.lens.form import WEIGHTS
+from lensmith.edge.params import FitParams, ModelParams
+from lensmith.lens import budget, closed_form, provenance, training
+from lensmith.lens.divergence import LinearKL
+from lensmith.lens.form import LADDER, PRISM, WEIGHTS
+from lensmith.lens.prism import Prism
+from lensmith.lens.training import Bases, Fit
 from lensmith.lens.translators import Lens
 from lensmith.source import bank, corpus
 from lensmith.source.backbone import Backbone
+from lensmith.source.rows import Rows
 
 
 def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
-    """Stage `fit`: from packed tokens to `out`/weights.safetensors, provenance.json and fit_log.csv."""
+    """Fit the lens of one model, and the rungs beside it, into `out`."""
     manifest = corpus.Manifest.read(corpus_dir)
     backbone = Backbone.load(settings.source, manifest.model)
-    pinned, validation = manifest.model.files, corpus.read_heldout(corpus_dir)[: settings.fit.validation_seqs]
-    train = bank.rows(backbone, pinned, corpus.read_tokens(corpus_dir), settings.fit)
-    held_out = bank.rows(backbone, pinned, validation, settings.fit)
-    start = Lens.start(settings.fit, backbone.n_layers, backbone.d_model)
-    result = training.fit(backbone.head, train, held_out, settings.fit, start.to(backbone.device))
+    asked = budget.scaled(settings.fit, backbone.d_vocab, backbone.n_layers)
+    pinned, validation = manifest.model.files, corpus.read_heldout(corpus_dir)[: asked.validation_seqs]
+    train = bank.rows(backbone, pinned, corpus.read_tokens(corpus_dir), asked)
+    held_out = bank.rows(backbone, pinned, validation, asked)
+    prism = None if asked.prism == "off" else Prism.fit(backbone.head, train)
+    fits = fit_all(backbone, train, held_out, asked, prism)
+    if prism is not None:
+        prism.save(out / PRISM)
+    for kind, result in fits.items():
+        own = settings.model_copy(update={"fit": rung(settings.fit, kind)})
+        about = provenance.of_fit(own, manifest, backbone, artifacts.read_json(code), result)
+        write(result, about, out if kind == asked.kind else out / LADDER / kind)
+
+
+def fit_all(backbone: Backbone, train: Rows, held_out: Rows, asked: FitParams, prism: Prism | None) -> dict[str, Fit]:
+    """The lens as asked and the rungs of its ladder, by kind; what can be computed once is."""
+    kinds = {kind: rung(asked, kind) for kind in (asked.kind, *asked.ladder)}
+    starts = {
+        kind: Lens.start(own, backbone.n_layers, backbone.d_model).to(backbone.device) for kind, own in kinds.items()
+    }
+    bases = Bases(prism=None if prism is None else prism.to(backbone.device))
+    if backbone.n_layers > 1 and any(map(training.needs_solution, kinds.values())):
+        widest = max(starts.values(), key=lambda start: start.rank)
+        linear_kl = LinearKL(backbone.head, training.products_of(asked, backbone.head))
+        bases = replace(bases, solution=closed_form.solve(linear_kl, train, held_out, widest))
+    return {
+        kind: training.fit(backbone.head, train, held_out, own, starts[kind], bases=bases)
+        for kind, own in kinds.items()
+    }
+
+
+def rung(asked: FitParams, kind: str) -> FitParams:
+    """The settings of one kind: of another than asked, fewer epochs where it has few parameters."""
+    if kind == asked.kind:
+        return asked
+    epochs = asked.epochs if kind == "full" else min(asked.epochs, asked.ladder_epochs)
+    return asked.model_copy(update={"kind": kind, "epochs": epochs})
+
+
+def write(result: Fit, about: dict[str, Any], out: Path) -> None:
+    """One fitted lens with its log and its provenance."""
     result.lens.save(out)
-    about = provenance.of_fit(settings, manifest, backbone, artifacts.read_json(code), result)
     about["weights_sha256"] = artifacts.sha256_file(out / WEIGHTS)
     artifacts.write_csv(out / "fit_log.csv", [f.name for f in fields(training.LogRow)], map(astuple, result.log))
     artifacts.write_json(out / "provenance.json", about)

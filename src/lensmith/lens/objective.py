@@ -2,13 +2,16 @@
 
     loss = mean over layers of [ mean over positions of KL(final || lens_l)                                 in nats
                                  + l2_smallness * (|U_l|^2 + |V_l|^2 + |c_l|^2)
-                                 + smooth_depth * (|U_l+1 - U_l|^2 + |V_l+1 - V_l|^2) ]
+                                 + smooth_depth * |U_l+1 V_l+1^T - U_l V_l^T|^2 ]
 
-The gradient of KL with respect to the head's input comes from `divergence.kl_gradient`; from there to the parameters
-it is three products, written out here. Rows are taken in chunks, so memory does not grow with batch or vocabulary.
+Depth is smoothed on the map U V^T: on U and V apart, as the plan has it, the penalty would change with the gauge
+(U G, V G^-T), which changes no lens.
+
+The gradient of KL with respect to the head's input comes from `divergence.LinearKL`; from there to the parameters it is
+three products for all layers at once, written out here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,15 +19,13 @@ import torch
 from torch import Tensor
 
 from lensmith.lens.depth import PERCENTILES, depth_row
-from lensmith.lens.divergence import BITS, Teacher, kl_gradient
+from lensmith.lens.divergence import BITS, LinearKL
 from lensmith.lens.translators import Lens
-from lensmith.source.backbone import Head
-from lensmith.source.bank import Rows
+from lensmith.source.head import Head, NormKind
+from lensmith.source.rows import Batch, Rows, ahead
+from lensmith.source.teacher import Teacher
 
-# Logits of one chunk of rows. Its few passes then stay in cache on a CPU, and the allocator reuses its memory.
-CHUNK_LOGITS = 2**22
-MIN_CHUNK_ROWS = 256
-VALIDATION_SEQS = 8  # read at a time
+READ_SEQS = 8  # at a time
 
 Gradients = dict[str, Tensor]
 
@@ -44,69 +45,87 @@ class Validation:
         return sum(self.at(depth) for depth in PERCENTILES) / len(PERCENTILES)
 
 
-def layer_gradients(head: Head, lens: Lens, resid: Tensor, blocks: list[int]) -> tuple[Tensor, dict[int, Gradients]]:
-    """Mean KL in nats of each block, and its gradient.
+def normed(head: Head, resid: Tensor, blocks: Sequence[int], norm: NormKind) -> Tensor:
+    """x of resid_post (n, L, d_model) for some blocks: (len(blocks), n, d_model), in the head's precision."""
+    if norm == "final":
+        return head.norm(resid[:, list(blocks)].transpose(0, 1).contiguous(), resid.shape[1], "final")
+    return torch.stack([head.norm(resid[:, block], block + 1, norm) for block in blocks])
+
+
+def head_inputs(head: Head, lens: Lens, resid: Tensor, blocks: Sequence[int]) -> Tensor:
+    """What W_U reads through a lens of resid_post (n, L, d_model): (len(blocks), n, d_model)."""
+    return torch.stack([lens.head_input(head, resid[:, block], block + 1) for block in blocks])
+
+
+def teacher_of(head: Head, batch: Batch) -> Teacher:
+    """The model's own distribution: as the bank keeps it, else from resid_post."""
+    if batch.teacher is not None:
+        return Teacher(batch.teacher, None)
+    return Teacher.of(head, head.norm(batch.resid[:, -1], batch.resid.shape[1], "final"))
+
+
+def layer_gradients(
+    linear_kl: LinearKL, teacher: Teacher, x: Tensor, translator: Mapping[str, Tensor]
+) -> tuple[Tensor, Gradients]:
+    """Mean KL in nats of some blocks, and its gradient.
 
     Args:
-        resid: (n, L, d_model), resid_post at n positions.
-        blocks: which blocks, 0-based.
+        x: (blocks, n, d_model), what the translators read at n positions.
+        translator: U, V, c, scale, log_tau of these blocks, stacked.
 
     Returns:
-        (len(blocks),) and, by block, a gradient for each name of the lens's tensors.
+        (blocks,) and a gradient for each name, of its shape.
     """
-    n = len(resid)
-    kl = torch.zeros(len(blocks), device=head.W_U.device)
-    gradients: dict[int, Gradients] = {}
-    for chunk in _chunks(head, resid):
-        teacher = Teacher.of(head, head.norm(chunk[:, -1], lens.n_layers, "final"))
-        for i, block in enumerate(blocks):
-            nats, grad = _block_gradient(head, lens, teacher, chunk[:, block], block)
-            kl[i] += nats / n
-            held = gradients.setdefault(block, {name: torch.zeros_like(g) for name, g in grad.items()})
-            for name, g in grad.items():
-                held[name].add_(g, alpha=1 / n)
-    return kl, gradients
-
-
-def _chunks(head: Head, resid: Tensor) -> Iterator[Tensor]:
-    """A few rows at a time, on the head's device in its precision."""
-    for chunk in resid.split(max(MIN_CHUNK_ROWS, CHUNK_LOGITS // len(head.W_U))):
-        yield chunk.to(head.W_U)
-
-
-def _block_gradient(head: Head, lens: Lens, teacher: Teacher, resid: Tensor, block: int) -> tuple[Tensor, Gradients]:
-    """KL in nats of one block, summed over rows, and its gradient."""
-    x = head.norm(resid, block + 1, lens.norm)
-    hidden = x @ lens.U[block]
-    y = lens.scale[block] * x + hidden @ lens.V[block].T + lens.c[block]
-    kl, dy, d_log_tau = kl_gradient(head, teacher, y, lens.log_tau[block])
-    return kl.sum(), {
-        "U": x.T @ (dy @ lens.V[block]),
-        "V": dy.T @ hidden,
-        "c": dy.sum(0),
-        "scale": (dy * x).sum(0),
-        "log_tau": d_log_tau.sum(),
+    U, V, n = translator["U"], translator["V"], x.shape[1]
+    hidden = x @ U
+    y = torch.baddbmm(translator["c"][:, None].expand_as(x), hidden, V.mT).addcmul_(x, translator["scale"][:, None])
+    kl, dy, d_log_tau = linear_kl(teacher, y, translator["log_tau"])
+    dy /= n
+    return kl.mean(1), {
+        "U": x.mT @ (dy @ V),
+        "V": dy.mT @ hidden,
+        "c": dy.sum(1),
+        "scale": torch.linalg.vecdot(dy, x, dim=1),
+        "log_tau": d_log_tau.mean(1),
     }
 
 
-def validate(head: Head, lens: Lens, rows: Rows) -> Validation:
+def validate(linear_kl: LinearKL, lens: Lens, rows: Rows) -> Validation:
     """KL of every layer over all rows, in bits."""
     total = torch.zeros(lens.n_layers, dtype=torch.float64)
-    for seqs in np.array_split(np.arange(rows.n_seqs), max(1, rows.n_seqs // VALIDATION_SEQS)):
-        for chunk in _chunks(head, rows.resid_post(seqs)):
-            teacher = Teacher.of(head, head.norm(chunk[:, -1], lens.n_layers, "final"))
-            for block in range(lens.n_layers - 1):  # the last one is the model
-                y = lens.translate(head.norm(chunk[:, block], block + 1, lens.norm), block + 1)
-                total[block] += kl_gradient(head, teacher, y, lens.log_tau[block])[0].double().sum().cpu()
+    blocks = list(range(lens.n_layers - 1))  # the last one is the model
+    for batch in read(linear_kl.head, rows) if blocks else ():
+        y = head_inputs(linear_kl.head, lens, batch.resid, blocks)
+        kl = linear_kl.value(teacher_of(linear_kl.head, batch), y, lens.log_tau[:-1])
+        total[:-1] += kl.double().sum(1).cpu()
     return Validation(tuple((total / (rows.n_seqs * rows.positions_per_seq) * BITS).tolist()))
 
 
-def penalty_gradients(lens: Lens, block: int, l2_smallness: float, smooth_depth: float) -> Gradients:
-    """Gradient of one block's penalties. The last block is the identity and nobody's neighbour."""
-    gradients = {name: 2 * l2_smallness * getattr(lens, name)[block] for name in ("U", "V", "c")}
-    for name in ("U", "V"):
-        tensor = getattr(lens, name)
-        for neighbour in (block - 1, block + 1):
-            if 0 <= neighbour < lens.n_layers - 1:
-                gradients[name] += 2 * smooth_depth * (tensor[block] - tensor[neighbour])
+def read(head: Head, rows: Rows, n_seqs: int | None = None) -> Iterator[Batch]:
+    """All sequences of `rows`, or the first ones, a few at a time on the head's device."""
+    seqs = np.arange(rows.n_seqs if n_seqs is None else min(n_seqs, rows.n_seqs))
+    parts = np.array_split(seqs, max(1, len(seqs) // READ_SEQS))
+    return (batch.to(head.W_U.device) for batch in ahead(rows, parts))
+
+
+def penalty_gradients(
+    U: Tensor, V: Tensor, c: Tensor, blocks: Sequence[int], *, l2_smallness: float, smooth_depth: float
+) -> Gradients:
+    """Gradients of some blocks' penalties. The last block is the identity and nobody's neighbour.
+
+    Args:
+        U, V, c: of all blocks but the last, stacked.
+    """
+    picked = list(blocks)
+    gradients = {name: 2 * l2_smallness * tensor[picked] for name, tensor in (("U", U), ("V", V), ("c", c))}
+    for place, block in enumerate(picked if smooth_depth else ()):
+        for other in (block - 1, block + 1):
+            if 0 <= other < len(U):
+                # (U V^T - U' V'^T) V, without a d_model x d_model product.
+                gradients["U"][place] += 2 * smooth_depth * _gap(U[block], V[block], U[other], V[other])
+                gradients["V"][place] += 2 * smooth_depth * _gap(V[block], U[block], V[other], U[other])
     return gradients
+
+
+def _gap(A: Tensor, B: Tensor, A2: Tensor, B2: Tensor) -> Tensor:
+    return A @ (B.T @ B) - A2 @ (B2.T @ B)

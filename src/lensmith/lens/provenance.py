@@ -52,17 +52,22 @@ def _dataset(manifest: Manifest) -> dict[str, Any]:
 
 
 def _plan_block(settings: ModelParams, fit: Fit) -> dict[str, Any]:
-    s = settings.fit
+    s = fit.settings
     schedule = {"schedule": "cosine_to_zero", "total_steps": fit.total_steps, "warmup_steps": fit.warmup_steps}
+    optimizer = {"optimizer": s.optimizer, "betas": [s.beta1, s.beta2], "weight_decay": s.weight_decay}
     return {
         "kind": s.kind,
         "norm": s.norm,
         "budget": {"seq_len": settings.corpus.seq_len, "positions_per_seq": s.positions_per_seq},
         "batching": {"batch_seqs": fit.batch_seqs, "layers_per_step": fit.layers_per_step},
         "capacity": {"rank": fit.lens.rank, "n_layers": fit.lens.n_layers, "d_model": fit.lens.d_model},
-        "optim": {"lr": s.lr, "betas": [s.beta1, s.beta2], "weight_decay": s.weight_decay, **schedule},
+        "optim": {"lr": s.lr, **optimizer, **schedule},
         "regularizers": {"l2_smallness": s.l2_smallness, "smooth_depth": s.smooth_depth},
-        "preconditioner": {"type": "none"},
+        "preconditioner": {"type": "prism" if s.prism == "precondition" else "none"},
+        "start": s.start,
+        "coordinates": s.coordinates,
+        "ridge_by_layer": fit.ridge,
+        "products": fit.products,
         "temperatures": fit.lens.log_tau.exp().tolist(),
     }
 

@@ -1,6 +1,7 @@
 """Training a lens: every layer's translator against the model's own final distribution.
 
-Batches, draws and learning rate are functions of the step alone. `objective` says what is minimised.
+A fit begins at the norm lens or at the closed form, and goes on in the coordinates that the settings name. Batches,
+draws and learning rate are functions of the step alone. `objective` says what is minimised.
 """
 
 import math
@@ -15,13 +16,17 @@ from tqdm import tqdm
 from lensmith.draws import Stream
 from lensmith.edge.params import FitParams
 from lensmith.errors import NumericError
-from lensmith.lens import objective
+from lensmith.lens import closed_form, objective, optimizers
+from lensmith.lens.closed_form import Solution
+from lensmith.lens.coordinates import Coordinates
 from lensmith.lens.depth import PERCENTILES
-from lensmith.lens.divergence import BITS
+from lensmith.lens.divergence import BITS, LinearKL
 from lensmith.lens.objective import Validation
+from lensmith.lens.prism import Prism
 from lensmith.lens.translators import Lens
-from lensmith.source.backbone import Head
-from lensmith.source.bank import Rows
+from lensmith.source.head import Head
+from lensmith.source.loading import has_fast_bf16
+from lensmith.source.rows import Batch, Rows, ahead
 
 
 @dataclass(frozen=True)
@@ -55,15 +60,44 @@ class Fit:
     positions_used: int
     tokens_forwarded: int  # through the frozen model, for training rows
     best: Validation
+    settings: FitParams  # as they ran
+    products: str  # dtype of the head's products
+    ridge: tuple[float, ...] | None  # of the closed form by block, None where the fit began at the norm lens
 
 
-def fit(head: Head, train: Rows, held_out: Rows, settings: FitParams, start: Lens) -> Fit:
-    """Train `start` on `train`, keep the step that is best on `held_out`.
+@dataclass(frozen=True)
+class Bases:
+    """What several fits of one model share: the factors of the closed form, and the model's Prism."""
+
+    solution: Solution | None = None
+    prism: Prism | None = None
+
+
+def fit(
+    head: Head, train: Rows, held_out: Rows, settings: FitParams, start: Lens, *, bases: Bases | None = None
+) -> Fit:
+    """Fit `start`, a lens as `Lens.start` made it, on training rows; return its best form on held-out rows.
+
+    `bases` spares what an earlier fit of the same model, norm and at least this rank has computed.
 
     Raises:
-        NumericError: the loss is not finite. The optimizer step that would have used it was not taken.
+        NumericError: KL left the finite numbers.
     """
-    return _Run(head, train, held_out, settings, start).go()
+    return _Run(head, train, held_out, settings, start, bases=bases or Bases()).go()
+
+
+def needs_solution(settings: FitParams) -> bool:
+    """Whether a fit starts from second moments, or is trained in their coordinates."""
+    if settings.kind in {"identity", "temperature"}:
+        return False
+    return settings.start == "closed_form" or settings.coordinates == "whitened"
+
+
+def products_of(settings: FitParams, head: Head) -> torch.dtype:
+    """The dtype of the head's products: as asked, and for `auto` bfloat16 where the hardware has it."""
+    if settings.products == "auto":
+        return torch.bfloat16 if has_fast_bf16(head.W_U.device) else torch.float32
+    return torch.float32 if settings.products == "float32" else torch.bfloat16
 
 
 def learning_rate(settings: FitParams, step: int, total_steps: int) -> float:
@@ -89,34 +123,62 @@ def trainable(settings: FitParams) -> tuple[str, ...]:
 class _Run:
     """The state of one fit."""
 
-    def __init__(self, head: Head, train: Rows, held_out: Rows, settings: FitParams, start: Lens) -> None:
-        self.head, self.train, self.held_out, self.settings, self.lens = head, train, held_out, settings, start
+    def __init__(
+        self, head: Head, train: Rows, held_out: Rows, settings: FitParams, start: Lens, *, bases: Bases
+    ) -> None:
+        self.head, self.train, self.held_out, self.settings = head, train, held_out, settings
+        products = products_of(settings, head)
+        self.products = str(products).removeprefix("torch.")
+        self.linear_kl = LinearKL(head, products)
         self.batch_seqs = min(settings.batch_seqs, train.n_seqs)
         self.steps_per_epoch = train.n_seqs // self.batch_seqs
         self.n_blocks = start.n_layers - 1
         self.names = trainable(settings) if self.n_blocks else ()
-        self.total_steps = settings.epochs * self.steps_per_epoch if self.names else 0
+        self.total_steps = math.ceil(settings.epochs * self.steps_per_epoch) if self.names else 0
         asked = self.n_blocks if settings.layers_per_step == "all" else settings.layers_per_step
         self.layers_per_step = min(asked, self.n_blocks)
-        # Views into the stacked tensors: the optimizer skips a layer that has no gradient, as one parameter could not.
-        self.leaves = {name: [getattr(start, name)[block] for block in range(self.n_blocks)] for name in self.names}
+        self.ridge: tuple[float, ...] | None = None
+        self.start, self.coordinates = self._begin(start, bases)
+        self.trained = self.coordinates.enter(self.start)
+        # Views of the stacked tensors: the optimizer skips a layer that has no gradient, as one parameter could not.
+        self.leaves = {name: list(self.trained[name]) for name in self.names}
         self.log: list[LogRow] = []
         self.train_kl: list[float] = []
 
+    def _begin(self, start: Lens, bases: Bases) -> tuple[Lens, Coordinates]:
+        """The lens before the first step, and what it is trained in."""
+        solution, prism = bases.solution, bases.prism
+        if solution is None and self.names and needs_solution(self.settings):
+            solution = closed_form.solve(self.linear_kl, self.train, self.held_out, start)
+        if self.names and self.settings.start == "closed_form":
+            if solution is not None:
+                self.ridge, start = solution.ridge, solution.lens(start)
+            if "log_tau" in self.names:
+                start = start.having({"log_tau": closed_form.temperatures(self.linear_kl, start, self.train)})
+        if self.settings.prism == "precondition" and prism is not None:
+            mean = prism.mean.expand(self.n_blocks, -1)
+            return start, Coordinates(mean, *prism.basis())
+        if solution is not None and self.names and self.settings.coordinates == "whitened":
+            return start, Coordinates(solution.mean[:-1], solution.whitening)
+        return start, Coordinates.plain(start)
+
     def go(self) -> Fit:
-        best_lens, best, best_step, waited, step = self.lens.with_tensors(Tensor.clone), self._validate(0), 0, 0, 0
+        best_lens, best, best_step, waited, step = self.start, self._validate(self.start, 0), 0, 0, 0
         self._record(0, best, is_best=True)
-        optimizer = self._optimizer()
-        for done in tqdm(range(1, self.total_steps + 1), desc="fit", unit="step", disable=None):
-            self._step(optimizer, step)
-            step = done
+        optimizers_ = optimizers.make(self.settings, self.leaves)
+        plan = [self._batch(step) for step in range(self.total_steps)]
+        bar = tqdm(ahead(self.train, plan), total=self.total_steps, desc="fit", unit="step", disable=None)
+        for batch in bar:
+            self._step(optimizers_, batch.to(self.head.W_U.device), step)
+            step += 1
             if step % self.settings.validate_every and step != self.total_steps:
                 continue
-            found = self._validate(step)
+            lens = self.coordinates.leave(self.trained, self.start)
+            found = self._validate(lens, step)
             is_better = found.score < best.score
             self._record(step, found, is_best=is_better)
             if is_better:
-                best_lens, best, best_step, waited = self.lens.with_tensors(Tensor.clone), found, step, 0
+                best_lens, best, best_step, waited = lens, found, step, 0
             elif (waited := waited + 1) >= self.settings.patience:
                 break
         return Fit(
@@ -132,43 +194,42 @@ class _Run:
             positions_used=step * self.batch_seqs * self.train.positions_per_seq,
             tokens_forwarded=self.train.tokens_forwarded,
             best=best,
+            settings=self.settings,
+            products=self.products,
+            ridge=self.ridge,
         )
 
-    def _optimizer(self) -> torch.optim.Optimizer | None:
-        if not self.names:
-            return None
-        s = self.settings
-        # Decay pulls to zero, and a factor of zero is no lens: `scale` rests at one.
-        groups = [
-            {"params": self.leaves[name], "weight_decay": 0.0 if name == "scale" else s.weight_decay}
-            for name in self.names
-        ]
-        return torch.optim.AdamW(groups, lr=s.lr, betas=(s.beta1, s.beta2))
+    def _step(self, optimizers_: list[torch.optim.Optimizer], batch: Batch, step: int) -> None:
+        blocks = self._blocks(step)
+        x = objective.normed(self.head, batch.resid, blocks, self.start.norm) - self.coordinates.mean[blocks, None]
+        U, V = self.coordinates.factors(self.trained)
+        translator = {name: tensor[blocks] for name, tensor in (self.trained | {"U": U, "V": V}).items()}
+        teacher = objective.teacher_of(self.head, batch)
+        kl, gradients = objective.layer_gradients(self.linear_kl, teacher, x, translator)
+        self._check(kl, blocks, step)
+        self.train_kl.append(float(kl.mean()) * BITS)
+        weights = {"l2_smallness": self.settings.l2_smallness, "smooth_depth": self.settings.smooth_depth}
+        if any(weights.values()):
+            for name, value in objective.penalty_gradients(U, V, self.trained["c"], blocks, **weights).items():
+                gradients[name] += value
+        gradients = self.coordinates.pull(gradients, blocks)
+        place = {block: i for i, block in enumerate(blocks)}
+        for name in self.names:
+            for block, leaf in enumerate(self.leaves[name]):
+                leaf.grad = gradients[name][place[block]] / len(blocks) if block in place else None
+        for optimizer in optimizers_:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.settings, step, self.total_steps)
+            optimizer.step()
 
-    def _step(self, optimizer: torch.optim.Optimizer | None, step: int) -> None:
-        assert optimizer is not None
-        seqs, blocks = self._batch(step), self._blocks(step)
-        resid = self.train.resid_post(seqs)
-        kl, gradients = objective.layer_gradients(self.head, self.lens, resid, blocks)
+    def _check(self, kl: Tensor, blocks: list[int], step: int) -> None:
         if not kl.isfinite().all():
             block = blocks[int(kl.isfinite().logical_not().nonzero()[0])]
+            seqs = self._batch(step)
             raise NumericError(
                 f"fit: KL of layer {block + 1} is not finite at step {step} (sequences {seqs.min()}..{seqs.max()}). "
                 "A smaller fit.lr may help. No lens was written."
             )
-        self.train_kl.append(float(kl.mean()) * BITS)
-        for block, grad in gradients.items():
-            penalty = objective.penalty_gradients(
-                self.lens, block, self.settings.l2_smallness, self.settings.smooth_depth
-            )
-            for name, value in penalty.items():
-                grad[name] += value
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, step, self.total_steps)
-        for name in self.names:
-            for block, leaf in enumerate(self.leaves[name]):
-                leaf.grad = gradients[block][name] / len(blocks) if block in gradients else None
-        optimizer.step()
 
     def _batch(self, step: int) -> NDArray[np.int64]:
         epoch, index = divmod(step, self.steps_per_epoch)
@@ -179,8 +240,8 @@ class _Run:
         stream = Stream(self.settings.seed, "layers")
         return [int(block) for block in stream.subset(self.n_blocks, self.layers_per_step, step)]
 
-    def _validate(self, step: int) -> Validation:
-        found = objective.validate(self.head, self.lens, self.held_out)
+    def _validate(self, lens: Lens, step: int) -> Validation:
+        found = objective.validate(self.linear_kl, lens, self.held_out)
         if not math.isfinite(found.score):
             raise NumericError(f"fit: held-out KL is {found.score} at step {step}. No lens was written.")
         return found

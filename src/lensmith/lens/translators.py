@@ -6,6 +6,9 @@ temperature and the model's logit transform,
     x = N(resid_post[l])        y = s_l * x + (x U_l) V_l^T + c_l        z_l = g((y W_U + b) / tau_l)
         U_l, V_l (d_model, rank), s_l, c_l (d_model), tau_l scalar
 
+This is the placement `normed`, the only one that is trained here. Lenses that others publish may translate before the
+norm, placement `residual`: x = resid_post[l] and z_l = g((N(y) W_U + b) / tau_l).
+
 U starts random and V at zero: the lens starts as the norm lens exactly, and V has a gradient from the first step.
 With both at zero neither would ever have one. The last block is the identity and stays it.
 
@@ -15,10 +18,10 @@ The kinds are a ladder, each the same map with fewer free parameters:
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from safetensors import safe_open
@@ -31,6 +34,8 @@ from lensmith.edge.params import FitParams
 from lensmith.errors import InputError, IntegrityError
 from lensmith.lens.form import TENSORS, WEIGHTS
 from lensmith.source.backbone import Head, NormKind
+
+Placement = Literal["normed", "residual"]  # the translator reads N(resid_post), or resid_post itself
 
 
 def rank_of(settings: FitParams, d_model: int) -> int:
@@ -67,6 +72,7 @@ class Lens:
     c: Tensor
     scale: Tensor
     log_tau: Tensor
+    placement: Placement = "normed"
 
     @classmethod
     def start(cls, settings: FitParams, n_layers: int, d_model: int) -> "Lens":
@@ -102,19 +108,28 @@ class Lens:
         return {name: getattr(self, name) for name in TENSORS}
 
     def translate(self, x: Tensor, row: int) -> Tensor:
-        """y of the normed residual x (n, d_model) after block `row` - 1, `row` in 1..L."""
+        """y of x (n, d_model), what the translator reads after block `row` - 1, `row` in 1..L."""
         block = row - 1
         # Two thin products: forming U V^T first would cost d_model**2 memory.
         return self.scale[block] * x + x @ self.U[block] @ self.V[block].T + self.c[block]
 
+    def head_input(self, head: Head, resid: Tensor, row: int) -> Tensor:
+        """What W_U reads of resid (n, d_model) after block `row` - 1, `row` in 1..L: (n, d_model), float32."""
+        if self.placement == "residual":
+            return head.norm(self.translate(resid.float(), row), row, self.norm)
+        return self.translate(head.norm(resid, row, self.norm), row)
+
     def logits(self, head: Head, resid: Tensor, row: int) -> Tensor:
         """What the lens reads in resid (n, d_model) after block `row` - 1: (n, d_vocab), float32."""
-        y = self.translate(head.norm(resid, row, self.norm), row)
-        return head.logits(y, self.log_tau[row - 1])
+        return head.logits(self.head_input(head, resid, row), self.log_tau[row - 1])
 
     def with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Lens":
         """The same lens with `change` applied to each tensor."""
-        return Lens(self.kind, self.norm, **{name: change(tensor) for name, tensor in self.tensors().items()})
+        return self.having({name: change(tensor) for name, tensor in self.tensors().items()})
+
+    def having(self, tensors: Mapping[str, Tensor]) -> "Lens":
+        """The same lens with these tensors in place of its own, by name."""
+        return Lens(self.kind, self.norm, **{**self.tensors(), **tensors}, placement=self.placement)
 
     def to(self, device: torch.device) -> "Lens":
         return self.with_tensors(lambda tensor: tensor.to(device))
@@ -126,7 +141,8 @@ class Lens:
             AssertionError: the last block is not the identity, or a number is not finite.
         """
         self._check(folder / WEIGHTS)
-        about = artifacts.canonical_json({"kind": self.kind, "norm": self.norm, "schema": 1})
+        form = {"kind": self.kind, "norm": self.norm, "placement": self.placement, "schema": 1}
+        about = artifacts.canonical_json(form)
         with artifacts.replacing(folder / WEIGHTS) as temporary:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
             save_file(tensors, temporary, metadata={"lensmith": about})
@@ -145,9 +161,12 @@ class Lens:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, safe_open is no dict
         except Exception as error:  # noqa: BLE001, safetensors raises several kinds, all mean one thing
             raise IntegrityError(f"{path}: not a whole lens file ({error})") from None
+        placement = about.get("placement", "normed")  # files of before there was another have no word for it
         if sorted(tensors) != sorted(TENSORS) or about.get("norm") not in get_args(NormKind):
             raise IntegrityError(f"{path}: holds {sorted(tensors)}, a lens holds {sorted(TENSORS)} and its norm")
-        lens = cls(about["kind"], about["norm"], **tensors)
+        if placement not in get_args(Placement):
+            raise IntegrityError(f"{path}: placement is {placement!r}, must be one of {', '.join(get_args(Placement))}")
+        lens = cls(about["kind"], about["norm"], **tensors, placement=placement)
         lens._check(path)
         return lens
 

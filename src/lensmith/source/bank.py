@@ -1,24 +1,23 @@
 """The residual bank: the frozen model's forward pass is paid once, then every epoch and every variant reads it.
 
 A bank holds resid_post of all L blocks at `positions_per_seq` sampled positions of each sequence, in the dtype that the
-model ran in. It is a cache, content-addressed under LENSMITH_HOME like the Hub's: what decides its numbers is hashed
-into its folder's name, so a hit is exact and a stale bank cannot be read. It is written in shards, each whole or
-absent, and an interrupted capture goes on where it stopped.
+model ran in, and the model's own distribution there as `Teacher` packs it. It is a cache (`edge.cache`),
+content-addressed: what decides its numbers is hashed into its folder's name, so a hit is exact and a stale bank cannot
+be read. It is written in shards, each whole or absent and digest-checked, while the next one is being captured; an
+interrupted capture goes on where it stopped.
 
     <LENSMITH_HOME>/bank/<key>/key.json              what the key is the hash of
     <LENSMITH_HOME>/bank/<key>/shard-00000.safetensors   resid_post (SHARD_SEQS, positions_per_seq, L, d_model)
+                                                         teacher (SHARD_SEQS, positions_per_seq, d_model + 2)
 """
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,69 +27,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from lensmith.draws import Stream
-from lensmith.edge import artifacts
+from lensmith.edge import artifacts, cache
 from lensmith.edge.params import FitParams
-from lensmith.errors import IntegrityError, ResourceError
+from lensmith.errors import IntegrityError
 from lensmith.source.backbone import Backbone
+from lensmith.source.rows import Batch, Rows, StreamedRows, sample_positions
+from lensmith.source.teacher import Teacher
 
 SHARD_SEQS = 64
-CAPTURE_SEQS = 8  # per forward pass
-
-
-def home() -> Path:
-    """Where caches live: LENSMITH_HOME, else ~/.cache/lensmith."""
-    return Path(os.environ.get("LENSMITH_HOME") or Path.home() / ".cache" / "lensmith")
-
-
-class Rows(Protocol):
-    """Residuals by sequence, wherever they come from."""
-
-    @property
-    def n_seqs(self) -> int: ...
-
-    @property
-    def positions_per_seq(self) -> int: ...
-
-    @property
-    def tokens_forwarded(self) -> int: ...
-
-    def resid_post(self, seqs: NDArray[np.int64]) -> Tensor:
-        """resid_post of these sequences' sampled positions: (len(seqs) * positions_per_seq, L, d_model)."""
-
-
-def sample_positions(settings: FitParams, n_seqs: int, seq_len: int) -> NDArray[np.int64]:
-    """The sampled positions of each sequence, ascending, without repeats: (n_seqs, positions_per_seq)."""
-    first, last = int(seq_len * settings.position_min), int(seq_len * settings.position_max)
-    stream = Stream(settings.seed, "positions")
-    return first + np.stack([stream.subset(last - first, settings.positions_per_seq, step=i) for i in range(n_seqs)])
-
-
-@dataclass
-class StreamedRows:
-    """Rows captured anew each time they are asked for: no disk, one forward pass an epoch."""
-
-    backbone: Backbone
-    tokens: NDArray[np.uint32]  # (n_seqs, seq_len)
-    positions: NDArray[np.int64]  # (n_seqs, positions_per_seq)
-    tokens_forwarded: int = 0
-
-    @property
-    def n_seqs(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def positions_per_seq(self) -> int:
-        return int(self.positions.shape[1])
-
-    def resid_post(self, seqs: NDArray[np.int64]) -> Tensor:
-        parts = []
-        for chunk in np.array_split(seqs, -(-len(seqs) // CAPTURE_SEQS)):
-            tokens = torch.from_numpy(self.tokens[chunk].astype(np.int64))
-            captured = self.backbone.capture(tokens, torch.from_numpy(self.positions[chunk]))
-            parts.append(captured[:, :, 1:].flatten(0, 1))  # row 0 is the embedding, which no lens reads
-            self.tokens_forwarded += tokens.numel()
-        return torch.cat(parts)
 
 
 @dataclass
@@ -101,37 +45,46 @@ class BankedRows:
     n_seqs: int
     positions_per_seq: int
     tokens_forwarded: int  # to make the bank, whenever that was
+    reads_ahead = True
     _open: dict[int, Any] = field(default_factory=dict, repr=False)
 
-    def resid_post(self, seqs: NDArray[np.int64]) -> Tensor:
-        return torch.cat([self._sequence(int(seq)) for seq in seqs])
+    def read(self, seqs: NDArray[np.int64]) -> Batch:
+        parts = [self._sequence(int(seq)) for seq in seqs]
+        teachers = [teacher for _, teacher in parts if teacher is not None]
+        return Batch(torch.cat([resid for resid, _ in parts]), torch.cat(teachers) if teachers else None)
 
-    def _sequence(self, seq: int) -> Tensor:
+    def _sequence(self, seq: int) -> tuple[Tensor, Tensor | None]:
         shard, offset = divmod(seq, SHARD_SEQS)
         if shard not in self._open:
             file: Any = safe_open(_shard(self.folder, shard), framework="pt")
-            self._open[shard] = file.get_slice("resid_post")
-        return self._open[shard][offset]  # type: ignore[no-any-return]
+            self._open[shard] = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, safe_open is no dict
+        slices = self._open[shard]
+        return slices["resid_post"][offset], slices["teacher"][offset] if "teacher" in slices else None
 
 
 def rows(backbone: Backbone, model_files: dict[str, str], tokens: NDArray[np.uint32], settings: FitParams) -> Rows:
-    """The residuals of these sequences, from a bank on disk or streamed, as `fit.bank` asks."""
+    """The residuals of these sequences, from a bank on disk or streamed, as `fit.bank` asks.
+
+    Raises:
+        ResourceError: the bank would not fit, by LENSMITH_BANK_GIB or on the disk.
+        IntegrityError: a shard is not the one that was written.
+    """
     streamed = StreamedRows(backbone, tokens, sample_positions(settings, *tokens.shape))
     return streamed if settings.bank == "stream" else _banked(streamed, model_files)
 
 
 def _banked(source: StreamedRows, model_files: dict[str, str]) -> BankedRows:
     key = _key(source, model_files)
-    folder = home() / "bank" / hashlib.sha256(artifacts.canonical_json(key).encode()).hexdigest()[:32]
+    folder = cache.home() / "bank" / hashlib.sha256(artifacts.canonical_json(key).encode()).hexdigest()[:32]
     n_shards = -(-source.n_seqs // SHARD_SEQS)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _held(folder):
+    with cache.held(folder):
         missing = [shard for shard in range(n_shards) if not _shard(folder, shard).exists()]
         if missing:
-            _check_space(folder, source, len(missing))
+            need = _bytes_per_seq(source) * min(len(missing) * SHARD_SEQS, source.n_seqs)
+            tqdm.write(f"capture: {need / cache.GIB:.2f} GiB of residuals into {folder}")
+            cache.reserve(folder, need)
             artifacts.write_json(folder / "key.json", key)
-        for shard in tqdm(missing, desc="capture", unit="shard", disable=None):
-            _capture_shard(folder, shard, source)
+        _capture(folder, missing, source)
         tokens_forwarded = sum(_verified_tokens(_shard(folder, shard)) for shard in range(n_shards))
     return BankedRows(folder, source.n_seqs, source.positions_per_seq, tokens_forwarded)
 
@@ -139,65 +92,78 @@ def _banked(source: StreamedRows, model_files: dict[str, str]) -> BankedRows:
 def _key(source: StreamedRows, model_files: dict[str, str]) -> dict[str, object]:
     """Everything that decides a bank's bytes."""
     backbone = source.backbone
+    is_cpu = backbone.device.type == "cpu"
     return {
-        "schema": 1,
+        "schema": 2,
         "model_files": model_files,
         "tokens_sha256": hashlib.sha256(source.tokens.astype("<u4").tobytes()).hexdigest(),
         "positions_sha256": hashlib.sha256(source.positions.astype("<i8").tobytes()).hexdigest(),
         "dtype": str(backbone.dtype),
-        "device": backbone.device.type
-        if backbone.device.type == "cpu"
-        else torch.cuda.get_device_name(backbone.device),
+        "device": "cpu" if is_cpu else torch.cuda.get_device_name(backbone.device),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "capture_seqs": CAPTURE_SEQS,
+        "capture_seqs": source.capture_seqs,
     }
+
+
+def _bytes_per_seq(source: StreamedRows) -> int:
+    backbone = source.backbone
+    resid = backbone.n_layers * backbone.d_model * backbone.dtype.itemsize
+    teacher = 0 if backbone.head.softcap is not None else 4 * (backbone.d_model + 2)
+    return source.positions_per_seq * (resid + teacher)
 
 
 def _shard(folder: Path, index: int) -> Path:
     return folder / f"shard-{index:05d}.safetensors"
 
 
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold a bank while it is being written; a second process waits and then finds it whole."""
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _capture(folder: Path, shards: list[int], source: StreamedRows) -> None:
+    """Capture these shards; one is written while the next is in the model."""
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        writing: Future[None] | None = None
+        for shard in tqdm(shards, desc="capture", unit="shard", disable=None):
+            tensors, n_tokens = _captured(shard, source)
+            if writing is not None:
+                writing.result()  # its error is ours, and two shards in memory are enough
+            writing = writer.submit(_write, _shard(folder, shard), tensors, n_tokens)
+        if writing is not None:
+            writing.result()
+
+
+def _captured(shard: int, source: StreamedRows) -> tuple[dict[str, Tensor], int]:
+    before, head = source.tokens_forwarded, source.backbone.head
+    seqs = np.arange(shard * SHARD_SEQS, min((shard + 1) * SHARD_SEQS, source.n_seqs))
+    parts: dict[str, list[Tensor]] = {}
+    for start in range(0, len(seqs), source.capture_seqs):
+        resid = source.read(seqs[start : start + source.capture_seqs]).resid
+        teacher = Teacher.of(head, head.norm(resid[:, -1], resid.shape[1], "final")).packed
+        for name, tensor in (("resid_post", resid), ("teacher", teacher)):
+            if tensor is not None:
+                parts.setdefault(name, []).append(tensor.cpu())
+    shape = (len(seqs), source.positions_per_seq)
+    tensors = {name: torch.cat(part).unflatten(0, shape).contiguous() for name, part in parts.items()}
+    return tensors, source.tokens_forwarded - before
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], n_tokens: int) -> None:
+    about = artifacts.canonical_json({"sha256": _digest(tensors), "tokens": n_tokens})
+    with artifacts.replacing(path) as temporary:
+        save_file(dict(tensors), temporary, metadata={"lensmith": about})
 
 
 def _verified_tokens(path: Path) -> int:
     """The tokens that were forwarded for a shard, after checking that it holds the bytes it was written with."""
     with safe_open(path, framework="pt") as file:
         about = json.loads((file.metadata() or {}).get("lensmith", "{}"))
-        if about.get("sha256") != _digest(file.get_tensor("resid_post")):
-            raise IntegrityError(
-                f"{path}: its bytes are not the ones that were written. Delete it; it is captured anew."
-            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, safe_open is no dict
+    if about.get("sha256") != _digest(tensors):
+        raise IntegrityError(f"{path}: its bytes are not the ones that were written. Delete it; it is captured anew.")
     return int(about["tokens"])
 
 
-def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
-
-
-def _capture_shard(folder: Path, shard: int, source: StreamedRows) -> None:
-    before = source.tokens_forwarded
-    seqs = np.arange(shard * SHARD_SEQS, min((shard + 1) * SHARD_SEQS, source.n_seqs))
-    resid = source.resid_post(seqs).unflatten(0, (len(seqs), source.positions_per_seq)).cpu().contiguous()
-    about = artifacts.canonical_json({"sha256": _digest(resid), "tokens": source.tokens_forwarded - before})
-    with artifacts.replacing(_shard(folder, shard)) as temporary:
-        save_file({"resid_post": resid}, temporary, metadata={"lensmith": about})
-
-
-def _check_space(folder: Path, source: StreamedRows, n_shards: int) -> None:
-    backbone = source.backbone
-    per_position = backbone.n_layers * backbone.d_model * backbone.dtype.itemsize
-    need = n_shards * SHARD_SEQS * source.positions_per_seq * per_position
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise ResourceError(
-            f"{folder}: the residual bank needs {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free. "
-            "Set LENSMITH_HOME to a larger disk, or fit.bank to stream. Nothing was captured."
-        )
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for _, tensor in sorted(tensors.items()):
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

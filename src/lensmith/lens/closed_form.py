@@ -1,0 +1,236 @@
+"""A lens from second moments alone: the start of a fit, one pass over the rows and no step.
+
+With x = N(resid_post[l]), f the head's input at the last block, and centred quantities,
+
+    S = Cov(x)     C = Cov(x, f - x)     F = W_U^T <diag(p j^2) - (p j)(p j)^T> W_U, the mean Fisher information of
+                                         the model's own distribution at f (j: slope of the softcap, else 1)
+    A = (S + r)^-1 C                     ridge regression of what the later blocks add, r relative to mean(diag S)
+    (S + r)^1/2 A F^1/2 = u s v^T        so that every rank k is a truncation, the best one where KL is quadratic
+    U = (S + r)^-1/2 u sqrt(s)           V = F^-1/2 v sqrt(s)           c = mean(f) - mean(x) - mean(x) U V^T
+
+For each layer, the ridge and the temperature that are best: r of a few by held-out KL, tau by KL on training rows. The
+same eigenvectors give (S + r)^-1/2, the coordinates in which the fit goes on (`coordinates`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lensmith.draws import Stream
+from lensmith.lens import objective
+from lensmith.lens.divergence import LinearKL
+from lensmith.lens.translators import Lens
+from lensmith.source.head import Head
+from lensmith.source.rows import Rows
+
+RIDGES = (1e-3, 1e-2, 1e-1)
+FISHER_RIDGE = 1e-6  # of the mean of its diagonal: W_U may not use every dimension
+FEW_SEQS = 8  # that ridges are compared on, and that temperatures are fit on
+TAU_STEPS, TAU_REACH = 5, 0.7  # Newton steps for log tau, and how far one may go
+OVERSAMPLING, POWER_STEPS = 16, 4  # of the randomised decomposition
+# Bytes of fp64 moments on the device at a time; where all layers need more, the rows are read again for each group.
+MOMENT_BYTES = 2**32
+
+
+Spectrum = tuple[Tensor, Tensor]  # eigenvalues (d_model,) and eigenvectors (d_model, d_model)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Factors of all blocks but the last."""
+
+    mean: Tensor  # (L, d_model): of x by block, of f at the last
+    U: Tensor  # (L - 1, d_model, rank)
+    V: Tensor  # (L - 1, d_model, rank)
+    whitening: Tensor  # (L - 1, d_model, d_model): (S + r)^-1/2
+    ridge: tuple[float, ...]  # the best of RIDGES, by block
+
+    def lens(self, start: Lens) -> Lens:
+        """The lens that has the kind, norm and rank of `start`, without its temperatures."""
+        rank, tensors = min(start.rank, self.U.shape[-1]), start.with_tensors(Tensor.clone).tensors()
+        if start.kind in {"low_rank", "full"}:
+            for name, factor in (("U", self.U), ("V", self.V)):
+                tensors[name].zero_()[:-1, :, :rank] = factor[..., :rank]
+        if start.kind not in {"identity", "temperature"}:
+            U, V, mean = tensors["U"][:-1], tensors["V"][:-1], self.mean[:-1]
+            tensors["c"][:-1] = self.mean[-1] - mean - _through(mean, U, V)
+        return start.having(tensors)
+
+
+def solve(linear_kl: LinearKL, train: Rows, held_out: Rows, start: Lens) -> Solution:
+    """The factors for a lens of the norm and rank of `start`.
+
+    One pass over `train`, and one over a part of `held_out`; more where the moments of all layers would not fit.
+    """
+    head, n_blocks = linear_kl.head, start.n_layers - 1
+    size = max(1, MOMENT_BYTES // (2 * 8 * start.d_model**2))
+    groups = [list(range(i, min(i + size, n_blocks))) for i in range(0, n_blocks, size)]
+    fisher_root: tuple[Tensor, Tensor] | None = None
+    parts: list[Solution] = []
+    for blocks in groups:
+        moments = Moments.of(head, train, start, blocks, with_fisher=fisher_root is None)
+        if fisher_root is None:
+            fisher_root = _roots(torch.linalg.eigh(moments.fisher), FISHER_RIDGE)
+        spectra = [torch.linalg.eigh(cov) for cov in moments.cov]
+        candidates = [_solve(moments, spectra, ridge, fisher_root, start.rank) for ridge in RIDGES]
+        parts.append(_best(linear_kl, candidates, held_out, start, blocks))
+    final = parts[0].mean[-1:]
+    return Solution(
+        mean=torch.cat([*(part.mean[:-1] for part in parts), final]),
+        U=torch.cat([part.U for part in parts]),
+        V=torch.cat([part.V for part in parts]),
+        whitening=torch.cat([part.whitening for part in parts]),
+        ridge=tuple(ridge for part in parts for ridge in part.ridge),
+    )
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of some blocks, centred, fp64."""
+
+    mean: Tensor  # (blocks + 1, d_model), of f at the end
+    cov: Tensor  # (blocks, d_model, d_model): S
+    cross: Tensor  # (blocks, d_model, d_model): C
+    fisher: Tensor  # (d_model, d_model), or empty
+
+    @classmethod
+    def of(cls, head: Head, rows: Rows, start: Lens, blocks: Sequence[int], *, with_fisher: bool) -> "Moments":
+        """One pass over all rows: products of a chunk in the head's precision, sums in fp64."""
+        d, n, fisher = start.d_model, 0, _Fisher(head)
+        total = head.W_U.new_zeros(len(blocks) + 1, d, dtype=torch.float64)
+        cov, cross = (total.new_zeros(len(blocks), d, d) for _ in range(2))
+        shift: Tensor | None = None
+        for batch in objective.read(head, rows):
+            resid = batch.resid
+            f = head.norm(resid[:, -1], start.n_layers, "final")
+            x = torch.cat([objective.normed(head, resid, blocks, start.norm), f[None]])
+            # Centred nearly, by the first chunk: what is subtracted at the end is then small beside what stays.
+            shift = x.mean(1, keepdim=True) if shift is None else shift
+            x -= shift
+            total += x.sum(1)
+            for place in range(len(blocks)):
+                cov[place] += x[place].T @ x[place]
+                cross[place] += x[place].T @ x[-1]
+            if with_fisher:
+                fisher.add(f)
+            n += len(f)
+        assert shift is not None
+        mean = total / n
+        cov = cov / n - mean[:-1, :, None] * mean[:-1, None, :]
+        cross = cross / n - mean[:-1, :, None] * mean[-1] - cov
+        return cls(mean + shift[:, 0], cov, cross, fisher.mean() if with_fisher else cov.new_empty(0))
+
+
+class _Fisher:
+    """The mean Fisher information at the head's input, W_U^T <diag(p j^2) - (p j)(p j)^T> W_U."""
+
+    def __init__(self, head: Head) -> None:
+        self.head, self.n = head, 0
+        self.weight = head.W_U.new_zeros(len(head.W_U), dtype=torch.float64)
+        self.outer = head.W_U.new_zeros(2 * (head.W_U.shape[1],), dtype=torch.float64)
+
+    def add(self, f: Tensor) -> None:
+        for part in f.split(max(1, 2**24 // len(self.head.W_U))):
+            z = self.head.logits(part)
+            p, j = z.softmax(-1), 1.0 if self.head.softcap is None else 1 - (z / self.head.softcap) ** 2
+            pj = p * j
+            e = pj @ self.head.W_U
+            self.weight += (pj * j).sum(0)
+            self.outer += e.T @ e
+            self.n += len(part)
+
+    def mean(self) -> Tensor:
+        total = torch.zeros_like(self.outer)
+        for W, weight in zip(self.head.W_U.split(4096), self.weight.split(4096), strict=True):
+            total += (W.T.double() * weight) @ W.double()
+        return (total - self.outer) / self.n
+
+
+def _roots(spectrum: Spectrum, ridge: float) -> tuple[Tensor, Tensor]:
+    """Square root and inverse square root of a symmetric matrix, `ridge` times its mean eigenvalue added."""
+    values, vectors = spectrum
+    root = (values.clamp_min(0) + ridge * values.mean()).sqrt()
+    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
+
+
+def _solve(
+    moments: Moments, spectra: Sequence[Spectrum], ridge: float, fisher_root: tuple[Tensor, Tensor], rank: int
+) -> Solution:
+    root, unroot = fisher_root
+    U, V, whitening = [], [], []
+    for spectrum, cross in zip(spectra, moments.cross, strict=True):
+        _, white = _roots(spectrum, ridge)
+        left, size, right = _top_singular(white @ cross @ root, rank)
+        U.append((white @ left * size.sqrt()).float())
+        V.append((unroot @ right * size.sqrt()).float())
+        whitening.append(white.float())
+    ridges = (ridge,) * len(U)
+    return Solution(moments.mean.float(), torch.stack(U), torch.stack(V), torch.stack(whitening), ridges)
+
+
+def _top_singular(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest singular values (rank,) and their vectors, (m, rank) and (n, rank).
+
+    Of a large matrix by subspace iteration, since a fit asks for a few per cent of its directions.
+    """
+    width = rank + OVERSAMPLING
+    if 2 * width >= min(matrix.shape):
+        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+        return u[:, :rank], s[:rank], vt[:rank].T
+    probe = torch.from_numpy(Stream(0, "closed-form").normal((matrix.shape[1], width), step=0)).to(matrix)
+    basis = torch.linalg.qr(matrix @ probe).Q
+    for _ in range(POWER_STEPS):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
+    u, s, vt = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
+    return basis @ u[:, :rank], s[:rank], vt[:rank].T
+
+
+def _best(
+    linear_kl: LinearKL, candidates: Sequence[Solution], held_out: Rows, start: Lens, blocks: list[int]
+) -> Solution:
+    """Block by block the candidate of the lowest held-out KL."""
+    scores = torch.stack([_score(linear_kl, candidate, held_out, start, blocks) for candidate in candidates])
+    chosen = scores.argmin(0).tolist()
+    picked = [(candidates[place], block) for block, place in enumerate(chosen)]
+    return Solution(
+        mean=candidates[0].mean,
+        U=torch.stack([candidate.U[block] for candidate, block in picked]),
+        V=torch.stack([candidate.V[block] for candidate, block in picked]),
+        whitening=torch.stack([candidate.whitening[block] for candidate, block in picked]),
+        ridge=tuple(candidate.ridge[block] for candidate, block in picked),
+    )
+
+
+def _score(linear_kl: LinearKL, candidate: Solution, held_out: Rows, start: Lens, blocks: list[int]) -> Tensor:
+    """Mean KL by block in nats over the first held-out sequences, (blocks,), at temperature one."""
+    head, mean = linear_kl.head, candidate.mean[:-1, None]
+    total, n = head.W_U.new_zeros(len(blocks)), 0
+    for batch in objective.read(head, held_out, FEW_SEQS):
+        x = objective.normed(head, batch.resid, blocks, start.norm) - mean
+        y = candidate.mean[-1] + x + x @ candidate.U @ candidate.V.mT
+        kl = linear_kl.value(objective.teacher_of(head, batch), y, y.new_zeros(len(blocks)))
+        total += kl.sum(1)
+        n += kl.shape[1]
+    return total / n
+
+
+def temperatures(linear_kl: LinearKL, lens: Lens, train: Rows) -> Tensor:
+    """log tau (L,) of each layer of a lens, by KL on a few training sequences; the last one stays 0."""
+    batch = next(objective.read(linear_kl.head, train, FEW_SEQS))
+    teacher, blocks = objective.teacher_of(linear_kl.head, batch), list(range(lens.n_layers - 1))
+    y = objective.head_inputs(linear_kl.head, lens, batch.resid, blocks)
+    log_tau = torch.zeros_like(lens.log_tau)
+    for _ in range(TAU_STEPS if blocks else 0):
+        # Newton with the curvature from a second slope; where KL is not convex in log tau, one reach downhill.
+        slope = linear_kl(teacher, y, log_tau[:-1])[2].mean(1)
+        curve = (linear_kl(teacher, y, log_tau[:-1] + 0.05)[2].mean(1) - slope) / 0.05
+        step = torch.where(curve > 0, slope / curve, slope.sign() * TAU_REACH)
+        log_tau[:-1] -= step.clamp(-TAU_REACH, TAU_REACH)
+    return log_tau
+
+
+def _through(mean: Tensor, U: Tensor, V: Tensor) -> Tensor:
+    """mean (blocks, d_model) through U V^T."""
+    return ((mean[:, None] @ U) @ V.mT)[:, 0]

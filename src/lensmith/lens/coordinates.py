@@ -1,0 +1,64 @@
+"""The coordinates that a lens is trained in. A lens on disk knows nothing of them.
+
+    y = s * (x - m) + ((x - m) U) V^T + b        U = P U'    V = R V'        trained: U', V', b, s, log_tau
+    c = b - s * m - (m U) V^T                    what the lens keeps
+
+plain       P, R = 1, m = 0: the plan's, whose penalties and decay mean what it says
+whitened    P = Cov(x)^-1/2, m = mean(x): a step in one direction of x then costs what it costs in another
+prism       P, R as Prism has them (the plan's preconditioner)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lensmith.lens.translators import Lens
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Of all blocks but the last."""
+
+    mean: Tensor  # (L - 1, d_model): m
+    P: Tensor | None = None  # (d_model, d_model), or one for each block; None is 1
+    R: Tensor | None = None  # as P
+
+    @classmethod
+    def plain(cls, lens: Lens) -> "Coordinates":
+        return cls(torch.zeros_like(lens.c[:-1]))
+
+    def enter(self, lens: Lens) -> dict[str, Tensor]:
+        """The trained tensors of a lens, by name, each (L - 1, ...); `c` is b."""
+        U, V, s, log_tau = (getattr(lens, name)[:-1].clone() for name in ("U", "V", "scale", "log_tau"))
+        b = lens.c[:-1] + s * self.mean + _through(self.mean, U, V)
+        return {"U": _solve(self.P, U), "V": _solve(self.R, V), "c": b, "scale": s, "log_tau": log_tau}
+
+    def leave(self, trained: Mapping[str, Tensor], like: Lens) -> Lens:
+        """The lens of trained tensors, with the last block of `like`."""
+        s, b = trained["scale"], trained["c"]
+        U, V = self.factors(trained)
+        c = b - s * self.mean - _through(self.mean, U, V)
+        inner = {"U": U, "V": V, "c": c, "scale": s, "log_tau": trained["log_tau"]}
+        return like.having({name: torch.cat([part, getattr(like, name)[-1:]]) for name, part in inner.items()})
+
+    def factors(self, trained: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """U and V (L - 1, d_model, rank)."""
+        U, V = trained["U"], trained["V"]
+        return U if self.P is None else self.P @ U, V if self.R is None else self.R @ V
+
+    def pull(self, gradients: dict[str, Tensor], blocks: list[int]) -> dict[str, Tensor]:
+        """Gradients for U and V of some blocks, as gradients for U' and V'."""
+        for name, basis in (("U", self.P), ("V", self.R)):
+            if basis is not None:
+                gradients[name] = (basis if basis.dim() == 2 else basis[blocks]).mT @ gradients[name]
+        return gradients
+
+
+def _solve(basis: Tensor | None, tensor: Tensor) -> Tensor:
+    return tensor if basis is None else torch.linalg.solve(basis, tensor)
+
+
+def _through(mean: Tensor, U: Tensor, V: Tensor) -> Tensor:
+    return ((mean[:, None] @ U) @ V.mT)[:, 0]

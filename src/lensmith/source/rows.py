@@ -1,0 +1,106 @@
+"""Residuals at sampled positions, by sequence: what a fit reads, wherever it comes from."""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lensmith.draws import Stream
+from lensmith.edge.params import FitParams
+from lensmith.source.backbone import Backbone
+
+# Tokens of one forward pass. On a CPU its activations should stay near the cache; a GPU wants large products.
+CAPTURE_TOKENS = {"cpu": 4096, "cuda": 16384}
+
+
+class Batch(NamedTuple):
+    """Residuals of some sequences."""
+
+    resid: Tensor  # (n, L, d_model), resid_post at n positions
+    teacher: Tensor | None  # (n, d_model + 2), `Teacher.packed`; None where it must be made from the residuals
+
+    def to(self, device: torch.device) -> "Batch":
+        resid = self.resid.to(device, non_blocking=True)
+        return Batch(resid, None if self.teacher is None else self.teacher.to(device, non_blocking=True))
+
+
+class Rows(Protocol):
+    """Residuals by sequence."""
+
+    @property
+    def n_seqs(self) -> int: ...
+
+    @property
+    def positions_per_seq(self) -> int: ...
+
+    @property
+    def tokens_forwarded(self) -> int: ...
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether the next batch may be read while one is being worked on."""
+
+    def read(self, seqs: NDArray[np.int64]) -> Batch:
+        """These sequences' sampled positions, len(seqs) * positions_per_seq of them."""
+
+
+def ahead(rows: Rows, plan: Iterable[NDArray[np.int64]]) -> Iterator[Batch]:
+    """The batches of a plan, each read while the one before is in use."""
+    if not rows.reads_ahead:
+        yield from map(rows.read, plan)
+        return
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        waiting = None
+        for seqs in plan:
+            coming = reader.submit(rows.read, seqs)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = coming
+        if waiting is not None:
+            yield waiting.result()
+
+
+def sample_positions(settings: FitParams, n_seqs: int, seq_len: int) -> NDArray[np.int64]:
+    """The sampled positions of each sequence, ascending, without repeats: (n_seqs, positions_per_seq)."""
+    first, last = int(seq_len * settings.position_min), int(seq_len * settings.position_max)
+    stream = Stream(settings.seed, "positions")
+    return first + np.stack([stream.subset(last - first, settings.positions_per_seq, step=i) for i in range(n_seqs)])
+
+
+@dataclass
+class StreamedRows:
+    """Rows captured anew each time they are asked for: no disk, one forward pass an epoch."""
+
+    backbone: Backbone
+    tokens: NDArray[np.uint32]  # (n_seqs, seq_len)
+    positions: NDArray[np.int64]  # (n_seqs, positions_per_seq)
+    tokens_forwarded: int = 0
+    reads_ahead = False  # a forward pass uses the same cores as the work that waits for it
+
+    @property
+    def n_seqs(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def positions_per_seq(self) -> int:
+        return int(self.positions.shape[1])
+
+    @property
+    def capture_seqs(self) -> int:
+        """Sequences of one forward pass."""
+        return max(1, CAPTURE_TOKENS[self.backbone.device.type] // int(self.tokens.shape[1]))
+
+    def read(self, seqs: NDArray[np.int64]) -> Batch:
+        parts = []
+        for start in range(0, len(seqs), self.capture_seqs):
+            chunk = seqs[start : start + self.capture_seqs]
+            tokens = torch.from_numpy(self.tokens[chunk].astype(np.int64))
+            captured = self.backbone.capture(tokens, torch.from_numpy(self.positions[chunk]))
+            parts.append(captured[:, :, 1:].flatten(0, 1))  # row 0 is the embedding, which no lens reads
+            self.tokens_forwarded += tokens.numel()
+        return Batch(torch.cat(parts), None)
