@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ruamel.yaml import YAML
 
 from lensmith.edge import artifacts
 
@@ -41,8 +42,16 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     cli.add_argument(
         "--quick", action="store_true", help="tiny sizes, in seconds: shows that it runs, measures nothing"
     )
+    cli.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of section fit, where it has any"
+    )
     cli.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     return cli
+
+
+def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs of a command line, read as params.yaml is."""
+    return YAML(typ="safe").load("\n".join(pair.replace("=", ": ", 1) for pair in pairs)) or {}
 
 
 def parsed(cli: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -19,16 +19,18 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from benchmarks import common, held_out
 from lensmith.draws import Stream
 from lensmith.edge import hub, params_file
-from lensmith.edge.params import ModelParams
+from lensmith.edge.params import FitParams, ModelParams
 from lensmith.lens import training
 from lensmith.lens.translators import Lens
 from lensmith.source import bank
 from lensmith.source.backbone import Backbone
 from lensmith.source.rows import Batch, Rows
 
+RATE_SEQS = 32  # that a forward pass's rate is measured on
+
 
 def curve(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """A fit for each start and budget of the spec, measured on the held-out positions."""
+    """A fit for each pair of start and budget of the spec, measured on the held-out positions."""
     work = Path(spec["work"])
     os.environ["LENSMITH_HOME"] = str(work / "home")
     settings = settings_of(spec)
@@ -37,35 +39,39 @@ def curve(spec: dict[str, Any]) -> list[dict[str, Any]]:
     plain = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32).eval()
     text = {k: v.astype(np.uint32) for k, v in load_file(work / f"seed-{spec['seed']}.safetensors").items()}
     seq_len = text["train"].shape[1]
-    largest = text["train"][: min(max(spec["budgets"]), spec["text"]) // seq_len]
+    largest = text["train"][: spec["text"] // seq_len]
     began = common.clock()
     validation = bank.rows(backbone, pin.files, text["validation"], settings.fit)
     validation_s = common.clock() - began
     train: Any = bank.rows(backbone, pin.files, largest, settings.fit)
     forward_s = common.clock() - began - validation_s
     points = []
-    for budget in spec["budgets"]:
+    for start, budget in spec["fits"]:
         n_seqs = min(budget // seq_len, len(largest))
+        share = validation_s + forward_s * budget / largest.size
         rows: Rows = dataclasses.replace(train, n_seqs=n_seqs)
         fit = settings.fit
         if "positions_a_pass" in spec:
             passes = budget / (n_seqs * seq_len)
+            share = budget * _forward_rate(backbone, pin.files, largest, settings.fit, spec["positions_a_pass"])
             fit = fit.model_copy(update={"epochs": passes, "positions_per_seq": spec["positions_a_pass"]})
             rows = Resampled(rows, fit.positions_per_seq, fit.seed)
-        for start in spec["starts"]:
-            began = common.clock()
-            lens = training.fit(backbone.head, rows, validation, fit, _start(start, settings, backbone)).lens
-            share = validation_s + forward_s * budget / largest.size
-            points.append(
-                {
-                    "start": start,
-                    "tokens": budget,
-                    "cpu_s": common.clock() - began + share,
-                    "forward_s": share,
-                    "kl_bits": measure(plain, work, backbone, lens),
-                }
-            )
+        began = common.clock()
+        begins = _start(start, settings, backbone)
+        lens = training.fit(backbone.head, rows, validation, fit, begins).lens
+        spent = common.clock() - began + share
+        kl = measure(plain, work, backbone, lens)
+        points.append({"start": start, "tokens": budget, "cpu_s": spent, "forward_s": share, "kl_bits": kl})
     return points
+
+
+def _forward_rate(
+    backbone: Backbone, files: dict[str, str], tokens: NDArray[np.uint32], fit: FitParams, positions: int
+) -> float:
+    """CPU-seconds a token of a capture of so few positions, on some of the text."""
+    text = tokens[:RATE_SEQS]
+    fewer = fit.model_copy(update={"positions_per_seq": positions, "seed": fit.seed + 1})
+    return common.seconds(lambda: bank.rows(backbone, files, text, fewer)) / text.size
 
 
 @dataclasses.dataclass

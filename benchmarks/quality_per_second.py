@@ -12,11 +12,12 @@ much as `make demo` has, in 32 passes with other positions in each. Having no ba
 The peer needs an environment of its own, once: `make peer`. Without it the run goes on without the peer.
 """
 
+import argparse
 import itertools
 import math
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,14 @@ OURS, PLAN, SADDLE, PEER = "ours", "plan", "plan, U = V = 0", "tuned-lens"
 K = 1024
 # Tokens through the frozen model, of each contender's fits.
 BUDGETS = {
-    "default": {OURS: (8 * K, 16 * K, 64 * K), PLAN: (8192 * K,), PEER: (16 * K, 32 * K)},
+    "default": {OURS: (8 * K, 16 * K, 64 * K), PLAN: (8192 * K,), SADDLE: (1024 * K,), PEER: (16 * K, 32 * K)},
     "full": {
         OURS: (8 * K, 16 * K, 32 * K, 64 * K, 128 * K, 256 * K, 512 * K),
         PLAN: (1024 * K, 4096 * K, 8192 * K, 16384 * K),
+        SADDLE: (1024 * K, 8192 * K),
         PEER: (16 * K, 64 * K, 256 * K, 512 * K),
     },
-    "quick": {OURS: (120, 240), PLAN: (480,), PEER: (120,)},
+    "quick": {OURS: (120, 240), PLAN: (480,), SADDLE: (480,), PEER: (120,)},
 }
 # Text of the plan's recipe, and positions that its passes choose eight of.
 PLAN_TEXT, PLAN_POSITIONS = 256 * K, 64
@@ -88,13 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     budgets = BUDGETS["quick" if args.quick else "full" if args.full else "default"]
     work = args.out / "work" if args.quick else common.WORK / "quality"
     prepare(args.corpus or packed_text(work, max(map(max, budgets.values()))), work, args.seeds)
-    points = [
-        point
-        for seed in range(args.seeds)
-        for contender in (OURS, PLAN, PEER)
-        for point in run(contender, seed, args.model, work, budgets[contender])
-    ]
-    report(points, args.out)
+    points: list[Point] = []
+    for seed in range(args.seeds):
+        for contender in (OURS, PLAN, PEER):
+            points += run(contender, seed, args, work, budgets)
+        report(points, args.out)  # what is there; a long run may be cut short
 
 
 def packed_text(work: Path, n_tokens: int) -> Path:
@@ -123,23 +123,27 @@ def prepare(packed: Path, work: Path, seeds: int) -> None:
         artifacts.write_tensors(work / f"seed-{seed}.safetensors", {"train": tokens[order], "validation": validation})
 
 
-def run(contender: str, seed: int, model: str, work: Path, budgets: Sequence[int]) -> list[Point]:
+def run(
+    contender: str, seed: int, args: argparse.Namespace, work: Path, budgets: Mapping[str, Sequence[int]]
+) -> list[Point]:
     """One contender's fits of one seed, in a process of its own."""
-    spec: dict[str, Any] = {"seed": seed, "model": model, "work": str(work.resolve()), "budgets": list(budgets)}
+    spec: dict[str, Any] = {"seed": seed, "model": args.model, "work": str(work.resolve())}
+    own = budgets[contender]
     if contender == PEER:
         if not PEER_PYTHON.exists():
             print(f"{PEER_PYTHON}: missing, so {PEER} is left out. `make peer` builds it.", file=sys.stderr)
             return []
-        found = common.in_own_process("benchmarks.peers.tuned_lens_fit", "curve", spec, PEER_PYTHON)
+        asked = spec | {"budgets": own}
+        found = common.in_own_process("benchmarks.peers.tuned_lens_fit", "curve", asked, PEER_PYTHON)
     elif contender == PLAN:
-        stored = min(PLAN_POSITIONS, _window(work))
-        spec |= {"entry": "atlas-plan", "starts": ["proper", "saddle"], "fit": {"positions_per_seq": stored}}
-        spec |= {"text": min(PLAN_TEXT, budgets[0] // 2), "positions_a_pass": 8}
+        spec |= {"entry": "atlas-plan", "fit": {"positions_per_seq": min(PLAN_POSITIONS, _window(work))}}
+        spec |= {"text": min(PLAN_TEXT, own[0] // 2), "positions_a_pass": 8}
+        spec |= {"fits": [("proper", n) for n in own] + [("saddle", n) for n in budgets[SADDLE]]}
         found = common.in_own_process("benchmarks.contenders", "curve", spec)
     else:
-        found = common.in_own_process(
-            "benchmarks.contenders", "curve", spec | {"entry": "atlas", "starts": ["proper"], "text": budgets[-1]}
-        )
+        spec |= {"entry": "atlas", "fit": common.settings_of(args.set)}
+        spec |= {"text": own[-1], "fits": [("proper", n) for n in own]}
+        found = common.in_own_process("benchmarks.contenders", "curve", spec)
     points = [_point(contender, seed, one) for one in found]
     for point in points:
         print(

@@ -18,7 +18,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from ruamel.yaml import YAML
 
 from benchmarks import common, quality_per_second
 from benchmarks.contenders import settings_of
@@ -114,13 +113,12 @@ def metric(name: str) -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> None:
     cli = common.parser(__doc__)
     cli.add_argument("--only", nargs="+", choices=list(CURVES), default=list(CURVES))
-    cli.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the base")
     cli.add_argument("--tokens", type=int, default=64 * K)
     cli.add_argument("--seeds", type=int, default=1)
     cli.add_argument("--model", default="demo/atlas")
     cli.add_argument("--corpus", type=Path)
     args = common.parsed(cli, arguments)
-    args.base = YAML(typ="safe").load("\n".join(pair.replace("=", ": ", 1) for pair in args.set)) or {}
+    args.base = common.settings_of(args.set)
     args.corpus = args.corpus or quality_per_second.packed_text(common.WORK / "quality", args.tokens * args.seeds)
     study, rows = Study(args), []
     for curve in args.only:
