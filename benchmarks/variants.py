@@ -37,7 +37,7 @@ sys.exit(code)
 class Clone:
     """A checkout of its own, with a clock around stage `fit`."""
 
-    def __init__(self, root: Path, source: Path) -> None:
+    def __init__(self, root: Path, source: Path, model: str, tokens: int | None) -> None:
         self.root, self.clock = root / "clone", root / "clock.json"
         self.environment = os.environ | {
             "LENSMITH_HOME": str(root / "home"),
@@ -55,6 +55,10 @@ class Clone:
         fit = pipeline["stages"]["fit"]["do"]
         fit["cmd"] = f"python {root / 'timed.py'} {self.clock} {fit['cmd']}"
         yaml.dump(pipeline, self.root / "dvc.yaml")
+        if tokens is not None:
+            params = yaml.load(self.root / "params.yaml")
+            params["models"][model].setdefault("corpus", {})["train_tokens"] = tokens
+            yaml.dump(params, self.root / "params.yaml")
         for path in (self.root / "dvc.lock", self.root / ".dvc" / "config.local"):
             path.unlink(missing_ok=True)
         self("git", "init", "--quiet")
@@ -94,10 +98,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cli = common.parser(__doc__)
     cli.add_argument("--model", default="atlas")
     cli.add_argument("--ranks", type=int, nargs="+", default=list(RANKS))
+    cli.add_argument("--tokens", type=int, help="training tokens, instead of the entry's")
     cli.add_argument("--source", type=Path, default=common.REPOSITORY, help="the checkout to clone")
     args = common.parsed(cli, arguments)
     with tempfile.TemporaryDirectory(prefix="lensmith-variants-") as folder:
-        rows = measure(Clone(Path(folder), args.source), args.model, args.ranks[: 1 if args.quick else None])
+        rows = measure(
+            Clone(Path(folder), args.source, args.model, args.tokens),
+            args.model,
+            args.ranks[: 1 if args.quick else None],
+        )
     text = [
         f"Limit: a variant's stage <= {LIMIT:.0%} of the first fit's, which captures the bank.",
         common.table(("run", "rank", "wall s", "stage wall s", "stage CPU s", "DVC s", "stage over first"), rows),

@@ -229,7 +229,7 @@ def test_variants_keep_the_stage_apart_from_what_dvc_adds(tmp_path, monkeypatch)
     walls = {"prefetch": 1.0, "repro": 12.0, "exp": 4.0}
 
     class Clone(variants.Clone):
-        def __init__(self, root, source):
+        def __init__(self, root, *_):
             self.clock = root / "clock.json"
 
         def __call__(self, *words):
