@@ -11,6 +11,8 @@ from lensmith.edge import artifacts, hub
 from lensmith.edge.params import ModelParams
 from lensmith.judge.measure import Bench
 from lensmith.judge.prompts import Encoder
+from lensmith.lens.form import LADDER, PRISM
+from lensmith.lens.prism import Prism
 from lensmith.lens.translators import Lens
 from lensmith.source import corpus
 from lensmith.source.backbone import Backbone
@@ -32,12 +34,29 @@ def random_lens(n_layers: int, d_model: int, norm: str = "final", rank: int = 4,
     return Lens("low_rank", norm, U, V, c, scale, log_tau)  # type: ignore[arg-type]
 
 
-def tiny_bench(family: str = "llama", norm: str = "final") -> Bench:
-    """A bench of a random model; `adds_bos` as its tokenizer does."""
+def rung_of(lens: Lens, kind: str) -> Lens:
+    """A smaller lens with the temperatures, or temperatures and biases, of another."""
+    c = lens.c if kind == "bias" else torch.zeros_like(lens.c)
+    empty = lens.U[..., :0]
+    return Lens(kind, lens.norm, empty, empty, c, torch.ones_like(lens.scale), lens.log_tau)
+
+
+def random_prism(d_model: int) -> Prism:
+    draw = torch.Generator().manual_seed(8)
+    rotation = torch.linalg.qr(torch.randn(d_model, d_model, generator=draw)).Q
+    scale = 0.5 + torch.rand(d_model, generator=draw)
+    return Prism(0.2 * torch.randn(d_model, generator=draw), scale, rotation, d_model, 1)
+
+
+def tiny_bench(family: str = "llama", norm: str = "final", *, every: bool = False) -> Bench:
+    """A bench of a random model; `adds_bos` as its tokenizer does. `every` adds all lenses that may be measured."""
     tokenizer = tiny_tokenizer()
     backbone = Backbone.of(tiny_model(family), tokenizer)
     lens = random_lens(backbone.n_layers, backbone.d_model, norm)
-    return Bench(backbone, lens, Encoder(tokenizer, adds_bos=True), {"weights_sha256": "0" * 64})  # type: ignore[arg-type]
+    rungs = {kind: rung_of(lens, kind) for kind in ("temperature", "bias")}
+    others = {**rungs, "prism": random_prism(backbone.d_model)} if every else {}
+    encode = Encoder(tokenizer, adds_bos=True)  # type: ignore[arg-type]
+    return Bench(backbone, lens, encode, {"weights_sha256": "0" * 64}, others, every)
 
 
 def write_stages(folder: Path, params: ModelParams, *, seqs: int = 12, seq_len: int = 24) -> tuple[Path, Path]:
@@ -58,7 +77,11 @@ def write_stages(folder: Path, params: ModelParams, *, seqs: int = 12, seq_len: 
     }  # fmt: skip
     artifacts.write_json(folder / "corpus" / "manifest.json", manifest)
     backbone = Backbone.load(params.source, pin)
-    random_lens(backbone.n_layers, backbone.d_model).save(folder / "lens")
+    lens = random_lens(backbone.n_layers, backbone.d_model)
+    lens.save(folder / "lens")
+    for kind in ("temperature", "bias"):
+        rung_of(lens, kind).save(folder / "lens" / LADDER / kind)
+    random_prism(backbone.d_model).save(folder / "lens" / PRISM)
     artifacts.write_json(folder / "lens" / "provenance.json", {"head": backbone.head.fingerprint()})
     assert model_dir.exists()
     return folder / "corpus", folder / "lens"

@@ -1,10 +1,12 @@
 """A small Hub on the loopback interface, for the real clients: nothing of ours is replaced in these tests.
 
-LoopbackHub serves models and datasets: commits, branches, tags, LFS records, ranges, gates, and faults on demand.
+LoopbackHub serves models and datasets: commits, branches, tags, LFS records, ranges, gates, and faults on demand;
+loopback_writes.py holds what it lets be written.
 Client is a child process that uses it, since huggingface_hub reads its environment when it is imported.
 """
 
 import contextlib
+import datetime as dt
 import hashlib
 import json
 import os
@@ -12,13 +14,17 @@ import re
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import asdict, dataclass, field
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a script, this file's own folder is there instead
+
+from tests.loopback_writes import Writes, git_id, is_lfs  # noqa: E402
+
 Files = dict[str, bytes]
 
 
@@ -33,11 +39,16 @@ class Repo:
 
 @dataclass
 class Fault:
-    """The next `times` requests whose "METHOD path" matches `pattern` get `status`."""
+    """`times` requests whose "METHOD path" matches `pattern`, after the first `skip`, get `status`.
+
+    They are not obeyed or, where `after` is true, are: the client is only not told.
+    """
 
     pattern: str
     status: int
     times: int
+    after: bool = False
+    skip: int = 0
 
 
 class LoopbackHub:
@@ -48,6 +59,8 @@ class LoopbackHub:
         self.faults: list[Fault] = []
         self.flipped: set[str] = set()  # paths whose downloads have one bit flipped
         self.requests: list[str] = []  # "METHOD path"
+        self.large: dict[str, bytes] = {}  # uploads that wait for their commit, by sha256
+        self.lock = threading.RLock()
         hub = self
 
         class Handler(_Handler):
@@ -83,14 +96,6 @@ class LoopbackHub:
         return found
 
 
-def git_id(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def is_lfs(path: str) -> bool:
-    return path.endswith((".safetensors", ".parquet", ".bin", "tokenizer.json"))
-
-
 def entry(path: str, content: bytes) -> dict[str, Any]:
     record: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": git_id(content)}
     if is_lfs(path):
@@ -98,21 +103,13 @@ def entry(path: str, content: bytes) -> dict[str, Any]:
     return record
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Writes):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else every answer with a body waits 40 ms for the client's acknowledgement
     state: LoopbackHub
 
     def log_message(self, *_: object) -> None:
         """Keep quiet: the tests read `requests`."""
-
-    def do_HEAD(self) -> None:
-        self._route()
-
-    def do_GET(self) -> None:
-        self._route()
-
-    def do_POST(self) -> None:
-        self._route()
 
     def _route(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -121,16 +118,26 @@ class _Handler(BaseHTTPRequestHandler):
         self.query = parse_qs(split.query)
         line = f"{self.command} {path}"
         self.state.requests.append(line)
+        self.fault: int | None = None
         for fault in self.state.faults:
             if fault.times > 0 and re.search(fault.pattern, line):
+                fault.skip -= 1
+                if fault.skip >= 0:
+                    continue
                 fault.times -= 1
-                return self._send(fault.status, b"fault on demand")
+                if not fault.after:
+                    return self._send(fault.status, b"fault on demand")
+                self.fault = fault.status
+        if self.write(path):
+            return None
         if match := re.fullmatch(
-            r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info|auth-check)/?([^/]*)/?(.*))?", path
+            r"/api/(models|datasets|spaces)/([^/]+/[^/]+)"
+            r"(?:/(revision|tree|paths-info|auth-check|refs)/?([^/]*)/?(.*))?",
+            path,
         ):
             return self._api(*match.groups())
-        if match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            return self._resolve("datasets" if match[1] else "models", match[2], match[3], match[4])
+        if match := re.fullmatch(r"/(datasets/|spaces/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            return self._resolve((match[1] or "models").rstrip("/"), match[2], match[3], match[4])
         return self._error(404, "EntryNotFound")
 
     def _find(self, kind: str, name: str, revision: str | None) -> tuple[Repo, str] | None:
@@ -151,6 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
         files = repo.commits[sha]
         if what == "auth-check" and repo.gated and "Authorization" not in self.headers:
             self._error(401, "GatedRepo")
+        elif what == "refs":
+            self._json(self.refs(repo.refs))
         elif what == "tree":
             self._json(self._tree(files, below or ""))
         elif what == "paths-info":
@@ -205,6 +214,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": code, **(headers or {})})
 
     def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        if self.fault is not None:
+            status, body = self.fault, b"fault on demand"
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -222,11 +233,13 @@ def _folder(path: str) -> dict[str, Any]:
 class Client:
     """A child process with its own cache that calls our functions; `call` gives their result as JSON, or raises."""
 
-    def __init__(self, url: str, home: Path, **environment: str) -> None:
+    def __init__(self, url: str, home: Path, *, cwd: Path = ROOT, **environment: str) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
         ours = {
             "HF_ENDPOINT": url,
             "HF_HOME": str(home),
+            "LENSMITH_HOME": str(home / "lensmith"),
+            "OMP_NUM_THREADS": "1",
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "TOKENIZERS_PARALLELISM": "false",
@@ -238,7 +251,7 @@ class Client:
             stdout=subprocess.PIPE,
             text=True,
             env=clean | ours | environment,
-            cwd=ROOT,
+            cwd=cwd,
         )
 
     def call(self, function: str, **arguments: Any) -> Any:
@@ -271,8 +284,15 @@ def settings_of(source: dict[str, Any], corpus: dict[str, Any]) -> Any:
 
 
 def _calls() -> dict[str, Any]:
-    from lensmith.edge import hub, hub_data, params
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lensmith.edge import catalogue, hub, hub_data, hub_imported, hub_lenses, hub_release, params
+    from lensmith.lens import fit
+    from lensmith.lens.translators import Lens
+    from lensmith.release import package, publishing, verify
     from lensmith.source import packing
+    from lensmith.source.backbone import Backbone
 
     def dataset(corpus: dict[str, Any]) -> Any:
         return hub_data.pin_dataset(params.CorpusParams.model_validate(corpus)).model_dump(mode="json")
@@ -280,10 +300,55 @@ def _calls() -> dict[str, Any]:
     def build(source: dict[str, Any], corpus: dict[str, Any], out: str) -> None:
         packing.build(settings_of(source, corpus), Path(out))
 
+    def parcel(folder: str, model_id: str, tag: str | None = None) -> Any:
+        entry = json.loads((Path(folder) / "INDEX.json").read_bytes())[model_id]
+        return hub_release.Parcel(model_id, Path(folder), entry, package.dataset_card, tag)
+
+    def push(repo: str, day: str, **what: Any) -> Any:
+        return asdict(hub_release.push(parcel(**what), repo, dt.date.fromisoformat(day)))
+
+    def preview(repo: str, day: str, **what: Any) -> Any:
+        return list(hub_release.preview(parcel(**what), repo, dt.date.fromisoformat(day)))
+
+    def download(repo: str, model: str | None = None, revision: str | None = None) -> str:
+        return str(hub_lenses.download(repo, model, revision))
+
+    def stage(name: str, settings: dict[str, Any], paths: dict[str, str]) -> None:
+        chosen = params.ModelParams.model_validate(settings)
+        at = {place: Path(path) for place, path in paths.items()}
+        if name == "fit":
+            fit.run(chosen, at["code"], at["corpus"], at["lens"])
+        else:
+            out = at.pop("release")
+            publishing.run(chosen, publishing.Sources(**at), out)
+
+    def logits(place: str, model: str, base: str, revision: str | None = None) -> Any:
+        """What a published or local lens reads after each block at the last of a few tokens."""
+        backbone = Backbone.of(AutoModelForCausalLM.from_pretrained(base))
+        local = (Path(place) / "weights.safetensors").exists()
+        lens = (
+            Lens.load(Path(place))
+            if local
+            else Lens.from_pretrained(place, model=model, revision=revision, base=backbone)
+        )
+        resid = backbone.capture(torch.arange(2, 9)[None], torch.tensor([[6]]))[0]
+        return [lens.logits(backbone.head, resid[:, row], row)[0].tolist() for row in range(1, backbone.n_layers + 1)]
+
     return {
+        "stage": stage,
+        "logits": logits,
+        "push": push,
+        "preview": preview,
+        "download": download,
+        "newest": hub_lenses.newest,
+        "licences": lambda repo, commit: {n: t.decode() for n, t in hub_lenses.licence_texts(repo, commit).items()},
+        "propose": lambda repo, key=None: asdict(catalogue.propose(repo, key)),
+        "verify": verify.run,
         "pin_model": lambda **source: hub.pin_model(params.SourceParams.model_validate(source)).model_dump(),
         "fetch_model": lambda pin: str(hub.fetch_model(hub.ModelPin.model_validate(pin))),
         "fetch_tokenizer": lambda pin: str(hub.fetch_tokenizer(hub.ModelPin.model_validate(pin))),
+        "pin_lens": lambda **lens: hub_imported.pin_lens(params.ImportedParams.model_validate(lens)).model_dump(),
+        "fetch_lens": lambda pin: str(hub_imported.fetch_lens(hub_imported.LensPin.model_validate(pin))),
         "pin_dataset": dataset,
         "build": build,
     }

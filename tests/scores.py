@@ -30,9 +30,21 @@ def passing(**changed: Any) -> dict[str, Any]:
         flat |= interval(f"earliness_share_le_{k}", 0.75, 0.05) | {f"limit_earliness_le_{k}_layers": 1.0}
     flat |= interval("rank1_coverage_gain", 0.17, 0.04) | interval("last_layer_kl_after_temp_bits", 4e-6, 1e-6)
     flat |= interval("identity_kl_bits", 3e-8, 0)
+    for p in (25, 50, 75):
+        for lens in ("temperature", "bias"):
+            flat |= interval(f"heldout_delta_kl_bits_{p}_vs_{lens}", 0.5, 0.125)
+        for part in range(2):
+            flat |= interval(f"position_delta_kl_bits_{p}_part_{part}", 1.0 + part, 0.25)
+        for rung, kl, share in (("identity", 4.0, None), ("temperature", 3.5, 0.25), ("low_rank", 2.0, 0.75)):
+            flat |= interval(f"ladder_kl_bits_{rung}_{p}", kl, 0.5)
+            flat |= {} if share is None else interval(f"ladder_share_{rung}_{p}", share, 0.125)
+    flat |= {"ladder": "identity temperature low_rank", "n_position_parts": 2, "limit_ladder_gain_bits": 0.01}
+    flat |= {"position_part_0_first": 0, "position_part_0_last": 15, "position_part_1_first": 16}
+    flat |= {"position_part_1_last": 63, "limit_position_delta_kl_bits": -0.1, "limit_risk_tier_steps": 0.0}
+    flat |= interval("risk_tier_steps", 0.0, 0) | {"n_prompts_in_training_text": 2}
     flat |= {"limit_earliness_share": 0.6, "limit_last_layer_kl_bits": 0.05, "limit_worst_delta_kl_bits": -0.1}
     flat |= {"limit_identity_kl_bits": 1e-4, "limit_min_prompts": 12, "limit_confidence": 0.95}
-    for letter in "ABCDE":
+    for letter in "ABCDEFGH":
         flat |= {f"gate_{letter}": "pass", f"gate_{letter}_pass": 1, f"gate_{letter}_point": "pass"}
     return {key: value for key, value in (flat | changed).items() if value is not None}
 

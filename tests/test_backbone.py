@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import families
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -526,6 +527,27 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
 
     with pytest.raises(InputError, match="tokenizer has 97 tokens, but the embedding has 90 rows"):
         load(tmp_path)
+
+
+def test_a_vocabulary_that_is_padded_is_read_whole(tmp_path):
+    """Many models have more rows than their tokenizer has ids: the head keeps them all, as the model's logits do."""
+    save_tiny(tmp_path, vocab=128)
+    tiny_tokenizer(97).save_pretrained(tmp_path)
+    backbone = load(tmp_path)
+    tokens = backbone.tokenizer("The capital of Ostra is", return_tensors="pt")["input_ids"]
+    last = backbone.capture(tokens, torch.arange(tokens.shape[1])[None])[:, :, -1]
+
+    assert (len(backbone.tokenizer), backbone.d_vocab) == (97, 128)
+    assert backbone.capture(torch.tensor([[127]]), torch.tensor([[0]])).isfinite().all()
+    logits = backbone.head.logits(backbone.head.norm(last, backbone.n_layers))
+    torch.testing.assert_close(logits, backbone.logits(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_the_readme_lists_the_families_that_are_tested():
+    """Every family of FAMILIES, by the script that writes the table."""
+    text = families.README.read_text()
+
+    assert families.with_table(text) == text, "README.md: run `python tests/families.py`"
 
 
 @pytest.mark.parametrize("model_type", ["llama", "made_up"])

@@ -24,7 +24,8 @@ Cell = Callable[[int, int, str], float]  # (unit, layer, lens) -> value
 LIMITS: dict[str, Any] = {
     "delta_kl_bits_25": 0.2, "delta_kl_bits_50": 0.3, "delta_kl_bits_75": 0.3, "earliness_le_10_layers": 4.0,
     "earliness_le_5_layers": 2.0, "earliness_share": 0.6, "last_layer_kl_bits": 0.05, "worst_delta_kl_bits": -0.1,
-    "identity_kl_bits": 1e-4, "min_prompts": 3, "bootstrap_samples": 200, "confidence": 0.95, "seed": 316,
+    "identity_kl_bits": 1e-4, "ladder_gain_bits": 0.01, "position_delta_kl_bits": -0.1, "risk_tier_steps": 0.0,
+    "min_prompts": 3, "bootstrap_samples": 200, "confidence": 0.95, "seed": 316,
 }  # fmt: skip
 
 
@@ -32,8 +33,13 @@ def settings(**limits: Any) -> ModelParams:
     return atlas(gates={**LIMITS, **limits})
 
 
+LENSES = ("norm", "norm_next", "temperature", "bias", "tuned")
+KL = {"tuned": 1.0, "bias": 2.0, "temperature": 2.5}  # of World.kl before the last block; 3 of the others
+PLACES = 4  # positions in a sequence, two in each of two parts of the context
+
+
 def rows_of(lens: str, n_layers: int) -> range:
-    return range(1 if lens == "tuned" else 0, n_layers + 1)
+    return range(tables.first_row(lens), n_layers + 1)
 
 
 class World:
@@ -42,11 +48,15 @@ class World:
     def __init__(self, folder: Path, *, n_layers: int = 4, prompts: int = 6, seqs: int = 5) -> None:
         self.sweep, self.suite = folder / "sweep", folder / "suite"
         self.n_layers, self.prompts, self.seqs = n_layers, prompts, seqs
-        self.kl: Cell = lambda unit, layer, lens: 0.0 if layer == n_layers else {"tuned": 1.0}.get(lens, 3.0)
+        self.kl: Cell = lambda unit, layer, lens: 0.0 if layer == n_layers else KL.get(lens, 3.0)
         self.rank: Cell = lambda unit, layer, lens: 0 if layer >= (1 if lens == "tuned" else n_layers) else 50
         self.template: Callable[[int], str] = lambda unit: f"t{unit}"
         self.aligned: Callable[[int], bool] = lambda unit: True
         self.last_layer: list[float | None] = [0.01] * seqs
+        self.lenses: tuple[str, ...] = LENSES
+        self.kind, self.block_seqs = "low_rank", 1
+        self.at_position: Callable[[int, str, int], float] = lambda place, lens, percent: 0.0  # added to the KL there
+        self.tiers: dict[str, str] = {"norm": "high", "tuned": "high"}
         self.folder = folder
 
     def judge(self, **limits: Any) -> dict[str, Any]:
@@ -57,23 +67,48 @@ class World:
         return found
 
     def write(self) -> None:
-        lens = {"weights_sha256": "0" * 64}
-        run = {"model_stats": {"num_layers": self.n_layers}, "lens": lens, "heldout": {"n_positions": 8 * self.seqs}}
-        run["last_layer_consistency"] = {"kl_final_lens_after_temp_bits_by_seq": self.last_layer}
+        lens = {"weights_sha256": "0" * 64, "kind": self.kind, "norm": "final"}
+        parts = [{"first": 8 * part, "last": 8 * part + 7, "n_positions": 2 * self.seqs} for part in range(2)]
+        run = {
+            "model_stats": {"num_layers": self.n_layers}, "lens": lens, "lenses": self.lenses, "prompts": [1, 2],
+            "heldout": {"n_positions": PLACES * self.seqs, "parts": parts, "block_seqs": self.block_seqs},
+            "last_layer_consistency": {
+                "kl_final_lens_after_temp_bits_by_seq": self.last_layer, "temp_at_bound": False,
+            },
+            "raw_lens_check": {
+                name: {"risk_tier": tier, "lens_artifact_score": 0.5} for name, tier in self.tiers.items()
+            },
+        }  # fmt: skip
         artifacts.write_json(self.sweep / "run.json", run)
+        about = {"n_layers": self.n_layers, "lens": lens, "files": {}, "in_training_text": ["p0"]}
         artifacts.write_json(
-            self.suite / "suite.json",
-            {"n_layers": self.n_layers, "lens": lens, "files": {}, "in_training_text": ["p0"]},
+            self.suite / "suite.json", {**about, "lenses": [name for name in self.lenses if name != "raw"]}
         )
+        self._write_heldout()
+        self._write_suite()
+
+    def _write_heldout(self) -> None:
         heldout = [
-            [unit, layer, name, 8, self.kl(unit, layer, name), 0, 0, 0.5, 0]
-            for unit in range(self.seqs) for name in tables.LENSES for layer in rows_of(name, self.n_layers)
+            [unit, layer, name, PLACES, self.kl(unit, layer, name), 0, 0, 0.5, 0]
+            for unit in range(self.seqs) for name in self.lenses for layer in rows_of(name, self.n_layers)
         ]  # fmt: skip
         artifacts.write_csv(self.sweep / "heldout.csv", tables.HELDOUT_COLUMNS, heldout)
+        lines = []
+        for name in self.lenses:
+            for unit, place in np.ndindex(self.seqs, PLACES):
+                ranks = [self.rank(unit, layer, name) for layer in range(1, self.n_layers + 1)]
+                first = [next((i for i, rank in enumerate(ranks, 1) if rank < k), None) for k in (10, 5, 1)]
+                at = [self.kl(unit, depth_row(self.n_layers, p), name) for p in (25, 50, 75)]
+                kl = [bits + self.at_position(place, name, p) for bits, p in zip(at, (25, 50, 75), strict=True)]
+                share = sum(rank < 1 for rank in ranks) / self.n_layers
+                lines.append([unit, 4 * place, place // 2, name, *first, None, share, *kl])
+        artifacts.write_csv(self.sweep / "positions.csv", tables.POSITION_COLUMNS, lines)
+
+    def _write_suite(self) -> None:
         rows, prompts = [], []
         for unit in range(self.prompts):
             aligned = self.aligned(unit)
-            for name in tables.LENSES:
+            for name in (lens for lens in self.lenses if lens != "raw"):
                 for layer in rows_of(name, self.n_layers):
                     rank = self.rank(unit, layer, name) if aligned else None
                     row = [f"p{unit}", "d", self.template(unit), layer, name, self.kl(unit, layer, name)]
@@ -93,7 +128,7 @@ def test_a_good_lens_passes_every_gate(world: World) -> None:
     """KL 3 -> 1 bits before the last block, the answer 3 of 4 layers earlier: far inside every limit."""
     found = world.judge()
 
-    assert {gate: found[f"gate_{gate}"] for gate in "ABCDE"} == dict.fromkeys("ABCDE", "pass")
+    assert {gate: found[f"gate_{gate}"] for gate in "ABCDEFGH"} == dict.fromkeys("ABCDEFGH", "pass")
     assert found["preferred"] == 1
     assert found["median_delta_kl_bits_50"] == 2.0
     assert found["earliness_shift_first_rank_le_10_layers"] == 3.0
@@ -102,11 +137,178 @@ def test_a_good_lens_passes_every_gate(world: World) -> None:
     assert found["final_rank1_share"] == 1.0
 
 
+def break_nothing(world: World) -> None:
+    pass
+
+
+def break_a(world: World) -> None:
+    """0.1 bits are saved, less than any limit of A."""
+    world.kl = lambda unit, layer, lens: (
+        0.0 if layer == 4 else {"tuned": 2.9, "bias": 3.5, "temperature": 4}.get(lens, 3)
+    )
+
+
+def break_b(world: World) -> None:
+    world.rank = lambda unit, layer, lens: 0 if layer == 4 else 50
+
+
+def break_c(world: World) -> None:
+    world.last_layer = [0.2] * 5
+
+
+def break_d(world: World) -> None:
+    """On prompts half a bit is lost at row 3, which is 75 %; on held-out text nothing is."""
+    good = world.kl
+    world.kl = lambda unit, layer, lens: 3.5 if (layer, lens) == (3, "tuned") else good(unit, layer, lens)
+    world.at_position = lambda place, lens, percent: -2.5 if lens == "tuned" else 0.0
+
+
+def break_e(world: World) -> None:
+    good = world.kl
+    world.kl = lambda unit, layer, lens: 1e-3 if (layer, lens) == (4, "tuned") else good(unit, layer, lens)
+
+
+def break_f(world: World) -> None:
+    """On held-out text the bias lens is as close to the model as the tuned one."""
+    world.at_position = lambda place, lens, percent: -1.0 if lens == "bias" else 0.0
+
+
+def break_g(world: World) -> None:
+    """In the first half of the context the tuned lens loses half a bit; over all of it, it still gains."""
+    world.at_position = lambda place, lens, percent: {True: 2.5, False: -0.9}[place < 2] if lens == "tuned" else 0.0
+    good = world.kl
+    world.kl = lambda unit, layer, lens: good(unit, layer, lens) + (layer < 4 and lens in ("bias", "temperature"))
+
+
+def break_h(world: World) -> None:
+    world.tiers["norm"] = "medium"
+
+
+@pytest.mark.parametrize(
+    ("damage", "failed"),
+    [
+        (break_nothing, ""), (break_a, "A"), (break_b, "B"), (break_c, "C"), (break_d, "AD"), (break_e, "E"),
+        (break_f, "F"), (break_g, "G"), (break_h, "H"),
+    ],
+)  # fmt: skip
+def test_each_gate_can_fail_alone(world: World, damage: Callable[[World], None], failed: str) -> None:
+    """One fact is broken at a time: its gate says so, no other one does, and the tuned lens is not preferred.
+
+    D alone cannot fail with the plan's limits: what it calls a loss, A calls too small a gain.
+    """
+    damage(world)
+    found = world.judge()
+
+    assert "".join(gate for gate in gates.GATES if found[f"gate_{gate}"] == "fail") == failed
+    assert all(found[f"gate_{gate}"] in ("pass", "fail") for gate in gates.GATES)
+    assert found["preferred"] == (not failed)
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "gate"),
+    [
+        ("delta_kl_bits_50", 2.1, "A"), ("earliness_le_5_layers", 99.0, "B"), ("last_layer_kl_bits", 0.001, "C"),
+        ("worst_delta_kl_bits", 2.1, "D"), ("ladder_gain_bits", 1.1, "F"), ("position_delta_kl_bits", 2.1, "G"),
+    ],
+)  # fmt: skip
+def test_each_limit_is_the_settings(world: World, limit: str, value: float, gate: str) -> None:
+    """The same rows under another limit: that gate fails, and the limit is in the metrics."""
+    found = world.judge(**{limit: value})
+
+    assert (found[f"gate_{gate}"], found["preferred"]) == ("fail", 0)
+    assert found[f"limit_{limit}"] == (value if gate != "B" else scaled_layers(value, 4))
+
+
+@pytest.mark.parametrize("missing", ["temperature", "bias"])
+def test_without_a_ladder_gate_f_is_invalid(world: World, missing: str) -> None:
+    """Nothing was fit to compare with: that is no pass. The other gates do not need it."""
+    world.lenses = tuple(lens for lens in LENSES if lens != missing)
+    found = world.judge()
+
+    assert {g for g in gates.GATES if found[f"gate_{g}"] != "pass"} == {"F"}
+    assert (found["gate_F"], found["gate_F_point"], found["preferred"]) == ("invalid", "invalid", 0)
+
+
+def test_without_probes_gate_h_is_invalid(world: World) -> None:
+    """No text was read without a norm: the risk is not known."""
+    world.tiers = {}
+    found = world.judge()
+    assert (found["gate_H"], found["preferred"]) == ("invalid", 0)
+
+
+def test_the_ladder_says_what_each_rung_explains(world: World) -> None:
+    """3 -> 2.5 -> 2 -> 1 bits: gains 0.5, 0.5 and 1 of 2 bits."""
+    found = world.judge()
+
+    assert found["ladder"] == "identity temperature bias low_rank"
+    assert [found[f"ladder_kl_bits_{rung}_50"] for rung in found["ladder"].split()] == [3.0, 2.5, 2.0, 1.0]
+    assert [found[f"ladder_gain_bits_{rung}_50"] for rung in found["ladder"].split()[1:]] == [0.5, 0.5, 1.0]
+    assert [found[f"ladder_share_{rung}_50"] for rung in found["ladder"].split()[1:]] == [0.25, 0.25, 0.5]
+    assert found["heldout_median_delta_kl_bits_50_vs_temperature"] == 1.5
+    assert found["median_delta_kl_bits_50_vs_temperature"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "order"),
+    [("full", "identity temperature bias full"), ("imported", "identity temperature bias imported"),
+     ("bias", "identity temperature bias")],
+)  # fmt: skip
+def test_the_judged_lens_stands_at_its_own_rung(world: World, kind: str, order: str) -> None:
+    """Its own numbers are on that rung, whatever else was fit of the kind."""
+    world.kind = kind
+    found = world.judge()
+    assert found["ladder"] == order
+    assert found[f"ladder_kl_bits_{kind}_50"] == 1.0
+
+
+def test_parts_of_the_context_are_judged_apart(world: World) -> None:
+    """1 bit more in the first part, for both norms: 3 bits are saved there, 2 in the other, 2.5 over both."""
+    world.at_position = lambda place, lens, percent: 1.0 if place < 2 and "norm" in lens else 0.0
+    found = world.judge()
+
+    assert [found[f"position_delta_kl_bits_50_part_{part}"] for part in (0, 1)] == [3.0, 2.0]
+    assert found["heldout_delta_kl_bits_50"] == 2.5
+    assert (found["position_part_1_first"], found["position_part_1_last"]) == (8, 15)
+
+
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("depth", [25, 50, 75])
+def test_one_part_at_one_depth_fails_gate_g(world: World, part: int, depth: int) -> None:
+    """Half a bit is lost there and nowhere else: the other five numbers do not make up for it."""
+    world.at_position = lambda place, lens, percent: (
+        2.5 if (lens, place // 2, percent) == ("tuned", part, depth) else 0.0
+    )
+    found = world.judge()
+    assert (found["gate_G"], found["preferred"]) == ("fail", 0)
+
+
+def test_heldout_earliness_is_of_the_models_own_token(world: World) -> None:
+    """At rank 1 from row 1 on under the tuned lens, from row 4 on under the norms, at every position."""
+    found = world.judge()
+
+    assert found["heldout_earliness_shift_first_rank_le_1_layers"] == 3.0
+    assert found["heldout_earliness_share_le_10"] == 1.0
+    assert found["heldout_rank1_coverage_gain"] == 0.75
+
+
+def test_neighbouring_sequences_are_drawn_together(tmp_path: Path) -> None:
+    """Two alike sequences in a row, as of one long document: drawn one by one they would promise too much."""
+    world = World(tmp_path, seqs=40)
+    world.kl = lambda unit, layer, lens: (unit // 2 % 2) * (layer < 4 and lens != "tuned")
+    one = world.judge()
+    world.block_seqs = 2
+    two = world.judge()
+    width = [found["heldout_delta_kl_bits_50_hi"] - found["heldout_delta_kl_bits_50_lo"] for found in (one, two)]
+
+    assert (one["heldout_resampled_by"], two["heldout_resampled_by"]) == ("sequence", "run of 2 sequences")
+    assert width[1] > 1.2 * width[0]
+
+
 def test_exchanging_the_lenses_turns_the_signs(world: World) -> None:
     """Positive means in favour of the tuned lens: with norm and tuned exchanged, every sign turns."""
     good = world.judge()
     kl, rank = world.kl, world.rank
-    swapped = {"norm": "tuned", "norm_next": "tuned", "tuned": "norm"}
+    swapped = dict.fromkeys(LENSES, "tuned") | {"tuned": "norm"}
     world.kl = lambda unit, layer, lens: kl(unit, layer, swapped[lens])
     world.rank = lambda unit, layer, lens: rank(unit, layer, swapped[lens])
     bad = world.judge()
@@ -137,8 +339,8 @@ def test_a_baseline_without_numbers_is_not_the_stronger_one(world: World) -> Non
 
 def test_the_baseline_of_ranks_is_the_norm_that_gets_there_first(world: World) -> None:
     """Rank 1 at row 4 under norm, at row 2 under norm_next, at row 1 tuned: one layer is gained, not three."""
-    start = {"norm": 4, "norm_next": 2, "tuned": 1}
-    world.rank = lambda unit, layer, lens: 0 if layer >= start[lens] else 3
+    start = {"norm": 4, "norm_next": 2}
+    world.rank = lambda unit, layer, lens: 0 if layer >= start.get(lens, 1) else 3
     found = world.judge()
 
     assert (found["baseline_earliness_le_1"], found["baseline_rank1_coverage"]) == ("norm_next", "norm_next")
@@ -313,8 +515,8 @@ def test_intervals_cover_a_known_truth(statistic: bootstrap.Statistic) -> None:
     source = np.random.default_rng(5)
     covered = 0
     for trial in range(200):
-        counts = bootstrap.draw_counts(range(60), 400, Stream(trial, "test"))
-        low, high = bootstrap.interval(statistic, source.normal(1.0, 2.0, 60), counts, 0.9)
+        draws = bootstrap.draw(range(60), 400, Stream(trial, "test"))
+        low, high = bootstrap.interval(statistic, source.normal(1.0, 2.0, 60), draws, 0.9)
         covered += low <= 1.0 <= high
     assert 165 <= covered <= 195
 
@@ -322,12 +524,18 @@ def test_intervals_cover_a_known_truth(statistic: bootstrap.Statistic) -> None:
 def test_resampled_statistics_are_those_of_the_written_out_sample() -> None:
     """Weighted by counts or repeated so often, the same numbers, odd and even sizes alike."""
     values = np.array([3.0, -1.0, 7.0, 7.0, 2.0, 0.5])
-    counts = bootstrap.draw_counts("aabbcd", 50, Stream(1, "test"))
-    written = [np.repeat(values, row) for row in counts]
+    draws = bootstrap.draw("aabbcd", 50, Stream(1, "test"))
+    other = values**2 + 1
+    written = [np.repeat(np.arange(6), row) for row in draws.counts[:, draws.member]]
 
-    assert bootstrap.median(values, counts) == pytest.approx([np.median(w) for w in written])
-    assert bootstrap.mean(values, counts) == pytest.approx([np.mean(w) for w in written])
-    assert (counts[:, 0] == counts[:, 1]).all()
+    assert bootstrap.median(values, draws) == pytest.approx([np.median(values[w]) for w in written])
+    assert bootstrap.mean(values, draws) == pytest.approx([np.mean(values[w]) for w in written])
+    both = np.stack([values, other], axis=1)
+    assert bootstrap.ratio(both, draws) == pytest.approx([values[w].sum() / other[w].sum() for w in written])
+    kept = np.array([True, False, True, True, False, True])
+    of_kept = [values[[i for i in w if kept[i]]] for w in written]
+    assert bootstrap.median(values[kept], draws.only(kept)) == pytest.approx([np.median(w) for w in of_kept])
+    assert (draws.counts[:, draws.member[0]] == draws.counts[:, draws.member[1]]).all()
 
 
 def test_judging_twice_gives_the_same_bytes_and_another_seed_another_interval(world: World) -> None:
@@ -373,10 +581,11 @@ def test_shallow_models_are_judged(tmp_path: Path, n_layers: int) -> None:
 def test_rows_of_another_lens_are_refused(world: World) -> None:
     """A sweep of the new lens and a suite of the old one give metrics of neither."""
     world.write()
-    about = {"n_layers": 4, "lens": {"weights_sha256": "1" * 64}, "files": {}}
-    artifacts.write_json(world.suite / "suite.json", about)
-    with pytest.raises(IntegrityError, match="different lenses: weights_sha256"):
-        tables.read(world.sweep, world.suite)
+    about = artifacts.read_json(world.suite / "suite.json")
+    for changed in ({"lens": {"weights_sha256": "1" * 64}}, {"lenses": ["norm", "norm_next", "tuned"]}):
+        artifacts.write_json(world.suite / "suite.json", {**about, **changed})
+        with pytest.raises(IntegrityError, match=f"different lenses: {next(iter(changed))} is"):
+            tables.read(world.sweep, world.suite)
 
 
 def test_an_edited_suite_is_refused(world: World) -> None:
@@ -393,9 +602,27 @@ def test_an_edited_suite_is_refused(world: World) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (lambda text: text[: text.rindex("\n", 0, -1) + 1], "must hold each of 20 positions once"),
+        (lambda text: text.replace("\n0,4,", "\n0,0,", 1), "must hold each of 20 positions once"),
+        (lambda text: text.replace(",tuned,", ",tunnel,", 1), "positions.csv:82"),
+        (lambda text: text.replace(",3.0,", ",3.0.0,", 1), "positions.csv:2"),
+    ],
+)
+def test_damaged_positions_are_refused(world: World, damage: Callable[[str], str], message: str) -> None:
+    """Position by position each lens must have its number, or a KPI would be of other text than it says."""
+    world.write()
+    path = world.sweep / "positions.csv"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(IntegrityError, match=message):
+        tables.read(world.sweep, world.suite)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
         (lambda text: text[: text.rindex("\n", 0, -1) + 1], "need"),  # the last line is gone
         (lambda text: text.replace(",tuned,", ",tuned,", 1) + text.splitlines()[-1] + "\n", "need"),  # one line twice
-        (lambda text: text.replace(",tuned,", ",tunnel,", 1), "rows.csv:12"),
+        (lambda text: text.replace(",tuned,", ",tunnel,", 1), "rows.csv:20"),
         (lambda text: text.replace(",3.0,", ",3.0.0,", 1), "rows.csv:2"),
     ],
 )
@@ -408,19 +635,21 @@ def test_damaged_rows_are_refused(world: World, damage: Callable[[str], str], me
         tables.read(world.sweep, world.suite)
 
 
-def test_plots_have_both_lenses_and_the_crossings(world: World) -> None:
-    """Norm rows 0..4, tuned rows 1..4; the answer is first at the top at row 4 under norm, at row 1 under tuned."""
+def test_plots_have_every_lens_and_the_crossings(world: World) -> None:
+    """Norm rows 0..4, fitted rows 1..4; the answer is first at the top at row 4 under norm, at row 1 under tuned."""
+    world.lenses = ("raw", *LENSES)  # of which the suite was not asked
     world.judge()
     with (world.folder / "kl.csv").open() as file:
         rows = list(csv.DictReader(file))
 
     assert list(rows[0]) == ["layer", "lens", "kl_final_lens_bits", "crossing"]
-    assert [(row["lens"], int(row["layer"])) for row in rows] == [("norm", i) for i in range(5)] + [
-        ("tuned", i) for i in range(1, 5)
+    assert [(row["lens"], int(row["layer"])) for row in rows] == [
+        (lens, layer) for lens in world.lenses for layer in rows_of(lens, 4)
     ]
     marked = {(row["lens"], row["layer"]): row["crossing"] for row in rows if row["crossing"]}
-    assert marked == {("norm", "4"): "rank<=10/5/1", ("tuned", "1"): "rank<=10/5/1"}
-    assert (world.folder / "cosine.csv").read_text().startswith("layer,lens,cos_to_final,crossing\n0,norm,0.5,")
+    assert marked[("norm", "4")] == marked[("tuned", "1")] == "rank<=10/5/1"
+    assert {lens for lens, _ in marked} == {"norm", "tuned"}  # more would hide each other
+    assert (world.folder / "cosine.csv").read_text().startswith("layer,lens,cos_to_final,crossing\n0,raw,0.5,")
 
 
 def test_every_metric_is_flat_and_sorted(world: World) -> None:

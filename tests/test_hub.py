@@ -345,3 +345,50 @@ def test_a_dataset_that_cannot_be_pinned_says_why(hub, client, changes, error, c
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# Published lenses
+
+LENS = {"repo": "them/lenses", "repo_type": "space", "revision": "main", "folder": "lens/tiny"}
+LENS_FILES: Files = {
+    "app.py": b"raise SystemExit",
+    "lens/tiny/config.json": b'{"d_model": 32}',
+    "lens/tiny/params.pt": b"a pickle",
+    "lens/other/params.pt": b"another",
+}
+
+
+def test_a_published_lens_is_pinned_by_commit_and_only_its_two_files_are_fetched(hub, client):
+    """A branch that moves changes nothing afterwards; code of the space stays where it is."""
+    sha = hub.commit("spaces", "them/lenses", LENS_FILES)
+    found = client.call("pin_lens", **LENS)
+    hub.commit("spaces", "them/lenses", LENS_FILES | {"lens/tiny/params.pt": b"moved"})
+
+    assert found["commit"] == sha
+    assert found["files"] == {n: sha256(LENS_FILES[f"lens/tiny/{n}"]) for n in ("config.json", "params.pt")}
+    assert set(hub.downloads()) == {"lens/tiny/config.json", "lens/tiny/params.pt"}
+    assert (Path(client.call("fetch_lens", pin=found)) / "params.pt").read_bytes() == b"a pickle"
+
+
+def test_a_published_lens_with_wrong_bytes_is_refused_and_removed(hub, client):
+    """The Hub lists the sha256 of a large file; a download of the right size that differs is not kept."""
+    hub.commit("spaces", "them/lenses", LENS_FILES | {"lens/tiny/params.pt": b"whole bytes"})
+    hub.flipped.add("lens/tiny/params.pt")
+    with pytest.raises(IntegrityError, match=r"params\.pt has sha256 .* removed from the cache"):
+        client.call("pin_lens", **LENS)
+    hub.flipped.clear()
+
+    assert client.call("pin_lens", **LENS)["files"]["params.pt"] == sha256(b"whole bytes")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [({"repo": "them/nothing"}, RemoteError, "space them/nothing@main: does not exist"),
+     ({"folder": "lens/none"}, InputError, r"no config\.json and no params\.pt")],
+)  # fmt: skip
+def test_a_published_lens_that_is_not_there_says_so(hub, client, changes, error, message):
+    """A repository, or a folder of it."""
+    hub.commit("spaces", "them/lenses", LENS_FILES)
+
+    with pytest.raises(error, match=message):
+        client.call("pin_lens", **LENS | changes)

@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 from scores import passing
 from settings import atlas
 from tiny import save_tiny
+from transformers import AutoModelForCausalLM
 
 from lensmith.edge import artifacts
 from lensmith.edge.params import ModelParams
 from lensmith.errors import InputError, IntegrityError
 from lensmith.release import package
+from lensmith.source.backbone import Backbone
 
 L, D, RANK = 3, 8, 2
 FOLDER = "tuned_lenses/local/atlas"
@@ -50,6 +53,7 @@ class Bench:
         self.settings = atlas()
         self.corpus, self.lens = root / "corpus", root / "lens"
         self.metrics, self.out = root / "metrics.json", root / "release" / "atlas"
+        self.licence = {"LICENSE": b"the base model's terms"}
         write_lens(self.lens)
         manifest = {"kind": "atlas", "model": PIN, "tokenizer": {}, "content_hash": "c1"}
         artifacts.write_json(
@@ -58,8 +62,10 @@ class Bench:
         artifacts.write_json(self.metrics, passing())
 
     def build(self, out: Path | None = None) -> Path:
-        package.build(self.settings, self.corpus, self.lens, self.metrics, out or self.out)
-        return out or self.out
+        out = out or self.out
+        page = "<html>curves</html>"
+        package.build(self.settings, self.corpus, self.lens, self.metrics, out, licence=self.licence, page=page)
+        return out
 
     def read(self, name: str) -> Any:
         return json.loads((self.out / name).read_text(encoding="utf-8"))
@@ -88,7 +94,9 @@ def test_the_index_holds_the_hash_of_every_file_of_the_lens(bench):
     assert entry["path"] == FOLDER
     assert entry["sha256"] == {name: artifacts.sha256_file(bench.out / FOLDER / name) for name in entry["sha256"]}
     assert set(entry["sha256"]) == {path.name for path in (bench.out / FOLDER).iterdir()}
-    assert set(entry["sha256"]) == {"weights.safetensors", "weights.pt", "provenance.json", "README.md", "NOTICE"}
+    assert set(entry["sha256"]) == {
+        "weights.safetensors", "weights.pt", "provenance.json", "README.md", "NOTICE", "report.html",
+    }  # fmt: skip
     assert (entry["kind"], entry["rank"], entry["preferred"]) == ("low_rank", RANK, "tuned")
 
 
@@ -98,7 +106,7 @@ def test_the_receipt_lists_every_file_and_claims_nothing(bench):
     receipt = bench.read("receipt.json")
 
     files = {path.relative_to(bench.out).as_posix(): path for path in bench.out.rglob("*") if path.is_file()}
-    assert receipt["repo"] is None
+    assert receipt["repo"] is receipt["commit"] is receipt["tag"] is None
     assert set(receipt["files"]) == set(files) - {"receipt.json"}
     for name, about in receipt["files"].items():
         assert about == {"sha256": artifacts.sha256_file(files[name]), "size": files[name].stat().st_size}
@@ -121,7 +129,7 @@ def test_the_packaged_provenance_adds_kpis_and_verdicts(bench):
     bench.build()
     record = bench.read(f"{FOLDER}/provenance.json")
 
-    assert record["acceptance"] == {"gate_A": True, "gate_B": False, "gate_C": True, "gate_D": False, "gate_E": True}
+    assert record["acceptance"] == {f"gate_{gate}": gate not in "BD" for gate in "ABCDEFGH"}
     assert record["acceptance_verdicts"]["gate_D"] == "inconclusive"
     assert record["kpis"]["median_delta_kl_bits@{25,50,75}%"] == [3.25, 2.5, 1.125]
     assert record["corpus"] == {"content_hash": "c1", "tokens_sha256": "c2", "heldout_sha256": "c3"}
@@ -139,8 +147,47 @@ def test_the_card_says_that_a_gate_failed(bench):
     assert row == "| A Closer to the model | at 25 % depth, bits | ≥ +0.30 | +3.25 | +3.00 to +3.50 | ✓ pass |"
 
 
+def test_the_base_models_terms_are_in_the_package_as_they_are(bench):
+    """A consumer must be able to read them without the base model, and the index must vouch for them."""
+    entry = (bench.build() and bench.read("INDEX.json"))["local/atlas"]
+    path = "LICENSES/local/atlas/LICENSE"
+
+    assert (bench.out / path).read_bytes() == b"the base model's terms"
+    assert entry["licenses"] == {p: artifacts.sha256_file(bench.out / p) for p in (path, "LICENSES/MIT.txt")}
+    assert "LICENSES/local/atlas/: LICENSE" in (bench.out / FOLDER / "NOTICE").read_text()
+
+
+def test_only_the_main_lens_goes_out(bench):
+    """Rungs of the ladder and the prism baseline are the lab's; a preconditioner is part of its lens."""
+    write_lens(bench.lens / "ladder" / "bias")
+    for name in ("prism.safetensors", "precond.safetensors"):
+        artifacts.write_tensors(bench.lens / name, {"x": np.zeros(1, np.float32)})
+    entry = (bench.build() and bench.read("INDEX.json"))["local/atlas"]
+
+    assert "precond.safetensors" in entry["sha256"]
+    assert not [path for path in bench.out.rglob("*") if "prism" in path.name or "ladder" in path.parts]
+
+
+def test_the_card_of_the_repository_has_metadata_and_a_line_for_each_lens(bench):
+    """Written from the index alone, also from entries of another program that say less."""
+    bench.build()
+    index = bench.read("INDEX.json")
+    less = {"path": "tuned_lenses/org/other", "sha256": {}}
+    card = package.dataset_card({**index, "org/other": less})
+
+    front = YAML(typ="safe").load(card.split("---\n")[1])
+    assert front["viewer"] is False and front["license"] == "other"
+    assert (
+        "| [local/atlas](tuned_lenses/local/atlas) | not sent | low_rank, rank 2 | +3.25, +2.50, +1.12 | ✓ ✓ ✓ ✓ ✓ |"
+        in card
+    )
+    assert "| [org/other](tuned_lenses/org/other) | not sent | ?, rank ? |" in card
+    assert (bench.out / "README.md").read_text(encoding="utf-8") == package.dataset_card(index)
+
+
 def test_an_unknown_base_licence_is_said_to_be_unknown(bench):
     """Silence would read as permission."""
+    bench.licence = {}
     bench.settings = bench.changed("publish", base_license=None, license="Apache-2.0")
     notice = (bench.build() / FOLDER / "NOTICE").read_text(encoding="utf-8")
 
@@ -269,7 +316,8 @@ def test_the_quick_start_of_the_card_runs(bench, tmp_path, monkeypatch, capsys):
     model = tmp_path / "model"
     save_tiny(model, n_layers=L)
     d_model = json.loads((model / "config.json").read_text())["hidden_size"]
-    write_lens(bench.lens, d_model=d_model)
+    head = Backbone.of(AutoModelForCausalLM.from_pretrained(model)).head.fingerprint()
+    write_lens(bench.lens, d_model=d_model, head=head)
     bench.settings = bench.changed("source", path=str(model))
     card = (bench.build() / FOLDER / "README.md").read_text(encoding="utf-8")
     monkeypatch.chdir(bench.out)

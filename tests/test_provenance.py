@@ -57,7 +57,8 @@ def test_the_same_fit_gives_the_same_bytes(fitted):
     """Weights, log and provenance: nothing depends on the clock, or on whether the bank was there already."""
     files = artifacts.sha256_tree(fitted / "lens")
 
-    assert set(files) == {"weights.safetensors", "provenance.json", "fit_log.csv"}
+    lens = {"weights.safetensors", "provenance.json", "fit_log.csv"}
+    assert set(files) == lens | {f"ladder/{kind}/{name}" for kind in ("temperature", "bias") for name in lens}
     assert artifacts.sha256_tree(fitted / "again") == files
 
 

@@ -148,7 +148,7 @@ def test_a_failed_gate_is_shown_as_failed(desk):
     assert "Norm lens preferred." in text and "Tuned lens preferred." not in text
     assert "gate B (fail), gate D (inconclusive)." in text
     assert '<p class="verdict fail">' in text
-    assert sorted(verdict_badges(text)) == ["fail", "inconclusive", "pass", "pass", "pass"]
+    assert sorted(verdict_badges(text)) == ["fail", "inconclusive", *["pass"] * 6]
 
 
 def test_a_lens_that_passes_is_preferred(desk):
@@ -227,6 +227,28 @@ def test_everything_that_a_gate_asks_for_is_what_gates_write(tmp_path):
         for part in gate.parts:
             assert part.measured.value is not None and part.limit is not None, f"{gate.letter}: {part.label}"
     assert "None" not in str(card.plan_kpis()) and card.preferred == ("tuned" if metrics["preferred"] else "norm")
+
+
+def test_the_ladder_is_shown_with_its_shares(desk):
+    """A reader must see what a temperature alone would do: 4.00 bits to 3.50, a quarter of what the lens saves."""
+    text = desk.add("one").build()
+    table = text[text.index("What each part of the lens explains") :].split("</table>")[0]
+
+    assert table.index("norm lens") < table.index("+ temperature") < table.index("+ scale and low-rank map")
+    assert "3.50 (3.00 to 4.00)" in table and "25 % (12 % to 38 %)" in table
+    assert "What each part" not in Desk(desk.root / "bare").add("one", passing(ladder="identity low_rank")).build()
+
+
+def test_gate_g_shows_the_worst_part_of_the_context(desk):
+    """Six parts at three depths would hide the one that matters; a part without a number comes first."""
+    worst = {"position_delta_kl_bits_50_part_1": -0.5}
+    card = scorecard.Scorecard(passing(**worst), atlas())
+    labels = [part.label for part in card.gates[6].parts]
+
+    assert card.gates[6].parts[1].measured.value == -0.5
+    assert ["tokens 0 to 15" in label for label in labels] == [True, False, True]
+    missing = scorecard.Scorecard(passing(position_delta_kl_bits_25_part_1=None), atlas())
+    assert missing.gates[6].parts[0].measured.value is None
 
 
 def test_crossings_are_marked_where_they_lie(desk):

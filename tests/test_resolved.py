@@ -13,8 +13,15 @@ from lensmith.errors import InputError
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     (tmp_path / "demo/tiny").mkdir(parents=True)
-    (tmp_path / "suites").mkdir()
-    for name in ("demo/tiny/config.json", "demo/tiny/model.safetensors", "demo/tiny/README.md", "suites/a.jsonl"):
+    for folder in ("suites", "demo/atlas"):
+        (tmp_path / folder).mkdir()
+    for name in (
+        "demo/atlas/LICENSE",
+        "demo/tiny/config.json",
+        "demo/tiny/model.safetensors",
+        "demo/tiny/README.md",
+        "suites/a.jsonl",
+    ):
         (tmp_path / name).write_text(name)
     return tmp_path
 
@@ -28,10 +35,12 @@ def test_a_section_holds_the_hashes_of_the_files_it_names(root):
     before = resolved.with_inputs(settings(), root)
     (root / "suites/a.jsonl").write_text("edited")
     (root / "demo/tiny/README.md").write_text("edited")
+    (root / "demo/atlas/LICENSE").write_text("other terms")
     after = resolved.with_inputs(settings(), root)
 
     assert set(before["suite"]["inputs"]) == {"suites/a.jsonl"}
     assert before["suite"] != after["suite"]
+    assert before["publish"] != after["publish"], "the licence text is part of what is published"
     assert set(before["source"]["inputs"]) == {"demo/tiny/config.json", "demo/tiny/model.safetensors"}
     assert (before["source"], before["fit"]) == (after["source"], after["fit"])
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench import GOOD, LINES, tiny_bench, write_lines, write_stages
-from reference import Reference, entropy, kl
+from bench import GOOD, LINES, random_lens, rung_of, tiny_bench, write_lines, write_stages
 from settings import REPOSITORY, atlas
 
 from lensmith.edge import artifacts
@@ -18,7 +17,7 @@ from lensmith.errors import InputError, IntegrityError
 from lensmith.judge import contamination, suite
 from lensmith.judge.measure import Bench
 from lensmith.judge.prompts import Encoder, Prompt, gold_token, read_probes, read_suite
-from lensmith.judge.tables import LENSES, PROMPT_COLUMNS, ROW_COLUMNS, curves
+from lensmith.judge.tables import FIRST_COLUMNS, PROMPT_COLUMNS, ROW_COLUMNS, curves
 
 
 def tiny_settings(folder: Path, **sections: dict[str, Any]) -> ModelParams:
@@ -137,39 +136,13 @@ def test_a_prompt_beyond_the_context_is_refused(bench: Bench) -> None:
         suite.ask(bench, _lines([long]))
 
 
-@pytest.mark.parametrize("batch", [1, 2, 16])
-def test_every_number_is_the_models_own(bench: Bench, batch: int) -> None:
-    """Prompts of different lengths, padded together or not, against fp64 from transformers' hidden states."""
+def test_the_size_of_a_batch_changes_nothing(bench: Bench) -> None:
+    """Prompts of different lengths, padded together or not; against a second computation: test_oracle.py."""
     asked = suite.ask(bench, _lines(LINES))
-    cells, _ = suite.measure(bench, asked, batch)
-    found = {(r[0], r[4], r[3]): dict(zip(ROW_COLUMNS, r, strict=True)) for r in cells}
-
-    for one in asked:
-        reference = Reference(bench.backbone.model, bench.lens, one.ids)
-        final = reference.own[-1]
-        for lens in LENSES:
-            for row in range(lens == "tuned", reference.n_layers + 1):
-                z = reference.logits(lens, row)[-1]
-                cell = found[one.line.id, lens, row]
-                expected = {
-                    "kl_final_lens_bits": kl(final, z), "kl_lens_final_bits": kl(z, final), "entropy_bits": entropy(z),
-                    "cos_to_final": z @ final / (z.norm() * final.norm()),
-                    "answer_token_rank": min(int((z > z[gold]).sum()) for gold in one.gold),
-                    "p_answer": z.softmax(-1)[one.gold].sum(), "top1_agree": int(z.argmax() == final.argmax()),
-                }  # fmt: skip
-                for name, value in expected.items():
-                    assert cell[name] == pytest.approx(float(value), abs=2e-5), (one.line.id, lens, row, name)
-
-
-def test_aliases_count_and_the_control_is_recorded(bench: Bench) -> None:
-    """Best rank and summed probability over "said" and "went"; the control's probability in its own column."""
-    (one,) = suite.ask(bench, _lines(LINES[2:]))
-    cells, _ = suite.measure(bench, [one], 4)
-    final = Reference(bench.backbone.model, bench.lens, one.ids).own[-1].softmax(-1)
-
-    assert len(one.gold) == 2
-    assert cells[-1][ROW_COLUMNS.index("p_answer")] == pytest.approx(float(final[one.gold].sum()), abs=1e-6)
-    assert cells[-1][ROW_COLUMNS.index("p_control")] == pytest.approx(float(final[one.control]), abs=1e-6)
+    alone, _ = suite.measure(bench, asked, 1)
+    together, _ = suite.measure(bench, asked, 16)
+    for one, other in zip(alone, together, strict=True):
+        assert one == pytest.approx(other, abs=2e-5)
 
 
 def test_the_stage_writes_what_gates_read(tmp_path: Path) -> None:
@@ -184,11 +157,41 @@ def test_the_stage_writes_what_gates_read(tmp_path: Path) -> None:
     assert artifacts.sha256_tree(tmp_path / "one") == artifacts.sha256_tree(tmp_path / "two")
     assert about["files"] == {source.as_posix(): artifacts.sha256_file(source)}
     assert (about["prompts"], about["unaligned"], about["in_training_text"]) == (3, [], [])
-    assert curves(tmp_path / "one" / "rows.csv", "id", ("entropy_bits",), about["n_layers"]).units == ("a", "b", "c")
+    assert about["lenses"] == ["norm", "norm_next", "temperature", "bias", "prism", "tuned"]
+    found = curves(tmp_path / "one" / "rows.csv", "id", ("entropy_bits",), about["n_layers"], about["lenses"])
+    assert found.units == ("a", "b", "c")
     with (tmp_path / "one" / "prompts.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == list(PROMPT_COLUMNS)
     assert [row["aligned"] for row in rows] == ["1", "1", "1"]
+
+
+def test_the_first_layer_is_the_first_block_within_the_bound(bench: Bench) -> None:
+    """Row 0 does not count, the bound itself does; a cell is empty where no block gets there, or nothing is asked."""
+    ranks = {0: 0, 1: 12, 2: 9, 3: 0}
+    lines = [_cell("a", "norm", row, rank, 1.0 if row == 2 else 5.0) for row, rank in ranks.items()]
+    lines += [_cell("a", "tuned", row, 20, 2.0) for row in (1, 2, 3)]
+    lines += [_cell("b", "tuned", row, None, 0.5) for row in (1, 2, 3)]
+    found = [dict(zip(FIRST_COLUMNS, line, strict=True)) for line in suite.first_lines(lines)]
+
+    assert [(row["id"], row["lens"]) for row in found] == [("a", "norm"), ("a", "tuned"), ("b", "tuned")]
+    assert [list(row.values())[4:] for row in found] == [[2, 3, 3, 2], [None] * 4, [None, None, None, 1]]
+
+
+def _cell(name: str, lens: str, layer: int, rank: int | None, kl: float) -> list[Any]:
+    cell = {"id": name, "lens": lens, "layer": layer, "answer_token_rank": rank, "kl_final_lens_bits": kl}
+    return [cell.get(column) for column in ROW_COLUMNS]
+
+
+@pytest.mark.parametrize(("name", "value"), [("norm", "next_input"), ("d_model", 16), ("n_layers", 4)])
+def test_a_rung_of_another_lens_is_refused(tmp_path: Path, name: str, value: Any) -> None:
+    """What is compared must read the same residual through the same norm."""
+    params = tiny_settings(tmp_path, suite={"files": [str(write_lines(tmp_path / "s.jsonl", LINES))]})
+    corpus, lens = write_stages(tmp_path, params)
+    shape = {"n_layers": 3, "d_model": 32, "norm": "final", name: value}
+    rung_of(random_lens(**shape), "bias").save(lens / "ladder" / "bias")
+    with pytest.raises(IntegrityError, match=rf"ladder/bias: {name} is {value}, that of the lens beside it is"):
+        suite.run(params, corpus, lens, tmp_path / "out")
 
 
 def test_a_lens_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -220,6 +223,7 @@ def test_our_suites_are_sound(name: str) -> None:
     prompts = [line.prompt for line in lines]
 
     assert len(set(prompts)) == len(prompts) >= {"smoke": 12, "general": 200}[name]
+    assert name != "smoke" or len(prompts) == 12
     assert all(prompt == prompt.strip() for prompt in prompts)
     assert not any(line.answer in line.prompt.split() for line in lines if line.domain != "in-context")
     if name == "general":

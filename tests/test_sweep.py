@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 from bench import LINES, tiny_bench, write_lines, write_stages
-from reference import Reference, entropy, kl
+from oracle import kl
 from settings import atlas
 
 from lensmith.edge import artifacts
 from lensmith.edge.params import SweepParams
 from lensmith.errors import InputError
-from lensmith.judge import calibration, gates, probes, pure, suite, sweep, temperature
+from lensmith.judge import calibration, gates, heldout, probes, pure, suite, sweep, temperature
 from lensmith.judge.measure import MEASURED, Bench, Target, compare
 from lensmith.judge.prompts import Probe
-from lensmith.judge.tables import HELDOUT_COLUMNS, LENSES, curves
+from lensmith.judge.tables import HELDOUT_COLUMNS, POSITION_COLUMNS, curves
 from lensmith.lens import divergence
 
 PROBES: list[dict[str, Any]] = [
@@ -42,6 +42,15 @@ PURE = RECORDS + (
 )
 
 
+RAW = (
+    "fact_key,fact_index,prompt_id,prompt_variant,layer,p_top1_raw,top1_token_id_raw,top1_token_str_raw,p_answer_raw,"
+    "answer_rank_raw,p_top1_norm,top1_token_id_norm,top1_token_str_norm,p_answer_norm,answer_rank_norm,"
+    "kl_norm_vs_raw_bits,kl_raw_to_norm_bits,js_divergence,entropy_bits_norm,entropy_bits_raw,entropy_gap_bits,"
+    "l1_prob_diff,topk_jaccard_raw_norm@50,topk_jaccard_consecutive@50,norm_only_semantics"
+)
+PLACES = torch.tensor([3, 9, 19]).expand(5, -1)
+
+
 def few(positions_per_seq: int, batch_seqs: int) -> SweepParams:
     return atlas(sweep={"positions_per_seq": positions_per_seq, "batch_seqs": batch_seqs}).sweep
 
@@ -56,42 +65,13 @@ def tokens() -> torch.Tensor:
     return torch.randint(2, 97, (5, 20), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("lens_norm", ["final", "next_input"])
-def test_heldout_numbers_are_the_models_own(tokens: torch.Tensor, lens_norm: str) -> None:
-    """Every lens and row at every sampled position against fp64 from transformers' hidden states."""
-    bench = tiny_bench(norm=lens_norm)
-    measured = sweep.measure(bench, tokens, few(6, 2))
-    for place, ids in enumerate(tokens.tolist()):
-        reference = Reference(bench.backbone.model, bench.lens, ids)
-        final = reference.own[measured.positions]
-        for (lens, row), values in measured.values.items():
-            name = lens if lens != "tuned" or lens_norm == "final" else "tuned_next"
-            z = _reference_logits(reference, name, row)[measured.positions]
-            cosine = (z * final).sum(-1) / (z.norm(dim=-1) * final.norm(dim=-1))
-            agree = (z.argmax(-1) == final.argmax(-1)).double()
-            expected = torch.stack([kl(final, z), kl(z, final), entropy(z), cosine, agree], -1)
-            assert values[place] == pytest.approx(expected.numpy(), abs=3e-5), (lens, row)
-    assert set(measured.values) == {(lens, row) for lens in LENSES for row in range(lens == "tuned", 4)}
-
-
-def _reference_logits(reference: Reference, name: str, row: int) -> torch.Tensor:
-    if name != "tuned_next" or row == reference.n_layers:
-        return reference.logits(name.removesuffix("_next") if name == "tuned_next" else name, row)
-    body = reference.model.model
-    saved, body.norm = body.norm, body.layers[row].input_layernorm
-    try:
-        return reference.logits("tuned", row)
-    finally:
-        body.norm = saved
-
-
 def test_the_size_of_a_piece_changes_nothing(
     bench: Bench, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A large vocabulary is decoded a few positions at a time, across the borders of sequences."""
-    whole = sweep.measure(bench, tokens, few(6, 2))
+    whole = heldout.measure(bench, tokens, few(6, 2))
     monkeypatch.setattr("lensmith.judge.measure.LOGITS", 97 * 5)
-    pieces = sweep.measure(bench, tokens, few(6, 2))
+    pieces = heldout.measure(bench, tokens, few(6, 2))
 
     assert bench.chunk == 5
     for key, values in whole.values.items():
@@ -116,17 +96,55 @@ def test_comparing_all_at_once_is_comparing_one_by_one(excluded: bool) -> None:
 
 
 @pytest.mark.parametrize(("seq_len", "count"), [(512, 32), (24, 24), (24, 5), (8, 1)])
-def test_positions_are_spread_evenly_over_the_whole_sequence(seq_len: int, count: int) -> None:
-    """One in the middle of each of `count` equal parts, none twice: no part of the context is left unmeasured."""
-    found = sweep.spread(seq_len, count)
-    assert len(set(found.tolist())) == count
-    assert (found * count // seq_len).tolist() == list(range(count))
+def test_positions_are_one_of_each_stretch(seq_len: int, count: int) -> None:
+    """Each of `count` equal parts of the sequence gives one: no part of the context is left unmeasured."""
+    found = heldout.draw_positions(seq_len, count, range(3), seed=1)
+    begins = [stretch * seq_len // count for stretch in range(count + 1)]
+    assert all(a <= place < b for row in found for a, place, b in zip(begins, row, begins[1:], strict=False))
+
+
+def test_every_position_of_the_context_has_its_turn() -> None:
+    """Drawn anew for each sequence, the first position among them; what is drawn is a matter of the sequence alone."""
+    found = heldout.draw_positions(64, 8, range(200), seed=1)
+    counts = np.bincount(found.ravel(), minlength=64)
+
+    assert counts.min() > 8 and counts.max() < 45  # each is expected 25 times
+    assert (heldout.draw_positions(64, 8, [150], seed=1) == found[150]).all()
+    assert (heldout.draw_positions(64, 8, range(200), seed=2) != found).any()
+
+
+@pytest.mark.parametrize(
+    ("count", "ends"), [(32, [1, 4, 8, 16, 24, 32]), (64, [2, 8, 16, 32, 48, 64]), (5, [1, 2, 4, 5]), (1, [1])]
+)
+def test_parts_of_the_context_are_narrow_at_its_beginning(count: int, ends: list[int]) -> None:
+    """A thirty-second, an eighth, a quarter, a half, three quarters, all of it; none is without a position."""
+    assert heldout.part_ends(count).tolist() == ends
+
+
+def test_parts_hold_what_they_say(bench: Bench, tokens: torch.Tensor) -> None:
+    """Token ranges without a gap, positions inside of them, and their number."""
+    measured = heldout.measure(bench, tokens, few(6, 2))
+    about = heldout.block(bench, measured, 1)
+    lines = [dict(zip(POSITION_COLUMNS, line, strict=True)) for line in heldout.position_lines(bench, measured)]
+
+    assert [part["first"] for part in about["parts"][1:]] == [part["last"] + 1 for part in about["parts"][:-1]]
+    assert (about["parts"][0]["first"], about["parts"][-1]["last"]) == (0, 19)
+    for number, part in enumerate(about["parts"]):
+        inside = [line["position"] for line in lines if line["part"] == number and line["lens"] == "tuned"]
+        assert len(inside) == part["n_positions"]
+        assert part["first"] <= min(inside) <= max(inside) <= part["last"]
+
+
+def test_milestones_are_rows_of_the_lens() -> None:
+    """A norm lens has a row 0, a tuned lens begins at 1; what is never reached is null."""
+    assert heldout.milestones("norm", [0.1, 0.3, 0.5, 1.0]) == {"ge_0.2": 1, "ge_0.4": 2, "ge_0.6": 3}
+    assert heldout.milestones("tuned", [0.1, 0.3, 0.5]) == {"ge_0.2": 2, "ge_0.4": 3, "ge_0.6": None}
 
 
 def test_heldout_lines_are_means_over_the_sequence(bench: Bench, tokens: torch.Tensor) -> None:
     """A line for each sequence, layer and lens, numbered as in the held-out file."""
-    measured = sweep.measure(bench, tokens, few(4, 8), first=7)
-    lines = list(sweep.heldout_lines(measured))
+    measured = heldout.measure(bench, tokens, few(4, 8), first=7)
+    lines = list(heldout.lines(measured))
 
     assert len(lines) == 5 * (4 + 4 + 3)
     assert sorted({line[0] for line in lines}) == [7, 8, 9, 10, 11]
@@ -161,13 +179,24 @@ def test_a_lens_that_no_temperature_helps_ends_the_search(z_scale: float, end: f
     z = z_scale * model
     tau = temperature.fit(lambda: [z], temperature.expected_logit(model, z))
     assert 0.05 <= tau <= 20
+    assert temperature.at_bound(tau)  # and not unnoticed
     assert end is None or tau == pytest.approx(end, rel=0.05)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gptj", "cohere"])
 def test_the_last_layer_is_the_model(family: str, tokens: torch.Tensor) -> None:
     """Softcap, bias and scale included: the model's own logits agree, and no temperature is needed."""
-    last = calibration.last_layer(tiny_bench(family), tokens, torch.tensor([3, 9, 19]))
+    bench = tiny_bench(family)
+    last = calibration.last_layer(bench, tokens, PLACES, calibration.capture(bench, tokens, PLACES))
+    block = calibration.last_layer_block(bench, last)
+    assert (block["temp_at_bound"], block["too_few_positions"], block["warn_high_last_layer_kl"]) == (
+        False,
+        True,
+        False,
+    )
+    softcap, scale = {"gemma2": (5.0, 1.0), "cohere": (None, 0.25)}.get(family, (None, 1.0))
+    assert block["cfg_transform"] == {"softcap": softcap, "scale": scale}
+    assert last.p_top1_lens == pytest.approx(last.p_top1_model, abs=1e-5)
     assert last.kl_final_lens_bits < 1e-5
     assert last.temperature == pytest.approx(1.0, abs=1e-3)
     assert len(last.kl_final_lens_after_temp_bits_by_seq) == 5
@@ -185,7 +214,8 @@ def test_a_wrong_head_shows_at_the_last_layer(bench: Bench, tokens: torch.Tensor
         def final(self, resid: torch.Tensor) -> torch.Tensor:
             return bench.final(resid) / 2
 
-    last = calibration.last_layer(Half(), tokens, torch.tensor([3, 9, 19]))  # type: ignore[arg-type]
+    kept = calibration.capture(bench, tokens, PLACES)
+    last = calibration.last_layer(Half(), tokens, PLACES, kept)  # type: ignore[arg-type]
     assert last.kl_final_lens_bits > 0.01
     assert last.temperature == pytest.approx(0.5, abs=1e-3)
     assert max(last.kl_final_lens_after_temp_bits_by_seq) < 1e-5
@@ -193,7 +223,7 @@ def test_a_wrong_head_shows_at_the_last_layer(bench: Bench, tokens: torch.Tensor
 
 def read_probes(bench: Bench, top_k: int = 5) -> probes.Read:
     lines = [(f"p:{i}", Probe.model_validate(probe)) for i, probe in enumerate(PROBES)]
-    return probes.read(bench, lines, "norm", [1.0, 2.0, 0.5, 1.0], top_k)
+    return probes.read(bench, lines, [1.0, 2.0, 0.5, 1.0], top_k)
 
 
 def rows_of(found: probes.Read, lens: str) -> list[dict[str, Any]]:
@@ -204,6 +234,7 @@ def test_columns_are_the_plans_and_ours_come_last(bench: Bench) -> None:
     """Readers of the plan's project find its columns in its order."""
     assert ",".join(probes.RECORD_COLUMNS) == RECORDS
     assert ",".join(probes.PURE_COLUMNS) == PURE + ",kl_final_lens_bits"
+    assert ",".join(probes.RAW_COLUMNS) == RAW
 
 
 def test_every_text_of_a_probe_is_read(bench: Bench) -> None:
@@ -227,56 +258,6 @@ def test_tops_are_filled_as_asked_and_their_rest_is_the_rest(bench: Bench) -> No
         assert sum(chances) + row["rest_mass"] == pytest.approx(1.0, abs=1e-6)
         assert row["top5"] is None
         assert row["prob20"] is None
-
-
-@pytest.mark.parametrize("lens", ["norm", "tuned"])
-def test_pure_rows_are_the_models_own(bench: Bench, lens: str) -> None:
-    """The plan's definitions in fp64 from transformers' hidden states."""
-    found = read_probes(bench)
-    lines = iter(rows_of(found, lens))
-    taus = [1.0, 2.0, 0.5, 1.0]
-    W_U = bench.backbone.model.lm_head.weight.detach().double()
-    for case in found.cases:
-        before: set[int] | None = None
-        reference = Reference(bench.backbone.model, bench.lens, case.ids)
-        final = reference.own[-1]
-        for layer in range(lens == "tuned", 4):
-            row, z = next(lines), reference.logits(lens, layer)[-1]
-            p = z.softmax(-1)
-            raw = (reference.hidden[layer][-1] @ W_U.T) if layer < 3 else None
-            words = [i for i in dict.fromkeys(case.ids) if not pure.trivial(bench.text(i))]
-            wide = p.topk(50)
-            expected: dict[str, Any] = {
-                "entropy_bits": entropy(z), "p_top1": p.max(), "p_top5": p.topk(5).values.sum(),
-                "teacher_entropy_bits": entropy(final), "kl_to_final_bits": kl(z, final),
-                "kl_final_lens_bits": kl(final, z), "answer_rank": 1 + int((z > z[case.gold]).sum()),
-                "p_answer": p[case.gold], "answer_minus_uniform": p[case.gold] - 1 / 97,
-                "cos_to_final": z @ final / (z.norm() * final.norm()), "echo_mass_prompt": p[words].sum(),
-                "answer_minus_echo_mass": p[case.gold] - p[words].sum(),
-                "topk_prompt_mass@50": sum(float(v) for v, i in zip(*wide, strict=True) if int(i) in words),
-                "entropy_collapse": entropy(z) <= 1, "is_answer": int(z.argmax()) == case.gold,
-            }  # fmt: skip
-            y, rows = reference.y(lens, layer)[-1], W_U[[case.gold, *words]]
-            towards = (rows @ y) / (rows.norm(dim=-1) * y.norm())
-            expected |= {"cos_to_answer": towards[0], "cos_to_prompt_max": towards[1:].max()}
-            expected["geom_crossover"] = towards[0] >= towards[1:].max() + 0.02
-            if case.other is not None:
-                expected["control_margin"] = p[case.gold] - p[case.other]
-            if layer < 3:
-                x, resid = reference.y("norm", layer)[-1], reference.hidden[layer][-1]
-                ratio = x.norm() / resid.norm()
-                expected |= {"resid_norm_ratio": ratio, "delta_resid_cos": x @ resid / (x.norm() * resid.norm())}
-            wider = set(wide.indices.tolist())
-            if before is not None:
-                expected["topk_jaccard_consecutive@50"] = len(before & wider) / len(before | wider)
-            before = wider
-            if lens == "norm":
-                expected["kl_to_final_bits_norm_temp"] = kl(z / taus[layer], final)
-                if raw is not None:
-                    both = set(z.topk(50).indices.tolist()), set(raw.topk(50).indices.tolist())
-                    expected["topk_jaccard_raw_norm@50"] = len(both[0] & both[1]) / len(both[0] | both[1])
-            for name, value in expected.items():
-                assert float(row[name]) == pytest.approx(float(value), abs=3e-5), (case.prompt, layer, name)
 
 
 def test_cells_are_empty_where_the_definition_does_not_apply(bench: Bench) -> None:
@@ -345,7 +326,7 @@ def stage_settings(folder: Path) -> Any:
     return atlas(
         source={"path": str(folder / "model"), "dtype": "float32", "device": "cpu"},
         fit={"validation_seqs": 3},
-        sweep={"heldout_seqs": 6, "positions_per_seq": 5, "batch_seqs": 4, "probes": [str(asked)]},
+        sweep={"heldout_seqs": 6, "positions_per_seq": 5, "batch_seqs": 4, "probes": [str(asked)], "raw": True},
         suite={"files": [str(prompts)]},
         gates={"min_prompts": 3, "bootstrap_samples": 200},
     )
@@ -355,14 +336,24 @@ def test_the_stage_writes_the_plans_files(stage: Path) -> None:
     """Named after the model's key; the sequences that early stopping used are not measured."""
     about = artifacts.read_json(stage / "sweep" / "run.json")
 
-    names = [f"output-atlas-{kind}{end}.csv" for kind in ("pure-next-token", "records") for end in ("", "-tuned")]
-    assert sorted(path.name for path in (stage / "sweep").iterdir()) == ["heldout.csv", *sorted(names), "run.json"]
-    assert curves(stage / "sweep" / "heldout.csv", "seq", MEASURED, 3).units == tuple("345678")
+    ends = ("", "-prism", "-raw", "-tuned")
+    names = {f"output-atlas-{kind}{end}.csv" for kind in ("pure-next-token", "records") for end in ends}
+    names |= {"heldout.csv", "positions.csv", "run.json", "output-atlas-pure-next-token-rawlens.csv"}
+    assert {path.name for path in (stage / "sweep").iterdir()} == names
+    assert about["lenses"] == ["raw", "norm", "norm_next", "temperature", "bias", "prism", "tuned"]
+    found = curves(stage / "sweep" / "heldout.csv", "seq", MEASURED, 3, about["lenses"])
+    assert found.units == tuple("345678")
+    assert set(about["heldout"]["median_delta_kl_bits"]) == set(about["lenses"]) - {"tuned"}
+    assert about["heldout"]["block_seqs"] == 12  # the whole text is one document, and sequences are what it fills
     assert about["heldout"]["n_positions"] == 30
     assert about["last_layer_consistency"]["n_positions"] == 30
     assert len(about["norm_temperature"]["by_layer"]) == 4
     assert about["norm_temperature"]["by_layer"][3] == pytest.approx(1.0, abs=1e-3)
     assert about["raw_lens_check"]["tuned"]["risk_tier"] in ("low", "medium", "high")
+    attribution = about["tuned_lens"]["attribution"]
+    parts = [attribution[f"delta_kl_{of}_bits"]["p50"] for of in ("tuned", "temperature", "rotation")]
+    assert parts[0] == pytest.approx(parts[1] + parts[2])
+    assert about["norm_temperature"]["at_bound"] == []
     milestones = about["tuned_lens"]["summaries"][0]["kl_bits_at_percentiles"]
     assert milestones["delta"]["p50"] == milestones["baseline"]["p50"] - milestones["tuned"]["p50"]
 
@@ -381,9 +372,14 @@ def test_gates_judge_what_sweep_and_suite_wrote(stage: Path) -> None:
     found = artifacts.read_json(out[0])
     with (stage / "sweep" / "heldout.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["layer"] == "2"]
-    mean = {lens: np.mean([float(r["kl_final_lens_bits"]) for r in rows if r["lens"] == lens]) for lens in LENSES}
+    mean = {
+        lens: np.mean([float(r["kl_final_lens_bits"]) for r in rows if r["lens"] == lens])
+        for lens in ("norm", "norm_next", "tuned")
+    }
 
     assert (found["gate_C"], found["gate_E"], found["n_prompts"]) == ("pass", "pass", 3)
+    assert all(found[f"gate_{gate}"] in ("pass", "fail", "inconclusive") for gate in "ADFGH")
+    assert found["ladder"] == "identity temperature bias low_rank"
     assert found["heldout_kl_tuned_bits_50"] == pytest.approx(mean["tuned"])
     assert found["heldout_delta_kl_bits_50"] == pytest.approx(min(mean["norm"], mean["norm_next"]) - mean["tuned"])
 

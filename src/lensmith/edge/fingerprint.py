@@ -36,10 +36,19 @@ def fingerprint(script: Path, root: Path) -> dict[str, str]:
             continue
         tree = _parse(path)
         todo += _imports(tree, path, root)
-        hashes[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
+        hashes[name] = _hash(tree)
         for template in path.parent.glob(f"{TEMPLATES}/*"):
             hashes[template.relative_to(root).as_posix()] = artifacts.sha256_file(template)
     return dict(sorted(hashes.items()))
+
+
+def of_source(text: str) -> str:
+    """The hash that a module with this text has in a fingerprint."""
+    return _hash(ast.parse(text))
+
+
+def _hash(tree: ast.Module) -> str:
+    return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
 
 
 def _parse(path: Path) -> ast.Module:

@@ -1,8 +1,8 @@
-"""The only network code, with hub_data.py: a name becomes a pin, a pin becomes files checked byte for byte.
+"""The only network code, with hub_data.py and hub_imported.py: a name becomes a pin, and a pin files that are checked.
 
 A branch or tag can move, so nothing after `prefetch` knows one. A ModelPin says which model was meant: the commit, and
-the sha256 of every file that is read. Only safetensors and the files of tokenizer and configuration are ever fetched:
-no pickles, no code.
+the sha256 of every file that is read. Of a model only safetensors and the files of tokenizer and configuration are ever
+fetched: no pickles, no code.
 
 HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
 """
@@ -137,7 +137,7 @@ def _hash_folder(folder: Path, place: str) -> dict[str, str]:
 
 def _hash_cached(repo: str, commit: str) -> dict[str, str]:
     """Offline there is no list of files to ask for: what the cache holds must be the whole model."""
-    folder = _snapshot(repo, commit, [*SMALL, INDEX, "model*.safetensors"])
+    folder = snapshot(repo, commit, [*SMALL, INDEX, "model*.safetensors"])
     return _hash_folder(folder, f"{repo}@{commit}")
 
 
@@ -147,11 +147,11 @@ def _hash_remote(repo: str, commit: str) -> dict[str, str]:
     entries = {e.path: e for e in HfApi().list_repo_tree(repo, revision=commit) if isinstance(e, RepoFile)}
 
     def read(name: str) -> bytes:
-        content = (_snapshot(repo, commit, [glob.escape(name)]) / name).read_bytes()
+        content = (snapshot(repo, commit, [glob.escape(name)]) / name).read_bytes()
         # Git's blob id is all that the Hub records of a small file. It is no defence against malice, but against rot.
         git_id = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
         if entries[name].lfs is None and git_id != entries[name].blob_id:
-            _discard(_snapshot(repo, commit, [glob.escape(name)]) / name)
+            discard(snapshot(repo, commit, [glob.escape(name)]) / name)
             raise IntegrityError(f"{place}: {name} is not the file that the Hub lists. It was removed from the cache.")
         return content
 
@@ -162,7 +162,8 @@ def _hash_remote(repo: str, commit: str) -> dict[str, str]:
     return files
 
 
-def _snapshot(repo: str, commit: str, patterns: list[str]) -> Path:
+def snapshot(repo: str, commit: str, patterns: list[str]) -> Path:
+    """The cache's folder of a model repository at a commit, with the files that match."""
     if not sys.stderr.isatty():
         disable_progress_bars()  # in a log file every redraw of a bar is a line
     return Path(snapshot_download(repo, revision=commit, allow_patterns=patterns))
@@ -173,7 +174,7 @@ def _fetch(pin: ModelPin, names: list[str]) -> Path:
         folder = Path(str(pin.path))
     else:
         with remote("model", pin.repo, pin.commit):
-            folder = _snapshot(pin.repo, pin.commit, [glob.escape(name) for name in names])
+            folder = snapshot(pin.repo, pin.commit, [glob.escape(name) for name in names])
     for name in names:
         _verify(folder / name, pin, name)
     return folder
@@ -187,12 +188,12 @@ def _verify(path: Path, pin: ModelPin, name: str) -> None:
         return
     remedy = "It changed after prefetch: run prefetch again for the model as it is now, or put the old file back."
     if pin.repo is not None:
-        _discard(path)
+        discard(path)
         remedy = "It was removed from the cache; the next run downloads it again."
     raise IntegrityError(f"{pin.place}: {name} has sha256 {found}, recorded was {pin.files[name]}. {remedy}")
 
 
-def _discard(path: Path) -> None:
+def discard(path: Path) -> None:
     """Remove a wrong file from the Hub's cache, or it would be served again. Its snapshots are folders of links."""
     path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)

@@ -21,11 +21,14 @@ from lensmith.errors import InputError, RemoteError, ResourceError
 
 RETRY = "What was downloaded stays in the cache; trying again may help."
 UNCHANGED = "Nothing was changed."
+AGAIN = "A release is whole or absent: running this again finishes it."
 
 
 @contextmanager
-def remote(kind: Literal["model", "dataset"], repo: str, revision: str) -> Iterator[None]:
-    """Around every use of the network.
+def remote(
+    kind: Literal["model", "dataset", "space"], repo: str, revision: str, *, writing: bool = False
+) -> Iterator[None]:
+    """Around every use of the network; `writing` where something is sent.
 
     Raises:
         RemoteError: the Hub refused, or could not be reached.
@@ -39,23 +42,24 @@ def remote(kind: Literal["model", "dataset"], repo: str, revision: str) -> Itera
     except (HfHubHTTPError, EntryNotFoundError, RevisionResolutionError, httpx2.HTTPError, OSError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(f"{kind} {repo}@{revision}: the disk of the cache is full. {RETRY}") from None
-        reason = _reason(error, f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo}")
+        page = f"{constants.ENDPOINT}/{'' if kind == 'model' else f'{kind}s/'}{repo}"
+        reason = _reason(error, page, writing)
         if reason is None:
             raise
         raise RemoteError(f"{kind} {repo}@{revision}: {reason}") from None
 
 
-def _reason(error: BaseException, page: str) -> str | None:
+def _reason(error: BaseException, page: str, writing: bool) -> str | None:
     """The Hub's or the network's part in an error, looked for along its causes; None where there is none."""
     token = f"token present: {'yes' if get_token() else 'no'}"
     causes = list(_causes(error))
     if answer := next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None):
-        return _answer(answer, page, token)
+        return _refusal(answer, page, token) if writing else _answer(answer, page, token)
     if is_offline_mode():
         return f"not, or not wholly, in the local cache, and HF_HUB_OFFLINE is set. {UNCHANGED}"
     network = httpx2.HTTPError | EntryNotFoundError | RevisionResolutionError | ConnectionError
     if any(isinstance(cause, network) for cause in causes):
-        return f"cannot be reached ({type(causes[-1]).__name__}). {RETRY}"
+        return f"cannot be reached ({type(causes[-1]).__name__}). {AGAIN if writing else RETRY}"
     return None
 
 
@@ -68,6 +72,17 @@ def _answer(error: HfHubHTTPError, page: str, token: str) -> str:
     if isinstance(error, RevisionNotFoundError):
         return f"has no such revision. {UNCHANGED}"
     return f"the Hub answered HTTP {error.response.status_code}; {token}. {RETRY}"
+
+
+def _refusal(error: HfHubHTTPError, page: str, token: str) -> str:
+    """As `_answer`, for a release that is being sent."""
+    status = error.response.status_code
+    if status in (401, 403, 404):
+        return (
+            f"may not be written (HTTP {status}); {token}. Sending needs a token with the scope `write`, or a "
+            f"fine-grained one with write access to this repository (`hf auth login`, or HF_TOKEN); see {page}. {AGAIN}"
+        )
+    return f"the Hub answered HTTP {status}; {token}. {AGAIN}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -86,19 +86,34 @@ class CorpusParams(Section):
         return self
 
 
+class ImportedParams(Section):
+    """Section `imported`: a lens of the package tuned-lens, for fit.kind imported."""
+
+    repo: str | None  # Hub repository; None: folder is a local one
+    repo_type: Literal["model", "dataset", "space"]
+    revision: str  # branch, tag or commit; prefetch pins it
+    folder: str | None  # of config.json and params.pt, in that repository or local
+
+    @model_validator(mode="after")
+    def _whole(self) -> "ImportedParams":
+        if self.repo is not None and self.folder is None:
+            raise ValueError("repo needs folder, where in that repository the lens is, such as lens/gpt2")
+        return self
+
+
 class FitParams(Section):
     """Section `fit`: the lens and how it is trained."""
 
-    kind: Literal["identity", "temperature", "bias", "low_rank", "full"]
+    kind: Literal["identity", "temperature", "bias", "low_rank", "full", "imported"]
     rank: Annotated[int | Literal["auto"], _int_or("auto")]  # auto: clip(d_model // 32, 64, 256)
     norm: Literal["final", "next_input"]  # what a middle layer is normed with before it is decoded
     ladder: list[Literal["temperature", "bias", "full"]]  # smaller or larger kinds, fit beside the lens to compare it
     ladder_epochs: Annotated[float, Field(gt=0)]
-    prism: Literal["off", "lens", "precondition"]  # the plan's shared decoder: measured, or U and V written in it
     start: Literal["norm_lens", "closed_form"]
     coordinates: Literal["plain", "whitened"]  # that U is trained in
     scale: bool  # learn s, a factor per dimension
     temperature: bool  # learn tau, a temperature per layer
+    prism: Literal["off", "lens", "precondition"]  # fit Prism too; `precondition`: and write U and V in its basis
     bank: Literal["disk", "stream"]
     positions_per_seq: Count
     position_min: Fraction  # of the sequence, where sampled positions begin
@@ -132,7 +147,9 @@ class SweepParams(Section):
     """Section `sweep`: what is measured layer by layer."""
 
     heldout_seqs: Count  # sequences measured
-    positions_per_seq: Count
+    positions_per_seq: Count  # one in each of as many equal stretches of a sequence
+    seed: int  # of these positions
+    raw: bool  # read the residual without a norm as well
     batch_seqs: Count
     probes: list[str]  # .jsonl of probe prompts, suites/README.md has the form
     top_k: Annotated[int, Field(ge=2, le=20)]
@@ -163,6 +180,9 @@ class GatesParams(Section):
     last_layer_kl_bits: NonNegative
     worst_delta_kl_bits: float
     identity_kl_bits: NonNegative
+    ladder_gain_bits: float
+    position_delta_kl_bits: float
+    risk_tier_steps: NonNegative
     min_prompts: Count
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
@@ -170,10 +190,20 @@ class GatesParams(Section):
 
 
 class PublishParams(Section):
-    """Section `publish`: what the packaged lens says about itself."""
+    """Section `publish`: what the packaged lens says about itself, and where it is sent."""
 
     license: str  # of the lens, an SPDX id
     base_license: str | None  # of the base model, None where it is not known
+    base_license_file: str | None  # its text; None to take it from the model's own repository
+    repo: str | None  # dataset repository on the Hub, org/name; None to package only
+    tag: Annotated[str | None, Field(pattern=r"^v\d{4}\.\d\d\.\d\d(\.[1-9]\d*)?$")]  # None: today's, in UTC
+    allow_failed_gates: bool  # send a lens that did not pass every gate, and say so in the index
+
+    @model_validator(mode="after")
+    def _target(self) -> "PublishParams":
+        if self.repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
+            raise ValueError(f"repo is {self.repo!r}, must be org/name")
+        return self
 
 
 class ModelParams(BaseModel):
@@ -184,11 +214,23 @@ class ModelParams(BaseModel):
     key: str
     source: SourceParams
     corpus: CorpusParams
+    imported: ImportedParams
     fit: FitParams
     sweep: SweepParams
     suite: SuiteParams
     gates: GatesParams
     publish: PublishParams
+
+    @model_validator(mode="after")
+    def _lens_origin(self) -> "ModelParams":
+        if (self.fit.kind == "imported") != (self.imported.folder is not None):
+            raise ValueError(
+                f"fit.kind is {self.fit.kind} and imported.folder is {self.imported.folder}; kind imported needs a "
+                "folder, and no other kind may have one"
+            )
+        if self.fit.kind == "imported" and self.fit.prism != "off":
+            raise ValueError(f"fit.prism is {self.fit.prism}, must be off for fit.kind imported: nothing is fit")
+        return self
 
     @model_validator(mode="after")
     def _budgets(self) -> "ModelParams":

@@ -31,7 +31,18 @@ def read(path: Path) -> dict[str, ModelParams]:
     Raises:
         InputError: the first thing that is wrong with the file, with its dotted key.
     """
-    raw = _load(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing. {UNCHANGED}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8. {UNCHANGED}") from None
+    return parse(path, text)
+
+
+def parse(path: Path, text: str) -> dict[str, ModelParams]:
+    """As `read`, of a text; `path` names it in messages."""
+    raw = _load(path, text)
     _known(path, raw, ("defaults", "models"), "")
     defaults = _mapping(path, raw.get("defaults"), "defaults")
     models = _mapping(path, raw.get("models"), "models")
@@ -39,9 +50,8 @@ def read(path: Path) -> dict[str, ModelParams]:
     return {key: _model(path, key, defaults, entry) for key, entry in _keyed(path, models)}
 
 
-def _load(path: Path) -> Mapping[str, Any]:
+def _load(path: Path, text: str) -> Mapping[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
         for event in YAML(typ="safe", pure=True).parse(text):
             if isinstance(event, AliasEvent) or (isinstance(event, NodeEvent) and event.anchor):
                 raise InputError(
@@ -49,10 +59,6 @@ def _load(path: Path) -> Mapping[str, Any]:
                     f"breaks silently; write the value out. {UNCHANGED}"
                 )
         return _mapping(path, YAML(typ="safe", pure=True).load(text), "")
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing. {UNCHANGED}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8. {UNCHANGED}") from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         problem = " ".join(str(error.problem).split())

@@ -9,7 +9,7 @@ from lensmith.edge.params import ModelParams
 from lensmith.errors import InputError
 
 # The files of a model folder that decide its numbers; a README beside them does not.
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.pt")
 
 # Folders that stage `resolve` depends on in dvc.yaml. A local file elsewhere would go stale unseen.
 WATCHED = ("demo", "suites")
@@ -39,8 +39,10 @@ def with_inputs(settings: ModelParams, root: Path) -> dict[str, Any]:
     named = {
         "source": [settings.source.path] if settings.source.path else [],
         "corpus": settings.corpus.files,
+        "imported": [settings.imported.folder] if settings.imported.folder and settings.imported.repo is None else [],
         "sweep": settings.sweep.probes,
         "suite": settings.suite.files,
+        "publish": [settings.publish.base_license_file] if settings.publish.base_license_file else [],
     }
     for section, paths in named.items():
         for path in paths:

@@ -1,11 +1,12 @@
 """Percentile bootstrap intervals, where whole clusters are drawn.
 
-A draw with replacement of clusters is a row of counts: how often each unit (a prompt, a sequence) occurs in it. A
-statistic of the resample is then the statistic of the units under these counts, so that no resample is ever built.
-Counts depend on the stream of draws and the clusters alone: equal input gives equal intervals.
+A draw with replacement of clusters is a row of counts: how often each cluster occurs in it. A statistic of the resample
+is then the statistic of the units (prompts, positions) under the counts of their clusters, so that no resample is ever
+built. Counts depend on the stream of draws and the clusters alone: equal input gives equal intervals.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,57 +14,78 @@ from numpy.typing import NDArray
 from lensmith.draws import Stream
 
 Floats = NDArray[np.float64]
-Counts = NDArray[np.int64]
-Statistic = Callable[[Floats, Counts], Floats]
 
 CHUNK = 2_000_000  # cells of a block of resamples: bounds memory, does not change any number
 
 
-def draw_counts(clusters: Sequence[object], samples: int, draws: Stream) -> Counts:
-    """How often each unit occurs in each resample.
+@dataclass(frozen=True)
+class Draws:
+    """Resamples of n units in whole clusters."""
 
-    Args:
-        clusters: the cluster of each unit, (n,). A resample draws as many clusters as there are.
+    counts: NDArray[np.int64]  # (samples, clusters): how often each cluster occurs in each resample
+    member: NDArray[np.int64]  # (n,): the cluster of each unit
 
-    Returns:
-        (samples, n).
-    """
+    @classmethod
+    def once(cls, n: int) -> "Draws":
+        """Every unit once: the sample itself."""
+        return cls(np.ones((1, 1), dtype=np.int64), np.zeros(n, dtype=np.int64))
+
+    def only(self, kept: NDArray[np.bool_]) -> "Draws":
+        """The same resamples, of which only some units are looked at."""
+        return Draws(self.counts, self.member[kept])
+
+
+Statistic = Callable[[Floats, Draws], Floats]
+
+
+def draw(clusters: Sequence[object], samples: int, stream: Stream) -> Draws:
+    """Resamples of as many clusters as there are; `clusters` names the cluster of each unit, (n,)."""
     names, member = np.unique(np.asarray([str(cluster) for cluster in clusters]), return_inverse=True)
     size = len(names)
     if size == 0:
-        return np.zeros((samples, 0), dtype=np.int64)
+        return Draws(np.zeros((samples, 0), dtype=np.int64), np.zeros(0, dtype=np.int64))
     # A remainder favours small numbers by size / 2**64: nothing. The words themselves are the same in every NumPy.
-    drawn = (draws.words(samples * size, 0) % np.uint64(size)).astype(np.int64).reshape(samples, size)
+    drawn = (stream.words(samples * size, 0) % np.uint64(size)).astype(np.int64).reshape(samples, size)
     flat = (drawn + size * np.arange(samples)[:, None]).ravel()
-    counts = np.bincount(flat, minlength=samples * size).reshape(samples, size)
-    return counts[:, member]
+    return Draws(np.bincount(flat, minlength=samples * size).reshape(samples, size), member.astype(np.int64))
 
 
-def mean(values: Floats, counts: Counts) -> Floats:
-    """The mean of values (n,) under each row of counts (samples, n); NaN where a row is empty."""
+def mean(values: Floats, draws: Draws) -> Floats:
+    """The mean of values (n,) in each resample, (samples,); NaN where a resample is empty."""
+    clusters = draws.counts.shape[1]
+    total = draws.counts @ np.bincount(draws.member, weights=values, minlength=clusters)
     with np.errstate(invalid="ignore"):
-        return np.asarray((counts @ values) / counts.sum(axis=1), dtype=np.float64)
+        return np.asarray(total / (draws.counts @ np.bincount(draws.member, minlength=clusters)), dtype=np.float64)
 
 
-def median(values: Floats, counts: Counts) -> Floats:
-    """The median of values (n,) under each row of counts (samples, n), as of the values written out so often."""
+def ratio(values: Floats, draws: Draws) -> Floats:
+    """Mean of the first column of values (n, 2) over the mean of the second, in each resample; NaN where that is 0."""
+    whole = mean(values[:, 1], draws)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(whole == 0, np.nan, mean(values[:, 0], draws) / whole)
+
+
+def median(values: Floats, draws: Draws) -> Floats:
+    """The median of values (n,) in each resample, as of the values written out so often; NaN where it is empty."""
     order = np.argsort(values, kind="stable")
-    ordered = values[order]
+    ordered, member = values[order], draws.member[order]
     step = max(1, CHUNK // max(len(values), 1))
-    blocks = [_median(ordered, counts[i : i + step, order]) for i in range(0, len(counts), step)]
+    blocks = [_median(ordered, draws.counts[i : i + step, member]) for i in range(0, len(draws.counts), step)]
     return np.concatenate(blocks) if blocks else np.empty(0)
 
 
-def _median(ordered: Floats, counts: Counts) -> Floats:
+def _median(ordered: Floats, counts: NDArray[np.int64]) -> Floats:
+    if not len(ordered):
+        return np.full(len(counts), np.nan)
     reached = counts.cumsum(axis=1)
     total = reached[:, -1]
     lower, upper = (ordered[(reached > place[:, None]).argmax(axis=1)] for place in ((total - 1) // 2, total // 2))
     return np.where(total > 0, (lower + upper) / 2, np.nan)
 
 
-def interval(statistic: Statistic, values: Floats, counts: Counts, confidence: float) -> tuple[float, float]:
+def interval(statistic: Statistic, values: Floats, draws: Draws, confidence: float) -> tuple[float, float]:
     """The percentile interval of a statistic of finite values; (NaN, NaN) where no resample holds any."""
-    resampled = statistic(values, counts)
+    resampled = statistic(values, draws)
     resampled = resampled[np.isfinite(resampled)]
     if resampled.size == 0:
         return float("nan"), float("nan")

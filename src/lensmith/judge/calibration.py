@@ -4,8 +4,9 @@ At the last block the norm lens must be the model. That is asked of the model's 
 its head, so that a softcap or scale that our head lacks would show as bits here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from lensmith.judge.measure import Bench
 from lensmith.lens import divergence
 
 ENOUGH = 1000  # positions that a temperature is fitted on, where there are as many
+WARN_BITS = 0.25  # the plan's project warns above this
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class LastLayer:
     kl_lens_final_bits: float
     kl_final_lens_bits: float
     top1_agree: float
+    p_top1_lens: float
+    p_top1_model: float
     temperature: float
     kl_lens_final_after_temp_bits: float
     kl_final_lens_after_temp_bits_by_seq: tuple[float, ...]
@@ -32,32 +36,40 @@ class LastLayer:
 
 
 @torch.inference_mode()
-def last_layer(bench: Bench, tokens: Tensor, positions: Tensor) -> LastLayer:
-    """Measure it on sequences (n, seq_len) at positions (p,), a sequence at a time."""
+def capture(bench: Bench, tokens: Tensor, positions: Tensor) -> list[Tensor]:
+    """The residual stream of each of some sequences (n, seq_len) at its positions (n, p): n of (p, L + 1, d_model)."""
+    return [bench.backbone.capture(sequence, places)[0] for sequence, places in _pairs(tokens, positions)]
+
+
+@torch.inference_mode()
+def last_layer(bench: Bench, tokens: Tensor, positions: Tensor, kept: Sequence[Tensor]) -> LastLayer:
+    """Measure it on sequences (n, seq_len) at positions (n, p), a sequence at a time; `kept` is their capture."""
+    # A forward pass costs more than these rows: at a thousand positions they are a gigabyte for the largest vocabulary.
+    own = [bench.backbone.logits(s)[0, p[0].to(bench.backbone.device)] for s, p in _pairs(tokens, positions)]
 
     def lens_logits() -> Iterator[Tensor]:
-        for resid in kept:
-            yield from (bench.final(part) for part in resid.split(bench.chunk))
+        return (torch.cat([bench.final(part) for part in resid.split(bench.chunk)]) for resid in kept)
 
-    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-        for sequence, resid in zip(tokens, kept, strict=True):
-            own = bench.backbone.logits(sequence[None])[0, positions.to(bench.backbone.device)]
-            yield own, torch.cat([bench.final(part) for part in resid.split(bench.chunk)])
+    expected = [temperature.expected_logit(model, z) for model, z in zip(own, lens_logits(), strict=True)]
+    tau = temperature.fit(lens_logits, torch.cat(expected))
+    # One line for each sequence, in the order of `_compare`.
+    pairs = zip(own, lens_logits(), strict=True)
+    table = np.array([[_mean(v) for v in _compare(model, z, tau)] for model, z in pairs])
+    reverse, forward, agree, p_lens, p_model, reverse_after, _ = table.mean(axis=0).tolist()
+    by_seq = tuple(table[:, -1].tolist())
+    return LastLayer(reverse, forward, agree, p_lens, p_model, tau, reverse_after, by_seq, positions.numel())
 
-    kept = [bench.backbone.capture(sequence[None], positions[None])[0] for sequence in tokens]
-    expected = torch.cat([temperature.expected_logit(own, z) for own, z in pairs()])
-    tau = temperature.fit(lens_logits, expected)
-    # One line for each sequence: KL both ways, agreement, and both ways again after the temperature.
-    table = np.array([[_mean(v) for v in _compare(own, z, tau)] for own, z in pairs()])
-    reverse, forward, agree, reverse_after, _ = table.mean(axis=0).tolist()
-    by_seq = tuple(table[:, 4].tolist())
-    return LastLayer(reverse, forward, agree, tau, reverse_after, by_seq, len(expected))
+
+def _pairs(tokens: Tensor, positions: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    return zip(tokens.split(1), positions.split(1), strict=True)
 
 
 def _compare(own: Tensor, z: Tensor, tau: float) -> Iterator[Tensor]:
     yield divergence.kl_bits(z, own)
     yield divergence.kl_bits(own, z)
     yield (own.argmax(-1) == z.argmax(-1)).float()
+    yield z.softmax(-1).amax(-1)
+    yield own.softmax(-1).amax(-1)
     yield divergence.kl_bits(z / tau, own)
     yield divergence.kl_bits(own, z / tau)
 
@@ -66,17 +78,40 @@ def _mean(values: Tensor) -> float:
     return float(values.double().mean())
 
 
+def last_layer_block(bench: Bench, last: LastLayer) -> dict[str, Any]:
+    """The plan's block, whose KL is KL(lens || final), and the same as KL(final || lens), which gates judge."""
+    transform = bench.backbone.head.transform
+    return {
+        "kl_to_final_bits": last.kl_lens_final_bits,
+        "top1_agree": last.top1_agree,
+        "p_top1_lens": last.p_top1_lens,
+        "p_top1_model": last.p_top1_model,
+        "temp_est": last.temperature,
+        "temp_at_bound": temperature.at_bound(last.temperature),
+        "cfg_transform": {"scale": transform.scale, "softcap": transform.softcap},
+        "kl_after_temp_bits": last.kl_lens_final_after_temp_bits,
+        "kl_final_lens_bits": last.kl_final_lens_bits,
+        "kl_final_lens_after_temp_bits": float(np.mean(last.kl_final_lens_after_temp_bits_by_seq)),
+        "kl_final_lens_after_temp_bits_by_seq": list(last.kl_final_lens_after_temp_bits_by_seq),
+        "n_positions": last.positions,
+        "too_few_positions": last.positions < ENOUGH,
+        "warn_high_last_layer_kl": not last.kl_lens_final_bits <= WARN_BITS,
+    }
+
+
 @torch.inference_mode()
-def norm_temperatures(bench: Bench, lens: str, tokens: Tensor, positions: Tensor) -> list[float]:
-    """The best temperature of a norm lens at each row 0..L, over sequences (n, seq_len) at positions (p,)."""
-    kept = [bench.backbone.capture(sequence[None], positions[None])[0] for sequence in tokens]
-    parts = [part for resid in kept for part in resid.split(bench.chunk)]
+def norm_temperatures(bench: Bench, lens: str, kept: Sequence[Tensor]) -> list[float]:
+    """The best temperature of a norm lens at each row 0..L, over captures (p, L + 1, d_model)."""
+    resid = torch.cat(list(kept))
+    parts = resid.split(bench.chunk)
     return [_row_temperature(bench, lens, row, parts) for row in range(bench.n_layers + 1)]
 
 
 def _row_temperature(bench: Bench, lens: str, row: int, parts: Sequence[Tensor]) -> float:
-    def logits() -> Iterator[Tensor]:
+    def decoded() -> Iterator[Tensor]:
         return (bench.decode(lens, row, part) for part in parts)
 
+    # One piece is few enough to keep; more are made anew at each step.
+    logits = decoded if len(parts) > 1 else list(decoded()).copy
     expected = [temperature.expected_logit(bench.final(part), z) for part, z in zip(parts, logits(), strict=True)]
     return temperature.fit(logits, torch.cat(expected))

@@ -1,10 +1,12 @@
 """Rows and limits in, KPIs and verdicts out. No torch: this stage takes seconds.
 
-Gates of the plan (section 6), E is ours:
+Gates of the plan (section 6) are A to D, the others are ours:
 
-    A  median_delta_kl_bits_{25,50,75} >= limits                     C  last_layer_kl_after_temp_bits <= limit
-    B  share of prompts with a shift of at least the limit in        D  median_delta_kl_bits at no percentile below
-       layers, for rank <= 10 and rank <= 5, >= limit                E  identity at the last block <= limit
+    A  median_delta_kl_bits_{25,50,75} >= limits                     E  identity at the last block <= limit
+    B  share of prompts with a shift of at least the limit in        F  held-out KL below that of the temperature and
+       layers, for rank <= 10 and rank <= 5, >= limit                   of the bias lens, by at least the limit
+    C  last_layer_kl_after_temp_bits <= limit                        G  held-out KL saved in each part of the context
+    D  median_delta_kl_bits at no percentile below limit             H  raw-vs-norm risk tier, tuned minus norm
 
 A gate has an interval for each number that it asks about, and a word:
 
@@ -26,13 +28,16 @@ import numpy as np
 from lensmith.edge import artifacts
 from lensmith.edge.params import GatesParams, ModelParams
 from lensmith.errors import IntegrityError
-from lensmith.judge import tables
-from lensmith.judge.kpis import RANKS, Book, Kpi, stronger
+from lensmith.judge import ladder, tables
+from lensmith.judge.kpis import Book, Kpi, Units
+from lensmith.judge.tables import RANKS
 from lensmith.lens.depth import PERCENTILES, depth_row
 
 Verdict = Literal["pass", "fail", "inconclusive", "invalid"]
-GATES = "ABCDE"
-PLOTTED = ("norm", tables.TUNED)
+GATES = "ABCDEFGH"
+BEATEN = ("temperature", "bias")  # gate F
+TIERS = ("low", "medium", "high")
+MISSING = Kpi(float("nan"), float("nan"), float("nan"), 0)
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def judge(measured: tables.Measured, limits: GatesParams) -> dict[str, Any]:
     book = Book(measured, limits)
     kpis = dict(_kpis(book))
     checks = gate_checks(kpis, book)
-    flat: dict[str, Any] = {**_counts(book), **_baselines(book), **_limits(book)}
+    flat: dict[str, Any] = {**_counts(book), **_baselines(book), **_limits(book), **_facts(book)}
     for name, kpi in kpis.items():
         interval = {name: kpi.value, f"{name}_lo": kpi.lo, f"{name}_hi": kpi.hi}
         flat |= interval if kpi.finite else {f"{name}_finite": 0}
@@ -112,41 +117,75 @@ def gate_checks(kpis: dict[str, Kpi], book: Book) -> dict[str, list[Check]]:
     delta = {percent: kpis[f"median_delta_kl_bits_{percent}"] for percent in PERCENTILES}
     least = {25: limits.delta_kl_bits_25, 50: limits.delta_kl_bits_50, 75: limits.delta_kl_bits_75}
     shares = [kpis["earliness_share_le_10"], kpis["earliness_share_le_5"]]
+    beaten = [kpis.get(f"heldout_delta_kl_bits_{p}_vs_{rung}", MISSING) for rung in BEATEN for p in PERCENTILES]
+    parts = [kpi for name, kpi in kpis.items() if name.startswith("position_delta_kl_bits_")]
     return {
         "A": [Check(delta[percent], limit, True, enough) for percent, limit in least.items()],
         "B": [Check(share, limits.earliness_share, True, enough) for share in shares],
         "C": [Check(kpis["last_layer_kl_after_temp_bits"], limits.last_layer_kl_bits, False)],
         "D": [Check(kpi, limits.worst_delta_kl_bits, True, enough) for kpi in delta.values()],
         "E": [Check(kpis["identity_kl_bits"], limits.identity_kl_bits, False)],
+        "F": [Check(kpi, limits.ladder_gain_bits, True) for kpi in beaten],
+        "G": [Check(kpi, limits.position_delta_kl_bits, True) for kpi in parts],
+        "H": [Check(kpis["risk_tier_steps"], limits.risk_tier_steps, False)],
     }
 
 
 def _kpis(book: Book) -> Iterator[tuple[str, Kpi]]:
+    yield from _plan_kpis(book.suite, book, "", tables.NORMS, "")
+    yield from _plan_kpis(book.heldout, book, "heldout_", tables.NORMS, "")
+    if "temperature" in book.measured.rungs:  # the norm lens, calibrated
+        yield from _plan_kpis(book.suite, book, "", ("temperature",), "_vs_temperature")
+        yield from _plan_kpis(book.heldout, book, "heldout_", ("temperature",), "_vs_temperature")
     for percent in PERCENTILES:
-        yield f"median_delta_kl_bits_{percent}", book.delta_kl(percent)
-        yield f"heldout_delta_kl_bits_{percent}", book.heldout_delta_kl(percent)
-    for k in RANKS:
-        yield f"earliness_shift_first_rank_le_{k}_layers", book.earliness_shift(k)
-    for k in (10, 5):
-        yield f"earliness_share_le_{k}", book.earliness_share(k, book.earliness_limit(k))
-    yield "rank1_coverage_gain", book.coverage_gain()[1]
+        yield f"heldout_delta_kl_bits_{percent}", book.heldout.mean_delta_kl(percent)
+        for rung in BEATEN:
+            if rung in book.measured.rungs:
+                kpi = book.heldout.mean_delta_kl(percent, (rung,))
+                yield f"heldout_delta_kl_bits_{percent}_vs_{rung}", kpi
+        for part in range(len(book.measured.run["heldout"]["parts"])):
+            kpi = book.heldout.mean_delta_kl(percent, kept=book.measured.positions.part == part)
+            yield f"position_delta_kl_bits_{percent}_part_{part}", kpi
+    yield from ladder.attribution(book)
     yield "last_layer_kl_after_temp_bits", book.last_layer_kl()
     yield "identity_kl_bits", book.identity_kl()
+    yield "risk_tier_steps", _risk_tier_steps(book)
+
+
+def _plan_kpis(
+    units: Units, book: Book, prefix: str, baselines: tuple[str, ...], end: str
+) -> Iterator[tuple[str, Kpi]]:
+    """The plan's KPIs of prompts or of held-out positions, against the strongest of some baselines."""
+    for percent in PERCENTILES:
+        yield f"{prefix}median_delta_kl_bits_{percent}{end}", units.median_delta_kl(percent, baselines)
+    for k in RANKS:
+        yield f"{prefix}earliness_shift_first_rank_le_{k}_layers{end}", units.earliness_shift(k, baselines)
+    for k in (10, 5):
+        share = units.earliness_share(k, book.earliness_limit(k), baselines)
+        yield f"{prefix}earliness_share_le_{k}{end}", share
+    yield f"{prefix}rank1_coverage_gain{end}", units.coverage_gain(baselines)[1]
+
+
+def _risk_tier_steps(book: Book) -> Kpi:
+    """Tiers of the raw-vs-norm risk between the norm lens and the tuned one: positive where the tuned one is worse."""
+    check = book.measured.run["raw_lens_check"]
+    tiers = [TIERS.index(check[lens]["risk_tier"]) for lens in (ladder.start(book), tables.TUNED) if lens in check]
+    return Kpi.exact(float(tiers[1] - tiers[0]), len(book.measured.run["prompts"])) if len(tiers) == 2 else MISSING
 
 
 def _points(book: Book) -> Iterator[tuple[str, float]]:
-    for lens in tables.LENSES:
+    for lens in book.measured.heldout.lenses:
         for percent in PERCENTILES:
             yield f"heldout_kl_{lens}_bits_{percent}", book.heldout_kl(lens, percent)
         yield f"heldout_kl_{lens}_bits_mean", book.heldout_kl_mean(lens)
-    deltas = [book.delta_kl(percent).value for percent in PERCENTILES]
+    deltas = [book.suite.median_delta_kl(percent).value for percent in PERCENTILES]
     yield "worst_delta_kl_bits", min(deltas) if np.isfinite(deltas).all() else float("nan")
     ranks = [row["final_answer_token_rank"] for row in book.measured.prompts if row["aligned"] == "1"]
     yield "final_rank1_share", sum(rank == "0" for rank in ranks) / len(ranks) if ranks else float("nan")
 
 
 def _counts(book: Book) -> dict[str, Any]:
-    early = {k: book.earliness(k) for k in RANKS}
+    early = {k: book.suite.earliness(k) for k in RANKS}
     aligned = int(book.aligned.sum())
     return {
         "n_layers": book.measured.n_layers,
@@ -157,19 +196,29 @@ def _counts(book: Book) -> dict[str, Any]:
         "n_heldout_positions": book.measured.run["heldout"]["n_positions"],
         "n_suite_clusters": len(set(book.clusters)),
         "suite_resampled_by": "prompt" if book.clusters == book.measured.suite.units else "template",
+        "heldout_resampled_by": "sequence" if book.block_seqs == 1 else f"run of {book.block_seqs} sequences",
         **{f"earliness_never_le_{k}_prompts": aligned - int(early[k].reached.sum()) for k in RANKS},
     }
 
 
 def _baselines(book: Book) -> dict[str, Any]:
-    suite, heldout, n_layers = book.measured.suite, book.measured.heldout, book.measured.n_layers
-    flat: dict[str, Any] = {"baseline_rank1_coverage": book.coverage_gain()[0]}
-    for percent in PERCENTILES:
-        row = depth_row(n_layers, percent)
-        flat[f"layer_{percent}"] = row
-        flat[f"baseline_{percent}"] = stronger(suite, row, np.median)
-        flat[f"heldout_baseline_{percent}"] = stronger(heldout, row, np.mean)
-    return flat | {f"baseline_earliness_le_{k}": book.earliness(k).baseline for k in RANKS}
+    flat: dict[str, Any] = {}
+    for prefix, units, centre in (("", book.suite, np.median), ("heldout_", book.heldout, np.mean)):
+        flat[f"{prefix}baseline_rank1_coverage"] = units.coverage_gain()[0]
+        flat |= {f"{prefix}baseline_earliness_le_{k}": units.earliness(k).baseline for k in RANKS}
+        flat |= {f"{prefix}baseline_{p}": units.delta(p, tables.NORMS, centre)[0] for p in PERCENTILES}
+    return flat | {f"layer_{percent}": depth_row(book.measured.n_layers, percent) for percent in PERCENTILES}
+
+
+def _facts(book: Book) -> dict[str, Any]:
+    """What is said beside the numbers: the ladder, the parts of the context, the risk tiers, what ended at a bound."""
+    run = book.measured.run
+    flat: dict[str, Any] = {"ladder": " ".join(ladder.rungs(book)), "n_position_parts": len(run["heldout"]["parts"])}
+    for place, part in enumerate(run["heldout"]["parts"]):
+        flat |= {f"position_part_{place}_{name}": part[name] for name in ("first", "last")}
+    for lens, check in run["raw_lens_check"].items():
+        flat |= {f"risk_tier_{lens}": check["risk_tier"], f"lens_artifact_score_{lens}": check["lens_artifact_score"]}
+    return flat | {"last_layer_temp_at_bound": int(run["last_layer_consistency"]["temp_at_bound"])}
 
 
 def _limits(book: Book) -> dict[str, Any]:
@@ -185,9 +234,9 @@ def depth_curve(measured: tables.Measured, settings: ModelParams, quantity: str)
     """
     book = Book(measured, settings.gates)
     rows: list[tuple[object, ...]] = []
-    for lens in PLOTTED:
-        crossings = _crossings(book, lens)
-        for layer in range(lens == tables.TUNED, measured.n_layers + 1):
+    for lens in measured.heldout.lenses:
+        crossings = _crossings(book, lens) if lens in (tables.NORMS[0], tables.TUNED) else {}
+        for layer in range(tables.first_row(lens), measured.n_layers + 1):
             values = measured.heldout.at(lens, quantity)[:, layer]
             value = float(values.mean()) if values.size and np.isfinite(values).all() else None
             rows.append((layer, lens, value, crossings.get(layer, "")))
@@ -198,7 +247,7 @@ def _crossings(book: Book, lens: str) -> dict[int, str]:
     """Row -> label. The first row by which at least half of the aligned prompts have the answer within rank k."""
     labels: dict[int, str] = {}
     for k in RANKS:
-        first = np.sort(book.earliness(k).first[lens])
+        first = np.sort(book.suite.first[lens][k])
         if first.size == 0 or not np.isfinite(first).all():
             continue
         row = int(first[(first.size - 1) // 2])

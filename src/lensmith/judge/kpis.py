@@ -1,14 +1,15 @@
-"""The plan's KPIs (section 6), each with its interval.
+"""The plan's KPIs (section 6), each with its interval, over the suite's prompts and over held-out positions.
 
-Everything compares the tuned lens with the *stronger* of two norm baselines: the model's final norm at every layer, and
-the next block's input norm. W_U was trained against the final norm's gain, so that the other baseline is often nearly
-uniform, and beating it says little. Which one is stronger is settled once for each KPI, on all units, and reported.
+Everything compares the tuned lens with baselines, most often with the *stronger* of two norm lenses: the model's final
+norm at every layer, and the next block's input norm. W_U was trained against the final norm's gain, so that the other
+is often nearly uniform, and beating it says little. Which one is stronger is settled once for each KPI, on all units,
+and reported. On held-out text "the answer" is the model's own most likely token.
 
 Signs: a positive number is in favour of the tuned lens. "Rank k" counts from 1: the answer is within rank k where its
 token_rank is below k.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,13 +20,13 @@ from numpy.typing import NDArray
 from lensmith.draws import Stream
 from lensmith.edge.params import GatesParams
 from lensmith.judge import bootstrap
-from lensmith.judge.tables import LENSES, NORMS, TUNED, Curves, Floats, Measured
-from lensmith.lens.depth import depth_row, scaled_layers
+from lensmith.judge.bootstrap import Draws, Statistic
+from lensmith.judge.tables import NORMS, RANKS, TUNED, Curves, Floats, Measured
+from lensmith.lens.depth import PERCENTILES, depth_row, scaled_layers
 
 Centre = Callable[[Floats], Any]  # np.mean or np.median
 
 KL = "kl_final_lens_bits"
-RANKS = (10, 5, 1)
 # Below this many templates a resample of templates says more about their number than about the prompts.
 MIN_CLUSTERS = 8
 
@@ -43,20 +44,97 @@ class Kpi:
     def finite(self) -> bool:
         return bool(np.isfinite([self.value, self.lo, self.hi]).all())
 
+    @classmethod
+    def exact(cls, value: float, units: int) -> "Kpi":
+        """A number that nothing was sampled for."""
+        return cls(value, value, value, units)
+
+    @classmethod
+    def of(cls, statistic: Statistic, values: Floats, draws: Draws, confidence: float) -> "Kpi":
+        """A statistic of values (n, ...) with its interval."""
+        # inf passes a median unseen, so finiteness is settled before anything is computed.
+        if not len(values) or not np.isfinite(values).all():
+            return cls(np.nan, np.nan, np.nan, len(values))
+        value = statistic(values, Draws.once(len(values)))[0]
+        return cls(float(value), *bootstrap.interval(statistic, values, draws, confidence), len(values))
+
 
 @dataclass(frozen=True)
 class Earliness:
-    """How much earlier the tuned lens has the answer within rank k, prompt by prompt."""
+    """How much earlier the tuned lens has the answer within rank k, unit by unit."""
 
     baseline: str
     shift: Floats  # layers, (n,): first row under the baseline minus first row under the tuned lens
-    reached: NDArray[np.bool_]  # (n,): prompts where at least one of the two gets there
-    first: dict[str, Floats]  # lens -> first row, L + 1 where it never does
+    reached: NDArray[np.bool_]  # (n,): units where at least one of the two gets there
+    first: Mapping[str, Floats]  # lens -> first row, L + 1 where it never does
+
+
+@dataclass(frozen=True)
+class Units:
+    """What was measured of n prompts, or of n held-out positions, by lens."""
+
+    n_layers: int
+    confidence: float
+    draws: Draws  # of all n
+    kl: Mapping[str, Mapping[int, Floats]]  # percent of depth -> KL(final || lens) in bits, (n,)
+    answered: NDArray[np.bool_]  # (n,): has an answer; the two below are of those alone
+    first: Mapping[str, Mapping[int, Floats]]  # k -> first row within rank k, L + 1 where never
+    share_at_top: Mapping[str, Floats]  # share of blocks that have the answer at rank 1
+
+    def delta(self, percent: int, baselines: Sequence[str], centre: Centre) -> tuple[str, Floats]:
+        """The strongest of some baselines at a depth, and its KL minus that of the tuned lens."""
+        strongest = min(baselines, key=lambda lens: _centre(self.kl[lens][percent], centre))
+        return strongest, self.kl[strongest][percent] - self.kl[TUNED][percent]
+
+    def median_delta_kl(self, percent: int, baselines: Sequence[str] = NORMS) -> Kpi:
+        """Median over units of KL(final || baseline) - KL(final || tuned), bits."""
+        return self._kpi(bootstrap.median, self.delta(percent, baselines, np.median)[1], self.draws)
+
+    def mean_delta_kl(
+        self, percent: int, baselines: Sequence[str] = NORMS, kept: NDArray[np.bool_] | None = None
+    ) -> Kpi:
+        """Mean of the same, over all units or over some. The baseline is the strongest on those it is taken over."""
+        if kept is None:
+            return self._kpi(bootstrap.mean, self.delta(percent, baselines, np.mean)[1], self.draws)
+        strongest = min(baselines, key=lambda lens: _centre(self.kl[lens][percent][kept], np.mean))
+        values = (self.kl[strongest][percent] - self.kl[TUNED][percent])[kept]
+        return self._kpi(bootstrap.mean, values, self.draws.only(kept))
+
+    def earliness(self, k: int, baselines: Sequence[str] = NORMS) -> Earliness:
+        """First rows within rank k, against the baseline that gets there earlier on average."""
+        first = {lens: by_rank[k] for lens, by_rank in self.first.items()}
+        baseline = min(baselines, key=lambda lens: _centre(first[lens], np.mean))
+        shift = first[baseline] - first[TUNED]
+        reached = np.minimum(first[baseline], first[TUNED]) <= self.n_layers
+        return Earliness(baseline, shift, reached | ~np.isfinite(shift), first)  # a missing rank must be seen
+
+    def earliness_shift(self, k: int, baselines: Sequence[str] = NORMS) -> Kpi:
+        """Median over units, in layers; units that get there under neither lens are left out."""
+        early = self.earliness(k, baselines)
+        return self._kpi(bootstrap.median, early.shift[early.reached], self._reached(early))
+
+    def earliness_share(self, k: int, layers: float, baselines: Sequence[str] = NORMS) -> Kpi:
+        """Share of these units whose shift is at least `layers`."""
+        shift = (early := self.earliness(k, baselines)).shift[early.reached]
+        hits = np.where(np.isfinite(shift), (shift >= layers).astype(np.float64), np.nan)
+        return self._kpi(bootstrap.mean, hits, self._reached(early))
+
+    def coverage_gain(self, baselines: Sequence[str] = NORMS) -> tuple[str, Kpi]:
+        """Share of (unit, block) where the answer is at rank 1, tuned minus the best baseline."""
+        baseline = min(baselines, key=lambda lens: _centre(-self.share_at_top[lens], np.mean))
+        gain = self.share_at_top[TUNED] - self.share_at_top[baseline]
+        return baseline, self._kpi(bootstrap.mean, gain, self.draws.only(self.answered))
+
+    def _reached(self, early: Earliness) -> Draws:
+        return self.draws.only(self.answered).only(early.reached)
+
+    def _kpi(self, statistic: Statistic, values: Floats, draws: Draws) -> Kpi:
+        return Kpi.of(statistic, values, draws, self.confidence)
 
 
 @dataclass(frozen=True)
 class Book:
-    """All KPIs of one model; `facts` holds what has no interval: baselines, rows, counts."""
+    """Everything about one model that KPIs are computed from."""
 
     measured: Measured
     limits: GatesParams
@@ -73,34 +151,51 @@ class Book:
         return np.array([row["aligned"] == "1" for row in self.measured.prompts], dtype=bool)
 
     @cached_property
-    def _suite_counts(self) -> bootstrap.Counts:
-        return self._draws("bootstrap-suite", self.clusters)
+    def suite(self) -> Units:
+        curves = self.measured.suite
+        ranks = {lens: curves.at(lens, "answer_token_rank")[self.aligned] for lens in curves.lenses}
+        rows = {percent: depth_row(self.measured.n_layers, percent) for percent in PERCENTILES}
+        return Units(
+            self.measured.n_layers,
+            self.limits.confidence,
+            self.draw("bootstrap-suite", self.clusters),
+            {lens: {p: curves.at(lens, KL)[:, row] for p, row in rows.items()} for lens in curves.lenses},
+            self.aligned,
+            {lens: {k: first_rows(ranks[lens], k) for k in RANKS} for lens in curves.lenses},
+            {lens: _share_at_top(ranks[lens]) for lens in curves.lenses},
+        )
 
     @cached_property
-    def _heldout_counts(self) -> bootstrap.Counts:
-        return self._draws("bootstrap-heldout", self.measured.heldout.units)
+    def heldout(self) -> Units:
+        found = self.measured.positions
+        lenses = found.values
+        return Units(
+            self.measured.n_layers,
+            self.limits.confidence,
+            self.draw("bootstrap-heldout", self.blocks(found.seq)),
+            {lens: {p: found.at(lens, f"{KL}_{p}") for p in PERCENTILES} for lens in lenses},
+            np.ones(len(found.seq), dtype=bool),
+            {lens: {k: found.at(lens, f"first_rank_le_{k}") for k in RANKS} for lens in lenses},
+            {lens: found.at(lens, "rank1_share") for lens in lenses},
+        )
 
-    def _draws(self, stream: str, clusters: Sequence[object]) -> bootstrap.Counts:
-        return bootstrap.draw_counts(clusters, self.limits.bootstrap_samples, Stream(self.limits.seed, stream))
+    @property
+    def block_seqs(self) -> int:
+        """Neighbouring sequences that are drawn together: as many as a document of the mean length is long."""
+        return int(self.measured.run["heldout"]["block_seqs"])
 
-    def _kpi(self, statistic: bootstrap.Statistic, values: Floats, counts: bootstrap.Counts) -> Kpi:
-        # inf passes a median unseen, so finiteness is settled before anything is computed.
-        if values.size == 0 or not np.isfinite(values).all():
-            return Kpi(np.nan, np.nan, np.nan, len(values))
-        value = statistic(values, np.ones((1, len(values)), dtype=np.int64))[0]
-        return Kpi(float(value), *bootstrap.interval(statistic, values, counts, self.limits.confidence), len(values))
+    def blocks(self, seq: NDArray[np.int64]) -> list[int]:
+        """The block of each sequence number."""
+        return list((seq // self.block_seqs).tolist())
 
-    def delta_kl(self, percent: int) -> Kpi:
-        """Median over the suite's prompts of KL(final || norm) - KL(final || tuned), bits."""
-        return self._kpi(bootstrap.median, self._delta(self.measured.suite, percent, np.median), self._suite_counts)
+    def draw(self, stream: str, clusters: Sequence[object]) -> Draws:
+        return bootstrap.draw(clusters, self.limits.bootstrap_samples, Stream(self.limits.seed, stream))
 
-    def heldout_delta_kl(self, percent: int) -> Kpi:
-        """Mean of the same over held-out positions."""
-        return self._kpi(bootstrap.mean, self._delta(self.measured.heldout, percent, np.mean), self._heldout_counts)
-
-    def _delta(self, curves: Curves, percent: int, centre: Centre) -> Floats:
-        row = depth_row(self.measured.n_layers, percent)
-        return curves.at(stronger(curves, row, centre), KL)[:, row] - curves.at(TUNED, KL)[:, row]
+    def heldout_mean(self, lens: str, quantity: str, row: int) -> Kpi:
+        """Mean of any quantity over held-out positions at one row."""
+        values = self.measured.heldout.at(lens, quantity)[:, row]
+        draws = self.draw("bootstrap-heldout", self.blocks(np.array(self.measured.heldout.units, dtype=np.int64)))
+        return Kpi.of(bootstrap.mean, values, draws, self.limits.confidence)
 
     def heldout_kl(self, lens: str, percent: int) -> float:
         """Mean KL(final || lens) over held-out positions, bits."""
@@ -110,49 +205,20 @@ class Book:
         """The same over all blocks but the last, where every lens is the model itself."""
         return _mean(self.measured.heldout.at(lens, KL)[:, 1 : max(self.measured.n_layers, 2)])
 
-    def earliness(self, k: int) -> Earliness:
-        """First rows within rank k, against the norm baseline that gets there earlier on average."""
-        suite, never = self.measured.suite, self.measured.n_layers + 1
-        ranks = {lens: suite.at(lens, "answer_token_rank")[self.aligned] for lens in LENSES}
-        first = {lens: first_rows(ranks[lens], k) for lens in LENSES}
-        baseline = min(NORMS, key=lambda lens: _centre(first[lens], np.mean))
-        shift = first[baseline] - first[TUNED]
-        reached = (first[baseline] < never) | (first[TUNED] < never)
-        return Earliness(baseline, shift, reached | ~np.isfinite(shift), first)  # a missing rank must be seen
-
-    def earliness_shift(self, k: int) -> Kpi:
-        """Median over prompts, in layers; prompts that get there under neither lens are left out."""
-        early = self.earliness(k)
-        return self._kpi(bootstrap.median, early.shift[early.reached], self._reached_counts(early))
-
-    def earliness_share(self, k: int, layers: float) -> Kpi:
-        """Share of these prompts whose shift is at least `layers`."""
-        shift = (early := self.earliness(k)).shift[early.reached]
-        hits = np.where(np.isfinite(shift), (shift >= layers).astype(np.float64), np.nan)
-        return self._kpi(bootstrap.mean, hits, self._reached_counts(early))
-
-    def _reached_counts(self, early: Earliness) -> bootstrap.Counts:
-        return self._suite_counts[:, self.aligned][:, early.reached]
-
-    def coverage_gain(self) -> tuple[str, Kpi]:
-        """Share of (prompt, block) where the answer is at rank 1, tuned minus the better norm baseline."""
-        suite = self.measured.suite
-        top = {lens: _share_at_top(suite.at(lens, "answer_token_rank")[self.aligned]) for lens in LENSES}
-        baseline = min(NORMS, key=lambda lens: _centre(-top[lens], np.mean))
-        return baseline, self._kpi(bootstrap.mean, top[TUNED] - top[baseline], self._suite_counts[:, self.aligned])
-
     def last_layer_kl(self) -> Kpi:
         """KL(model || norm lens at the last block after one scalar temperature), bits."""
-        by_seq = self.measured.run["last_layer_consistency"]["kl_final_lens_after_temp_bits_by_seq"]
+        last = self.measured.run["last_layer_consistency"]
+        by_seq = last["kl_final_lens_after_temp_bits_by_seq"]
         values = np.array([np.nan if v is None else v for v in by_seq], dtype=np.float64)
-        return self._kpi(bootstrap.mean, values, self._draws("bootstrap-last-layer", range(len(values))))
+        draws = self.draw("bootstrap-last-layer", self.blocks(np.arange(len(values))))
+        return Kpi.of(bootstrap.mean, values, draws, self.limits.confidence)
 
     def identity_kl(self) -> Kpi:
         """The largest KL(final || tuned) at the last block, over suite and held-out text. An exact number."""
         last = [np.ravel(c.at(TUNED, KL)[:, -1]) for c in (self.measured.heldout, self.measured.suite)]
         joined = np.concatenate(last)
         value = float(joined.max()) if joined.size and np.isfinite(joined).all() else float("nan")
-        return Kpi(value, value, value, len(joined))
+        return Kpi.exact(value, len(joined))
 
     def earliness_limit(self, k: int) -> float:
         """The plan's limit in layers, scaled to this model's depth."""

@@ -4,9 +4,9 @@ Decoding goes lens by lens and layer by layer: with d_vocab logits a position, a
 largest tensor of the lab.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,29 +15,41 @@ from lensmith.edge import artifacts
 from lensmith.edge.params import ModelParams
 from lensmith.errors import IntegrityError
 from lensmith.judge.prompts import Encoder
-from lensmith.judge.tables import DISTANCES, TUNED
+from lensmith.judge.tables import DISTANCES, LENSES, NORMS, PRISM, RAW, RUNGS, TUNED, first_row
 from lensmith.lens import divergence
-from lensmith.lens.form import WEIGHTS
+from lensmith.lens.form import LADDER, WEIGHTS
+from lensmith.lens.form import PRISM as PRISM_FILE
+from lensmith.lens.prism import Prism
 from lensmith.lens.translators import Lens
 from lensmith.source import corpus
-from lensmith.source.backbone import Backbone
+from lensmith.source.backbone import Backbone, Head
 
 MEASURED = (*DISTANCES, "top1_agree")
 LOGITS = 2**25  # logits that are held at a time
 
 
+class Reader(Protocol):
+    """Something fitted that reads a residual stream through the model's head: a lens of the ladder, or Prism."""
+
+    def head_input(self, head: Head, resid: Tensor, row: int) -> Tensor: ...
+
+    def logits(self, head: Head, resid: Tensor, row: int) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Bench:
-    """A model with its lens, on the model's device."""
+    """A model with its lens and the lenses that it is compared with, on the model's device."""
 
     backbone: Backbone
     lens: Lens
     encode: Encoder
     about: dict[str, Any]  # what identifies the lens in a JSON file
+    others: dict[str, Reader] = field(default_factory=dict)  # the ladder and Prism, by name, where they were fit
+    raw: bool = False  # whether the residual is also read without a norm
 
     @classmethod
-    def load(cls, settings: ModelParams, corpus_dir: Path, lens_dir: Path) -> "Bench":
-        """The pinned model of a corpus and the lens that was fit on it.
+    def load(cls, settings: ModelParams, corpus_dir: Path, lens_dir: Path, *, raw: bool = False) -> "Bench":
+        """The pinned model of a corpus and the lenses that were fit on it.
 
         Raises:
             IntegrityError: the lens was fit on a model of another shape, or on another head.
@@ -45,6 +57,7 @@ class Bench:
         manifest = corpus.Manifest.read(corpus_dir)
         backbone = Backbone.load(settings.source, manifest.model)
         lens = Lens.load(lens_dir)
+        others = _others(lens_dir, lens, backbone.device)
         recorded = artifacts.read_json(lens_dir / "provenance.json")["head"]
         shape = (backbone.n_layers, backbone.d_model)
         if (lens.n_layers, lens.d_model) != shape or recorded != backbone.head.fingerprint():
@@ -57,11 +70,22 @@ class Bench:
         about = {"weights_sha256": sha256, "kind": lens.kind, "norm": lens.norm, "rank": lens.rank}
         assert backbone.tokenizer is not None  # a loaded model has one
         encode = Encoder(backbone.tokenizer, manifest.tokenizer.adds_bos)
-        return cls(backbone, lens.with_tensors(lambda tensor: tensor.to(backbone.device)), encode, about)
+        return cls(backbone, lens.to(backbone.device), encode, about, others, raw)
 
     @property
     def n_layers(self) -> int:
         return self.backbone.n_layers
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The lenses that are measured, in the order of their tables."""
+        held = {*NORMS, *self.others, TUNED, *([RAW] if self.raw else [])}
+        return tuple(name for name in LENSES if name in held)
+
+    @property
+    def baseline(self) -> str:
+        """The norm lens that the tuned lens starts from."""
+        return NORMS[0] if self.lens.norm == "final" else NORMS[1]
 
     @property
     def chunk(self) -> int:
@@ -80,14 +104,47 @@ class Bench:
     def decode(self, lens: str, row: int, resid: Tensor) -> Tensor:
         """What one lens reads at one row of resid (n, L + 1, d_model): logits (n, d_vocab), fp32."""
         head, here = self.backbone.head, resid[:, row]
-        if lens == TUNED:
-            return self.lens.logits(head, here, row)
-        return head.logits(head.norm(here, row, "final" if lens == "norm" else "next_input"))
+        if (reader := self._fitted(lens)) is not None:
+            return reader.logits(head, here, row)
+        return head.logits(self.head_input(lens, row, here))
+
+    def head_input(self, lens: str, row: int, here: Tensor) -> Tensor:
+        """What W_U reads under one lens in the residual `here` (n, d_model) of one row: (n, d_model), fp32."""
+        head = self.backbone.head
+        if (reader := self._fitted(lens)) is not None:
+            return reader.head_input(head, here, row)
+        return here.float() if lens == RAW else head.norm(here, row, "final" if lens == "norm" else "next_input")
+
+    def _fitted(self, lens: str) -> Reader | None:
+        return self.lens if lens == TUNED else self.others.get(lens)
+
+
+def _others(lens_dir: Path, lens: Lens, device: torch.device) -> dict[str, Reader]:
+    """The smaller lenses beside a lens, by kind, and Prism.
+
+    Raises:
+        IntegrityError: one of them is damaged, of another shape than the lens, or reads through another norm.
+    """
+    found: dict[str, Reader] = {}
+    for kind in RUNGS:
+        folder = lens_dir / LADDER / kind
+        if not (folder / WEIGHTS).exists():
+            continue
+        rung = Lens.load(folder)
+        for name in ("n_layers", "d_model", "norm"):
+            if (theirs := getattr(rung, name)) != (ours := getattr(lens, name)):
+                raise IntegrityError(
+                    f"{folder}: {name} is {theirs}, that of the lens beside it is {ours}. Nothing was measured."
+                )
+        found[kind] = rung.to(device)
+    if (path := lens_dir / PRISM_FILE).exists():
+        found[PRISM] = Prism.load(path).to(device)
+    return found
 
 
 def rows(lens: str, n_layers: int) -> range:
-    """The rows that a lens has: a tuned lens has none for the embedding."""
-    return range(1 if lens == TUNED else 0, n_layers + 1)
+    """The rows that a lens has."""
+    return range(first_row(lens), n_layers + 1)
 
 
 class Target(NamedTuple):

@@ -7,13 +7,17 @@ its norm; `control_margin` = p(control's answer) - p(answer).
 
 Empty cells, by these definitions: what asks for the answer, where it has no first token; `control_margin` but for a
 control prompt; `answer_logit_gap` unless the answer is on top, `answer_vs_top1_gap` if it is; `semantic_margin_ok`,
-`kl_to_final_bits_norm_temp` and `topk_jaccard_raw_norm@50` for the tuned lens, as they speak of the norm lens;
+`kl_to_final_bits_norm_temp` and `topk_jaccard_raw_norm@50` but for the norm lens, of which they speak;
 `topk_jaccard_consecutive@50` at a lens's first row; `topN`, `probN` beyond sweep.top_k.
+
+The table `rawlens`, where the raw lens is asked for, sets the norm lens beside the residual decoded without a norm;
+`entropy_gap_bits` is the raw lens's entropy minus the norm lens's.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -22,10 +26,10 @@ from torch import Tensor
 from lensmith.edge import artifacts
 from lensmith.errors import InputError
 from lensmith.judge import pure
-from lensmith.judge.kpis import RANKS
+from lensmith.judge.heldout import milestones
 from lensmith.judge.measure import Bench, rows
 from lensmith.judge.prompts import Probe, gold_token
-from lensmith.judge.tables import TUNED
+from lensmith.judge.tables import PRISM, RANKS, RAW, TUNED
 from lensmith.lens import divergence
 from lensmith.lens.depth import PERCENTILES, depth_row
 from lensmith.source.discovery import max_length
@@ -35,7 +39,16 @@ WHERE = ("fact_key", "fact_index", "prompt_id", "prompt_variant", "layer", "pos"
 TOP_COLUMNS = tuple(name for i in range(1, TOPS + 1) for name in (f"top{i}", f"prob{i}"))
 RECORD_COLUMNS = (*WHERE, *TOP_COLUMNS, "rest_mass")
 PURE_COLUMNS = (*RECORD_COLUMNS, *pure.COLUMNS)
+RAW_COLUMNS = (
+    *WHERE[: WHERE.index("pos")],
+    *(f"{name}_{lens}" for lens in ("raw", "norm") for name in
+      ("p_top1", "top1_token_id", "top1_token_str", "p_answer", "answer_rank")),
+    "kl_norm_vs_raw_bits", "kl_raw_to_norm_bits", "js_divergence", "entropy_bits_norm", "entropy_bits_raw",
+    "entropy_gap_bits", "l1_prob_diff", "topk_jaccard_raw_norm@50", "topk_jaccard_consecutive@50",
+    "norm_only_semantics",
+)  # fmt: skip
 NEXT = "⟨NEXT⟩"
+TIERS = ("low", "medium", "high")
 
 Line = list[object]
 
@@ -57,20 +70,25 @@ class Case:
 
 @dataclass
 class Read:
-    """The lines of the four CSVs, and the pure rows as data."""
+    """The lines of the CSVs, and the pure rows as data."""
 
     n_layers: int
     baseline: str
+    lenses: tuple[str, ...]  # that were read: the baseline, the tuned lens, and Prism and the raw one where they are
     cases: list[Case]
     records: dict[str, list[Line]] = field(default_factory=dict)  # by lens
     nexts: dict[str, list[Line]] = field(default_factory=dict)
+    raws: list[Line] = field(default_factory=list)  # of the table rawlens
     facts: dict[tuple[int, str, int], pure.Row] = field(default_factory=dict)  # (case, lens, row)
 
     def write(self, out: Path, stem: str) -> None:
-        """The CSVs, the tuned lens's with the ending -tuned."""
-        for lens, end in ((self.baseline, ""), (TUNED, "-tuned")):
+        """The CSVs, those of the baseline without an ending, the others' with -<lens>."""
+        for lens in self.lenses:
+            end = "" if lens == self.baseline else f"-{lens}"
             artifacts.write_csv(out / f"{stem}-records{end}.csv", RECORD_COLUMNS, self.records.get(lens, []))
             artifacts.write_csv(out / f"{stem}-pure-next-token{end}.csv", PURE_COLUMNS, self.nexts.get(lens, []))
+        if RAW in self.lenses:
+            artifacts.write_csv(out / f"{stem}-pure-next-token-rawlens.csv", RAW_COLUMNS, self.raws)
 
     def prompts(self) -> list[dict[str, Any]]:
         """What was asked, as run.json lists it."""
@@ -93,7 +111,12 @@ class Read:
             lens: {name: self.facts[case, lens, row]["kl_to_final_bits"] for name, row in at.items()}
             for lens in (self.baseline, TUNED)
         }
+        cosine = {
+            lens: milestones(lens, [self.facts[case, lens, row]["cos_to_final"] for row in rows(lens, self.n_layers)])
+            for lens in (self.baseline, TUNED)
+        }
         return {
+            "cosine_milestones": _deltas(cosine[self.baseline], cosine[TUNED], sign=1),
             "rank_milestones": _deltas(first[self.baseline], first[TUNED], sign=1),
             "kl_bits_at_percentiles": _deltas(kl[self.baseline], kl[TUNED], sign=-1),
         }
@@ -106,23 +129,27 @@ class Read:
         """How far each lens departs from decoding the residual without a norm: the plan's artifact score.
 
         score = 0.6 share(layers with KL(lens || raw) >= 1 bit) + 0.3 [the lens alone has the answer on top somewhere]
-        + 0.1 min(1, max KL / 5). Below 0.2 low, up to 0.5 medium, else high.
+        + 0.1 min(1, max KL / 5). Below 0.2 low, up to 0.5 medium, else high. `v2` adds 0.1 min(1, median JS / 0.1) and
+        0.05 min(1, median L1 / 0.5), and ends at 1.
         """
-        return {lens: self._artifact(lens) for lens in (self.baseline, TUNED) if self.cases}
+        return {lens: self._artifact(lens) for lens in self.lenses if self.cases and lens != RAW}
 
     def _artifact(self, lens: str) -> dict[str, Any]:
         found = [row for (_, name, layer), row in self.facts.items() if name == lens and layer > 0]
-        kl = [row["kl_lens_raw_bits"] for row in found]
+        kl, js, l1 = ([row[name] for row in found] for name in ("kl_lens_raw_bits", "js_divergence", "l1_prob_diff"))
         alone = sum(row["answer_rank"] == 1 and row["answer_rank_raw"] != 1 for row in found)
         share = sum(value >= 1 for value in kl) / len(kl)
         score = 0.6 * share + 0.3 * (alone > 0) + 0.1 * min(1.0, max(kl) / 5)
-        tier = "low" if score < 0.2 else "medium" if score <= 0.5 else "high"
+        wider = score + 0.1 * min(1.0, median(js) / 0.1) + 0.05 * min(1.0, median(l1) / 0.5)
         return {
             "kl_ge_1_bit_share": share,
             "max_kl_lens_raw_bits": max(kl),
+            "js_p50": median(js),
+            "l1_p50": median(l1),
             "lens_only_semantics": alone,
             "lens_artifact_score": score,
-            "risk_tier": tier,
+            "lens_artifact_score_v2": min(1.0, wider),
+            "risk_tier": TIERS[(score >= 0.2) + (score > 0.5)],
         }
 
 
@@ -133,35 +160,50 @@ def _deltas(baseline: dict[str, Any], tuned: dict[str, Any], *, sign: int) -> di
 
 
 @torch.inference_mode()
-def read(
-    bench: Bench, probes: Iterable[tuple[str, Probe]], baseline: str, temperatures: Sequence[float], top_k: int
-) -> Read:
-    """Every text of every probe, under the norm lens `baseline` and the tuned lens, at every row and position.
+def read(bench: Bench, probes: Iterable[tuple[str, Probe]], temperatures: Sequence[float], top_k: int) -> Read:
+    """Every text of every probe at every row and position, under the norm lens that the tuned one starts from, the
+    tuned lens, and Prism and the raw lens where the bench has them.
 
     Args:
-        temperatures: of the baseline at rows 0..L.
+        temperatures: of that norm lens at rows 0..L.
 
     Raises:
         InputError: a text does not fit into the model's context.
     """
-    found = Read(bench.n_layers, baseline, list(_cases(bench, probes)))
+    lenses = tuple(lens for lens in (bench.baseline, TUNED, PRISM, RAW) if lens in bench.names)
+    found = Read(bench.n_layers, bench.baseline, lenses, list(_cases(bench, probes)))
     for index, case in enumerate(found.cases):
         tokens = torch.tensor([case.ids])
         resid = bench.backbone.capture(tokens, torch.arange(len(case.ids))[None])[0]
         final = bench.final(resid[-1:])[0]
         prompt = pure.Prompt.of(bench, case.ids, answer=case.answer, gold=case.gold, other=case.other, final=final)
-        for lens in (baseline, TUNED):
+        for lens in lenses:
             seen = pure.Seen()
             for row in rows(lens, bench.n_layers):
                 logits = bench.decode(lens, row, resid)
                 lines = _tops(bench, case, row, logits, top_k)
                 found.records.setdefault(lens, []).extend(lines)
-                tau = temperatures[row] if lens == baseline else None
+                tau = temperatures[row] if lens == bench.baseline else None
                 facts = pure.row(bench, prompt, seen, lens=lens, layer=row, resid=resid[-1], z=logits[-1], tau=tau)
                 found.facts[index, lens, row] = facts
                 end = [*lines[-1][: WHERE.index("token")], NEXT, *lines[-1][WHERE.index("token") + 1 :]]
                 found.nexts.setdefault(lens, []).append([*end, *(facts[name] for name in pure.COLUMNS)])
+                if lens == bench.baseline:
+                    found.raws.append(_beside_raw(bench, case, row, facts))
     return found
+
+
+def _beside_raw(bench: Bench, case: Case, row: int, facts: pure.Row) -> Line:
+    """A line of the table rawlens."""
+    tops = (facts["top1_raw"], facts["top1"])
+    raw = (facts["p_top1_raw"], tops[0], bench.text(tops[0]), facts["p_answer_raw"], facts["answer_rank_raw"])
+    norm = (facts["p_top1"], tops[1], bench.text(tops[1]), facts["p_answer"], facts["answer_rank"])
+    gap = facts["entropy_bits_raw"] - facts["entropy_bits"]
+    distances = (facts["kl_lens_raw_bits"], facts["kl_raw_lens_bits"], facts["js_divergence"], facts["entropy_bits"])
+    overlap = (facts["topk_jaccard_raw_norm@50"], facts["topk_jaccard_consecutive@50"])
+    alone = None if case.gold is None else facts["answer_rank"] == 1 and facts["answer_rank_raw"] != 1
+    where = (case.fact_key, case.fact_index, case.prompt_id, case.variant, row)
+    return [*where, *raw, *norm, *distances, facts["entropy_bits_raw"], gap, facts["l1_prob_diff"], *overlap, alone]
 
 
 def _cases(bench: Bench, probes: Iterable[tuple[str, Probe]]) -> Iterator[Case]:

@@ -1,5 +1,6 @@
 """One row of the pure-next-token CSV: the last position of a probe under one lens at one layer. See `probes.py`."""
 
+import math
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lensmith.judge.measure import Bench
-from lensmith.judge.tables import TUNED
+from lensmith.judge.tables import NORMS
 from lensmith.lens import divergence
 
 Row = dict[str, Any]
@@ -69,12 +70,12 @@ def trivial(token: str) -> bool:
 def row(
     bench: Bench, prompt: Prompt, seen: Seen, *, lens: str, layer: int, resid: Tensor, z: Tensor, tau: float | None
 ) -> Row:
-    """COLUMNS, and what run.json needs beside them.
+    """COLUMNS, and what the raw lens's table and run.json need beside them.
 
     Args:
         seen: of this lens at the rows before; this row is added.
         resid: (L + 1, d_model). z: the lens's logits, (d_vocab,).
-        tau: the temperature of the norm lens here; None for the tuned lens.
+        tau: the temperature of the norm lens here; None for other lenses.
     """
     p = z.softmax(-1)
     top = int(z.argmax())
@@ -90,13 +91,32 @@ def row(
         "teacher_entropy_bits": float(divergence.entropy_bits(prompt.final)),
         "kl_to_final_bits": float(divergence.kl_bits(z, prompt.final)),
         "kl_final_lens_bits": float(divergence.kl_bits(prompt.final, z)),
-        "kl_lens_raw_bits": float(divergence.kl_bits(z, raw)),
-        "answer_rank_raw": _rank(raw, prompt.gold),
     }
+    facts |= beside_raw(prompt, z, raw)
     facts |= _overlap(seen, z, raw, lens) | _answer(prompt, z, p, lens) | _surface(prompt, p)
     if tau is not None:
         facts["kl_to_final_bits_norm_temp"] = float(divergence.kl_bits(z / tau, prompt.final))
     return facts | _geometry(bench, prompt, lens, layer, resid[layer])
+
+
+def beside_raw(prompt: Prompt, z: Tensor, raw: Tensor) -> Row:
+    """A lens's logits against those of the residual without a norm, both (d_vocab,)."""
+    p, q = z.softmax(-1), raw.softmax(-1)
+    middle = (p + q).log() - math.log(2)
+    top = int(raw.argmax())
+    return {
+        "kl_lens_raw_bits": float(divergence.kl_bits(z, raw)),
+        "kl_raw_lens_bits": float(divergence.kl_bits(raw, z)),
+        "js_divergence": float(divergence.kl_bits(z, middle) + divergence.kl_bits(raw, middle)) / 2,
+        "l1_prob_diff": float((p - q).abs().sum()),
+        "entropy_bits": float(divergence.entropy_bits(z)),
+        "entropy_bits_raw": float(divergence.entropy_bits(raw)),
+        "top1": int(z.argmax()),
+        "top1_raw": top,
+        "p_top1_raw": float(q[top]),
+        "p_answer_raw": None if prompt.gold is None else float(q[prompt.gold]),
+        "answer_rank_raw": _rank(raw, prompt.gold),
+    }
 
 
 def _copies(bench: Bench, prompt: Prompt, tops: list[int], p: Tensor) -> Row:
@@ -118,7 +138,7 @@ def _overlap(seen: Seen, z: Tensor, raw: Tensor, lens: str) -> Row:
     wide, raw_wide = (set(logits.topk(min(WIDE, len(logits))).indices.tolist()) for logits in (z, raw))
     before, seen.wide = seen.wide, wide
     return {
-        "topk_jaccard_raw_norm@50": None if lens == TUNED else _jaccard(wide, raw_wide),
+        "topk_jaccard_raw_norm@50": _jaccard(wide, raw_wide) if lens in NORMS else None,
         "topk_jaccard_consecutive@50": None if before is None else _jaccard(before, wide),
     }
 
@@ -142,7 +162,7 @@ def _answer(prompt: Prompt, z: Tensor, p: Tensor, lens: str) -> Row:
         "p_answer": float(p[gold]),
         "answer_mass": float(p[gold]),
         "answer_minus_uniform": above,
-        "semantic_margin_ok": None if lens == TUNED else rank == 1 and above >= SEMANTIC_MARGIN,
+        "semantic_margin_ok": rank == 1 and above >= SEMANTIC_MARGIN if lens in NORMS else None,
         "answer_rank": rank,
         "answer_logit_gap": float(z[gold] - two[1]) if rank == 1 else None,
         "answer_vs_top1_gap": float(z[gold] - two[0]) if rank > 1 else None,
@@ -165,13 +185,12 @@ def _surface(prompt: Prompt, p: Tensor) -> Row:
 
 def _geometry(bench: Bench, prompt: Prompt, lens: str, layer: int, resid: Tensor) -> Row:
     head = bench.backbone.head
-    x = head.norm(resid[None], layer, bench.lens.norm)
-    y = (bench.lens.head_input(head, resid[None], layer) if lens == TUNED else x)[0]
+    x, y = (bench.head_input(name, layer, resid[None])[0] for name in (bench.baseline, lens))
     raw = resid.float()
     facts: Row = {
         "cos_to_final": float(divergence.cosine(head.W_U @ y, prompt.final)),
         "resid_norm_ratio": float(x.norm() / raw.norm()),
-        "delta_resid_cos": float(divergence.cosine(raw, x[0])),
+        "delta_resid_cos": float(divergence.cosine(raw, x)),
     }
     if len(prompt.words):
         words = head.W_U[prompt.words]

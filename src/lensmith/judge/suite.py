@@ -1,6 +1,7 @@
 """Stage `suite-eval`: every prompt of the suite, read at its last position by every lens at every layer.
 
-Writes rows.csv (a line for each prompt, layer and lens), prompts.csv (a line for each prompt), suite.json (files,
+Writes rows.csv (a line for each prompt, layer and lens), first.csv (for each prompt and lens, the first layer with the
+answer within rank 10, 5, 1, and with a KL of at most a bit), prompts.csv (a line for each prompt), suite.json (files,
 counts, the lens). The columns are in `tables.py`.
 
 `answer_token_rank` and `p_answer` are of the answer's first token as it stands behind the prompt. Where aliases give
@@ -9,8 +10,9 @@ of its own ("unaligned") keeps its distances and has neither.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ from lensmith.edge import artifacts
 from lensmith.edge.params import ModelParams
 from lensmith.errors import InputError
 from lensmith.judge import contamination
+from lensmith.judge.heldout import CLOSE_BITS
 from lensmith.judge.measure import Bench, Reading, Target, compare, rows
 from lensmith.judge.prompts import Prompt, gold_token, read_suite
-from lensmith.judge.tables import LENSES, PROMPT_COLUMNS, ROW_COLUMNS
+from lensmith.judge.tables import FIRST_COLUMNS, PROMPT_COLUMNS, RANKS, ROW_COLUMNS
 from lensmith.lens import divergence
 from lensmith.source import corpus as corpora
 from lensmith.source.discovery import max_length
@@ -55,13 +58,15 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
     asked = ask(bench, suite.lines)
     cells, prompts = measure(bench, asked, settings.suite.batch_prompts)
     artifacts.write_csv(out / "rows.csv", ROW_COLUMNS, cells)
+    artifacts.write_csv(out / "first.csv", FIRST_COLUMNS, first_lines(cells))
     artifacts.write_csv(out / "prompts.csv", PROMPT_COLUMNS, prompts)
     seen = contamination.in_text([_run(bench, one) for one in asked], corpora.read_tokens(corpus))
     about = {
-        "schema": 1,
+        "schema": 2,
         "model_key": settings.key,
         "n_layers": bench.n_layers,
         "lens": bench.about,
+        "lenses": bench.names,
         "files": suite.files,
         **_counts(asked),
         "in_training_text": [one.line.id for one, hit in zip(asked, seen, strict=True) if hit],
@@ -117,7 +122,7 @@ def measure(bench: Bench, asked: Sequence[Asked], batch_prompts: int) -> tuple[C
         resid = torch.cat([capture_last(bench, [one.ids for one in part]) for part in parts])
         target = Target.of(bench.final(resid))
         by_prompt: list[Cells] = [[] for _ in group]
-        for lens in LENSES:
+        for lens in bench.names:
             for row in rows(lens, bench.n_layers):
                 reading = compare(target, bench.decode(lens, row, resid))
                 for place, line in enumerate(_lines(bench, group, lens, row, reading)):
@@ -126,6 +131,20 @@ def measure(bench: Bench, asked: Sequence[Asked], batch_prompts: int) -> tuple[C
         answers = _answers(group, target.logits, target.log_p)
         prompts += [_about(bench, one, *numbers) for one, numbers in zip(group, answers, strict=True)]
     return cells, prompts
+
+
+def first_lines(cells: Iterable[Sequence[object]]) -> Iterator[list[object]]:
+    """The lines of first.csv from those of rows.csv: the first row where a bound holds; None where none does."""
+    lens, layer = ROW_COLUMNS.index("lens"), ROW_COLUMNS.index("layer")
+    rank, kl = ROW_COLUMNS.index("answer_token_rank"), ROW_COLUMNS.index("kl_final_lens_bits")
+    bounds = [(rank, k - 1) for k in RANKS] + [(kl, CLOSE_BITS)]
+    for where, group in groupby(cells, key=lambda cell: (*cell[:3], cell[lens])):
+        blocks = [cell for cell in group if cell[layer]]
+        yield [*where, *(next((c[layer] for c in blocks if _within(c[at], bound)), None) for at, bound in bounds)]
+
+
+def _within(value: object, bound: float) -> bool:
+    return isinstance(value, int | float) and value <= bound
 
 
 def capture_last(bench: Bench, ids: Sequence[list[int]]) -> Tensor:

@@ -1,48 +1,35 @@
 """Stage `sweep`: every lens at every layer, on held-out text and on probe prompts.
 
 Writes into one folder (columns: `tables.py`, `probes.py`)
-    heldout.csv                                  a line for each sequence, layer and lens; means over its positions
-    output-<key>-records[-tuned].csv             each position of each probe
-    output-<key>-pure-next-token[-tuned].csv     its last position, with everything the plan asks about it
-    run.json                                     what was measured, last-layer consistency, medians by depth
+    heldout.csv                                 a line for each sequence, layer and lens; means over its positions
+    positions.csv                               a line for each held-out position and lens
+    output-<key>-records[-<lens>].csv           each position of each probe
+    output-<key>-pure-next-token[-<lens>].csv   its last position, with everything the plan asks about it
+    output-<key>-pure-next-token-rawlens.csv    there, the norm lens beside no norm; where sweep.raw asks
+    run.json                                    what was measured, last-layer consistency, medians by depth
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from lensmith.edge import artifacts
-from lensmith.edge.params import ModelParams, SweepParams
+from lensmith.edge.params import ModelParams
 from lensmith.errors import InputError
-from lensmith.judge import calibration, probes
-from lensmith.judge.measure import MEASURED, Bench, Target, compare, rows
+from lensmith.judge import calibration, heldout, probes, temperature
+from lensmith.judge.measure import Bench
 from lensmith.judge.prompts import read_probes
-from lensmith.judge.tables import HELDOUT_COLUMNS, LENSES, NORMS, TUNED
-from lensmith.lens.depth import PERCENTILES, depth_row
+from lensmith.judge.tables import HELDOUT_COLUMNS, POSITION_COLUMNS, TUNED
+from lensmith.lens.depth import PERCENTILES
 from lensmith.source import corpus as corpora
 from lensmith.source.discovery import max_length
 
-KL = MEASURED.index("kl_final_lens_bits")
 NO_BLOCK = "Nothing was measured."
-
-
-@dataclass(frozen=True)
-class Heldout:
-    """MEASURED at every measured position of held-out text."""
-
-    first: int  # index of the first measured sequence
-    positions: NDArray[np.int64]  # (p,), the same in every sequence
-    values: dict[tuple[str, int], NDArray[np.float64]]  # (lens, row) -> (n_seqs, p, len(MEASURED))
-
-    @property
-    def n_seqs(self) -> int:
-        return len(next(iter(self.values.values())))
+# The plan's project: a gain that a temperature explains is no gain of a lens.
+ROTATION_BITS, CALIBRATION_SHARE = 0.2, 0.8
 
 
 def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
@@ -53,96 +40,77 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
         IntegrityError: corpus or lens are damaged, or belong to another model.
     """
     lines = read_probes(settings.sweep.probes)
-    bench = Bench.load(settings, corpus, lens)
+    bench = Bench.load(settings, corpus, lens, raw=settings.sweep.raw)
     first = settings.fit.validation_seqs  # those before it chose the lens's best step
-    tokens = corpora.read_heldout(corpus)[first : first + settings.sweep.heldout_seqs].astype(np.int64)
+    tokens = torch.from_numpy(corpora.read_heldout(corpus)[first:][: settings.sweep.heldout_seqs].astype(np.int64))
     if not len(tokens):
         raise InputError(f"{corpus}: no held-out sequence is left after fit.validation_seqs ({first}). {NO_BLOCK}")
-    measured = measure(bench, torch.from_numpy(tokens), settings.sweep, first)
-    artifacts.write_csv(out / "heldout.csv", HELDOUT_COLUMNS, heldout_lines(measured))
-    enough = torch.from_numpy(tokens[: -(-calibration.ENOUGH // len(measured.positions))])
-    places = torch.from_numpy(measured.positions)
-    last = calibration.last_layer(bench, enough, places)
-    baseline = NORMS[0] if bench.lens.norm == "final" else NORMS[1]
-    temperatures = calibration.norm_temperatures(bench, baseline, enough, places)
-    read = probes.read(bench, lines, baseline, temperatures, settings.sweep.top_k)
+    measured = heldout.measure(bench, tokens, settings.sweep, first)
+    artifacts.write_csv(out / "heldout.csv", HELDOUT_COLUMNS, heldout.lines(measured))
+    artifacts.write_csv(out / "positions.csv", POSITION_COLUMNS, heldout.position_lines(bench, measured))
+    enough = slice(-(-calibration.ENOUGH // measured.positions.shape[1]))
+    places = torch.from_numpy(measured.positions[enough])
+    kept = calibration.capture(bench, tokens[enough], places)
+    last = calibration.last_layer(bench, tokens[enough], places, kept)
+    temperatures = calibration.norm_temperatures(bench, bench.baseline, kept)
+    read = probes.read(bench, lines, temperatures, settings.sweep.top_k)
     read.write(out, f"output-{settings.key}")
+    text = heldout.block(bench, measured, _block_seqs(corpus))
     about = {
-        "schema": 1,
+        "schema": 2,
         "model_key": settings.key,
         "model_id": settings.model_id,
         "model_stats": model_stats(bench),
         "lens": bench.about,
-        "last_layer_consistency": last_layer_block(last),
-        "norm_temperature": {"lens": baseline, "positions": last.positions, "by_layer": temperatures},
-        "heldout": heldout_block(bench, measured),
+        "lenses": bench.names,
+        "last_layer_consistency": calibration.last_layer_block(bench, last),
+        "norm_temperature": {
+            "lens": bench.baseline,
+            "positions": last.positions,
+            "by_layer": temperatures,
+            "at_bound": [row for row, tau in enumerate(temperatures) if temperature.at_bound(tau)],
+        },
+        "heldout": text,
         "prompts": read.prompts(),
         "raw_lens_check": read.raw_lens_check(),
         "tuned_lens": {
             "status": "loaded",
             "summaries": read.summaries(),
+            "attribution": attribution(text, bench.baseline),
             "provenance": artifacts.read_json(lens / "provenance.json"),
         },
     }
     artifacts.write_json(out / "run.json", finite(about))
 
 
-def spread(seq_len: int, count: int) -> NDArray[np.int64]:
-    """`count` positions evenly spread over a sequence, the middle of each of `count` equal parts."""
-    return (2 * np.arange(count) + 1) * seq_len // (2 * count)
+def _block_seqs(corpus: Path) -> int:
+    """How many neighbouring sequences a document of the mean length is long: what a bootstrap draws together.
+
+    Where a document ends is not recorded; neighbours in the packed text are what may share one.
+    """
+    manifest = corpora.Manifest.read(corpus)
+    return max(1, -(-manifest.heldout.tokens // (max(1, manifest.heldout.documents) * manifest.seq_len)))
 
 
-@torch.inference_mode()
-def measure(bench: Bench, tokens: Tensor, settings: SweepParams, first: int = 0) -> Heldout:
-    """MEASURED of every lens and row on sequences (n, seq_len)."""
-    positions = spread(tokens.shape[1], min(settings.positions_per_seq, tokens.shape[1]))
-    cells: dict[tuple[str, int], list[Tensor]] = {}
-    for batch in tokens.split(settings.batch_seqs):
-        places = torch.from_numpy(positions).expand(len(batch), -1)
-        resid = bench.backbone.capture(batch, places)
-        for part in resid.flatten(0, 1).split(bench.chunk):
-            for key, values in _measure_part(bench, part):
-                cells.setdefault(key, []).append(values)
-    shape = (len(tokens), len(positions), len(MEASURED))
-    by_key = {key: torch.cat(parts).view(shape).double().numpy() for key, parts in cells.items()}
-    return Heldout(first, positions, by_key)
+def attribution(text: dict[str, Any], baseline: str) -> dict[str, Any] | None:
+    """The plan's block of that name, by medians over held-out positions: what a temperature alone explains.
 
-
-def _measure_part(bench: Bench, resid: Tensor) -> Iterator[tuple[tuple[str, int], Tensor]]:
-    target = Target.of(bench.final(resid))
-    for lens in LENSES:
-        for row in rows(lens, bench.n_layers):
-            yield (lens, row), compare(target, bench.decode(lens, row, resid)).measured.cpu()
-
-
-def heldout_lines(measured: Heldout) -> Iterator[list[object]]:
-    """The lines of heldout.csv, sequence by sequence."""
-    means = {key: values.mean(axis=1).tolist() for key, values in measured.values.items()}
-    for place in range(measured.n_seqs):
-        for (lens, row), by_seq in means.items():
-            yield [measured.first + place, row, lens, len(measured.positions), *by_seq[place]]
-
-
-def heldout_block(bench: Bench, measured: Heldout) -> dict[str, Any]:
-    """What run.json says about held-out text: means by layer, medians over positions at 25, 50 and 75 % of depth."""
-    kl = {key: values[..., KL] for key, values in measured.values.items()}
-    at = {percent: depth_row(bench.n_layers, percent) for percent in PERCENTILES}
+    None where no lens of temperatures was fit.
+    """
+    kl = text["median_kl_final_lens_bits"]
+    if "temperature" not in kl:
+        return None
+    depths = [f"p{percent}" for percent in PERCENTILES]
+    tuned = {p: kl[baseline][p] - kl[TUNED][p] for p in depths}
+    temp = {p: kl[baseline][p] - kl["temperature"][p] for p in depths}
+    rotation = {p: tuned[p] - temp[p] for p in depths}
+    calibration_only = rotation["p50"] < ROTATION_BITS and temp["p50"] >= CALIBRATION_SHARE * tuned["p50"]
     return {
-        "first_sequence": measured.first,
-        "n_seqs": measured.n_seqs,
-        "n_positions": measured.n_seqs * len(measured.positions),
-        "positions": measured.positions.tolist(),
-        "layers": {f"p{percent}": row for percent, row in at.items()},
-        "kl_final_lens_bits_by_layer": {
-            lens: [float(kl[lens, row].mean()) for row in rows(lens, bench.n_layers)] for lens in LENSES
-        },
-        "median_kl_final_lens_bits": {
-            lens: {f"p{percent}": float(np.median(kl[lens, row])) for percent, row in at.items()} for lens in LENSES
-        },
-        "median_delta_kl_bits": {
-            norm: {f"p{percent}": float(np.median(kl[norm, row] - kl[TUNED, row])) for percent, row in at.items()}
-            for norm in NORMS
-        },
+        "delta_kl_tuned_bits": tuned,
+        "delta_kl_temperature_bits": temp,
+        "delta_kl_rotation_bits": rotation,
+        "prefer_tuned": rotation["p50"] >= ROTATION_BITS,
+        "tuned_is_calibration_only": calibration_only,
     }
 
 
@@ -159,20 +127,6 @@ def model_stats(bench: Bench) -> dict[str, Any]:
         "dtype": str(bench.backbone.dtype).removeprefix("torch."),
         "proof": asdict(bench.backbone.proof),
         "norm_note": bench.backbone.head.norm_note,
-    }
-
-
-def last_layer_block(last: calibration.LastLayer) -> dict[str, Any]:
-    """The plan's block, whose KL is KL(lens || final), and the same as KL(final || lens), which gates judge."""
-    return {
-        "kl_to_final_bits": last.kl_lens_final_bits,
-        "top1_agree": last.top1_agree,
-        "temp_est": last.temperature,
-        "kl_after_temp_bits": last.kl_lens_final_after_temp_bits,
-        "kl_final_lens_bits": last.kl_final_lens_bits,
-        "kl_final_lens_after_temp_bits": float(np.mean(last.kl_final_lens_after_temp_bits_by_seq)),
-        "kl_final_lens_after_temp_bits_by_seq": list(last.kl_final_lens_after_temp_bits_by_seq),
-        "n_positions": last.positions,
     }
 
 

@@ -15,7 +15,13 @@ from torch import Tensor
 
 COLDEST, HOTTEST = 0.05, 20.0
 STEPS = 12
+BESIDE = 1.1  # as near to a bound as the search comes in its steps
 CLOSE = 1e-4  # relative change of the inverse temperature at which the search ends
+
+
+def at_bound(tau: float) -> bool:
+    """Whether a search ended where it may not go on: the best temperature may lie beyond."""
+    return not COLDEST * BESIDE < tau < HOTTEST / BESIDE
 
 
 def expected_logit(p_logits: Tensor, z: Tensor) -> Tensor:

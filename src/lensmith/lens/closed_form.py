@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lensmith.draws import Stream
+from lensmith.errors import NumericError
 from lensmith.lens import objective
 from lensmith.lens.divergence import LinearKL
 from lensmith.lens.translators import Lens
@@ -97,7 +98,11 @@ class Moments:
 
     @classmethod
     def of(cls, head: Head, rows: Rows, start: Lens, blocks: Sequence[int], *, with_fisher: bool) -> "Moments":
-        """One pass over all rows: products of a chunk in the head's precision, sums in fp64."""
+        """One pass over all rows: products of a chunk in the head's precision, sums in fp64.
+
+        Raises:
+            NumericError: a residual is not finite.
+        """
         d, n, fisher = start.d_model, 0, _Fisher(head)
         total = head.W_U.new_zeros(len(blocks) + 1, d, dtype=torch.float64)
         cov, cross = (total.new_zeros(len(blocks), d, d) for _ in range(2))
@@ -117,6 +122,9 @@ class Moments:
                 fisher.add(f)
             n += len(f)
         assert shift is not None
+        for place, block in enumerate(blocks):
+            if not cov[place].isfinite().all():
+                raise NumericError(f"fit: a residual of layer {block + 1} is not finite. No lens was written.")
         mean = total / n
         cov = cov / n - mean[:-1, :, None] * mean[:-1, None, :]
         cross = cross / n - mean[:-1, :, None] * mean[-1] - cov

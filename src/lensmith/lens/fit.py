@@ -1,7 +1,8 @@
 """Stage `fit`: from packed tokens to a lens on disk, by way of the residual bank.
 
 Writes weights.safetensors, provenance.json and fit_log.csv; below ladder/<kind>/, the same for each kind of
-`fit.ladder`, fit on the same rows by the same code; and prism.safetensors where `fit.prism` asks for it.
+`fit.ladder`, fit on the same rows by the same code; and prism.safetensors where `fit.prism` asks for it. A lens of kind
+`imported` is not fit: it is read, and validated as ours are.
 """
 
 from dataclasses import astuple, fields, replace
@@ -10,7 +11,7 @@ from typing import Any
 
 from lensmith.edge import artifacts
 from lensmith.edge.params import FitParams, ModelParams
-from lensmith.lens import budget, closed_form, provenance, training
+from lensmith.lens import budget, closed_form, imported, provenance, training
 from lensmith.lens.divergence import LinearKL
 from lensmith.lens.form import LADDER, PRISM, WEIGHTS
 from lensmith.lens.prism import Prism
@@ -27,21 +28,26 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
     backbone = Backbone.load(settings.source, manifest.model)
     asked = budget.scaled(settings.fit, backbone.d_vocab, backbone.n_layers)
     pinned, validation = manifest.model.files, corpus.read_heldout(corpus_dir)[: asked.validation_seqs]
-    train = bank.rows(backbone, pinned, corpus.read_tokens(corpus_dir), asked)
     held_out = bank.rows(backbone, pinned, validation, asked)
+    train = bank.rows(backbone, pinned, corpus.read_tokens(corpus_dir), asked)
     prism = None if asked.prism == "off" else Prism.fit(backbone.head, train)
-    fits = fit_all(backbone, train, held_out, asked, prism)
+    about: dict[str, Any] = {"imported": None, "prism": None}
     if prism is not None:
         prism.save(out / PRISM)
+        about["prism"] = prism.about() | {"sha256": artifacts.sha256_file(out / PRISM)}
+    fits = fit_all(backbone, train, held_out, asked, prism)
+    if asked.kind == "imported":
+        lens, about["imported"] = imported.load(manifest.lens, backbone)
+        fits[asked.kind] = imported.measure(backbone.head, lens.to(backbone.device), held_out, asked)
     for kind, result in fits.items():
         own = settings.model_copy(update={"fit": rung(settings.fit, kind)})
-        about = provenance.of_fit(own, manifest, backbone, artifacts.read_json(code), result)
-        write(result, about, out if kind == asked.kind else out / LADDER / kind)
+        recorded = provenance.of_fit(own, manifest, backbone, artifacts.read_json(code), result)
+        write(result, recorded | about, out if kind == asked.kind else out / LADDER / kind)
 
 
 def fit_all(backbone: Backbone, train: Rows, held_out: Rows, asked: FitParams, prism: Prism | None) -> dict[str, Fit]:
     """The lens as asked and the rungs of its ladder, by kind; what can be computed once is."""
-    kinds = {kind: rung(asked, kind) for kind in (asked.kind, *asked.ladder)}
+    kinds = {kind: rung(asked, kind) for kind in (asked.kind, *asked.ladder) if kind != "imported"}
     starts = {
         kind: Lens.start(own, backbone.n_layers, backbone.d_model).to(backbone.device) for kind, own in kinds.items()
     }

@@ -77,12 +77,16 @@ class Prism:
         """(P, R), each (d_model, d_model): U = P U' and V = R V' for an update U', V' that is written in w."""
         return self.inv_scale[:, None] * self.rotation, self.rotation / self.inv_scale[:, None]
 
+    def about(self) -> dict[str, int]:
+        """What it was fit with, for its file and for provenance."""
+        return {"directions": self.directions, "residuals": self.residuals}
+
     def to(self, device: torch.device) -> "Prism":
         moved = {name: getattr(self, name).to(device) for name in PRISM_TENSORS}
         return Prism(**moved, directions=self.directions, residuals=self.residuals)
 
     def save(self, path: Path) -> None:
-        about = artifacts.canonical_json({"directions": self.directions, "residuals": self.residuals, "schema": 1})
+        about = artifacts.canonical_json(self.about() | {"schema": 1})
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in PRISM_TENSORS}
         with artifacts.replacing(path) as temporary:
             save_file(tensors, temporary, metadata={"lensmith": about})

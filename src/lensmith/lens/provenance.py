@@ -4,13 +4,13 @@ Nothing here depends on the clock or on whether a cache was warm, so the same fi
 """
 
 import platform
-import subprocess
 from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
+from lensmith.edge import git
 from lensmith.edge.params import ModelParams
 from lensmith.lens.depth import PERCENTILES
 from lensmith.lens.training import Fit
@@ -100,14 +100,6 @@ def _git(code: Iterable[str]) -> dict[str, Any]:
     Not HEAD: the commit that adds a fit's own metrics would make the same fit look like another one. Settings are
     recorded by their values.
     """
-    commit = _run_git("log", "-1", "--format=%H", "--", *code)
-    dirty = None if commit is None else bool(_run_git("status", "--porcelain", "--", *code))
+    commit = git.run("log", "-1", "--format=%H", "--", *code)
+    dirty = None if commit is None else bool(git.run("status", "--porcelain", "--", *code))
     return {"git_commit": commit, "git_dirty": dirty}
-
-
-def _run_git(*words: str) -> str | None:
-    try:
-        found = subprocess.run(["git", *words], capture_output=True, text=True, check=True)  # noqa: S603, S607
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()

@@ -16,12 +16,13 @@ The kinds are a ladder, each the same map with fewer free parameters:
     identity (none)   temperature (tau)   bias (+ c)   low_rank (+ s, U, V)   full (rank = d_model)
 """
 
+import importlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from safetensors import safe_open
@@ -33,7 +34,10 @@ from lensmith.edge import artifacts
 from lensmith.edge.params import FitParams
 from lensmith.errors import InputError, IntegrityError
 from lensmith.lens.form import TENSORS, WEIGHTS
-from lensmith.source.backbone import Head, NormKind
+from lensmith.source.backbone import Backbone, Head, NormKind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Placement = Literal["normed", "residual"]  # the translator reads N(resid_post), or resid_post itself
 
@@ -73,6 +77,7 @@ class Lens:
     scale: Tensor
     log_tau: Tensor
     placement: Placement = "normed"
+    w_u_sha256: str | None = None  # of the head it was fit to, where that is known: see check_head
 
     @classmethod
     def start(cls, settings: FitParams, n_layers: int, d_model: int) -> "Lens":
@@ -129,10 +134,45 @@ class Lens:
 
     def having(self, tensors: Mapping[str, Tensor]) -> "Lens":
         """The same lens with these tensors in place of its own, by name."""
-        return Lens(self.kind, self.norm, **{**self.tensors(), **tensors}, placement=self.placement)
+        return replace(self, **dict[str, Any](tensors))
 
     def to(self, device: torch.device) -> "Lens":
         return self.with_tensors(lambda tensor: tensor.to(device))
+
+    def check_head(self, head: Head) -> None:
+        """IntegrityError where the lens was fit to another head than this one. A lens that does not know is silent."""
+        if self.w_u_sha256 is not None and (found := head.fingerprint()["w_u_sha256"]) != self.w_u_sha256:
+            raise IntegrityError(
+                f"the lens was fit to a head whose W_U has sha256 {self.w_u_sha256}, this model's has {found}: other "
+                "weights, or the same in another precision"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        place: str | Path,
+        *,
+        model: str | None = None,
+        revision: str | None = None,
+        base: "PreTrainedModel | Backbone | None" = None,
+    ) -> "Lens":
+        """A published lens, after its files were checked against the index of its release.
+
+        Args:
+            place: a dataset repository of the Hub, or a folder with INDEX.json.
+            model: the base model's id, org/name; not needed where the release holds one lens.
+            revision: a version; None for the newest one. A folder has none.
+            base: the model as you loaded it. The lens is checked against it and put on its device; without it that
+                is done where the lens is first used with a model.
+
+        Raises:
+            InputError: `place` is no release, or has no such lens; the message says what there is.
+            IntegrityError: a file is another than the index says, or `base` is another model.
+            RemoteError: the Hub refused, or could not be reached.
+        """
+        # By name: an import statement would make the code of a download part of every fit (edge/fingerprint.py).
+        lens: Lens = importlib.import_module("lensmith.lens.pretrained").load(place, model, revision, base)
+        return lens
 
     def save(self, folder: Path) -> None:
         """Write `folder`/weights.safetensors.
@@ -157,18 +197,32 @@ class Lens:
         path = folder / WEIGHTS
         try:
             with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {}).get("lensmith", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, safe_open is no dict
+                form = cls.form_of(file, path)
+                tensors = {name: file.get_tensor(name) for name in TENSORS}
+        except IntegrityError:
+            raise
         except Exception as error:  # noqa: BLE001, safetensors raises several kinds, all mean one thing
             raise IntegrityError(f"{path}: not a whole lens file ({error})") from None
-        placement = about.get("placement", "normed")  # files of before there was another have no word for it
-        if sorted(tensors) != sorted(TENSORS) or about.get("norm") not in get_args(NormKind):
-            raise IntegrityError(f"{path}: holds {sorted(tensors)}, a lens holds {sorted(TENSORS)} and its norm")
-        if placement not in get_args(Placement):
-            raise IntegrityError(f"{path}: placement is {placement!r}, must be one of {', '.join(get_args(Placement))}")
-        lens = cls(about["kind"], about["norm"], **tensors, placement=placement)
+        lens = cls(**form, **tensors)
         lens._check(path)
         return lens
+
+    @staticmethod
+    def form_of(file: Any, path: Path) -> dict[str, Any]:
+        """What an open lens file says about itself, as arguments of Lens; `path` names it in messages.
+
+        Raises:
+            IntegrityError: it holds other tensors than a lens has, or does not say what kind it is.
+        """
+        if sorted(file.keys()) != sorted(TENSORS):
+            raise IntegrityError(f"{path}: holds {sorted(file.keys())}, a lens holds {sorted(TENSORS)}")
+        about = json.loads((file.metadata() or {}).get("lensmith", "{}"))
+        if about.get("norm") not in get_args(NormKind) or "kind" not in about:
+            raise IntegrityError(f"{path}: does not say its kind and norm")
+        placement = about.get("placement", "normed")  # files of before there was another have no word for it
+        if placement not in get_args(Placement):
+            raise IntegrityError(f"{path}: placement is {placement!r}, must be one of {', '.join(get_args(Placement))}")
+        return {"kind": about["kind"], "norm": about["norm"], "placement": placement}
 
     def _check(self, path: Path) -> None:
         n_layers, d_model, rank = self.U.shape

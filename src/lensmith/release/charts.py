@@ -14,7 +14,16 @@ from lensmith.release import wording
 from lensmith.release.curves import Curves, Point
 from lensmith.release.scorecard import PERCENTILES, Estimate, Scorecard
 
-COLOURS = {"norm": "#7d8590", "norm_next": "#d98200", "tuned": "#1f7fc4"}
+COLOURS = {
+    "norm": "#7d8590",
+    "norm_next": "#d98200",
+    "raw": "#a08c00",
+    "prism": "#d5592b",
+    "temperature": "#009e73",
+    "bias": "#c65fa0",
+    "full": "#8a7cd6",
+    "tuned": "#1f7fc4",
+}
 # One for each model of the overview, apart for the colour-blind as well; dashes carry on where they end.
 MODEL_COLOURS = ("#1f7fc4", "#d98200", "#009e73", "#c65fa0", "#7d8590", "#d5592b", "#8a7cd6")
 DASHES = ("solid", "dash", "dot", "dashdot")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lensmith.errors import IntegrityError
+from lensmith.release import wording
 
-LENSES = ("norm", "norm_next", "tuned")
+LENSES = tuple(wording.LENSES)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,21 @@
 """The folder that is published: the lens, what it says about itself, and a hash of every file.
 
-    <out>/tuned_lenses/<org>/<name>/   weights.safetensors  weights.pt  provenance.json  README.md  NOTICE
-    <out>/LICENSES/                    text of the lens's licence
+    <out>/tuned_lenses/<org>/<name>/   weights.safetensors  weights.pt  precond.safetensors (where the lens needs one)
+                                       provenance.json  README.md  NOTICE  report.html
+    <out>/LICENSES/                    texts of the lens's licence, and below <org>/<name>/ of the base model's
     <out>/INDEX.json                   what there is and its sha256, by model id
-    <out>/receipt.json                 where it was sent to, and every file that was
+    <out>/README.md                    the card of the whole repository
+    <out>/receipt.json                 every file, and where it was sent to
 
-Nothing here sends anything. The same inputs give the same bytes, whenever and wherever they are packaged.
+Only the main lens goes out: the lenses that it is compared with stay in the lab. Nothing here sends anything. The same
+inputs give the same bytes, whenever and wherever they are packaged.
 """
 
 import math
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +24,16 @@ from safetensors import SafetensorError, safe_open
 
 from lensmith.edge import artifacts
 from lensmith.edge.params import ModelParams
+from lensmith.edge.release_index import INDEX, MODEL_ID
 from lensmith.errors import InputError, IntegrityError
 from lensmith.lens.form import TENSORS, WEIGHTS
 from lensmith.release import scorecard, wording
 
-SCHEMA = 1
+SCHEMA = 2
 EXPORT = "weights.pt"
+PRECOND = "precond.safetensors"
+RECEIPT = "receipt.json"
+PAGE = "report.html"
 LICENCE_TEXTS = ("MIT",)
 
 # Without one of these nobody could say what a lens belongs to or how to fit it again.
@@ -50,21 +58,36 @@ class Inputs:
     card: scorecard.Scorecard
     shapes: dict[str, tuple[int, ...]]  # of the lens's tensors, by name
     folder: str  # of the lens, relative to the release
+    licence: Mapping[str, bytes]  # the base model's licence and notices, by file name
+    page: str  # the report of this model
 
     @property
     def rank(self) -> int:
         return self.shapes["U"][-1]
 
 
-def build(settings: ModelParams, corpus: Path, lens: Path, metrics: Path, out: Path) -> None:
+def build(
+    settings: ModelParams,
+    corpus: Path,
+    lens: Path,
+    metrics: Path,
+    out: Path,
+    *,
+    licence: Mapping[str, bytes],
+    page: str,
+) -> None:
     """Write the release of one model's lens to `out`, in place of an earlier one.
+
+    Args:
+        licence: the base model's licence and notices, by file name; empty where they are not known.
+        page: the model's report, HTML.
 
     Raises:
         IntegrityError: an input is missing, damaged, or belongs to another model.
         InputError: a name or licence that cannot stand in a path, or `out` is a folder that is no release.
     """
-    inputs = _read(settings, corpus, lens, metrics)
-    if out.exists() and any(out.iterdir()) and not (out / "receipt.json").is_file():
+    inputs = _read(settings, corpus, lens, metrics, licence, page)
+    if out.exists() and any(out.iterdir()) and not (out / RECEIPT).is_file():
         raise InputError(f"{out}: holds files but no receipt.json, so it is no earlier release. Nothing was changed.")
     out.parent.mkdir(parents=True, exist_ok=True)
     # Built beside it and moved there: a release is whole or not there at all.
@@ -76,12 +99,14 @@ def build(settings: ModelParams, corpus: Path, lens: Path, metrics: Path, out: P
         new.rename(out)
 
 
-def _read(settings: ModelParams, corpus: Path, lens: Path, metrics: Path) -> Inputs:
+def _read(  # noqa: PLR0917
+    settings: ModelParams, corpus: Path, lens: Path, metrics: Path, licence: Mapping[str, bytes], page: str
+) -> Inputs:
     provenance = _record(lens / "provenance.json")
     manifest = _record(corpus / "manifest.json")
     folder = f"tuned_lenses/{_safe_id(settings.model_id)}"
     card, shapes = scorecard.read(metrics, settings), _shapes(lens / WEIGHTS)
-    inputs = Inputs(settings, lens, provenance, manifest, card, shapes, folder)
+    inputs = Inputs(settings, lens, provenance, manifest, card, shapes, folder, licence, page)
     _check_same_model(inputs, corpus)
     recorded, found = provenance["weights_sha256"], artifacts.sha256_file(lens / WEIGHTS)
     if recorded != found:
@@ -113,7 +138,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _safe_id(model_id: str) -> str:
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model_id, flags=re.ASCII):
+    if not MODEL_ID.fullmatch(model_id):
         raise InputError(f"model id {model_id!r} must be org/name, neither starting with a dot. Nothing was packaged.")
     return model_id
 
@@ -137,13 +162,19 @@ def _write(inputs: Inputs, out: Path) -> None:
     with artifacts.replacing(lens / WEIGHTS) as temporary:
         shutil.copyfile(inputs.lens / WEIGHTS, temporary)
     _export(lens / WEIGHTS, lens / EXPORT)
-    weights = {name: artifacts.sha256_file(lens / name) for name in (WEIGHTS, EXPORT)}
+    tensors = [WEIGHTS, EXPORT]
+    if (inputs.lens / PRECOND).is_file():
+        shutil.copyfile(inputs.lens / PRECOND, lens / PRECOND)
+        tensors.append(PRECOND)
+    weights = {name: artifacts.sha256_file(lens / name) for name in tensors}
     artifacts.write_json(lens / "provenance.json", _packaged_provenance(inputs, weights))
     artifacts.write_text(lens / "README.md", _render("card.md.j2", inputs, **_of_file(lens / WEIGHTS)))
     artifacts.write_text(lens / "NOTICE", _render("notice.j2", inputs))
-    _write_licence(inputs, out)
-    artifacts.write_json(out / "INDEX.json", {inputs.settings.model_id: _index_entry(inputs, lens)})
-    artifacts.write_json(out / "receipt.json", _receipt(inputs, out))
+    artifacts.write_text(lens / PAGE, inputs.page)
+    index = {inputs.settings.model_id: _index_entry(inputs, lens, _write_licences(inputs, out))}
+    artifacts.write_json(out / INDEX, index)
+    artifacts.write_text(out / "README.md", dataset_card(index))
+    artifacts.write_json(out / RECEIPT, receipt(inputs.settings.model_id, out))
 
 
 def _export(weights: Path, export: Path) -> None:
@@ -184,6 +215,9 @@ def _render(template: str, inputs: Inputs, **more: object) -> str:
         n_layers=n_layers,
         d_model=d_model,
         rank=rank,
+        dtype=inputs.provenance.get("machine", {}).get("dtype"),  # the head's hash is of the weights in this precision
+        place=inputs.settings.publish.repo or ".",
+        base_texts=[name.replace(" ", "_") for name in inputs.licence],
         parameters=sum(math.prod(shape) for shape in inputs.shapes.values()),
         **more,
     )
@@ -193,31 +227,48 @@ def _of_file(weights: Path) -> dict[str, object]:
     return {"size": weights.stat().st_size, "weights_sha256": artifacts.sha256_file(weights)}
 
 
-def _write_licence(inputs: Inputs, out: Path) -> None:
+def _write_licences(inputs: Inputs, out: Path) -> dict[str, str]:
+    """sha256 of the licence texts by path in the release."""
     licence = inputs.settings.publish.license
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", licence):
         raise InputError(f"params.yaml: publish.license is {licence!r}, must be an SPDX id. Nothing was packaged.")
     template = f"{licence}.txt.j2" if licence in LICENCE_TEXTS else "licence-elsewhere.txt.j2"
-    artifacts.write_text(out / "LICENSES" / f"{licence}.txt", _render(template, inputs))
+    texts = {f"LICENSES/{licence}.txt": _render(template, inputs).encode()}
+    for name, text in inputs.licence.items():
+        texts[f"LICENSES/{inputs.settings.model_id}/{name.replace(' ', '_')}"] = text
+    for path, text in texts.items():
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        (out / path).write_bytes(text)
+    return {path: artifacts.sha256_file(out / path) for path in texts}
 
 
-def _index_entry(inputs: Inputs, lens: Path) -> dict[str, Any]:
-    commit = inputs.provenance["model"].get("commit")
+def _index_entry(inputs: Inputs, lens: Path, licences: dict[str, str]) -> dict[str, Any]:
+    commit, publish = inputs.provenance["model"].get("commit"), inputs.settings.publish
     return {
         "path": inputs.folder,
         "sha256": artifacts.sha256_tree(lens),
+        "licenses": licences,
+        "base_license": publish.base_license,
         "kind": inputs.provenance["kind"],
         "norm": inputs.provenance["norm"],
         "rank": inputs.rank,
         "model_commit": commit,
         "tokenizer_commit": commit,
+        "kpis": inputs.card.plan_kpis(),
         "verdicts": {f"gate_{gate.letter}": gate.verdict for gate in inputs.card.gates},
+        "allow_failed_gates": publish.allow_failed_gates,
         "preferred": inputs.card.preferred,
     }
 
 
-def _receipt(inputs: Inputs, out: Path) -> dict[str, Any]:
-    """What was packaged. `repo` is null: this version sends nothing anywhere."""
-    hashes = artifacts.sha256_tree(out)
+def dataset_card(index: Mapping[str, Mapping[str, Any]]) -> str:
+    """The README of a repository of lenses, from its index alone: whoever adds a lens writes it for all."""
+    return wording.render("dataset.md.j2", index=dict(sorted(index.items())))
+
+
+def receipt(model_id: str, out: Path, sent: Mapping[str, str | None] | None = None) -> dict[str, Any]:
+    """What was packaged, and where it was sent to: repo, commit and tag, all None where it was not."""
+    hashes = {name: digest for name, digest in artifacts.sha256_tree(out).items() if name != RECEIPT}
     files = {name: {"sha256": digest, "size": (out / name).stat().st_size} for name, digest in hashes.items()}
-    return {"schema": SCHEMA, "model_id": inputs.settings.model_id, "repo": None, "files": files}
+    place = {"repo": None, "commit": None, "tag": None, **(sent or {})}
+    return {"schema": SCHEMA, "model_id": model_id, **place, "files": files}

@@ -109,6 +109,11 @@ def build(resolved: Path, metrics: Path, kl: Path, cosine: Path, html: Path, ove
     artifacts.write_text(html, page)
 
 
+def page_of(file: Path, metrics: Path, kl: Path, cosine: Path) -> str:
+    """The same page over one model alone, whose settings `file` holds; it goes out with the model's lens."""
+    return _page([_read(file, metrics, kl, cosine)])
+
+
 def _read(file: Path, metrics: Path, kl: Path, cosine: Path) -> Model:
     # The file's name, not the key inside: a name cannot lead out of a folder.
     key = file.stem

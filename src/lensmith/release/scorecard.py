@@ -17,6 +17,8 @@ from lensmith.release import wording
 
 PERCENTILES = (25, 50, 75)
 RANKS = (10, 5, 1)
+GATES = "ABCDEFGH"
+BEATEN = ("temperature", "bias")
 VERDICTS = ("pass", "fail", "inconclusive", "invalid")
 
 
@@ -92,6 +94,15 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """A kind of lens on held-out text, at the depths of PERCENTILES."""
+
+    name: str
+    kl: tuple[Estimate, ...]  # bits that it leaves
+    share: tuple[Estimate, ...]  # of what the last rung saves, beyond the rung before; none for the norm lens
+
+
+@dataclass(frozen=True)
 class Scorecard:
     """The metrics of one model, by key as in metrics/<model>.json."""
 
@@ -118,7 +129,20 @@ class Scorecard:
 
     @cached_property
     def gates(self) -> tuple[Gate, ...]:
-        return (self._gate_a(), self._gate_b(), self._gate_c(), self._gate_d(), self._gate_e())
+        return tuple(getattr(self, f"_gate_{letter.lower()}")() for letter in GATES)
+
+    def ladder(self) -> tuple[Rung, ...]:
+        """What each kind of lens has left of the KL, from the norm lens up; empty where no ladder was measured."""
+        names = str(self.metrics.get("ladder", "")).split()
+        found = (
+            Rung(
+                wording.KINDS.get(name, name),
+                tuple(self.estimate(f"ladder_kl_bits_{name}_{p}") for p in PERCENTILES),
+                tuple(self.estimate(f"ladder_share_{name}_{p}") for p in PERCENTILES),
+            )
+            for name in names
+        )
+        return tuple(found) if len(names) > 2 else ()
 
     def open_gates(self) -> tuple[Gate, ...]:
         """Those that do not pass."""
@@ -184,6 +208,49 @@ class Scorecard:
             wording.number,
         )
         return self._gate("E", "Identity at the end", "The tuned lens changes nothing after the last layer.", part)
+
+    def _gate_f(self) -> Gate:
+        limit = self.number("limit_ladder_gain_bits")
+        parts = (
+            Part(
+                f"{wording.lens(lens)}, {p} % depth, bits",
+                self.estimate(f"heldout_delta_kl_bits_{p}_vs_{lens}"),
+                limit,
+                True,
+                wording.signed,
+            )
+            for lens in BEATEN
+            for p in PERCENTILES
+        )
+        asks = "On held-out text the tuned lens saves more than a temperature, or a bias, fit in the same way."
+        return self._gate("F", "More than a calibration", asks, *parts)
+
+    def _gate_g(self) -> Gate:
+        asks = "In no part of the context, not at its beginning either, does the tuned lens lose more than this."
+        return self._gate("G", "At every position", asks, *(self._worst_position(p) for p in PERCENTILES))
+
+    def _worst_position(self, percentile: int) -> Part:
+        """The part of the context that is worst off at a depth, or the first one that has no number."""
+        keys = [
+            f"position_delta_kl_bits_{percentile}_part_{part}"
+            for part in range(int(self.number("n_position_parts") or 0))
+        ]
+        worst = min(keys, key=lambda key: -math.inf if (v := self.number(key)) is None else v, default="")
+        first, last = (self.number(f"position_part_{worst.rpartition('_')[2]}_{end}") for end in ("first", "last"))
+        label = f"{percentile} % depth, worst part (tokens {wording.count(first)} to {wording.count(last)}), bits"
+        limit = self.number("limit_position_delta_kl_bits")
+        return Part(label, self.estimate(worst), limit, True, wording.signed)
+
+    def _gate_h(self) -> Gate:
+        part = Part(
+            "risk tiers, tuned minus norm",
+            self.estimate("risk_tier_steps"),
+            self.number("limit_risk_tier_steps"),
+            False,
+            wording.number,
+        )
+        asks = "Beside a reading without any norm, the tuned lens is at no higher risk of artefacts than the norm lens."
+        return self._gate("H", "No new artefacts", asks, part)
 
     def _limit(self, name: str) -> float | None:
         return self.number(f"limit_{name}_bits")

@@ -1,12 +1,13 @@
-"""The verdicts of all models as a table for a terminal."""
+"""Tables for a terminal: the verdicts of all models, the lenses of a release."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich import box
 from rich.table import Table
 
+from lensmith.edge.release_index import Entry
 from lensmith.release import wording
-from lensmith.release.scorecard import PERCENTILES, Scorecard
+from lensmith.release.scorecard import GATES, PERCENTILES, Scorecard
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "invalid": "magenta"}
 LEGEND = ", ".join(f"{wording.SYMBOLS[verdict]} {verdict}" for verdict in COLOURS)
@@ -23,12 +24,26 @@ def verdicts(cards: Iterable[tuple[str, Scorecard]]) -> Table:
     table.add_column("model", overflow="fold")
     for percentile in PERCENTILES:
         table.add_column(f"{percentile} %", justify="right", no_wrap=True)
-    for gate in "ABCDE":
-        table.add_column(gate, justify="center", no_wrap=True)
+    table.add_column(" ".join(GATES), no_wrap=True)  # one column, so that eight gates fit into 80
     table.add_column("prefer", no_wrap=True)
     for key, card in cards:
         marks = [f"[{COLOURS[gate.verdict]}]{wording.SYMBOLS[gate.verdict]}[/]" for gate in card.gates]
-        table.add_row(key, *(_change(card, percentile) for percentile in PERCENTILES), *marks, card.preferred)
+        changes = (_change(card, percentile) for percentile in PERCENTILES)
+        table.add_row(key, *changes, " ".join(marks), card.preferred)
+    return table
+
+
+def lenses(index: Mapping[str, Entry], place: str) -> Table:
+    """One line a lens of a release."""
+    table = Table(title=place, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("model", overflow="fold")
+    for column in ("version", "lens", "gates A-E", "prefer"):
+        table.add_column(column, no_wrap=True)
+    for model_id, entry in sorted(index.items()):
+        more = entry.model_extra or {}
+        gates = " ".join(wording.symbol(str(more.get("verdicts", {}).get(f"gate_{gate}"))) for gate in "ABCDE")
+        form = f"{more.get('kind', '?')}, rank {more.get('rank', '?')}"
+        table.add_row(model_id, entry.tl_version or "not sent", form, gates, str(more.get("preferred", "?")))
     return table
 
 

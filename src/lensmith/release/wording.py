@@ -6,7 +6,24 @@ import jinja2
 
 MINUS = "\u2212"
 SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
-LENSES = {"norm": "norm lens", "norm_next": "norm lens, next block's norm", "tuned": "tuned lens"}
+# In the order in which readers meet them.
+LENSES = {
+    "norm": "norm lens",
+    "norm_next": "norm lens, next block's norm",
+    "raw": "no norm at all",
+    "prism": "prism lens",
+    "temperature": "a temperature alone",
+    "bias": "a bias alone",
+    "full": "full-rank lens",
+    "tuned": "tuned lens",
+}
+KINDS = {
+    "identity": "norm lens",
+    "temperature": "+ temperature",
+    "bias": "+ bias",
+    "low_rank": "+ scale and low-rank map",
+    "full": "+ full-rank map",
+}
 SYMBOLS = {"pass": "\u2713", "fail": "\u2715", "inconclusive": "?", "invalid": "!"}
 
 
@@ -79,5 +96,5 @@ def environment() -> jinja2.Environment:
     )
     forms = (number, signed, percent, count, size, lens, symbol, cell)
     env.filters |= {form.__name__: form for form in forms}
-    env.globals |= {"as_signed": signed, "as_percent": percent}
+    env.globals |= {"as_number": number, "as_signed": signed, "as_percent": percent}
     return env

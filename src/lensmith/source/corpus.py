@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lensmith.edge import artifacts
 from lensmith.edge.hub import ModelPin
+from lensmith.edge.hub_imported import LensPin
 from lensmith.errors import IntegrityError
 
 MANIFEST = "manifest.json"
@@ -65,6 +66,7 @@ class Manifest(_Part):
     seq_len: int
     seed: int
     model: ModelPin
+    lens: LensPin | None = None  # of fit.kind imported
     tokenizer: TokenizerFacts
     train: Part
     heldout: Part

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lensmith.edge import artifacts, hub
+from lensmith.edge import artifacts, hub, hub_imported
 from lensmith.edge.params import CorpusParams, ModelParams
 from lensmith.errors import InputError
 from lensmith.source import documents
@@ -39,6 +39,7 @@ MAX_FAULTS = 0.01  # of all rows read
 MAX_IDLE = 100_000
 UNWRITTEN = "Nothing was written."
 
+Pins = dict[str, hub.ModelPin | hub_imported.LensPin | None]
 Encode = Callable[[list[str]], list[list[int]]]
 
 
@@ -90,7 +91,7 @@ def build(settings: ModelParams, out: Path) -> None:
         RemoteError: the Hub refused, or could not be reached.
     """
     corpus = settings.corpus
-    pin = hub.pin_model(settings.source)
+    pin, lens = hub.pin_model(settings.source), hub_imported.pin_lens(settings.imported)
     folder = hub.fetch_tokenizer(pin)
     vocab_size = _check_model(folder, pin.place, corpus.seq_len)
     tokenizer = load_tokenizer(folder, pin.place)
@@ -105,7 +106,7 @@ def build(settings: ModelParams, out: Path) -> None:
     _check_ids(max(int(train.ids.max()), int(heldout.ids.max())), vocab_size, pin.place)
 
     facts = _tokenizer_facts(tokenizer, encode, corpus)
-    manifest = _manifest(corpus, text, pin, facts, {"heldout": heldout, "train": train})
+    manifest = _manifest(corpus, text, {"model": pin, "lens": lens}, facts, {"heldout": heldout, "train": train})
     for name, packed in ((TOKENS, train), (HELDOUT, heldout)):
         artifacts.write_tensors(out / name, {"tokens": packed.ids.reshape(-1, corpus.seq_len)})
     artifacts.write_json(out / MANIFEST, manifest.model_dump(mode="json"))
@@ -242,7 +243,7 @@ def _tokenizer_facts(tokenizer: PreTrainedTokenizerBase, encode: Encode, corpus:
 
 
 def _manifest(
-    corpus: CorpusParams, text: Text, pin: hub.ModelPin, facts: TokenizerFacts, sides: dict[str, Packed]
+    corpus: CorpusParams, text: Text, pins: Pins, facts: TokenizerFacts, sides: dict[str, Packed]
 ) -> Manifest:
     dataset = text.dataset
     counted = [sides["train"]] if text.shared else list(sides.values())
@@ -266,7 +267,7 @@ def _manifest(
             "schema": 1,
             "revision": dataset.revision if dataset else None,
             "seq_len": corpus.seq_len,
-            "model": pin,
+            **pins,
             "tokenizer": facts,
             "skipped": {reason: n for reason, n in sorted(skipped.items()) if reason != documents.OTHER_SIDE},
             "cut_documents": sum(packed.cut for packed in sides.values()),

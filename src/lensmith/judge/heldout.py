@@ -1,0 +1,187 @@
+"""Every lens at every layer on held-out text, and the two tables of it.
+
+A sequence is cut into `positions_per_seq` equal strata, and one position of each is drawn anew for every sequence. So
+each position of the context has the same chance, the first ones among them, and a mean over what was measured is a
+mean over the context. Strata are joined into parts of the context, narrow at its beginning, where little has been read
+and predictions differ most from those further on.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lensmith.draws import Stream
+from lensmith.edge.params import SweepParams
+from lensmith.judge import tables
+from lensmith.judge.measure import MEASURED, Bench, Target, compare, rows
+from lensmith.judge.tables import RANKS, TUNED, Floats
+from lensmith.lens import divergence
+from lensmith.lens.depth import PERCENTILES, depth_row
+
+KL, COSINE, AGREE = (MEASURED.index(name) for name in ("kl_final_lens_bits", "cos_to_final", "top1_agree"))
+PART_ENDS = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # of the context
+CLOSE_BITS = 1.0  # `first_kl_le_1_bit`
+MILESTONES = (0.2, 0.4, 0.6)  # of the cosine
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """MEASURED at every measured position of held-out text, and where its own most likely token ranks."""
+
+    first: int  # index of the first measured sequence
+    seq_len: int
+    positions: NDArray[np.int64]  # (n_seqs, p)
+    values: dict[tuple[str, int], Floats]  # (lens, row) -> (n_seqs, p, len(MEASURED))
+    ranks: dict[tuple[str, int], NDArray[np.int64]]  # (lens, row) -> (n_seqs, p), token_rank of the final top-1
+
+    @property
+    def n_seqs(self) -> int:
+        return len(self.positions)
+
+    @property
+    def parts(self) -> NDArray[np.int64]:
+        """The part of the context that each stratum belongs to, (p,)."""
+        return np.searchsorted(part_ends(self.positions.shape[1]), np.arange(self.positions.shape[1]), side="right")
+
+
+def strata(seq_len: int, count: int) -> NDArray[np.int64]:
+    """Where each of `count` strata begins, and where the last one ends: (count + 1,)."""
+    return np.arange(count + 1) * seq_len // count
+
+
+def draw_positions(seq_len: int, count: int, seqs: Sequence[int], seed: int) -> NDArray[np.int64]:
+    """One position of each stratum for each sequence number, (len(seqs), count)."""
+    edges, draws = strata(seq_len, count), Stream(seed, "heldout-positions")
+    drawn = [draws.words(count, step=seq) % np.diff(edges).astype(np.uint64) for seq in seqs]
+    return edges[:-1] + np.array(drawn, dtype=np.int64).reshape(-1, count)
+
+
+def part_ends(count: int) -> NDArray[np.int64]:
+    """One past the last stratum of each part; parts that hold no stratum are left out."""
+    return np.unique([max(1, round(count * end)) for end in PART_ENDS])
+
+
+@torch.inference_mode()
+def measure(bench: Bench, tokens: Tensor, settings: SweepParams, first: int = 0) -> Heldout:
+    """MEASURED of every lens and row on sequences (n, seq_len), which are number `first` and on of the corpus."""
+    n, seq_len = tokens.shape
+    count = min(settings.positions_per_seq, seq_len)
+    positions = draw_positions(seq_len, count, range(first, first + n), settings.seed)
+    cells: dict[tuple[str, int], list[Tensor]] = {}
+    ranks: dict[tuple[str, int], list[Tensor]] = {}
+    for batch, places in zip(
+        tokens.split(settings.batch_seqs), torch.from_numpy(positions).split(settings.batch_seqs), strict=True
+    ):
+        resid = bench.backbone.capture(batch, places)
+        for part in resid.flatten(0, 1).split(bench.chunk):
+            for key, values, rank in _measure_part(bench, part):
+                cells.setdefault(key, []).append(values)
+                ranks.setdefault(key, []).append(rank)
+    by_key = {key: torch.cat(parts).view(n, count, len(MEASURED)).double().numpy() for key, parts in cells.items()}
+    return Heldout(
+        first,
+        seq_len,
+        positions,
+        by_key,
+        {key: torch.cat(parts).view(n, count).numpy() for key, parts in ranks.items()},
+    )
+
+
+def _measure_part(bench: Bench, resid: Tensor) -> Iterator[tuple[tuple[str, int], Tensor, Tensor]]:
+    target = Target.of(bench.final(resid))
+    for lens in bench.names:
+        for row in rows(lens, bench.n_layers):
+            reading = compare(target, bench.decode(lens, row, resid))
+            rank = divergence.token_rank(reading.logits, target.top)
+            yield (lens, row), reading.measured.cpu(), rank.cpu()
+
+
+def lines(measured: Heldout) -> Iterator[list[object]]:
+    """The lines of heldout.csv, sequence by sequence: means over its positions."""
+    means = {key: values.mean(axis=1).tolist() for key, values in measured.values.items()}
+    count = measured.positions.shape[1]
+    for place in range(measured.n_seqs):
+        for (lens, row), by_seq in means.items():
+            yield [measured.first + place, row, lens, count, *by_seq[place]]
+
+
+def position_lines(bench: Bench, measured: Heldout) -> Iterator[list[object]]:
+    """The lines of positions.csv, lens by lens."""
+    parts = measured.parts.tolist()
+    for lens in bench.names:
+        facts = _by_position(measured, lens, bench.n_layers)
+        for (seq, stratum), position in np.ndenumerate(measured.positions):
+            where = (measured.first + seq, int(position), parts[stratum], lens)
+            yield [*where, *(column[seq, stratum] for column in facts)]
+
+
+def _by_position(measured: Heldout, lens: str, n_layers: int) -> list[NDArray[Any]]:
+    """What positions.csv says of one lens beside where: a column (n_seqs, p) each."""
+    ranks = np.stack([measured.ranks[lens, row] for row in range(1, n_layers + 1)], -1)
+    kl = np.stack([measured.values[lens, row][..., KL] for row in range(1, n_layers + 1)], -1)
+    firsts = [first_row_where(ranks < k) for k in RANKS] + [first_row_where(kl <= CLOSE_BITS)]
+    at_depth = [kl[..., depth_row(n_layers, percent) - 1] for percent in PERCENTILES]
+    # As Python's own numbers: a CSV shows NumPy's with their types.
+    return [np.array(c.tolist(), dtype=object) for c in (*firsts, (ranks < 1).mean(axis=-1), *at_depth)]
+
+
+def first_row_where(reached: NDArray[np.bool_]) -> NDArray[Any]:
+    """The first row, counted from 1, where (..., L) is true; None where it never is."""
+    first: NDArray[Any] = (reached.argmax(axis=-1) + 1).astype(object)
+    first[~reached.any(axis=-1)] = None
+    return first
+
+
+def block(bench: Bench, measured: Heldout, block_seqs: int) -> dict[str, Any]:
+    """What run.json says about held-out text: means by layer; medians over positions at 25, 50 and 75 % of depth."""
+    at = {f"p{percent}": depth_row(bench.n_layers, percent) for percent in PERCENTILES}
+    kl = {key: values[..., KL] for key, values in measured.values.items()}
+
+    def by_layer(column: int) -> dict[str, list[float]]:
+        return {
+            lens: [float(measured.values[lens, row][..., column].mean()) for row in rows(lens, bench.n_layers)]
+            for lens in bench.names
+        }
+
+    def medians(lens: str) -> dict[str, float]:
+        return {name: float(np.median(kl[lens, row])) for name, row in at.items()}
+
+    return {
+        "first_sequence": measured.first,
+        "n_seqs": measured.n_seqs,
+        "block_seqs": block_seqs,
+        "n_positions": int(measured.positions.size),
+        "parts": _parts(measured),
+        "layers": at,
+        "kl_final_lens_bits_by_layer": by_layer(KL),
+        "top1_agree_by_layer": by_layer(AGREE),
+        "cos_to_final_by_layer": by_layer(COSINE),
+        "cosine_milestones": {lens: milestones(lens, curve) for lens, curve in by_layer(COSINE).items()},
+        "median_kl_final_lens_bits": {lens: medians(lens) for lens in bench.names},
+        "median_delta_kl_bits": {
+            lens: {name: float(np.median(kl[lens, row] - kl[TUNED, row])) for name, row in at.items()}
+            for lens in bench.names
+            if lens != TUNED
+        },
+    }
+
+
+def milestones(lens: str, cosine: Sequence[float]) -> dict[str, int | None]:
+    """The first row where the cosines of a lens, one for each of its rows, reach each of MILESTONES."""
+    places = range(tables.first_row(lens), tables.first_row(lens) + len(cosine))
+    return {f"ge_{m}": next((row for row, c in zip(places, cosine, strict=True) if c >= m), None) for m in MILESTONES}
+
+
+def _parts(measured: Heldout) -> list[dict[str, int]]:
+    count = measured.positions.shape[1]
+    edges, ends = strata(measured.seq_len, count), part_ends(count)
+    starts = [0, *ends[:-1]]
+    return [
+        {"first": int(edges[a]), "last": int(edges[b]) - 1, "n_positions": int(b - a) * measured.n_seqs}
+        for a, b in zip(starts, ends, strict=True)
+    ]

@@ -1,0 +1,48 @@
+"""What must not leave the lab: tokens, keys, and paths that name somebody's machine."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import get_token
+
+from lensmith.errors import InputError
+
+# Tensors hold no text; provenance and cards say where they came from.
+BINARY = (".safetensors", ".pt")
+
+PATTERNS = {
+    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{16,}",
+    "an AWS key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
+    "a GitHub token": r"\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}",
+    "an API key": r"\bsk-[A-Za-z0-9_-]{20,}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a password in an address": r"://[^/\s:@\"']+:[^/\s:@\"']+@",
+    "a home path": r"(?:/home|/Users)/[A-Za-z0-9_.-]+/|/root/[A-Za-z0-9_.-]|[A-Za-z]:\\\\?Users\\\\?[A-Za-z0-9_.-]+",
+}
+
+
+def refuse(folder: Path) -> None:
+    """InputError for the first file below `folder` that holds one. The message names the kind, never the text."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in BINARY):
+        for line, kind in find(path.read_text(encoding="utf-8", errors="replace")):
+            raise InputError(f"{path}:{line}: holds {kind}, which must not be published. Nothing was sent.")
+
+
+def find(text: str) -> Iterator[tuple[int, str]]:
+    """(line, kind) of each place in a text."""
+    known = {kind: re.compile(pattern) for kind, pattern in PATTERNS.items()}
+    for kind, value in _own().items():
+        known[kind] = re.compile(re.escape(value))
+    for number, line in enumerate(text.splitlines(), 1):
+        for kind, pattern in known.items():
+            if pattern.search(line):
+                yield number, kind
+
+
+def _own() -> dict[str, str]:
+    """This machine's own secrets and places, whatever they look like."""
+    home = os.path.expanduser("~")  # noqa: PTH111, as text: it may not exist
+    own = {"your token": get_token() or "", "your home path": home, "the path of this lab": str(Path.cwd())}
+    return {kind: value for kind, value in own.items() if len(value) > len("/home")}
