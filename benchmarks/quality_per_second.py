@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def packed_text(work: Path, n_tokens: int) -> Path:
     """A corpus of atlas's text with at least this many training tokens, packed once."""
-    n_tokens = max(n_tokens, 512 * K)
+    n_tokens = max(n_tokens, 2048 * K)  # every run then reads the same text
     settings = params_file.read(common.REPOSITORY / "params.yaml")["atlas"]
     out = work / f"corpus-{n_tokens}"
     if not (out / corpus.MANIFEST).exists():

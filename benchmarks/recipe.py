@@ -145,17 +145,23 @@ def report(args: argparse.Namespace, rows: list[list[Any]]) -> None:
         common.table(("curve", "point", "KL bits", "spread", "25 / 50 / 75 %", "CPU-seconds of the fit"), shown),
     ]
     common.publish(args.out, "recipe", "Curves of the recipe", text, COLUMNS, rows)
-    for curve in curves:
-        _picture(args.out, curve, [row for row in rows if row[0] == curve])
+    pictures(args.out, rows)
 
 
-def _picture(out: Path, curve: str, rows: list[list[Any]]) -> None:
+def pictures(out: Path, rows: list[list[Any]]) -> None:
+    """One picture for each setting that is a number, a line for each of its curves."""
+    for setting in dict.fromkeys(row[1] for row in rows if isinstance(row[2], int | float)):
+        own = [row for row in rows if row[1] == setting]
+        lines = [_line([row for row in own if row[0] == curve]) for curve in dict.fromkeys(row[0] for row in own)]
+        common.chart(out / f"recipe_{setting}.svg", lines, setting, "held-out KL, bits")
+
+
+def _line(rows: list[list[Any]]) -> common.Line:
     values = list(dict.fromkeys(row[2] for row in rows))
-    if not all(isinstance(value, int | float) for value in values):
-        return
     kl = [[row[4] for row in rows if row[2] == value] for value in values]
-    line = common.Line(curve, values, [statistics.median(k) for k in kl], [min(k) for k in kl], [max(k) for k in kl])
-    common.chart(out / f"recipe_{curve.replace(' ', '_')}.svg", [line], rows[0][1], "held-out KL, bits")
+    return common.Line(
+        rows[0][0], values, [statistics.median(k) for k in kl], [min(k) for k in kl], [max(k) for k in kl]
+    )
 
 
 if __name__ == "__main__":
