@@ -5,6 +5,7 @@ benchmark run in turns, so that what drifts drifts for all of them; a ratio of m
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -57,6 +58,7 @@ def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
 def parsed(cli: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """The arguments; from here on this process uses one thread on a CPU, and so do its children."""
     torch.set_num_threads(1)
+    commit()
     return cli.parse_args(arguments)
 
 
@@ -143,21 +145,27 @@ def in_own_process(module: str, function: str, spec: Mapping[str, Any], python: 
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+@functools.cache
+def commit() -> str:
+    """The commit that this process began at: a long run may see others come."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    changed = " with changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+    return git("rev-parse", "--short", "HEAD") + changed
+
+
 def provenance(device: torch.device | None = None) -> dict[str, str]:
     """Command, date, device and commit of a run."""
 
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
     name = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else _cpu()
-    changed = " with changes" if git("status", "--porcelain", "--untracked-files=no") else ""
     return {
         "command": " ".join(["python", *sys.orig_argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "device": f"{name}, {torch.get_num_threads()} thread(s), {os.cpu_count()} core(s) shared with other work",
-        "commit": git("rev-parse", "--short", "HEAD") + changed,
+        "commit": commit(),
         "software": f"Python {platform.python_version()}, torch {torch.__version__}",
     }
 
