@@ -16,7 +16,7 @@ ifneq ($(UV_FIND_LINKS),)
 export UV_FIND_LINKS
 endif
 
-.PHONY: demo test lint install atlas clean
+.PHONY: demo test lint install atlas peer clean
 demo: $(STAMP)
 	dvc repro
 	@lensmith report
@@ -34,6 +34,14 @@ install: $(STAMP)
 # Rebuilds the bundled model from its generator: more than an hour on two cores.
 atlas: $(STAMP)
 	python -m demo.train
+
+# The environment of tuned-lens, which benchmarks/quality_per_second.py compares with.
+PEER := benchmarks/.venv-peer
+peer: $(PEER)/.installed
+$(PEER)/.installed: benchmarks/peers/requirements.txt
+	test -d $(PEER) || $(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --requirement $<
+	touch $@
 
 $(STAMP): pyproject.toml constraints.txt
 ifdef UV

@@ -1,0 +1,123 @@
+"""Our side of `quality_per_second`: a recipe of params.yaml at several budgets, through the code that stage `fit` runs.
+
+The capture is paid once for the largest budget, and every budget is charged its share: a bank is filled sequence by
+sequence, each at the same cost. A recipe that has no bank reads its text in several passes, each at other positions,
+and is charged a capture for each. The rows that early stopping needs, and the validations on them, are in the time.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from benchmarks import common, held_out
+from lensmith.draws import Stream
+from lensmith.edge import hub, params_file
+from lensmith.edge.params import FitParams, ModelParams
+from lensmith.lens import training
+from lensmith.lens.translators import Lens
+from lensmith.source import bank
+from lensmith.source.backbone import Backbone
+from lensmith.source.rows import Batch, Rows
+
+RATE_SEQS = 32  # that a forward pass's rate is measured on
+
+
+def curve(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """A fit for each pair of start and budget of the spec, measured on the held-out positions."""
+    work = Path(spec["work"])
+    os.environ["LENSMITH_HOME"] = str(work / "home")
+    settings = settings_of(spec)
+    pin = hub.pin_model(settings.source)
+    backbone = Backbone.load(settings.source, pin)
+    plain = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32).eval()
+    text = {k: v.astype(np.uint32) for k, v in load_file(work / f"seed-{spec['seed']}.safetensors").items()}
+    seq_len = text["train"].shape[1]
+    largest = text["train"][: spec["text"] // seq_len]
+    began = common.clock()
+    validation = bank.rows(backbone, pin.files, text["validation"], settings.fit)
+    validation_s = common.clock() - began
+    train: Any = bank.rows(backbone, pin.files, largest, settings.fit)
+    forward_s = common.clock() - began - validation_s
+    points = []
+    for start, budget in spec["fits"]:
+        n_seqs = min(budget // seq_len, len(largest))
+        share = validation_s + forward_s * budget / largest.size
+        rows: Rows = dataclasses.replace(train, n_seqs=n_seqs)
+        fit = settings.fit
+        if "positions_a_pass" in spec:
+            passes = budget / (n_seqs * seq_len)
+            share = budget * _forward_rate(backbone, pin.files, largest, settings.fit, spec["positions_a_pass"])
+            fit = fit.model_copy(update={"epochs": passes, "positions_per_seq": spec["positions_a_pass"]})
+            rows = Resampled(rows, fit.positions_per_seq, fit.seed)
+        began = common.clock()
+        begins = _start(start, settings, backbone)
+        lens = training.fit(backbone.head, rows, validation, fit, begins).lens
+        spent = common.clock() - began + share
+        kl = measure(plain, work, backbone, lens)
+        points.append({"start": start, "tokens": budget, "cpu_s": spent, "forward_s": share, "kl_bits": kl})
+    return points
+
+
+def _forward_rate(
+    backbone: Backbone, files: dict[str, str], tokens: NDArray[np.uint32], fit: FitParams, positions: int
+) -> float:
+    """CPU-seconds a token of a capture of so few positions, on some of the text."""
+    text = tokens[:RATE_SEQS]
+    fewer = fit.model_copy(update={"positions_per_seq": positions, "seed": fit.seed + 1})
+    return common.seconds(lambda: bank.rows(backbone, files, text, fewer)) / text.size
+
+
+@dataclasses.dataclass
+class Resampled:
+    """Rows of which every reading takes other positions, as a recipe that forwards its text anew would."""
+
+    rows: Rows
+    positions_per_seq: int
+    seed: int
+    readings: int = 0
+    reads_ahead = False
+
+    @property
+    def n_seqs(self) -> int:
+        return self.rows.n_seqs
+
+    @property
+    def tokens_forwarded(self) -> int:
+        return self.rows.tokens_forwarded
+
+    def read(self, seqs: NDArray[np.int64]) -> Batch:
+        stored, stream = self.rows.positions_per_seq, Stream(self.seed, "resampled-positions")
+        self.readings += 1
+        first = self.readings * self.n_seqs
+        picked = [i * stored + stream.subset(stored, self.positions_per_seq, first + i) for i in range(len(seqs))]
+        index, batch = torch.from_numpy(np.concatenate(picked)), self.rows.read(seqs)
+        return Batch(batch.resid[index], None if batch.teacher is None else batch.teacher[index])
+
+
+def settings_of(spec: dict[str, Any]) -> ModelParams:
+    """An entry of params.yaml with the spec's model, seed and other values of section `fit`."""
+    data = params_file.read(common.REPOSITORY / "params.yaml")[spec["entry"]].model_dump()
+    data["source"] |= {"repo": None, "path": spec["model"]}
+    data["fit"] |= {"seed": spec["seed"], "bank": "disk", **spec.get("fit", {})}
+    return ModelParams.model_validate(data)
+
+
+def measure(plain: PreTrainedModel, work: Path, backbone: Backbone, lens: Lens) -> list[float]:
+    """Held-out KL by layer, on the model's own float32 forward pass and not on ours."""
+    files = load_file(work / "heldout.safetensors")
+    tokens, positions = (torch.from_numpy(files[name].astype(np.int64)) for name in ("tokens", "positions"))
+    return held_out.kl_bits(plain, tokens, positions, lambda h, row: lens.logits(backbone.head, h, row))
+
+
+def _start(name: str, settings: ModelParams, backbone: Backbone) -> Lens:
+    start = Lens.start(settings.fit, backbone.n_layers, backbone.d_model)
+    if name == "saddle":  # as in the plan's project: neither product ever has a gradient
+        start = dataclasses.replace(start, U=torch.zeros_like(start.U), V=torch.zeros_like(start.V))
+    return start

@@ -1,0 +1,251 @@
+"""Held-out KL against CPU-seconds and tokens: our fit, the written plan's recipe, and tuned-lens 0.2.0.
+
+All fit the same model on the same tokens, and are measured by the same code at the same held-out positions: KL(final ||
+lens) in bits, the mean over blocks 1..L-1. Each budget is a fit of its own, since a schedule depends on its length.
+Contenders take turns, seed by seed; a seed draws text and starting values. Time is CPU time of one thread, from tokens
+to lens, loading the model apart. The plan's recipe runs on our engine, which is faster than its own; its text is as
+much as `make demo` has, in 32 passes with other positions in each. Having no bank, it is charged a capture for each.
+
+    python -m benchmarks.quality_per_second                  three seeds, about ten minutes on an idle core
+    python -m benchmarks.quality_per_second --full           the budgets of docs/recipe.md, hours
+
+The peer needs an environment of its own, once: `make peer`. Without it the run goes on without the peer.
+"""
+
+import argparse
+import itertools
+import math
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from benchmarks import common
+from lensmith.draws import Stream
+from lensmith.edge import artifacts, params_file
+from lensmith.lens.depth import PERCENTILES, depth_row
+from lensmith.source import corpus, packing
+
+PEER_PYTHON = Path(__file__).parent / ".venv-peer" / "bin" / "python"
+OURS, PLAN, SADDLE, PEER = "ours", "plan", "plan, U = V = 0", "tuned-lens"
+K = 1024
+# Tokens through the frozen model, of each contender's fits.
+BUDGETS = {
+    "default": {OURS: (8 * K, 16 * K, 64 * K), PLAN: (8192 * K,), SADDLE: (1024 * K,), PEER: (16 * K, 32 * K)},
+    "full": {
+        OURS: (8 * K, 16 * K, 32 * K, 64 * K, 128 * K, 256 * K, 512 * K),
+        PLAN: (1024 * K, 4096 * K, 8192 * K, 16384 * K),
+        SADDLE: (1024 * K, 8192 * K),
+        PEER: (16 * K, 64 * K, 256 * K, 512 * K),
+    },
+    "quick": {OURS: (120, 240), PLAN: (480,), SADDLE: (480,), PEER: (120,)},
+}
+# Text of the plan's recipe, and positions that its passes choose eight of.
+PLAN_TEXT, PLAN_POSITIONS = 256 * K, 64
+# What issue and README promise: times fewer tokens, times less CPU time, at the rival's own best KL.
+LIMITS = {PLAN: (64.0, 40.0), SADDLE: (64.0, 40.0), PEER: (None, 40.0)}
+COLUMNS = (
+    "contender",
+    "seed",
+    "tokens",
+    "cpu_s",
+    "forward_s",
+    "kl_bits",
+    *(f"kl_bits_{depth}" for depth in PERCENTILES),
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One fit."""
+
+    contender: str
+    seed: int
+    tokens: int
+    cpu_s: float
+    forward_s: float | None  # of cpu_s: the frozen model's forward pass
+    kl_bits: float  # mean over blocks 1..L-1
+    kl_bits_25: float
+    kl_bits_50: float
+    kl_bits_75: float
+
+    def row(self) -> list[object]:
+        return [getattr(self, name) for name in COLUMNS]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    cli = common.parser(__doc__)
+    cli.add_argument("--full", action="store_true", help="every budget, for hours")
+    cli.add_argument("--seeds", type=int, default=3)
+    cli.add_argument(
+        "--model", default="demo/atlas", help="folder of the model; its text is that of params.yaml's atlas"
+    )
+    cli.add_argument("--corpus", type=Path, help="a packed corpus instead, as stage prefetch writes it")
+    args = common.parsed(cli, arguments)
+    budgets = BUDGETS["quick" if args.quick else "full" if args.full else "default"]
+    work = args.out / "work" if args.quick else common.WORK / "quality"
+    prepare(args.corpus or packed_text(work, max(map(max, budgets.values()))), work, args.seeds)
+    points: list[Point] = []
+    for seed in range(args.seeds):
+        for contender in (OURS, PLAN, PEER):
+            points += run(contender, seed, args, work, budgets)
+        report(points, args.out)  # what is there; a long run may be cut short
+
+
+def packed_text(work: Path, n_tokens: int) -> Path:
+    """A corpus of atlas's text with at least this many training tokens, packed once."""
+    n_tokens = max(n_tokens, 2048 * K)  # every run then reads the same text
+    settings = params_file.read(common.REPOSITORY / "params.yaml")["atlas"]
+    out = work / f"corpus-{n_tokens}"
+    if not (out / corpus.MANIFEST).exists():
+        packing.build(
+            settings.model_copy(update={"corpus": settings.corpus.model_copy(update={"train_tokens": n_tokens})}), out
+        )
+    return out
+
+
+def prepare(packed: Path, work: Path, seeds: int) -> None:
+    """The files that contenders read: held-out text with its positions, and each seed's order of the training text."""
+    tokens, heldout = corpus.read_tokens(packed), corpus.read_heldout(packed)
+    half = len(heldout) // 2
+    validation, measured = heldout[: min(16, half)], heldout[half:][:64]  # early stopping must not see what is measured
+    n = min(32, measured.shape[1] // 2)
+    draw = Stream(0, "benchmark-positions")
+    positions = np.stack([draw.subset(measured.shape[1], n, step=i) for i in range(len(measured))])
+    artifacts.write_tensors(work / "heldout.safetensors", {"tokens": measured, "positions": positions})
+    for seed in range(seeds):
+        order = Stream(seed, "benchmark-text").permutation(len(tokens), step=0)
+        artifacts.write_tensors(work / f"seed-{seed}.safetensors", {"train": tokens[order], "validation": validation})
+
+
+def run(
+    contender: str, seed: int, args: argparse.Namespace, work: Path, budgets: Mapping[str, Sequence[int]]
+) -> list[Point]:
+    """One contender's fits of one seed, in a process of its own."""
+    spec: dict[str, Any] = {"seed": seed, "model": args.model, "work": str(work.resolve())}
+    own = budgets[contender]
+    if contender == PEER:
+        if not PEER_PYTHON.exists():
+            print(f"{PEER_PYTHON}: missing, so {PEER} is left out. `make peer` builds it.", file=sys.stderr)
+            return []
+        asked = spec | {"budgets": own}
+        found = common.in_own_process("benchmarks.peers.tuned_lens_fit", "curve", asked, PEER_PYTHON)
+    elif contender == PLAN:
+        spec |= {"entry": "atlas-plan", "fit": {"positions_per_seq": min(PLAN_POSITIONS, _window(work))}}
+        spec |= {"text": min(PLAN_TEXT, own[0] // 2), "positions_a_pass": 8}
+        spec |= {"fits": [("proper", n) for n in own] + [("saddle", n) for n in budgets[SADDLE]]}
+        found = common.in_own_process("benchmarks.contenders", "curve", spec)
+    else:
+        spec |= {"entry": "atlas", "fit": common.settings_of(args.set)}
+        spec |= {"text": own[-1], "fits": [("proper", n) for n in own]}
+        found = common.in_own_process("benchmarks.contenders", "curve", spec)
+    points = [_point(contender, seed, one) for one in found]
+    for point in points:
+        print(
+            f"{point.contender}, seed {seed}: {point.tokens} tokens, {point.cpu_s:.1f} s, {point.kl_bits:.3f} bits",
+            file=sys.stderr,
+        )
+    return points
+
+
+def _window(work: Path) -> int:
+    """Positions of a sequence that the plan samples from."""
+    seq_len = load_file(work / "heldout.safetensors")["tokens"].shape[1]
+    return int(0.95 * seq_len) - int(0.6 * seq_len)
+
+
+def _point(contender: str, seed: int, one: dict[str, Any]) -> Point:
+    by_layer = one["kl_bits"]
+    at = [by_layer[depth_row(len(by_layer) + 1, depth) - 1] for depth in PERCENTILES]
+    name = SADDLE if one.get("start") == "saddle" else contender
+    return Point(name, seed, one["tokens"], one["cpu_s"], one["forward_s"], statistics.mean(by_layer), *at)
+
+
+def reaches(points: Sequence[Point], kl_bits: float, cost: str) -> float | None:
+    """The least `cost` (tokens or cpu_s) at which a curve is at `kl_bits`, read off between two budgets on a log scale.
+
+    At its cheapest budget a curve may be better already: that budget is the answer, and a ratio from it is a lower
+    bound. None where the curve never gets there.
+    """
+    curve = sorted(points, key=lambda point: point.tokens)
+    if curve and curve[0].kl_bits <= kl_bits:
+        return float(getattr(curve[0], cost))
+    for worse, better in itertools.pairwise(curve):
+        if better.kl_bits <= kl_bits < worse.kl_bits:
+            share = (worse.kl_bits - kl_bits) / (worse.kl_bits - better.kl_bits)
+            low, high = math.log(getattr(worse, cost)), math.log(getattr(better, cost))
+            return math.exp(low + share * (high - low))
+    return None
+
+
+def report(points: Sequence[Point], out: Path) -> None:
+    contenders = list(dict.fromkeys(point.contender for point in points))
+    text = [
+        common.table(
+            ("contender", "tokens", "CPU-seconds", "KL bits", "25 / 50 / 75 %"), list(_budget_rows(points, contenders))
+        )
+    ]
+    text.append(
+        "Cost of the KL that each rival reaches at its largest budget: medians over seeds, in brackets least and most."
+    )
+    ratios = [row for rival in contenders if rival != OURS for row in _ratio_rows(points, rival)]
+    text.append(common.table(("rival", "cost", "rival", "ours", "ratio", "limit"), ratios))
+    common.publish(
+        out, "quality_per_second", "Quality per second and per token", text, COLUMNS, [p.row() for p in points]
+    )
+    for cost, label in (("cpu_s", "CPU-seconds, one thread"), ("tokens", "tokens through the model")):
+        lines = [_line(points, contender, cost) for contender in contenders]
+        common.chart(
+            out / f"quality_per_{'second' if cost == 'cpu_s' else 'token'}.svg", lines, label, "held-out KL, bits"
+        )
+
+
+def _groups(points: Sequence[Point], contender: str) -> list[list[Point]]:
+    """A contender's points by budget, all seeds of one together."""
+    budgets = sorted({point.tokens for point in points if point.contender == contender})
+    return [[p for p in points if p.contender == contender and p.tokens == budget] for budget in budgets]
+
+
+def _budget_rows(points: Sequence[Point], contenders: Sequence[str]) -> Any:
+    for contender in contenders:
+        for group in _groups(points, contender):
+            kl = [point.kl_bits for point in group]
+            depths = " / ".join(
+                f"{statistics.median(getattr(p, f'kl_bits_{d}') for p in group):.2f}" for d in PERCENTILES
+            )
+            time = statistics.median(point.cpu_s for point in group)
+            yield contender, group[0].tokens, time, f"{statistics.median(kl):.3f} [{min(kl):.3f} {max(kl):.3f}]", depths
+
+
+def _ratio_rows(points: Sequence[Point], rival: str) -> Any:
+    for cost, limit in zip(("tokens", "cpu_s"), LIMITS[rival], strict=True):
+        theirs, ours, ratios = [], [], []
+        for seed in sorted({point.seed for point in points}):
+            last = max((p for p in points if (p.contender, p.seed) == (rival, seed)), key=lambda p: p.tokens)
+            mine = reaches([p for p in points if (p.contender, p.seed) == (OURS, seed)], last.kl_bits, cost)
+            if mine is not None:
+                theirs.append(getattr(last, cost))
+                ours.append(mine)
+                ratios.append(theirs[-1] / mine)
+        asked = "-" if limit is None else f">= {limit:.0f}"
+        if not ratios:
+            yield rival, cost, None, None, "not reached", asked
+            continue
+        shown = f"{statistics.median(ratios):.1f} [{min(ratios):.1f} {max(ratios):.1f}]"
+        yield rival, cost, statistics.median(theirs), statistics.median(ours), shown, asked
+
+
+def _line(points: Sequence[Point], contender: str, cost: str) -> common.Line:
+    groups = _groups(points, contender)
+    kl = [[point.kl_bits for point in group] for group in groups]
+    x = [statistics.median(getattr(point, cost) for point in group) for group in groups]
+    return common.Line(contender, x, [statistics.median(k) for k in kl], [min(k) for k in kl], [max(k) for k in kl])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""The curves behind the default recipe: one setting of section `fit` at a time, all others as params.yaml has them.
+
+Each point is a fit of entry `atlas` on the same text, measured as held-out KL(final || lens), the mean over blocks
+1..L-1 in bits, on sequences that early stopping did not see. `docs/recipe.md` shows the pictures and says what follows.
+
+    python -m benchmarks.recipe                          every curve, half an hour of one core
+    python -m benchmarks.recipe --only rank lr           some of them
+    python -m benchmarks.recipe --set optimizer=muon     around another base
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from benchmarks import common, quality_per_second
+from benchmarks.contenders import settings_of
+from lensmith.edge import hub
+from lensmith.edge.params import FitParams
+from lensmith.lens import closed_form, objective, training
+from lensmith.lens.divergence import LinearKL
+from lensmith.lens.translators import Lens
+from lensmith.source import bank, corpus
+from lensmith.source.backbone import Backbone
+from lensmith.source.rows import Rows
+
+K = 1024
+# Of each curve: the setting, its values, and other settings that every one of its points has.
+CURVES: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
+    "adamw": ("lr", (3e-4, 1e-3, 3e-3, 1e-2), {"optimizer": "adamw"}),
+    "muon": ("lr", (1e-3, 3e-3, 1e-2, 3e-2), {"optimizer": "muon"}),
+    "norm lens start": ("lr", (3e-3, 1e-2), {"start": "norm_lens"}),
+    "plain coordinates": ("lr", (1e-3, 3e-3), {"coordinates": "plain"}),
+    "rank": ("rank", (8, 32, 64, 128), {}),
+    "positions": ("positions_per_seq", (8, 16, 32, 64, 128), {}),
+    "epochs": ("epochs", (1, 2, 4, 8), {}),
+    "batch": ("batch_seqs", (2, 4, 8, 16), {}),
+    "ridge": ("ridge", (1e-4, 1e-3, 1e-2, 1e-1, 1.0), {}),
+    "metric": ("metric", ("fisher", "W_U Gram", "identity"), {}),
+}
+CLOSED_FORM_ONLY = ("ridge", "metric")  # measured before the first step
+COLUMNS = ("curve", "setting", "value", "seed", "kl_bits", "kl_bits_25", "kl_bits_50", "kl_bits_75", "cpu_s")
+
+
+class Study:
+    """The model, the text of each seed, and fits on it."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        spec = {"entry": "atlas", "model": args.model, "seed": 0, "fit": args.base}
+        self.settings = settings_of(spec)
+        self.pin = hub.pin_model(self.settings.source)
+        self.backbone = Backbone.load(self.settings.source, self.pin)
+        self.linear_kl = LinearKL(self.backbone.head)
+        self.tokens, heldout = corpus.read_tokens(args.corpus), corpus.read_heldout(args.corpus)
+        self.validation, self.measured = heldout[: min(16, len(heldout) // 2)], heldout[len(heldout) // 2 :][:64]
+
+    def rows(self, tokens: Any, settings: FitParams) -> Rows:
+        return bank.rows(self.backbone, self.pin.files, tokens, settings)
+
+    def point(self, curve: str, value: Any, seed: int) -> list[Any]:
+        """A row of the table: the fit of one value."""
+        name, _, others = CURVES[curve]
+        own = {} if curve in CLOSED_FORM_ONLY else {name: value}
+        settings = self.settings.fit.model_copy(update={"seed": seed, **others, **own})
+        n = self.args.tokens // self.tokens.shape[1]
+        train, validation = (
+            self.rows(self.tokens[seed * n : (seed + 1) * n], settings),
+            self.rows(self.validation, settings),
+        )
+        start = Lens.start(settings, self.backbone.n_layers, self.backbone.d_model)
+        began = common.clock()
+        if curve in CLOSED_FORM_ONLY:
+            with (ridge if curve == "ridge" else metric)(value):
+                lens = closed_form.solve(self.linear_kl, train, validation, start).lens(start)
+        else:
+            lens = training.fit(self.backbone.head, train, validation, settings, start).lens
+        spent = common.clock() - began
+        # Positions as the base has them: what is measured must not move with what is varied.
+        found = objective.validate(self.linear_kl, lens, self.rows(self.measured, self.settings.fit))
+        at = [found.at(depth) for depth in (25, 50, 75)]
+        return [curve, name, value, seed, statistics.mean(found.kl_bits[:-1]), *at, spent]
+
+
+@contextmanager
+def ridge(value: float) -> Iterator[None]:
+    """The closed form with this ridge alone."""
+    with mock.patch.object(closed_form, "RIDGES", (value,)):
+        yield
+
+
+@contextmanager
+def metric(name: str) -> Iterator[None]:
+    """The closed form in another metric of the head."""
+
+    def mean(fisher: Any) -> torch.Tensor:
+        W = fisher.head.W_U.double()
+        return W.T @ W / len(W) if name == "W_U Gram" else torch.eye(W.shape[1], dtype=W.dtype)
+
+    if name == "fisher":
+        yield
+        return
+    with mock.patch.object(closed_form._Fisher, "mean", mean):
+        yield
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    cli = common.parser(__doc__)
+    cli.add_argument("--only", nargs="+", choices=list(CURVES), default=list(CURVES))
+    cli.add_argument("--tokens", type=int, default=64 * K)
+    cli.add_argument("--seeds", type=int, default=1)
+    cli.add_argument("--model", default="demo/atlas")
+    cli.add_argument("--corpus", type=Path)
+    args = common.parsed(cli, arguments)
+    args.base = common.settings_of(args.set)
+    args.corpus = args.corpus or quality_per_second.packed_text(common.WORK / "quality", args.tokens * args.seeds)
+    study, rows = Study(args), []
+    for curve in args.only:
+        for value in CURVES[curve][1][: 2 if args.quick else None]:
+            rows += [study.point(curve, value, seed) for seed in range(args.seeds)]
+            print(f"{curve} {value}: {rows[-1][4]:.4f} bits, {rows[-1][-1]:.0f} s", file=sys.stderr)
+        report(args, rows)  # what is there; a long run may be cut short
+
+
+def report(args: argparse.Namespace, rows: list[list[Any]]) -> None:
+    shown, curves = [], list(dict.fromkeys(row[0] for row in rows))
+    for curve in curves:
+        for value in dict.fromkeys(row[2] for row in rows if row[0] == curve):
+            group = [row for row in rows if row[0] == curve and row[2] == value]
+            kl = [row[4] for row in group]
+            depths = " / ".join(f"{statistics.median(row[i] for row in group):.3f}" for i in (5, 6, 7))
+            spread = max(kl) - min(kl) if len(kl) > 1 else None
+            shown.append(
+                [curve, f"{group[0][1]} {value}", f"{statistics.median(kl):.4f}", spread, depths, group[0][-1]]
+            )
+    base = ", ".join(f"{name} {value}" for name, value in args.base.items()) or "as params.yaml has it"
+    text = [
+        f"{args.tokens} tokens of text, {args.seeds} seed(s); base: {base}.",
+        common.table(("curve", "point", "KL bits", "spread", "25 / 50 / 75 %", "CPU-seconds of the fit"), shown),
+    ]
+    common.publish(args.out, "recipe", "Curves of the recipe", text, COLUMNS, rows)
+    pictures(args.out, rows)
+
+
+def pictures(out: Path, rows: list[list[Any]]) -> None:
+    """One picture for each setting that is a number, a line for each of its curves."""
+    for setting in dict.fromkeys(row[1] for row in rows if isinstance(row[2], int | float)):
+        own = [row for row in rows if row[1] == setting]
+        lines = [_line([row for row in own if row[0] == curve]) for curve in dict.fromkeys(row[0] for row in own)]
+        common.chart(out / f"recipe_{setting}.svg", lines, setting, "held-out KL, bits")
+
+
+def _line(rows: list[list[Any]]) -> common.Line:
+    values = list(dict.fromkeys(row[2] for row in rows))
+    kl = [[row[4] for row in rows if row[2] == value] for value in values]
+    return common.Line(
+        rows[0][0], values, [statistics.median(k) for k in kl], [min(k) for k in kl], [max(k) for k in kl]
+    )
+
+
+if __name__ == "__main__":
+    main()
