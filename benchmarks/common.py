@@ -159,7 +159,6 @@ def commit() -> str:
 
 def provenance(device: torch.device | None = None) -> dict[str, str]:
     """Command, date, device and commit of a run."""
-
     name = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else _cpu()
     return {
         "command": " ".join(["python", *sys.orig_argv[1:]]),
