@@ -45,7 +45,9 @@ def curve(spec: dict[str, Any]) -> list[dict[str, Any]]:
     validation_s = common.clock() - began
     train: Any = bank.rows(backbone, pin.files, largest, settings.fit)
     forward_s = common.clock() - began - validation_s
-    points = []
+    points, rate = [], 0.0
+    if "positions_a_pass" in spec:  # once: asked again, the bank would be there
+        rate = _forward_rate(backbone, pin.files, largest, settings.fit, spec["positions_a_pass"])
     for start, budget in spec["fits"]:
         n_seqs = min(budget // seq_len, len(largest))
         share = validation_s + forward_s * budget / largest.size
@@ -53,7 +55,7 @@ def curve(spec: dict[str, Any]) -> list[dict[str, Any]]:
         fit = settings.fit
         if "positions_a_pass" in spec:
             passes = budget / (n_seqs * seq_len)
-            share = budget * _forward_rate(backbone, pin.files, largest, settings.fit, spec["positions_a_pass"])
+            share = validation_s + budget * rate
             fit = fit.model_copy(update={"epochs": passes, "positions_per_seq": spec["positions_a_pass"]})
             rows = Resampled(rows, fit.positions_per_seq, fit.seed)
         began = common.clock()

@@ -179,7 +179,8 @@ def test_quality_per_second_fits_and_measures_every_contender(tmp_path, packed, 
 
     assert {row["contender"] for row in found} == {"ours", "plan", "plan, U = V = 0"}
     assert all(row["kl_bits"] > 0 and 0 < row["forward_s"] < row["cpu_s"] for row in found)
-    plan = next(row for row in found if row["contender"] == "plan")
+    plan, saddle = (next(row for row in found if row["contender"] == name) for name in ("plan", "plan, U = V = 0"))
+    assert plan["forward_s"] == saddle["forward_s"], "the same tokens cost both starts the same, bank or not"
     assert plan["tokens"] == max(quality_per_second.BUDGETS["quick"]["plan"])
 
 
