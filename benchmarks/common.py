@@ -163,7 +163,7 @@ def provenance(device: torch.device | None = None) -> dict[str, str]:
     return {
         "command": " ".join(["python", *sys.orig_argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
-        "device": f"{name}, {torch.get_num_threads()} thread(s), {os.cpu_count()} core(s) shared with other work",
+        "device": f"{name}, {torch.get_num_threads()} thread(s), {os.cpu_count()} core(s)",
         "commit": commit(),
         "software": f"Python {platform.python_version()}, torch {torch.__version__}",
     }

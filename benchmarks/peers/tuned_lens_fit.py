@@ -3,7 +3,7 @@
 Its command line needs a data set and a launcher, so the loop around its parts is written here. What its loop does is
 done: all positions, every layer in turn under bfloat16 autocast, gradients clipped at norm 1. Three things are decided
 in its favour. bfloat16 is left out on a CPU that only emulates it. The embedding's translator is not trained, since the
-measure does not read it. A step is BATCH_SEQS sequences, not its 2**18 tokens, of which these budgets hold one or two.
+measure does not read it. A step is BATCH_SEQS sequences, not its 2**18 tokens, of which these budgets hold two at most.
 """
 
 import time
@@ -19,7 +19,7 @@ from tuned_lens.scripts.ingredients import Optimizer, OptimizerOption
 from benchmarks import held_out
 
 LR_SCALE = 3.0  # of its 1e-3 for Adam
-BATCH_SEQS = 8
+BATCH_SEQS = 2
 HAS_BFLOAT16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
 
 
