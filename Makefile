@@ -22,7 +22,7 @@ demo: $(STAMP)
 	@lensmith report
 
 test: lint
-	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	ruff check .

@@ -231,6 +231,7 @@ def chart(path: Path, lines: Sequence[Line], x: str, y: str, *, log_x: bool = Tr
             axes.plot(line.x, line.y, color=ink, marker="o", markersize=3, linewidth=1.4, label=line.name)
             if line.low is not None and line.high is not None:
                 axes.fill_between(line.x, line.low, line.high, color=ink, alpha=0.15, linewidth=0)
+        log_y = log_y and any(value > 0 for line in lines for value in line.y)  # a tiny run may measure nothing
         axes.set(xlabel=x, ylabel=y, xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

@@ -8,7 +8,7 @@ import pytest
 from settings import REPOSITORY, atlas
 from tiny import save_tiny
 
-from lensmith import cli
+from lensmith.cli import app
 from lensmith.edge import artifacts, fingerprint
 from lensmith.lens import fit as stage
 from lensmith.lens.audit import NOT_CHECKED, audit
@@ -160,7 +160,7 @@ def test_the_command_objects_line_by_line_and_exits_with_4(lab, record, monkeypa
     monkeypatch.setattr("sys.argv", ["lensmith", "check", "--provenance"])
 
     with pytest.raises(SystemExit) as exited:
-        cli.run()
+        app.run()
     said = capsys.readouterr().err
     assert exited.value.code == 4
     assert "measured.tokens_forwarded is 177, but the artifacts say 176" in said

@@ -453,11 +453,18 @@ def test_the_dtype_asked_for_is_the_one_loaded(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("layers", "device", "expected"),
-    [(2, "cpu", torch.float32), (32, "cpu", torch.bfloat16), (2, "cuda", torch.bfloat16)],
+    ("layers", "device", "has_bf16", "expected"),
+    [
+        (2, "cpu", True, torch.float32),
+        (32, "cpu", True, torch.bfloat16),
+        (2, "cuda", True, torch.bfloat16),
+        (32, "cpu", False, torch.float32),
+        (2, "cuda", False, torch.float32),
+    ],
 )
-def test_auto_is_fp32_only_for_small_models_on_a_cpu(layers, device, expected):
-    """Counted without allocating: 32 layers of Llama would be 27 GB."""
+def test_auto_is_bf16_where_it_is_fast_and_the_model_not_small(layers, device, has_bf16, expected, monkeypatch):
+    """Emulated bf16 is far slower than fp32. Counted without allocating: 32 layers of Llama would be 27 GB."""
+    monkeypatch.setattr(loading, "has_fast_bf16", lambda _: has_bf16)
     small = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 97} if layers == 2 else {}
     config = LlamaConfig(num_hidden_layers=layers, **small)
 

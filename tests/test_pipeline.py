@@ -75,7 +75,8 @@ def test_exactly_what_changed_runs(lab):
     lab.edit("defaults.fit.epochs", 2)
     lab.edit("defaults.gates.worst_delta_kl_bits", -0.1)
     rerun, restored = lab.repro()
-    assert rerun <= {"resolve", "report"}, "reverted: nothing is computed again"
+    packaged = {"report"} | of("one", "publish") | of("two", "publish")  # as the report's code is still another
+    assert rerun <= {"resolve"} | packaged, "reverted: nothing is computed again"
     assert {"fit@one", "sweep@one", "suite-eval@one"} <= restored, "reverted: restored from the cache"
 
 
