@@ -13,7 +13,8 @@ from lensmith import progress
 from lensmith.errors import NumericError
 from lensmith.lens import objective, optimizers
 from lensmith.lens.divergence import BITS, LinearKL, kl_bits
-from lensmith.lens.training import fit, learning_rate, trainable, warmup_steps
+from lensmith.lens.prism import Prism
+from lensmith.lens.training import Bases, fit, learning_rate, trainable, warmup_steps
 from lensmith.lens.translators import Lens
 from lensmith.source.head import Head, Transform
 from lensmith.source.rows import Batch
@@ -148,6 +149,18 @@ def test_a_layer_that_is_not_sampled_does_not_move():
 
     assert sum(bool((lens.V[block] != start.V[block]).any()) for block in range(L)) == 1
     assert sum(bool((lens.U[block] != start.U[block]).any()) for block in range(L)) <= 1
+
+
+def test_a_prism_preconditions_the_fit():
+    """AdamW's first step is lr in every coordinate that it works in: in Prism's for V', folded back by its basis."""
+    settings = plain(rank=4, batch_seqs=64, epochs=1, lr=1e-3, prism="precondition")
+    prism, start = Prism.fit(toy_head(), toy(64, seed=1)), Lens.start(settings, L, D)
+    result = fit(toy_head(), toy(64, seed=1), toy(16, seed=2), settings, start, bases=Bases(prism=prism))
+
+    _, R = prism.basis()
+    step = torch.linalg.solve(R, result.lens.V[:-1])
+    assert result.best_step == result.steps == 1
+    torch.testing.assert_close(step.abs(), torch.full_like(step, 1e-3), rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
