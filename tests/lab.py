@@ -39,7 +39,8 @@ class Lab:
     root: Path
 
     @classmethod
-    def make(cls, root: Path) -> "Lab":
+    def make(cls, root: Path, models: dict[str, Any] | None = None) -> "Lab":
+        """A lab of these models, each an entry of params.yaml; by default two that differ in their epochs."""
         for folder in ("src", "stages", ".dvc"):
             ignored = shutil.ignore_patterns("__pycache__", "cache", "tmp")
             shutil.copytree(REPOSITORY / folder, root / folder, ignore=ignored)
@@ -52,7 +53,7 @@ class Lab:
         (root / "suites" / "suite.jsonl").write_text("".join(json.dumps(_prompt(i)) + "\n" for i in range(24)))
         (root / "suites" / "probes.jsonl").write_text(json.dumps(_probe()) + "\n")
         lab = cls(root)
-        lab.write_params({"one": {}, "two": {"fit": {"epochs": 1}}})
+        lab.write_params(models or {"one": {}, "two": {"fit": {"epochs": 1}}})
         lab.run("git", "init", "--quiet")
         lab.commit("a lab")
         return lab

@@ -1,10 +1,6 @@
 """The pipeline through real `dvc repro`: exactly what a change makes stale runs, and nothing else."""
 
 import json
-import re
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -127,31 +123,3 @@ def test_light_stages_import_no_torch(lab: Lab, tmp_path: Path):
     """`resolve` and `gates` answer in a second; torch alone takes three."""
     for stage in ("resolve", "gates", "plots", "report", "publish", "prefetch"):
         lab.run("python", "-c", f"import sys, stages.{stage}; assert 'torch' not in sys.modules")
-
-
-def test_queued_experiments_read_one_bank_and_are_compared(lab: Lab):
-    """README's "Experiments": a rank is no reason to run the frozen model again; two commands show what it changed."""
-    lab.commit("before the experiments")
-    bank = {path: path.stat().st_mtime_ns for path in lab.root.glob(".lensmith/bank/*/*.safetensors")}
-    lab.run("dvc", "exp", "run", "gates", "-S", "++models.one.fit.rank=2,3", "--queue", "--name", "rank")
-    lab.run("dvc", "queue", "start")
-    end = time.monotonic() + 300
-    while re.search("Queued|Running", status := lab.run("dvc", "queue", "status")):
-        assert time.monotonic() < end, status
-        time.sleep(1)
-
-    assert status.count("Success") == 2, status + lab.attempt("dvc", "queue", "logs", "rank-1").stdout
-    assert bank == {path: path.stat().st_mtime_ns for path in lab.root.glob(".lensmith/bank/*/*.safetensors")}
-    table = lab.run("lensmith", "compare", "--model", "one")
-    assert all(word in table for word in ("rank-1", "rank-2", "heldout kl")) and "lr" not in table
-    lab.run("lensmith", "compare", "--plot", "rank")
-    assert "fit.rank" in (lab.root / "plots/compare-one.html").read_text()
-    assert not (lab.root / "plots/compare-two.html").exists()
-
-
-def test_a_stage_runs_the_code_of_its_own_tree(lab: Lab):
-    """An experiment is a copy of the tree; the installed package is the original, and may be edited meanwhile."""
-    code = "import stages, lensmith; print(lensmith.__file__)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=lab.root, capture_output=True, text=True, check=True)
-
-    assert done.stdout.strip() == str(lab.root / "src/lensmith/__init__.py")
