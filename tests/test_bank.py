@@ -8,7 +8,7 @@ from tiny import tiny_model
 
 from lensmith import progress
 from lensmith.edge import cache
-from lensmith.errors import IntegrityError, ResourceError
+from lensmith.errors import InputError, IntegrityError, ResourceError
 from lensmith.source import bank
 from lensmith.source.backbone import Backbone
 from lensmith.source.rows import sample_positions
@@ -152,3 +152,20 @@ def test_a_capture_tells_shards_and_tokens_in_whole_lines(backbone, monkeypatch,
     assert "capture: 1 of 3 shards, " in said and "tokens/s" in said and "capture: 3 of 3 shards in" in said
     rows(backbone)
     assert capsys.readouterr().err == ""
+
+
+def test_the_limit_of_all_banks_is_kept_by_dropping_the_oldest(backbone, monkeypatch):
+    """Room for one bank and a half: the second one takes the first one's place, and neither fits into nothing."""
+    rows(backbone)
+    size = sum(bank.size for bank in cache.banks())
+    monkeypatch.setenv(cache.LIMIT, str(1.5 * size / cache.GIB))
+    first = {bank.key for bank in cache.banks()}
+    rows(backbone, tokens=tokens(1))
+
+    assert len(cache.banks()) == 1 and not first & {bank.key for bank in cache.banks()}
+    monkeypatch.setenv(cache.LIMIT, "0")
+    with pytest.raises(ResourceError, match="LENSMITH_BANK_GIB allows"):
+        rows(backbone, tokens=tokens(2))
+    monkeypatch.setenv(cache.LIMIT, "much")
+    with pytest.raises(InputError, match="must be a number of GiB"):
+        rows(backbone, tokens=tokens(2))
