@@ -16,13 +16,17 @@ ifneq ($(UV_FIND_LINKS),)
 export UV_FIND_LINKS
 endif
 
-.PHONY: demo test lint install atlas peer clean
+.PHONY: demo test test-long lint install atlas peer clean
 demo: $(STAMP)
 	dvc repro
 	@lensmith report
 
 test: lint
 	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The full matrices of docs/reliability.md; each ends with the figure that it measured.
+test-long: $(STAMP)
+	OMP_NUM_THREADS=1 pytest -n 2 -m long
 
 lint: $(STAMP)
 	ruff check .

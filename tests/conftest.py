@@ -1,5 +1,7 @@
 """Every test keeps its caches to itself."""
 
+from typing import Any
+
 import pytest
 
 
@@ -14,3 +16,13 @@ LONG = ("test_pipeline.py", "test_queue.py")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONG)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What tests measured (`record_property`) is printed: the figures of docs/reliability.md come from here."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    measured = [figure for report in reports if report.when == "call" for figure in report.user_properties]
+    if measured:
+        terminalreporter.section("measured")
+        for promise, figure in measured:
+            terminalreporter.line(f"{promise}: {figure}")
