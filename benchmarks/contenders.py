@@ -83,16 +83,13 @@ class Resampled:
     rows: Rows
     positions_per_seq: int
     seed: int
+    tokens_forwarded: int = 0
     readings: int = 0
     reads_ahead = False
 
     @property
     def n_seqs(self) -> int:
         return self.rows.n_seqs
-
-    @property
-    def tokens_forwarded(self) -> int:
-        return self.rows.tokens_forwarded
 
     def read(self, seqs: NDArray[np.int64]) -> Batch:
         stored, stream = self.rows.positions_per_seq, Stream(self.seed, "resampled-positions")

@@ -8,7 +8,7 @@ from tiny import tiny_model
 
 from lensmith import progress
 from lensmith.edge import cache
-from lensmith.errors import InputError, IntegrityError, ResourceError
+from lensmith.errors import InputError, ResourceError
 from lensmith.source import bank
 from lensmith.source.backbone import Backbone
 from lensmith.source.rows import sample_positions
@@ -121,15 +121,26 @@ def test_an_interrupted_capture_goes_on_where_it_stopped(backbone):
     assert again.tokens_forwarded == SEQS * SEQ_LEN
 
 
-def test_a_flipped_bit_in_a_shard_is_found(backbone):
-    """safetensors notices no flipped data bit; the digest in the shard's header does."""
-    rows(backbone)
-    data = bytearray(shards()[1].read_bytes())
-    data[-1] ^= 1
-    shards()[1].write_bytes(data)
+def test_a_shard_with_a_flipped_bit_is_captured_anew(backbone, capsys):
+    """safetensors notices no flipped data bit; the digest in the shard's header does, and the rows come back."""
+    first = rows(backbone).read(np.arange(SEQS)).resid
+    whole = shards()[1].read_bytes()
+    shards()[1].write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
 
-    with pytest.raises(IntegrityError, match="not the ones that were written"):
-        rows(backbone)
+    again = rows(backbone)
+    assert "its bytes are not the ones that were written. It is captured anew." in capsys.readouterr().err
+    assert torch.equal(again.read(np.arange(SEQS)).resid, first) and shards()[1].read_bytes() == whole
+    assert again.tokens_forwarded == SEQS * SEQ_LEN
+
+
+def test_what_a_killed_capture_left_half_written_is_removed(backbone):
+    """SIGKILL leaves the temporary file; nobody else would ever delete it."""
+    rows(backbone)
+    leftover = shards()[0].with_name(".tmp-abcshard-00000.safetensors")
+    leftover.write_bytes(b"half")
+    rows(backbone)
+
+    assert not leftover.exists()
 
 
 def test_a_full_disk_is_said_before_the_capture(backbone, monkeypatch):
@@ -157,12 +168,12 @@ def test_a_capture_tells_shards_and_tokens_in_whole_lines(backbone, monkeypatch,
 def test_the_limit_of_all_banks_is_kept_by_dropping_the_oldest(backbone, monkeypatch):
     """Room for one bank and a half: the second one takes the first one's place, and neither fits into nothing."""
     rows(backbone)
-    size = sum(bank.size for bank in cache.banks())
+    size = sum(bank.size for bank in cache.entries("bank"))
     monkeypatch.setenv(cache.LIMIT, str(1.5 * size / cache.GIB))
-    first = {bank.key for bank in cache.banks()}
+    first = {bank.key for bank in cache.entries("bank")}
     rows(backbone, tokens=tokens(1))
 
-    assert len(cache.banks()) == 1 and not first & {bank.key for bank in cache.banks()}
+    assert len(cache.entries("bank")) == 1 and not first & {bank.key for bank in cache.entries("bank")}
     monkeypatch.setenv(cache.LIMIT, "0")
     with pytest.raises(ResourceError, match="LENSMITH_BANK_GIB allows"):
         rows(backbone, tokens=tokens(2))

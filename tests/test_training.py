@@ -14,7 +14,8 @@ from lensmith.errors import NumericError
 from lensmith.lens import objective, optimizers
 from lensmith.lens.divergence import BITS, LinearKL, kl_bits
 from lensmith.lens.prism import Prism
-from lensmith.lens.training import Bases, fit, learning_rate, trainable, warmup_steps
+from lensmith.lens.schedule import Schedule
+from lensmith.lens.training import Bases, fit, trainable
 from lensmith.lens.translators import Lens
 from lensmith.source.head import Head, Transform
 from lensmith.source.rows import Batch
@@ -103,10 +104,10 @@ def test_the_depth_penalty_does_not_see_the_gauge():
 
 def test_warm_up_is_applied_and_the_cosine_ends_at_zero():
     """The plan's 975 steps warm up over 98, peak at 1e-3 and end at zero."""
-    settings = fit_params(lr=1e-3, warmup=0.1)
-    rates = [learning_rate(settings, step, 975) for step in range(976)]
+    schedule = Schedule(fit_params(lr=1e-3, warmup=0.1, epochs=975, batch_seqs=8), n_seqs=8, n_blocks=4)
+    rates = [schedule.learning_rate(step) for step in range(976)]
 
-    assert warmup_steps(settings, 975) == 98
+    assert (schedule.total_steps, schedule.warmup_steps) == (975, 98)
     assert rates[0] == pytest.approx(1e-3 / 98) and rates[97] == pytest.approx(1e-3) and max(rates) == rates[97]
     assert rates[98 + 877 // 2] == pytest.approx(5e-4, rel=1e-2) and rates[975] == 0
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from lensmith import stopping
 from lensmith.errors import LensmithError
 
 
@@ -17,9 +18,10 @@ def paths(description: str | None, *names: str) -> argparse.Namespace:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command's `main`; a LensmithError becomes one line on stderr and its exit code."""
+    """Run a command's `main`; a LensmithError or a signal becomes one line on stderr and its exit code."""
     try:
+        stopping.install()
         main()
-    except LensmithError as error:
+    except (LensmithError, stopping.Interrupted) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

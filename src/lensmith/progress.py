@@ -32,16 +32,19 @@ class Progress:
         total: int | None,
         unit: str,
         *,
+        done: int = 0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name, self._total, self._unit, self._clock = name, total, unit, clock
         self._stream = sys.stderr if stream is None else stream
         self._started = self._said = clock()
-        self._done = self._tokens = 0
+        self._done = self._begun = done  # by an earlier process, whose work goes on here
+        self._tokens = 0
         self._kl_bits: tuple[float, ...] = ()
         watched = self._stream.isatty()
-        self._bar = tqdm(total=total, desc=name, unit=unit, file=self._stream, dynamic_ncols=True) if watched else None
+        bar = {"initial": done, "unit": unit, "file": self._stream, "dynamic_ncols": True}
+        self._bar = tqdm(total=total, desc=name, **bar) if watched else None
 
     def __enter__(self) -> Self:
         return self
@@ -89,9 +92,9 @@ class Progress:
         return facts
 
     def _left(self) -> list[str]:
-        if self._total is None or not self._done:
+        if self._total is None or self._done == self._begun:
             return []
-        seconds = (self._clock() - self._started) / self._done * (self._total - self._done)
+        seconds = (self._clock() - self._started) / (self._done - self._begun) * (self._total - self._done)
         return [f"{_duration(seconds)} left"]
 
     def _print(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""`lensmith cache`: the residual banks under LENSMITH_HOME."""
+"""`lensmith cache`: what is under LENSMITH_HOME."""
 
 from typing import Annotated
 
@@ -13,25 +13,27 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.callback()
 def main() -> None:
-    """Residual banks: what a fit read from the frozen model. Any of them may go; the next fit captures it anew."""
+    """Residual banks and checkpoints of fits. Any of them may go: the next fit captures, or begins, anew."""
 
 
 @app.command("ls")
 def ls() -> None:
-    """List the banks, the one that was used last first."""
-    found = cache.banks()
+    """List what is there, the entry that was used last first."""
+    found = cache.entries()
     if found:
-        Console().print(terminal.banks(found))
-    typer.echo(f"{cache.home()}: {len(found)} banks, {wording.size(sum(bank.size for bank in found))}")
+        Console().print(terminal.kept(found))
+    _say(found, "entries")
 
 
 @app.command()
 def prune(
-    keep: Annotated[float, typer.Option(min=0, help="GiB that may stay; 0 deletes every bank.")],
+    keep: Annotated[float, typer.Option(min=0, help="GiB that may stay; 0 deletes all.")],
 ) -> None:
-    """Delete the banks that were used longest ago, until no more than --keep GiB are left."""
-    gone = cache.prune(int(keep * cache.GIB))
-    for bank in gone:
-        typer.echo(f"deleted {bank.key}, {wording.size(bank.size)}")
-    left = cache.banks()
-    typer.echo(f"{cache.home()}: {len(left)} banks left, {wording.size(sum(bank.size for bank in left))}")
+    """Delete what was used longest ago, until no more than --keep GiB are left. What is in use stays."""
+    for entry in cache.prune(int(keep * cache.GIB)):
+        typer.echo(f"deleted {entry.kind} {entry.key}, {wording.size(entry.size)}")
+    _say(cache.entries(), "entries left")
+
+
+def _say(found: list[cache.Kept], what: str) -> None:
+    typer.echo(f"{cache.home()}: {len(found)} {what}, {wording.size(sum(entry.size for entry in found))}")

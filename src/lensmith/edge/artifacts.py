@@ -16,6 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from lensmith.errors import InputError, IntegrityError, ResourceError
 
+# A process that is killed leaves its temporary file behind. git and DVC ignore this name (.gitignore, .dvcignore).
+TEMPORARY = ".tmp-"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -24,20 +27,23 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         ResourceError: the disk is full. `path` keeps what it held.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.name, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         temporary.chmod(0o644)
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written ({error.strerror}). The old file is as it was.") from error
+    except (OSError, SafetensorError) as error:  # safetensors says of a full disk that it cannot serialize
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ResourceError(f"{path}: cannot be written ({reason}). The old file is as it was.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

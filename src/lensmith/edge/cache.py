@@ -1,15 +1,18 @@
 """Caches under LENSMITH_HOME: where they are, how large they may grow, and what is in them.
 
     <LENSMITH_HOME>/bank/<key>/      residual banks, see `source.bank`
+    <LENSMITH_HOME>/fit/<key>/       checkpoints of fits, see `lens.checkpoint`
 
 LENSMITH_BANK_GIB bounds all banks together; without it only the disk does. A cache is never an input: any of it may be
-deleted at any time, and costs a capture.
+deleted at any time, and costs a capture or a fit. It must be on a file system whose locks hold.
 """
 
 import fcntl
 import json
 import os
 import shutil
+import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +20,13 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from lensmith.edge.artifacts import TEMPORARY
 from lensmith.errors import InputError, ResourceError
 
 GIB = 2**30
 LIMIT = "LENSMITH_BANK_GIB"
 LOCK = ".lock"
+KINDS = ("bank", "fit")
 
 
 def home() -> Path:
@@ -29,51 +34,74 @@ def home() -> Path:
     return Path(os.environ.get("LENSMITH_HOME") or Path.home() / ".cache" / "lensmith")
 
 
+def folder(kind: str, key: str) -> Path:
+    """The folder of one entry; `kind` is one of KINDS."""
+    return home() / kind / key
+
+
 @dataclass(frozen=True)
-class Bank:
-    """A residual bank on disk."""
+class Kept:
+    """A residual bank or the checkpoints of a fit, on disk."""
 
     folder: Path
     size: int  # bytes
     used: float  # seconds since the epoch, when a fit last opened it
 
     @property
+    def kind(self) -> str:
+        return self.folder.parent.name
+
+    @property
     def key(self) -> str:
         return self.folder.name
 
     def holds(self) -> str:
-        """What is in it, in words: its key alone is a hash. A bank that is being written or is damaged says so."""
-        shards = sorted(self.folder.glob("shard-*.safetensors"))
-        try:
-            about = json.loads((self.folder / "key.json").read_bytes())
-            n_seqs = sum(_shape(shard)[0] for shard in shards)
-            n_positions, n_layers, d_model = _shape(shards[0])[1:]
-            where = f"{str(about['dtype']).removeprefix('torch.')} on {about['device']}, torch {about['torch']}"
-        except (OSError, IndexError, KeyError, ValueError, SafetensorError):
-            return f"{len(shards)} shards, not readable"
-        read = f"{n_positions} positions of each of {n_seqs} sequences, {n_layers} layers, d_model {d_model}"
-        return f"{read}; {where}, {about['capture_seqs']} sequences a pass"
+        """What is in it, in words: its key alone is a hash. One that is being written or is damaged says so."""
+        return _bank_holds(self.folder) if self.kind == "bank" else _fit_holds(self.folder)
 
 
-def banks() -> list[Bank]:
-    """Every bank, the one that was used last first."""
-    folders = [folder for folder in (home() / "bank").glob("*") if folder.is_dir()]
-    found = [Bank(folder, _size(folder), _used(folder)) for folder in folders]
-    return sorted(found, key=lambda bank: bank.used, reverse=True)
+def _bank_holds(folder: Path) -> str:
+    shards = sorted(folder.glob("shard-*.safetensors"))
+    try:
+        about = json.loads((folder / "key.json").read_bytes())
+        n_seqs = sum(_shape(shard)[0] for shard in shards)
+        n_positions, n_layers, d_model = _shape(shards[0])[1:]
+        where = f"{str(about['dtype']).removeprefix('torch.')} on {about['device']}, torch {about['torch']}"
+    except (OSError, IndexError, KeyError, ValueError, SafetensorError):
+        return f"{len(shards)} shards, not readable"
+    read = f"{n_positions} positions of each of {n_seqs} sequences, {n_layers} layers, d_model {d_model}"
+    return f"{read}; {where}, {about['capture_seqs']} sequences a pass"
 
 
-def prune(keep: int, *, spare: Path | None = None) -> list[Bank]:
-    """Delete the banks that were used longest ago until at most `keep` bytes are left; returns those deleted.
+def _fit_holds(folder: Path) -> str:
+    newest = {path.parent.name: path.stem for path in sorted(folder.glob("*/*.safetensors"))}
+    kinds = ", ".join(f"{kind} {stem}" for kind, stem in newest.items())
+    try:
+        model = json.loads((folder / "key.json").read_bytes())["model_key"]
+    except (OSError, KeyError, ValueError):
+        return f"checkpoints of an unknown model: {kinds}"
+    return f"checkpoints of {model}: {kinds or 'none yet'}"
 
-    `spare` is not deleted, nor is a bank that is being written.
+
+def entries(*kinds: str) -> list[Kept]:
+    """Every entry of these kinds, or of all, the one that was used last first."""
+    folders = [place for kind in kinds or KINDS for place in (home() / kind).glob("*") if place.is_dir()]
+    found = [Kept(place, _size(place), _used(place)) for place in folders]
+    return sorted(found, key=lambda entry: entry.used, reverse=True)
+
+
+def prune(keep: int, *kinds: str, spare: Path | None = None) -> list[Kept]:
+    """Delete the entries that were used longest ago until at most `keep` bytes are left; returns those deleted.
+
+    `spare` is not deleted, nor is an entry that is being written.
     """
     gone, total = [], 0
-    for bank in banks():
-        total += bank.size
-        if total > keep and bank.folder != spare and not _is_held(bank.folder):
-            shutil.rmtree(bank.folder)
-            gone.append(bank)
-            total -= bank.size
+    for entry in entries(*kinds):
+        total += entry.size
+        if total > keep and entry.folder != spare and not _is_held(entry.folder):
+            shutil.rmtree(entry.folder)
+            gone.append(entry)
+            total -= entry.size
     return gone
 
 
@@ -91,7 +119,7 @@ def reserve(folder: Path, need: int) -> None:
                 f"{folder}: the residual bank needs {need / GIB:.1f} GiB, {LIMIT} allows {limit / GIB:.1f}. "
                 "Raise it, or set fit.bank to stream. Nothing was captured."
             )
-        prune(limit - need, spare=folder)
+        prune(limit - need, "bank", spare=folder)
     free = shutil.disk_usage(folder).free
     if need > free:
         raise ResourceError(
@@ -102,11 +130,24 @@ def reserve(folder: Path, need: int) -> None:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a bank while it is written or checked; a second process waits and then finds it whole."""
+    """Hold an entry while it is written or checked; a second process says whom it waits for, and then finds it whole.
+
+    What a process left half-written when it was killed is removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as lock:  # opening it for writing is also what marks the bank as used
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        os.utime(folder / LOCK)
+    with (folder / LOCK).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            print(f"{folder}: busy, waiting for process {lock.read() or '?'} to finish", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        os.utime(folder / LOCK)  # the entry is in use
+        for leftover in folder.rglob(f"{TEMPORARY}*"):
+            leftover.unlink()
         yield
 
 

@@ -18,6 +18,7 @@ from lensmith.lens import budget, imported, provenance, training
 from lensmith.lens.form import PRISM, WEIGHTS
 from lensmith.lens.objective import Validation
 from lensmith.lens.prism import Prism
+from lensmith.lens.schedule import Schedule
 from lensmith.lens.translators import Lens
 from lensmith.source import corpus
 from lensmith.source.backbone import Backbone
@@ -98,21 +99,17 @@ def _fit(
     is_imported = s.kind == "imported"
     if is_imported:
         n_seqs = min(s.validation_seqs, manifest.heldout.sequences)
-    batch_seqs = min(s.batch_seqs, n_seqs)
-    is_trained = blocks and not is_imported and training.trainable(s)
-    total = math.ceil(s.epochs * (n_seqs // batch_seqs)) if is_trained else 0
+    is_trained = bool(blocks and not is_imported and training.trainable(s))
+    schedule = Schedule(s, n_seqs, blocks, trains=is_trained)
     steps = int(_log(lens_dir)[-1]["step"])
     return training.Fit(
         lens=lens,
         log=[],
         steps=steps,
         best_step=int(_best_row(lens_dir)["step"]),
-        stopped_early=steps < total,
-        total_steps=total,
-        warmup_steps=training.warmup_steps(s, total),
-        batch_seqs=batch_seqs,
-        layers_per_step=blocks if s.layers_per_step == "all" else min(s.layers_per_step, blocks),
-        positions_used=steps * batch_seqs * s.positions_per_seq,
+        stopped_early=steps < schedule.total_steps,
+        schedule=schedule,
+        positions_used=steps * schedule.batch_seqs * s.positions_per_seq,
         tokens_forwarded=0 if is_imported else n_seqs * manifest.seq_len,
         best=Validation(by_layer),
         settings=s,

@@ -9,9 +9,10 @@ from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lensmith.edge import artifacts
+from lensmith.edge import artifacts, cache
 from lensmith.edge.params import FitParams, ModelParams
 from lensmith.lens import budget, closed_form, imported, provenance, training
+from lensmith.lens.checkpoint import Checkpoints, LogRow
 from lensmith.lens.divergence import LinearKL
 from lensmith.lens.form import LADDER, PRISM, WEIGHTS
 from lensmith.lens.prism import Prism
@@ -23,41 +24,70 @@ from lensmith.source.rows import Rows
 
 
 def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
-    """Fit the lens of one model, and the rungs beside it, into `out`."""
-    manifest = corpus.Manifest.read(corpus_dir)
+    """Fit the lens of one model, and the rungs beside it, into `out`; go on where an earlier process stopped."""
+    manifest, fingerprint = corpus.Manifest.read(corpus_dir), artifacts.read_json(code)
     backbone = Backbone.load(settings.source, manifest.model)
     asked = budget.scaled(settings.fit, backbone.d_vocab, backbone.n_layers)
-    pinned, validation = manifest.model.files, corpus.read_heldout(corpus_dir)[: asked.validation_seqs]
-    held_out = bank.rows(backbone, pinned, validation, asked)
-    train = bank.rows(backbone, pinned, corpus.read_tokens(corpus_dir), asked)
-    prism = None if asked.prism == "off" else Prism.fit(backbone.head, train)
-    about: dict[str, Any] = {"imported": None, "prism": None}
-    if prism is not None:
-        prism.save(out / PRISM)
-        about["prism"] = prism.about() | {"sha256": artifacts.sha256_file(out / PRISM)}
-    fits = fit_all(backbone, train, held_out, asked, prism)
-    if asked.kind == "imported":
-        lens, about["imported"] = imported.load(manifest.lens, backbone)
-        fits[asked.kind] = imported.measure(backbone.head, lens.to(backbone.device), held_out, asked)
-    for kind, result in fits.items():
-        own = settings.model_copy(update={"fit": rung(settings.fit, kind)})
-        recorded = provenance.of_fit(own, manifest, backbone, artifacts.read_json(code), result)
-        write(result, recorded | about, out if kind == asked.kind else out / LADDER / kind)
+    key = work_key(settings.key, asked, manifest, backbone, fingerprint)
+    work = cache.folder("fit", artifacts.sha256_text(artifacts.canonical_json(key))[:32])
+    with cache.held(work):
+        artifacts.write_json(work / "key.json", key)
+        train, held_out = (
+            bank.rows(backbone, manifest.model.files, tokens, asked)
+            for tokens in (corpus.read_tokens(corpus_dir), corpus.read_heldout(corpus_dir)[: asked.validation_seqs])
+        )
+        prism = None if asked.prism == "off" else Prism.fit(backbone.head, train)
+        about: dict[str, Any] = {"imported": None, "prism": None}
+        if prism is not None:
+            prism.save(out / PRISM)
+            about["prism"] = prism.about() | {"sha256": artifacts.sha256_file(out / PRISM)}
+        fits = fit_all(backbone, train, held_out, asked, prism=prism, work=work)
+        if asked.kind == "imported":
+            lens, about["imported"] = imported.load(manifest.lens, backbone)
+            fits[asked.kind] = imported.measure(backbone.head, lens.to(backbone.device), held_out, asked)
+        for kind, result in fits.items():
+            own = settings.model_copy(update={"fit": rung(settings.fit, kind)})
+            recorded = provenance.of_fit(own, manifest, backbone, fingerprint, result)
+            write(result, recorded | about, out if kind == asked.kind else out / LADDER / kind)
 
 
-def fit_all(backbone: Backbone, train: Rows, held_out: Rows, asked: FitParams, prism: Prism | None) -> dict[str, Fit]:
-    """The lens as asked and the rungs of its ladder, by kind; what can be computed once is."""
+def work_key(
+    model_key: str, asked: FitParams, manifest: corpus.Manifest, backbone: Backbone, code: dict[str, str]
+) -> dict[str, Any]:
+    """Everything that decides the bits of a model's fits. Checkpoints of other bits are in another folder."""
+    return {
+        "schema": 1,
+        "model_key": model_key,
+        "model_files": manifest.model.files,
+        "tokens_sha256": manifest.tokens_sha256,
+        "heldout_sha256": manifest.heldout_sha256,
+        "fit": asked.model_dump(mode="json"),
+        "lens": None if manifest.lens is None else manifest.lens.model_dump(mode="json"),
+        "code": code,
+        "versions": provenance.versions(),
+        "machine": provenance.machine(backbone),
+    }
+
+
+def fit_all(
+    backbone: Backbone, train: Rows, held_out: Rows, asked: FitParams, *, prism: Prism | None, work: Path
+) -> dict[str, Fit]:
+    """The lens as asked and the rungs of its ladder, by kind; checkpoints are in `work`, what they share is computed once."""
     kinds = {kind: rung(asked, kind) for kind in (asked.kind, *asked.ladder) if kind != "imported"}
+    checkpoints = {kind: Checkpoints(work / kind) for kind in kinds}
     starts = {
         kind: Lens.start(own, backbone.n_layers, backbone.d_model).to(backbone.device) for kind, own in kinds.items()
     }
     bases = Bases(prism=None if prism is None else prism.to(backbone.device))
-    if backbone.n_layers > 1 and any(map(training.needs_solution, kinds.values())):
+    open_ = [own for kind, own in kinds.items() if not checkpoints[kind].is_finished]
+    if backbone.n_layers > 1 and any(map(training.needs_solution, open_)):
         widest = max(starts.values(), key=lambda start: start.rank)
         linear_kl = LinearKL(backbone.head, training.products_of(asked, backbone.head))
         bases = replace(bases, solution=closed_form.solve(linear_kl, train, held_out, widest))
     return {
-        kind: training.fit(backbone.head, train, held_out, own, starts[kind], bases=bases)
+        kind: training.fit(
+            backbone.head, train, held_out, own, starts[kind], bases=bases, checkpoints=checkpoints[kind]
+        )
         for kind, own in kinds.items()
     }
 
@@ -74,5 +104,5 @@ def write(result: Fit, about: dict[str, Any], out: Path) -> None:
     """One fitted lens with its log and its provenance."""
     result.lens.save(out)
     about["weights_sha256"] = artifacts.sha256_file(out / WEIGHTS)
-    artifacts.write_csv(out / "fit_log.csv", [f.name for f in fields(training.LogRow)], map(astuple, result.log))
+    artifacts.write_csv(out / "fit_log.csv", [f.name for f in fields(LogRow)], map(astuple, result.log))
     artifacts.write_json(out / "provenance.json", about)

@@ -4,7 +4,7 @@ adamw   AdamW for all
 muon    Muon for U and V: their momentum is replaced by the nearest orthogonal matrix. AdamW for the rest
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -37,3 +37,9 @@ def _adamw(settings: FitParams, leaves: Mapping[str, list[Tensor]]) -> Optimizer
 def _muon(settings: FitParams, leaves: Mapping[str, list[Tensor]]) -> Optimizer:
     every = [tensor for tensors in leaves.values() for tensor in tensors]
     return torch.optim.Muon(every, lr=settings.lr, momentum=MOMENTUM, weight_decay=settings.weight_decay)
+
+
+def restore(made: Sequence[Optimizer], states: Sequence[Mapping[int, Mapping[str, Tensor]]]) -> None:
+    """Give optimizers of the same settings the state that `state_dict` had said of them, by leaf."""
+    for optimizer, state in zip(made, states, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -40,8 +40,8 @@ def of_fit(
         "val_kl_bits_by_layer": list(fit.best.kl_bits),
         **_git(code),
         "code": code,
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "machine": _machine(backbone),
+        "versions": versions(),
+        "machine": machine(backbone),
     }
 
 
@@ -52,14 +52,14 @@ def _dataset(manifest: Manifest) -> dict[str, Any]:
 
 
 def _plan_block(settings: ModelParams, fit: Fit) -> dict[str, Any]:
-    s = fit.settings
-    schedule = {"schedule": "cosine_to_zero", "total_steps": fit.total_steps, "warmup_steps": fit.warmup_steps}
+    s, steps = fit.settings, fit.schedule
+    schedule = {"schedule": "cosine_to_zero", "total_steps": steps.total_steps, "warmup_steps": steps.warmup_steps}
     optimizer = {"optimizer": s.optimizer, "betas": [s.beta1, s.beta2], "weight_decay": s.weight_decay}
     return {
         "kind": s.kind,
         "norm": s.norm,
         "budget": {"seq_len": settings.corpus.seq_len, "positions_per_seq": s.positions_per_seq},
-        "batching": {"batch_seqs": fit.batch_seqs, "layers_per_step": fit.layers_per_step},
+        "batching": {"batch_seqs": steps.batch_seqs, "layers_per_step": steps.layers_per_step},
         "capacity": {"rank": fit.lens.rank, "n_layers": fit.lens.n_layers, "d_model": fit.lens.d_model},
         "optim": {"lr": s.lr, **optimizer, **schedule},
         "regularizers": {"l2_smallness": s.l2_smallness, "smooth_depth": s.smooth_depth},
@@ -84,7 +84,12 @@ def _measured(fit: Fit) -> dict[str, Any]:
     }
 
 
-def _machine(backbone: Backbone) -> dict[str, Any]:
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+
+
+def machine(backbone: Backbone) -> dict[str, Any]:
     """What decides the last bits of the numbers."""
     is_cpu = backbone.device.type == "cpu"
     return {

@@ -1,4 +1,4 @@
-"""Tables for a terminal: the verdicts of all models, the lenses of a release, the residual banks."""
+"""Tables for a terminal: the verdicts of all models, the lenses of a release, what the cache holds."""
 
 import datetime as dt
 from collections.abc import Iterable, Mapping
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from rich import box
 from rich.table import Table
 
-from lensmith.edge.cache import Bank
+from lensmith.edge.cache import Kept
 from lensmith.edge.release_index import Entry
 from lensmith.release import wording
 from lensmith.release.scorecard import GATES, PERCENTILES, Scorecard
@@ -50,14 +50,14 @@ def lenses(index: Mapping[str, Entry], place: str) -> Table:
     return table
 
 
-def banks(found: Iterable[Bank]) -> Table:
-    """One line a residual bank."""
+def kept(found: Iterable[Kept]) -> Table:
+    """One line a residual bank or a fit's checkpoints."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("bank", "size", "last used", "holds"):
+    for column in ("kind", "key", "size", "last used", "holds"):
         table.add_column(column, no_wrap=column != "holds", justify="right" if column == "size" else "left")
-    for bank in found:
-        used = dt.datetime.fromtimestamp(bank.used).astimezone().strftime("%Y-%m-%d %H:%M")
-        table.add_row(bank.key[:SHORT], wording.size(bank.size), used, bank.holds())
+    for one in found:
+        used = dt.datetime.fromtimestamp(one.used).astimezone().strftime("%Y-%m-%d %H:%M")
+        table.add_row(one.kind, one.key[:SHORT], wording.size(one.size), used, one.holds())
     return table
 
 

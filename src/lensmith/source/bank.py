@@ -4,7 +4,7 @@ A bank holds resid_post of all L blocks at `positions_per_seq` sampled positions
 model ran in, and the model's own distribution there as `Teacher` packs it. It is a cache (`edge.cache`),
 content-addressed: what decides its numbers is hashed into its folder's name, so a hit is exact and a stale bank cannot
 be read. It is written in shards, each whole or absent and digest-checked, while the next one is being captured; an
-interrupted capture goes on where it stopped.
+interrupted capture goes on where it stopped, and a damaged shard is captured anew.
 
     <LENSMITH_HOME>/bank/<key>/key.json              what the key is the hash of
     <LENSMITH_HOME>/bank/<key>/shard-00000.safetensors   resid_post (SHARD_SEQS, positions_per_seq, L, d_model)
@@ -12,8 +12,7 @@ interrupted capture goes on where it stopped.
 """
 
 import hashlib
-import json
-from collections.abc import Mapping
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lensmith.edge import artifacts, cache
 from lensmith.edge.params import FitParams
 from lensmith.errors import IntegrityError
 from lensmith.progress import Progress
+from lensmith.source import sealed
 from lensmith.source.backbone import Backbone
 from lensmith.source.rows import Batch, Rows, StreamedRows, sample_positions
 from lensmith.source.teacher import Teacher
@@ -67,7 +66,6 @@ def rows(backbone: Backbone, model_files: dict[str, str], tokens: NDArray[np.uin
 
     Raises:
         ResourceError: the bank would not fit, by LENSMITH_BANK_GIB or on the disk.
-        IntegrityError: a shard is not the one that was written.
     """
     streamed = StreamedRows(backbone, tokens, sample_positions(settings, *tokens.shape))
     return streamed if settings.bank == "stream" else _banked(streamed, model_files)
@@ -75,18 +73,18 @@ def rows(backbone: Backbone, model_files: dict[str, str], tokens: NDArray[np.uin
 
 def _banked(source: StreamedRows, model_files: dict[str, str]) -> BankedRows:
     key = _key(source, model_files)
-    folder = cache.home() / "bank" / hashlib.sha256(artifacts.canonical_json(key).encode()).hexdigest()[:32]
-    n_shards = -(-source.n_seqs // SHARD_SEQS)
+    folder = cache.folder("bank", hashlib.sha256(artifacts.canonical_json(key).encode()).hexdigest()[:32])
     with cache.held(folder):
-        missing = [shard for shard in range(n_shards) if not _shard(folder, shard).exists()]
+        tokens = {shard: _tokens(_shard(folder, shard)) for shard in range(-(-source.n_seqs // SHARD_SEQS))}
+        missing = [shard for shard, n_tokens in tokens.items() if n_tokens is None]
         if missing:
             need = _bytes_per_seq(source) * min(len(missing) * SHARD_SEQS, source.n_seqs)
             cache.reserve(folder, need)
             artifacts.write_json(folder / "key.json", key)
             with Progress("capture", len(missing), "shard") as progress:
                 progress.note(f"capture: {need / cache.GIB:.2f} GiB of residuals into {folder}")
-                _capture(folder, missing, source, progress)
-        tokens_forwarded = sum(_verified_tokens(_shard(folder, shard)) for shard in range(n_shards))
+                tokens |= _capture(folder, missing, source, progress)
+        tokens_forwarded = sum(n_tokens or 0 for n_tokens in tokens.values())
     return BankedRows(folder, source.n_seqs, source.positions_per_seq, tokens_forwarded)
 
 
@@ -95,7 +93,7 @@ def _key(source: StreamedRows, model_files: dict[str, str]) -> dict[str, object]
     backbone = source.backbone
     is_cpu = backbone.device.type == "cpu"
     return {
-        "schema": 2,
+        "schema": 3,
         "model_files": model_files,
         "tokens_sha256": hashlib.sha256(source.tokens.astype("<u4").tobytes()).hexdigest(),
         "positions_sha256": hashlib.sha256(source.positions.astype("<i8").tobytes()).hexdigest(),
@@ -119,18 +117,33 @@ def _shard(folder: Path, index: int) -> Path:
     return folder / f"shard-{index:05d}.safetensors"
 
 
-def _capture(folder: Path, shards: list[int], source: StreamedRows, progress: Progress) -> None:
-    """Capture these shards; one is written while the next is in the model."""
+def _tokens(path: Path) -> int | None:
+    """The tokens that were forwarded for a shard; None where it is missing, or not what was written and so removed."""
+    if not path.exists():
+        return None
+    try:
+        _, facts = sealed.read(path)
+    except IntegrityError as error:
+        print(f"{error}. It is captured anew.", file=sys.stderr)
+        path.unlink()
+        return None
+    return int(facts["tokens"])
+
+
+def _capture(folder: Path, shards: list[int], source: StreamedRows, progress: Progress) -> dict[int, int]:
+    """Capture these shards, one being written while the next is in the model; the tokens forwarded for each."""
+    tokens = {}
     with ThreadPoolExecutor(max_workers=1) as writer:
         writing: Future[None] | None = None
         for shard in shards:
-            tensors, n_tokens = _captured(shard, source)
+            tensors, tokens[shard] = _captured(shard, source)
             if writing is not None:
                 writing.result()  # its error is ours, and two shards in memory are enough
-            writing = writer.submit(_write, _shard(folder, shard), tensors, n_tokens)
-            progress.advance(tokens=n_tokens)
+            writing = writer.submit(sealed.write, _shard(folder, shard), tensors, {"tokens": tokens[shard]})
+            progress.advance(tokens=tokens[shard])
         if writing is not None:
             writing.result()
+    return tokens
 
 
 def _captured(shard: int, source: StreamedRows) -> tuple[dict[str, Tensor], int]:
@@ -146,26 +159,3 @@ def _captured(shard: int, source: StreamedRows) -> tuple[dict[str, Tensor], int]
     shape = (len(seqs), source.positions_per_seq)
     tensors = {name: torch.cat(part).unflatten(0, shape).contiguous() for name, part in parts.items()}
     return tensors, source.tokens_forwarded - before
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], n_tokens: int) -> None:
-    about = artifacts.canonical_json({"sha256": _digest(tensors), "tokens": n_tokens})
-    with artifacts.replacing(path) as temporary:
-        save_file(dict(tensors), temporary, metadata={"lensmith": about})
-
-
-def _verified_tokens(path: Path) -> int:
-    """The tokens that were forwarded for a shard, after checking that it holds the bytes it was written with."""
-    with safe_open(path, framework="pt") as file:
-        about = json.loads((file.metadata() or {}).get("lensmith", "{}"))
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, safe_open is no dict
-    if about.get("sha256") != _digest(tensors):
-        raise IntegrityError(f"{path}: its bytes are not the ones that were written. Delete it; it is captured anew.")
-    return int(about["tokens"])
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for _, tensor in sorted(tensors.items()):
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

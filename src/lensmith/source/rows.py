@@ -32,14 +32,13 @@ class Batch(NamedTuple):
 class Rows(Protocol):
     """Residuals by sequence."""
 
+    tokens_forwarded: int  # through the frozen model, to make what was read; a fit that goes on sets it back
+
     @property
     def n_seqs(self) -> int: ...
 
     @property
     def positions_per_seq(self) -> int: ...
-
-    @property
-    def tokens_forwarded(self) -> int: ...
 
     @property
     def reads_ahead(self) -> bool:

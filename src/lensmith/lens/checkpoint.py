@@ -1,0 +1,219 @@
+"""Checkpoints: all that the next step of a fit depends on, in one file that is whole or absent.
+
+    <folder>/step-00000450.safetensors    trained/<name>, best/<name>, optimizer/<i>/<leaf>/<name>; facts, see `sealed`
+    <folder>/finished.safetensors         best/<name>; facts
+
+No random state is kept: batches, draws and learning rate are functions of the step. So when a fit writes a checkpoint
+changes none of its bits, and the clock may decide: every LENSMITH_CHECKPOINT_SECONDS, in the background, one at a time.
+The newest two stay while a fit runs. Afterwards what it found stays: DVC may die while it takes the outputs into its
+cache, and then the fit is not run again.
+"""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lensmith.edge.cache import GIB
+from lensmith.errors import InputError, IntegrityError, ResourceError
+from lensmith.lens.objective import Validation
+from lensmith.lens.translators import Lens
+from lensmith.source import sealed
+
+SECONDS = "LENSMITH_CHECKPOINT_SECONDS"
+EVERY = 240.0  # seconds: with the time of a write, no more than five minutes are lost
+KEPT = 2
+FINISHED = "finished.safetensors"
+
+
+@dataclass(frozen=True)
+class LogRow:
+    """One line of fit_log.csv: a validation, and the training since the one before."""
+
+    step: int
+    positions: int  # trained on so far, repeats counted
+    lr: float
+    train_kl_bits: float | None
+    val_kl_bits_25: float
+    val_kl_bits_50: float
+    val_kl_bits_75: float
+    val_kl_bits_mean: float
+    best: int
+
+
+@dataclass
+class State:
+    """A fit between two steps."""
+
+    step: int  # taken so far
+    trained: dict[str, Tensor]  # in the fit's coordinates; an optimizer moves them in place
+    optimizers: list[dict[int, dict[str, Tensor]]]  # of each optimizer, by leaf, as `state_dict` has them
+    best_lens: Lens
+    best: Validation
+    best_step: int
+    waited: int  # validations since the best one
+    log: list[LogRow]
+    train_kl: list[float]  # bits, of the steps since the last validation
+    ridge: tuple[float, ...] | None  # of the closed form, by block
+    tokens_forwarded: int
+    finished: bool = False
+
+
+class Checkpoints:
+    """The checkpoints of one fit, in a folder that nobody else writes to; without a folder nothing is kept."""
+
+    def __init__(self, folder: Path | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.folder, self._clock = folder, clock
+        self._every = _seconds()
+        self._saved = clock()
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[None] | None = None
+
+    def newest(self, like: Lens) -> State | None:
+        """The newest state that can be read, its tensors on the CPU; `like` is a lens of the fit's form.
+
+        A file that is not what was written is set aside, with a line that says so.
+        """
+        for path in reversed(self._files()):
+            try:
+                return _unpacked(*sealed.read(path), like)
+            except IntegrityError as error:
+                aside = path.with_name(f"bad-{path.name}")
+                path.replace(aside)
+                print(
+                    f"{error}. It is set aside as {aside.name}; the fit goes on from an earlier step.", file=sys.stderr
+                )
+        return None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the fit is over."""
+        return self.folder is not None and (self.folder / FINISHED).exists()
+
+    def reserve(self, trained: Mapping[str, Tensor]) -> None:
+        """See that the checkpoints of a fit fit on the disk, before its first step.
+
+        Raises:
+            ResourceError: they do not.
+        """
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Trained tensors, two moments of each, and the best lens; one more file while the oldest is still there.
+        need = (KEPT + 1) * 4 * sum(tensor.nbytes for tensor in trained.values())
+        free = shutil.disk_usage(self.folder).free
+        if need > free:
+            raise ResourceError(
+                f"{self.folder}: checkpoints need {need / GIB:.1f} GiB, {free / GIB:.1f} GiB are free. `lensmith cache "
+                "prune` frees others; or set LENSMITH_HOME to a larger disk. No step was taken."
+            )
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for a checkpoint, and the one before is written."""
+        is_busy = self._writing is not None and not self._writing.done()
+        return self.folder is not None and not is_busy and self._clock() - self._saved >= self._every
+
+    def save(self, state: State, *, wait: bool = False) -> None:
+        """Write a checkpoint: in the background, or before this returns.
+
+        Raises:
+            ResourceError: this one, or the one before, does not fit on the disk. Older ones are as they were.
+        """
+        if self.folder is None:
+            return
+        tensors, facts = _packed(state)  # copies: the fit goes on while they are written
+        self._settle()
+        name = FINISHED if state.finished else f"step-{state.step:08d}.safetensors"
+        self._writing = self._writer.submit(self._write, self.folder / name, tensors, facts)
+        self._saved = self._clock()
+        if wait or state.finished:
+            self._settle()
+
+    def _settle(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            writing.result()
+        except ResourceError as error:
+            raise ResourceError(f"{error} Earlier checkpoints are kept: with room, `dvc repro` goes on.") from None
+
+    def _write(self, path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        sealed.write(path, tensors, facts)
+        for old in self._files()[: -1 if path.name == FINISHED else -KEPT]:
+            old.unlink()
+
+    def _files(self) -> list[Path]:
+        """From the oldest to the newest."""
+        if self.folder is None:
+            return []
+        return [*sorted(self.folder.glob("step-*.safetensors")), *self.folder.glob(FINISHED)]
+
+
+def _seconds() -> float:
+    text = os.environ.get(SECONDS, "").strip() or str(EVERY)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise InputError(f"{SECONDS} is {text!r}, must be a number of seconds >= 0. Nothing was fit.")
+    return seconds
+
+
+def _packed(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A state as tensors of their own on the CPU, and JSON data."""
+    tensors = {f"best/{name}": tensor for name, tensor in state.best_lens.tensors().items()}
+    if not state.finished:
+        tensors |= {f"trained/{name}": tensor for name, tensor in state.trained.items()}
+        for i, optimizer in enumerate(state.optimizers):
+            for leaf, values in optimizer.items():
+                tensors |= {f"optimizer/{i}/{leaf}/{name}": value for name, value in values.items()}
+    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    facts = {
+        "step": state.step,
+        "optimizers": len(state.optimizers),
+        "best": state.best.kl_bits,
+        "best_step": state.best_step,
+        "waited": state.waited,
+        "log": [asdict(row) for row in state.log],
+        "train_kl": list(state.train_kl),
+        "ridge": state.ridge,
+        "tokens_forwarded": state.tokens_forwarded,
+        "finished": state.finished,
+    }
+    return copies, facts
+
+
+def _unpacked(tensors: dict[str, Tensor], facts: dict[str, Any], like: Lens) -> State:
+    parts: dict[str, dict[str, Tensor]] = {"best": {}, "trained": {}}
+    optimizers: list[dict[int, dict[str, Tensor]]] = [{} for _ in range(facts["optimizers"])]
+    for path, tensor in tensors.items():
+        part, _, name = path.partition("/")
+        if part == "optimizer":
+            i, leaf, name = name.split("/")
+            optimizers[int(i)].setdefault(int(leaf), {})[name] = tensor
+        else:
+            parts[part][name] = tensor
+    return State(
+        step=facts["step"],
+        trained=parts["trained"],
+        optimizers=optimizers,
+        best_lens=like.having(parts["best"]),
+        best=Validation(tuple(facts["best"])),
+        best_step=facts["best_step"],
+        waited=facts["waited"],
+        log=[LogRow(**row) for row in facts["log"]],
+        train_kl=facts["train_kl"],
+        ridge=None if facts["ridge"] is None else tuple(facts["ridge"]),
+        tokens_forwarded=facts["tokens_forwarded"],
+        finished=facts["finished"],
+    )

@@ -1,0 +1,63 @@
+"""What each step of a fit reads, and how far it goes: functions of the step alone, so that a fit can go on anywhere."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lensmith.draws import Stream
+from lensmith.edge.params import FitParams
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of one fit of `n_blocks` translators on `n_seqs` sequences; none where nothing is trained."""
+
+    settings: FitParams
+    n_seqs: int
+    n_blocks: int
+    trains: bool = True
+
+    @property
+    def batch_seqs(self) -> int:
+        return min(self.settings.batch_seqs, self.n_seqs)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.n_seqs // self.batch_seqs
+
+    @property
+    def total_steps(self) -> int:
+        return math.ceil(self.settings.epochs * self.steps_per_epoch) if self.trains else 0
+
+    @property
+    def layers_per_step(self) -> int:
+        asked = self.settings.layers_per_step
+        return self.n_blocks if asked == "all" else min(asked, self.n_blocks)
+
+    @property
+    def warmup_steps(self) -> int:
+        return math.ceil(self.settings.warmup * self.total_steps)
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up to `lr`, then a cosine to zero at `total_steps`."""
+        if step < self.warmup_steps:
+            return self.settings.lr * (step + 1) / self.warmup_steps
+        left = max(1, self.total_steps - self.warmup_steps)
+        return self.settings.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / left))
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """The sequences of a step, ascending: every epoch each once, in an order of its own."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        order = Stream(self.settings.seed, "order").permutation(self.n_seqs, step=epoch)
+        return np.sort(order[index * self.batch_seqs : (index + 1) * self.batch_seqs])
+
+    def blocks(self, step: int) -> list[int]:
+        """The blocks that a step trains, ascending."""
+        stream = Stream(self.settings.seed, "layers")
+        return [int(block) for block in stream.subset(self.n_blocks, self.layers_per_step, step)]
+
+    def is_judged(self, steps: int) -> bool:
+        """Whether the lens is validated after so many steps: every `validate_every`, and after the last one."""
+        return steps % self.settings.validate_every == 0 or steps == self.total_steps

@@ -1,0 +1,76 @@
+"""How a command ends before its work is done.
+
+TERM and INT end it at once and in order (exit code 128 + signal), or, where it said so, at the end of a step:
+
+    with stopping.deferred() as stop:
+        for step in steps:
+            ...
+            if stop.signal is not None:
+                save()
+                raise Interrupted(stop.signal, "stopped at step 12; its checkpoint is kept")
+
+A second signal ends the process without further ado. A stage that DVC runs gets TERM when DVC dies, whatever killed it:
+else its process would work on alone, and a second `dvc repro` would start another one beside it.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+
+
+class Interrupted(BaseException):  # as KeyboardInterrupt: no `except Exception` on the way may take it for a failure
+    """A signal asked the command to end."""
+
+    def __init__(self, number: int, kept: str) -> None:
+        super().__init__(f"{signal.Signals(number).name}: {kept}")
+        self.exit_code = 128 + number
+
+
+@dataclass
+class Stop:
+    """The signal that arrived, if one did."""
+
+    signal: int | None = None
+
+
+_deferring: list[Stop] = []
+
+
+def install() -> None:
+    """Take TERM and INT, also where a parent such as nohup has them ignored; a stage of DVC follows DVC."""
+    for number in SIGNALS:
+        signal.signal(number, _arrived)
+    if "DVC_STAGE" in os.environ and sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:  # it died before it was watched
+            signal.raise_signal(signal.SIGTERM)
+
+
+@contextmanager
+def deferred() -> Iterator[Stop]:
+    """Let the block look for a signal when it is ready for one."""
+    stop = Stop()
+    _deferring.append(stop)
+    try:
+        yield stop
+    finally:
+        _deferring.remove(stop)
+    if stop.signal is not None:
+        raise Interrupted(stop.signal, "what is finished is kept. `dvc repro` goes on.")
+
+
+def _arrived(number: int, _: FrameType | None) -> None:
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_DFL)
+    if not _deferring:
+        raise Interrupted(number, "what is finished is kept. `dvc repro` goes on.")
+    _deferring[-1].signal = number
