@@ -102,7 +102,12 @@ class Lab:
         return done.stdout
 
     def attempt(self, *command: str) -> "subprocess.CompletedProcess[str]":
-        environment = os.environ | {
+        return subprocess.run(
+            command, cwd=self.root, env=self.environment(), capture_output=True, text=True, check=False
+        )
+
+    def environment(self) -> dict[str, str]:
+        return os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(self.root / "src"),  # before the installed one: the lab's own code runs
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -110,7 +115,6 @@ class Lab:
             "LENSMITH_HOME": str(self.root / ".lensmith"),
             "HF_HUB_OFFLINE": "1",
         }
-        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
 
     def _dump(self, data: object) -> None:
         yaml = YAML()

@@ -209,6 +209,12 @@ def test_numbers_that_are_not_finite_stop_the_fit_before_the_step():
         fit(toy_head(), train, toy(16, seed=2), settings, Lens.start(settings, L, D))
 
 
+def test_a_fit_that_diverges_is_stopped_with_a_hint():
+    """Held-out KL of ten times the best is no noise: at a rate of 10 it does not come back."""
+    with pytest.raises(NumericError, match=r"the fit diverges. A smaller fit\.lr than 10 or more fit\.warmup may help"):
+        run(kind="bias", temperature=False, lr=10.0, warmup=0.0, validate_every=2, patience=99)
+
+
 def test_a_model_of_one_block_has_the_identity_and_nothing_to_train():
     """Its only block is the last one: no step is taken, and the lens is exact."""
     settings, last = fit_params(rank=4), toy(8, seed=1)

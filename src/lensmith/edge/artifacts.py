@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ def replacing(path: Path) -> Iterator[Path]:
         raise ResourceError(f"{path}: cannot be written ({reason}). The old file is as it was.") from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # renamed, or on a disk that fails: then it is another's to remove
+                temporary.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -83,13 +83,14 @@ class Checkpoints:
         """
         for path in reversed(self._files()):
             try:
-                return _unpacked(*sealed.read(path), like)
+                state = _unpacked(*sealed.read(path), like)
             except IntegrityError as error:
                 aside = path.with_name(f"bad-{path.name}")
                 path.replace(aside)
-                print(
-                    f"{error}. It is set aside as {aside.name}; the fit goes on from an earlier step.", file=sys.stderr
-                )
+                print(f"{error}. Set aside as {aside.name}; the fit goes on from an earlier step.", file=sys.stderr)
+            else:
+                self._thin()  # a process may have been killed before it could
+                return state
         return None
 
     @property
@@ -143,12 +144,15 @@ class Checkpoints:
             return
         try:
             writing.result()
-        except ResourceError as error:
-            raise ResourceError(f"{error} Earlier checkpoints are kept: with room, `dvc repro` goes on.") from None
+        except (ResourceError, OSError) as error:
+            raise ResourceError(f"{error} Earlier checkpoints are kept: with room, `dvc repro` goes on.") from error
 
     def _write(self, path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         sealed.write(path, tensors, facts)
-        for old in self._files()[: -1 if path.name == FINISHED else -KEPT]:
+        self._thin()
+
+    def _thin(self) -> None:
+        for old in self._files()[: -1 if self.is_finished else -KEPT]:
             old.unlink()
 
     def _files(self) -> list[Path]:

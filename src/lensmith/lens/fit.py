@@ -72,7 +72,7 @@ def work_key(
 def fit_all(
     backbone: Backbone, train: Rows, held_out: Rows, asked: FitParams, *, prism: Prism | None, work: Path
 ) -> dict[str, Fit]:
-    """The lens as asked and the rungs of its ladder, by kind; checkpoints are in `work`, what they share is computed once."""
+    """The lens as asked and the rungs of its ladder, by kind; what they share is computed once. `work`: checkpoints."""
     kinds = {kind: rung(asked, kind) for kind in (asked.kind, *asked.ladder) if kind != "imported"}
     checkpoints = {kind: Checkpoints(work / kind) for kind in kinds}
     starts = {

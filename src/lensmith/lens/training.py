@@ -155,7 +155,8 @@ class _Run:
         """The state after the last step, from the first step or from `kept` on."""
         ridge, self.start, self.coordinates = self._begin(self.start, self.bases)
         state = self._first(ridge) if kept is None else kept
-        self.trained = {name: tensor.to(self.head.W_U.device) for name, tensor in state.trained.items()}
+        # Contiguous, as a checkpoint has them: the last bits of a product depend on how its factors lie in memory.
+        self.trained = {name: tensor.to(self.head.W_U.device).contiguous() for name, tensor in state.trained.items()}
         state.trained = self.trained
         # Views of the stacked tensors: the optimizer skips a layer that has no gradient, as one parameter could not.
         self.leaves = {name: list(self.trained[name]) for name in self.names}
