@@ -112,7 +112,7 @@ def die_at_step(step: int) -> None:
 
     def last(run, batch, state):
         if state.step == step:
-            run.checkpoints._settle()  # else the kill would also hit a write at random: that is another scenario
+            run.checkpoints.wait()  # else the kill would also hit a write at random: that is another scenario
             die()
         take(run, batch, state)
 

@@ -15,6 +15,7 @@ from tiny import tiny_model
 
 from benchmarks import (
     capture,
+    checkpoint,
     common,
     contenders,
     engine,
@@ -243,6 +244,15 @@ def test_variants_keep_the_stage_apart_from_what_dvc_adds(tmp_path, monkeypatch)
 
     assert (first["dvc_s"], first["share_of_first"]) == (2.0, 1.0)
     assert (variant["dvc_s"], variant["share_of_first"]) == (3.0, 0.1)
+
+
+def test_a_checkpoint_is_measured_whole(tmp_path):
+    """Trained tensors, two moments of each and the best lens: 3 blocks of 8, rank 2, two of them trained."""
+    (row,) = run(checkpoint, tmp_path)
+
+    trained, best = 2 * (8 * 2 * 2 + 8), 3 * (8 * 2 * 2 + 8 + 8 + 1)
+    assert row["bytes"] > 4 * (3 * trained + best)
+    assert 0 < row["held_up_s"] <= row["written_s"] and row["lost_s"] > 240
 
 
 def test_peak_memory_is_what_a_call_held_and_gave_back():

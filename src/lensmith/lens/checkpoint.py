@@ -131,14 +131,15 @@ class Checkpoints:
         if self.folder is None:
             return
         tensors, facts = _packed(state)  # copies: the fit goes on while they are written
-        self._settle()
+        self.wait()
         name = FINISHED if state.finished else f"step-{state.step:08d}.safetensors"
         self._writing = self._writer.submit(self._write, self.folder / name, tensors, facts)
         self._saved = self._clock()
         if wait or state.finished:
-            self._settle()
+            self.wait()
 
-    def _settle(self) -> None:
+    def wait(self) -> None:
+        """Until what was saved is on the disk. Raises as `save` does."""
         writing, self._writing = self._writing, None
         if writing is None:
             return

@@ -1,0 +1,89 @@
+"""What a checkpoint costs a fit: the time for which it is held up, and the time until the file is on the disk.
+
+The state is that of a lens of so many layers, d_model and rank under AdamW: trained tensors, two moments, the best lens.
+The floor is a plain write of as many bytes, with the same fsync. Times are wall clock, since the disk is what is measured.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import common
+from lensmith.lens import checkpoint
+from lensmith.lens.checkpoint import Checkpoints, State
+from lensmith.lens.objective import Validation
+from lensmith.lens.translators import Lens
+
+LIMIT = 0.02  # of a fit's time
+LOST = 300.0  # seconds that a crash may cost
+COLUMNS = ("layers", "d_model", "rank", "bytes", "held_up_s", "written_s", "floor_s", "share_of_time", "lost_s")
+
+
+def state(layers: int, d_model: int, rank: int) -> State:
+    """A fit after its first step."""
+    inner = {"U": (layers - 1, d_model, rank), "V": (layers - 1, d_model, rank), "c": (layers - 1, d_model)}
+    trained = {name: torch.randn(shape) for name, shape in inner.items()}
+    leaves = [leaf for tensor in trained.values() for leaf in tensor]
+    moments = {i: {"exp_avg": torch.randn_like(leaf), "exp_avg_sq": leaf**2} for i, leaf in enumerate(leaves)}
+    shapes = {"U": (layers, d_model, rank), "V": (layers, d_model, rank), "c": (layers, d_model)}
+    best = {name: torch.randn(shape) for name, shape in shapes.items()}
+    lens = Lens("low_rank", "final", **best, scale=torch.ones(layers, d_model), log_tau=torch.zeros(layers))
+    return State(1, trained, [moments], lens, Validation((1.0,) * layers), 0, 0, [], [1.0], None, 0)
+
+
+def measure(layers: int, d_model: int, rank: int, repeats: int) -> list[Any]:
+    found = state(layers, d_model, rank)
+    held, written, floor = [], [], []
+    with tempfile.TemporaryDirectory(dir=common.WORK) as folder:
+        checkpoints = Checkpoints(Path(folder))
+        for step in range(repeats):
+            found.step = step
+            began = time.perf_counter()
+            checkpoints.save(found)
+            held.append(time.perf_counter() - began)
+            checkpoints.wait()
+            written.append(time.perf_counter() - began)
+            size = next(Path(folder).glob("step-*")).stat().st_size
+            floor.append(_plain_write(Path(folder) / "plain", size))
+    held_up, on_disk, plain = (common.Timing(tuple(times)).median for times in (held, written, floor))
+    every = checkpoint.EVERY
+    return [layers, d_model, rank, size, held_up, on_disk, plain, held_up / every, every + on_disk]
+
+
+def _plain_write(path: Path, size: int) -> float:
+    data = os.urandom(size)
+    began = time.perf_counter()
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return time.perf_counter() - began
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    cli = common.parser(__doc__)
+    cli.add_argument("--shapes", nargs="+", default=["12x256x64", "32x4096x128"], help="layers x d_model x rank")
+    cli.add_argument("--repeats", type=int, default=3)
+    args = common.parsed(cli, arguments)
+    if args.quick:
+        args.shapes, args.repeats = ["3x8x2"], 1
+    common.WORK.mkdir(exist_ok=True)
+    rows = [measure(*map(int, shape.split("x")), args.repeats) for shape in args.shapes]
+    shown = [
+        [f"{row[0]} x {row[1]}, rank {row[2]}", row[3] / 2**20, *row[4:7], f"{row[7]:.2%}", row[8]] for row in rows
+    ]
+    names = ("lens", "MiB", "held up, s", "on disk after, s", "plain write, s", "share of time", "lost at most, s")
+    text = [
+        f"A checkpoint every {checkpoint.EVERY:.0f} s. Limits: {LIMIT:.0%} of the time, {LOST:.0f} s lost.",
+        common.table(names, shown),
+    ]
+    common.publish(args.out, "checkpoint", "What a checkpoint costs", text, COLUMNS, rows)
+
+
+if __name__ == "__main__":
+    main()
