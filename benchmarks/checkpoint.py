@@ -1,7 +1,7 @@
 """What a checkpoint costs a fit: the time for which it is held up, and the time until the file is on the disk.
 
-The state is that of a lens of so many layers, d_model and rank under AdamW: trained tensors, two moments, the best lens.
-The floor is a plain write of as many bytes, with the same fsync. Times are wall clock, since the disk is what is measured.
+The state is that of a lens of so many layers, d_model and rank under AdamW: trained tensors, two moments of each, and the
+best lens. The floor is a plain write of as many bytes, with the same fsync. Times are wall clock: the disk is measured.
 """
 
 import os
@@ -30,9 +30,8 @@ def state(layers: int, d_model: int, rank: int) -> State:
     trained = {name: torch.randn(shape) for name, shape in inner.items()}
     leaves = [leaf for tensor in trained.values() for leaf in tensor]
     moments = {i: {"exp_avg": torch.randn_like(leaf), "exp_avg_sq": leaf**2} for i, leaf in enumerate(leaves)}
-    shapes = {"U": (layers, d_model, rank), "V": (layers, d_model, rank), "c": (layers, d_model)}
-    best = {name: torch.randn(shape) for name, shape in shapes.items()}
-    lens = Lens("low_rank", "final", **best, scale=torch.ones(layers, d_model), log_tau=torch.zeros(layers))
+    U, V, c = (torch.randn(layers, *shape[1:]) for shape in inner.values())
+    lens = Lens("low_rank", "final", U, V, c, torch.ones(layers, d_model), torch.zeros(layers))
     return State(1, trained, [moments], lens, Validation((1.0,) * layers), 0, 0, [], [1.0], None, 0)
 
 
