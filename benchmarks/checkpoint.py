@@ -1,6 +1,6 @@
 """What a checkpoint costs a fit: the time for which it is held up, and the time until the file is on the disk.
 
-The state is that of a lens of so many layers, d_model and rank under AdamW: trained tensors, two moments of each, and the
+The state is that of a lens of so many layers, d_model and rank under AdamW: trained tensors, two moments of each, the
 best lens. The floor is a plain write of as many bytes, with the same fsync. Times are wall clock: the disk is measured.
 """
 
@@ -35,7 +35,8 @@ def state(layers: int, d_model: int, rank: int) -> State:
     return State(1, trained, [moments], lens, Validation((1.0,) * layers), 0, 0, [], [1.0], None, 0)
 
 
-def measure(layers: int, d_model: int, rank: int, repeats: int) -> list[Any]:
+def measure(shape: str, repeats: int) -> list[Any]:
+    layers, d_model, rank = map(int, shape.split("x"))
     found = state(layers, d_model, rank)
     held, written, floor = [], [], []
     with tempfile.TemporaryDirectory(dir=common.WORK) as folder:
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.quick:
         args.shapes, args.repeats = ["3x8x2"], 1
     common.WORK.mkdir(exist_ok=True)
-    rows = [measure(*map(int, shape.split("x")), args.repeats) for shape in args.shapes]
+    rows = [measure(shape, args.repeats) for shape in args.shapes]
     shown = [
         [f"{row[0]} x {row[1]}, rank {row[2]}", row[3] / 2**20, *row[4:7], f"{row[7]:.2%}", row[8]] for row in rows
     ]
