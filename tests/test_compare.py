@@ -71,6 +71,42 @@ def test_only_what_differs_is_compared():
     assert "lr" not in printed and "coverage" not in printed
 
 
+@pytest.mark.parametrize("lacking", ["resolved", "newer", "layout"])
+def test_a_setting_that_a_variant_lacks_is_no_difference(lacking):
+    """An old commit has no resolved/, or not the newest settings, or another layout: no column of dashes for each."""
+    data = shown(*RANKS)
+    files = data[1]["data"]["params"]
+    if lacking == "resolved":
+        del files["resolved/models/one.json"]
+    elif lacking == "newer":
+        del files["resolved/models/one.json"]["data"]["fit"]["lr"]
+    else:
+        files["resolved/models/one.json"]["data"] = {"version": 1}
+    found = compare.compare(experiments.of(data).variants, "one")
+
+    assert found.settings == ["fit.rank"]
+    (head,) = (line.split() for line in text(found).splitlines() if line.strip().startswith("main"))
+    assert head[1] == ("auto" if lacking == "newer" else "–")  # noqa: RUF001, a dash in a table
+    points = compare.curve(found, "rank").data[0].x
+    assert list(dict.fromkeys(points)) == ["8", "16", "auto"], "auto is the workspace's"
+
+
+def test_a_setting_that_only_one_variant_has_tells_nothing():
+    """What it is in the others nobody knows: two values are needed for a difference."""
+    data = shown(*RANKS)
+    data[1]["experiments"][0]["revs"][0]["data"]["params"]["resolved/models/one.json"]["data"]["fit"]["new"] = 7
+
+    assert compare.compare(experiments.of(data).variants, "one").settings == ["fit.rank"]
+
+
+def test_no_value_is_a_value():
+    """params.yaml's null differs from a word, is written so, and has a place in a curve."""
+    found = compare.compare(experiments.of(shown(("r-1", None, 2.5, None), ("r-2", 16, 2.25, None))).variants, "one")
+
+    assert found.settings == ["fit.rank"] and "null" in text(found)
+    assert list(compare.curve(found, "rank").data[0].x) == ["16", "auto", "null"]
+
+
 def test_an_interval_stands_with_its_number():
     """A difference within the interval is none."""
     found = compare.compare(experiments.of(shown(*RANKS)).variants, "one", ["median_delta_kl_bits_50"])

@@ -3,6 +3,7 @@
 `dvc exp show` has a column for every number of every model; this has the few that a choice is made by.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,9 +56,14 @@ def compare(variants: Sequence[Variant], model: str, kpis: Sequence[str] = ()) -
         if name not in names:
             raise InputError(f"compare: {name!r} is no metric of {model}; metrics/{model}.json has them all")
     settings = sorted({name for one in own for name in one.settings.get(model, {})})
-    differing = [name for name in settings if _differ([one.settings.get(model, {}).get(name) for one in own])]
+    differing = [name for name in settings if _differ(_values(own, model, name))]
     asked = kpis or [name for name in KPIS if _differ([_kpi(one.metrics[model], name).plain for one in own])]
     return Comparison(model, own, differing, list(asked))
+
+
+def _values(variants: Sequence[Variant], model: str, name: str) -> list[Any]:
+    """Of the variants that have this setting: an older commit lacks newer ones, or has no resolved/ at all."""
+    return [one.settings[model][name] for one in variants if name in one.settings.get(model, {})]
 
 
 def _differ(values: list[Any]) -> bool:
@@ -76,7 +82,7 @@ def table(found: Comparison) -> Table:
     drawn.add_column(GATES, no_wrap=True)
     for one in found.variants:
         settings, metrics = one.settings.get(found.model, {}), one.metrics[found.model]
-        cells = [_setting(settings.get(name)) for name in found.settings]
+        cells = [_setting(settings, name) for name in found.settings]
         drawn.add_row(Text(one.name), *cells, *(_kpi(metrics, name) for name in found.kpis), _gates(metrics))
     return drawn
 
@@ -88,8 +94,15 @@ def _title(name: str) -> str:
     return f"{' '.join(words[:half])}\n{' '.join(words[half:])}"
 
 
-def _setting(value: object) -> Text:
-    return Text("–" if value is None else str(value))  # noqa: RUF001, a dash in a table
+def _setting(settings: dict[str, Any], name: str) -> Text:
+    """A value as params.yaml writes it; a dash where the variant has no such setting."""
+    if name not in settings:
+        return Text("–")  # noqa: RUF001, a dash in a table
+    return Text(_written(settings[name]))
+
+
+def _written(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _kpi(metrics: dict[str, Any], name: str) -> Text:
@@ -134,10 +147,10 @@ def curve(found: Comparison, setting: str, kpis: Sequence[str] = ()) -> go.Figur
         )
     (name,) = names
     points = sorted(
-        ((one.settings[found.model][name], one) for one in found.variants if name in one.settings[found.model]),
-        key=lambda pair: (isinstance(pair[0], str), pair[0]),
+        ((one.settings[found.model][name], one) for one in found.variants if name in one.settings.get(found.model, {})),
+        key=lambda pair: _order(pair[0]),
     )
-    x = [str(value) for value, _ in points]
+    x = [_written(value) for value, _ in points]
     figure = go.Figure()
     for kpi, colour in zip(kpis or KPIS[: len(PERCENTILES)], charts.MODEL_COLOURS, strict=False):
         estimates = [estimate_of(one.metrics[found.model], kpi) for _, one in points]
@@ -150,6 +163,13 @@ def curve(found: Comparison, setting: str, kpis: Sequence[str] = ()) -> go.Figur
     figure.update_xaxes(title=name, type="category")
     figure.update_yaxes(rangemode="tozero")
     return figure.update_layout(template="none", title=f"{found.model}: {len(points)} variants", height=460)
+
+
+def _order(value: object) -> tuple[bool, float, str]:
+    """Numbers first, in their order; then words and what else a setting may be."""
+    if isinstance(value, int | float):
+        return False, float(value), ""
+    return True, 0.0, _written(value)
 
 
 def settings_named(found: Comparison, setting: str) -> list[str]:
