@@ -67,7 +67,7 @@ def test_only_what_differs_is_compared():
 
     assert found.settings == ["fit.rank"] and found.kpis == ["heldout_kl_tuned_bits_50"]
     printed = text(found)
-    assert all(word in printed for word in ("r-1", "8", "2.50", "r-2", "16", "2.25", "main", "auto", "A✓"))
+    assert all(word in printed for word in ("r-1", "8", "2.50", "r-2", "16", "2.25", "main", "auto", "A B C D E F G H"))
     assert "lr" not in printed and "coverage" not in printed
 
 
@@ -155,3 +155,16 @@ def test_variants_without_the_model_are_left_out():
     variants = [*experiments.of(shown(*RANKS)).variants, Variant("old", {}, {"other": {}})]
 
     assert [one.name for one in compare.compare(variants, "one").variants] == ["main", "r-1", "r-2"]
+
+
+def test_each_verdict_stands_below_the_letter_of_its_gate():
+    """Also where a variant is from before a gate: the others do not move into its place."""
+    data = shown(*RANKS)
+    metrics = data[1]["experiments"][0]["revs"][0]["data"]["metrics"]["metrics/one.json"]["data"]
+    del metrics["gate_A"]
+    metrics["gate_C"] = "fail"
+    lines = text(compare.compare(experiments.of(data).variants, "one")).splitlines()
+    letters = next(line for line in lines if "A B C" in line)
+    row = next(line for line in lines if line.strip().startswith("r-1"))
+
+    assert [row[letters.index(gate)] for gate in "ABC"] == [" ", "✓", "✕"]

@@ -4,7 +4,8 @@
 """
 
 import json
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ KPIS = (
     "earliness_share_le_10",
     "rank1_coverage_gain",
 )
-GATES = "gates"
+TITLE_WIDTH = 12  # as wide as most intervals
 
 
 @dataclass(frozen=True)
@@ -79,19 +80,18 @@ def table(found: Comparison) -> Table:
         drawn.add_column(name.replace(".", "\n", 1), justify="right", no_wrap=True)
     for name in found.kpis:
         drawn.add_column(_title(name), justify="right", no_wrap=True)
-    drawn.add_column(GATES, no_wrap=True)
+    letters = sorted({letter for one in found.variants for letter in _letters(one.metrics[found.model])})
+    drawn.add_column(f"gates\n{' '.join(letters)}", no_wrap=True)
     for one in found.variants:
         settings, metrics = one.settings.get(found.model, {}), one.metrics[found.model]
         cells = [_setting(settings, name) for name in found.settings]
-        drawn.add_row(Text(one.name), *cells, *(_kpi(metrics, name) for name in found.kpis), _gates(metrics))
+        drawn.add_row(Text(one.name), *cells, *(_kpi(metrics, name) for name in found.kpis), _gates(metrics, letters))
     return drawn
 
 
 def _title(name: str) -> str:
-    """A metric's name in two lines: heldout_kl_tuned_bits_25 is long, its number is short."""
-    words = name.replace("_bits", "").split("_")
-    half = (len(words) + 1) // 2
-    return f"{' '.join(words[:half])}\n{' '.join(words[half:])}"
+    """A metric's name in lines: heldout_kl_tuned_bits_25 is long, its number is short."""
+    return textwrap.fill(name.replace("_bits", "").replace("_", " "), TITLE_WIDTH)
 
 
 def _setting(settings: dict[str, Any], name: str) -> Text:
@@ -120,13 +120,15 @@ def estimate_of(metrics: dict[str, Any], name: str) -> Estimate:
     return Estimate(*(float(v) if isinstance(v, int | float) else None for v in values))
 
 
-def _gates(metrics: dict[str, Any]) -> Text:
-    letters = sorted(name.removeprefix("gate_") for name in metrics if name.startswith("gate_") and len(name) == 6)
-    marks = Text()
-    for letter in letters:
-        verdict = str(metrics[f"gate_{letter}"])
-        marks.append(f"{letter}{wording.symbol(verdict)} ", COLOURS.get(verdict, ""))
-    return marks
+def _letters(metrics: dict[str, Any]) -> Iterator[str]:
+    return (name.removeprefix("gate_") for name in metrics if name.startswith("gate_") and len(name) == 6)
+
+
+def _gates(metrics: dict[str, Any], letters: Sequence[str]) -> Text:
+    """A mark below each letter; none where a variant is older than a gate."""
+    verdicts = [str(metrics[f"gate_{letter}"]) if f"gate_{letter}" in metrics else None for letter in letters]
+    marks = [(wording.symbol(verdict), COLOURS.get(verdict, "")) if verdict else " " for verdict in verdicts]
+    return Text(" ").join(Text.assemble(mark) for mark in marks)
 
 
 def curve(found: Comparison, setting: str, kpis: Sequence[str] = ()) -> go.Figure:
