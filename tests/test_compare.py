@@ -168,3 +168,14 @@ def test_each_verdict_stands_below_the_letter_of_its_gate():
     row = next(line for line in lines if line.strip().startswith("r-1"))
 
     assert [row[letters.index(gate)] for gate in "ABC"] == [" ", "✓", "✕"]
+
+
+def test_a_curve_joins_only_what_differs_in_its_setting():
+    """A variant of half the text at the rank of another would stand above it on the same line."""
+    data = shown(*RANKS, ("half", "auto", 2.75, None))
+    data[1]["experiments"][2]["revs"][0]["data"]["params"]["resolved/models/one.json"]["data"]["fit"]["lr"] = 0.5
+    found = compare.compare(experiments.of(data).variants, "one")
+
+    assert found.settings == ["fit.lr", "fit.rank"]
+    assert list(compare.curve(found, "rank").data[0].x) == ["8", "16", "auto"]
+    assert list(compare.curve(found, "lr").data[0].x) == ["0.01", "0.5"]

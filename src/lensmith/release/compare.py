@@ -132,7 +132,7 @@ def _gates(metrics: dict[str, Any], letters: Sequence[str]) -> Text:
 
 
 def curve(found: Comparison, setting: str, kpis: Sequence[str] = ()) -> go.Figure:
-    """KPIs over one setting, a point for each variant.
+    """KPIs over one setting, a point for each variant that differs in nothing else from the first.
 
     Args:
         setting: its dotted name, or the last part of it: rank for fit.rank.
@@ -148,10 +148,7 @@ def curve(found: Comparison, setting: str, kpis: Sequence[str] = ()) -> go.Figur
             f"{', '.join(found.settings) or 'none'}"
         )
     (name,) = names
-    points = sorted(
-        ((one.settings[found.model][name], one) for one in found.variants if name in one.settings.get(found.model, {})),
-        key=lambda pair: _order(pair[0]),
-    )
+    points = sorted(_alike(found, name), key=lambda pair: _order(pair[0]))
     x = [_written(value) for value, _ in points]
     figure = go.Figure()
     for kpi, colour in zip(kpis or KPIS[: len(PERCENTILES)], charts.MODEL_COLOURS, strict=False):
@@ -164,7 +161,24 @@ def curve(found: Comparison, setting: str, kpis: Sequence[str] = ()) -> go.Figur
     # As words: variants double a rank or a budget, and the last of them may be `auto`.
     figure.update_xaxes(title=name, type="category")
     figure.update_yaxes(rangemode="tozero")
-    return figure.update_layout(template="none", title=f"{found.model}: {len(points)} variants", height=460)
+    return figure.update_layout(
+        template="none",
+        title=f"{found.model}: {len(points)} variants",
+        height=460,
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"},
+    )
+
+
+def _alike(found: Comparison, name: str) -> list[tuple[Any, Variant]]:
+    """(value, variant) of those that have this setting and are as the first of them in all others."""
+    own = [one for one in found.variants if name in one.settings.get(found.model, {})]
+    first = own[0].settings[found.model]
+    return [
+        (settings[name], one)
+        for one in own
+        for settings in [one.settings[found.model]]
+        if all(settings.get(other, first.get(other)) == first.get(other) for other in found.settings if other != name)
+    ]
 
 
 def _order(value: object) -> tuple[bool, float, str]:
