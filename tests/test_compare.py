@@ -67,8 +67,44 @@ def test_only_what_differs_is_compared():
 
     assert found.settings == ["fit.rank"] and found.kpis == ["heldout_kl_tuned_bits_50"]
     printed = text(found)
-    assert all(word in printed for word in ("r-1", "8", "2.50", "r-2", "16", "2.25", "main", "auto", "A✓"))
+    assert all(word in printed for word in ("r-1", "8", "2.50", "r-2", "16", "2.25", "main", "auto", "A B C D E F G H"))
     assert "lr" not in printed and "coverage" not in printed
+
+
+@pytest.mark.parametrize("lacking", ["resolved", "newer", "layout"])
+def test_a_setting_that_a_variant_lacks_is_no_difference(lacking):
+    """An old commit has no resolved/, or not the newest settings, or another layout: no column of dashes for each."""
+    data = shown(*RANKS)
+    files = data[1]["data"]["params"]
+    if lacking == "resolved":
+        del files["resolved/models/one.json"]
+    elif lacking == "newer":
+        del files["resolved/models/one.json"]["data"]["fit"]["lr"]
+    else:
+        files["resolved/models/one.json"]["data"] = {"version": 1}
+    found = compare.compare(experiments.of(data).variants, "one")
+
+    assert found.settings == ["fit.rank"]
+    (head,) = (line.split() for line in text(found).splitlines() if line.strip().startswith("main"))
+    assert head[1] == ("auto" if lacking == "newer" else "–")  # noqa: RUF001, a dash in a table
+    points = compare.curve(found, "rank").data[0].x
+    assert list(dict.fromkeys(points)) == ["8", "16", "auto"], "auto is the workspace's"
+
+
+def test_a_setting_that_only_one_variant_has_tells_nothing():
+    """What it is in the others nobody knows: two values are needed for a difference."""
+    data = shown(*RANKS)
+    data[1]["experiments"][0]["revs"][0]["data"]["params"]["resolved/models/one.json"]["data"]["fit"]["new"] = 7
+
+    assert compare.compare(experiments.of(data).variants, "one").settings == ["fit.rank"]
+
+
+def test_no_value_is_a_value():
+    """params.yaml's null differs from a word, is written so, and has a place in a curve."""
+    found = compare.compare(experiments.of(shown(("r-1", None, 2.5, None), ("r-2", 16, 2.25, None))).variants, "one")
+
+    assert found.settings == ["fit.rank"] and "null" in text(found)
+    assert list(compare.curve(found, "rank").data[0].x) == ["16", "auto", "null"]
 
 
 def test_an_interval_stands_with_its_number():
@@ -119,3 +155,27 @@ def test_variants_without_the_model_are_left_out():
     variants = [*experiments.of(shown(*RANKS)).variants, Variant("old", {}, {"other": {}})]
 
     assert [one.name for one in compare.compare(variants, "one").variants] == ["main", "r-1", "r-2"]
+
+
+def test_each_verdict_stands_below_the_letter_of_its_gate():
+    """Also where a variant is from before a gate: the others do not move into its place."""
+    data = shown(*RANKS)
+    metrics = data[1]["experiments"][0]["revs"][0]["data"]["metrics"]["metrics/one.json"]["data"]
+    del metrics["gate_A"]
+    metrics["gate_C"] = "fail"
+    lines = text(compare.compare(experiments.of(data).variants, "one")).splitlines()
+    letters = next(line for line in lines if "A B C" in line)
+    row = next(line for line in lines if line.strip().startswith("r-1"))
+
+    assert [row[letters.index(gate)] for gate in "ABC"] == [" ", "✓", "✕"]
+
+
+def test_a_curve_joins_only_what_differs_in_its_setting():
+    """A variant of half the text at the rank of another would stand above it on the same line."""
+    data = shown(*RANKS, ("half", "auto", 2.75, None))
+    data[1]["experiments"][2]["revs"][0]["data"]["params"]["resolved/models/one.json"]["data"]["fit"]["lr"] = 0.5
+    found = compare.compare(experiments.of(data).variants, "one")
+
+    assert found.settings == ["fit.lr", "fit.rank"]
+    assert list(compare.curve(found, "rank").data[0].x) == ["8", "16", "auto"]
+    assert list(compare.curve(found, "lr").data[0].x) == ["0.01", "0.5"]

@@ -250,7 +250,10 @@ def test_two_publishers_lose_nothing_of_each_other(shelf, another):
     assert {index[model]["tl_version"] for model in rivals} == {of[-1] for of in tags.values()}
 
 
-@pytest.mark.parametrize(("token", "status"), [(READER, 403), ("hf_unknown", 401), (None, 401)])
+UNKNOWN = pytest.param("hf_unknown", 401, marks=pytest.mark.long)  # a client of its own costs seconds
+
+
+@pytest.mark.parametrize(("token", "status"), [(READER, 403), UNKNOWN, (None, 401)])
 def test_without_permission_the_message_says_which_scope_and_never_the_token(shelf, another, token, status):
     stranger = another(**({"HF_TOKEN": token} if token else {}))
 

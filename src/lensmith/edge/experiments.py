@@ -73,7 +73,8 @@ def _by_model(files: Mapping[str, Any], folder: str) -> Iterator[tuple[str, dict
 
 def _flat(sections: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for section, values in sections.items():
-        for name, value in values.items():
+        # A commit from before today's layout may hold anything here.
+        for name, value in values.items() if isinstance(values, dict) else ():
             if name != "inputs":
                 yield f"{section}.{name}", value
 

@@ -40,13 +40,19 @@ Training = dict[str, list[tuple[int, float | None]]]
 def kl(curves: Curves, card: Scorecard) -> dict[str, Any]:
     """KL(final, lens) over layers; where half of the answers reach a rank; guides at the depths that gates read."""
     figure = _depth(curves, card, "KL to the final answer, bits")
-    figure.update_yaxes(rangemode="tozero")
+    top = max((p.value for lens in curves.lenses for p in curves.at(lens) if p.value is not None), default=1.0)
+    figure.update_yaxes(
+        range=[-0.12 * top, 1.05 * top], zeroline=False
+    )  # room for the words below the last layers' diamonds
     return _plain(figure, WIDE)
 
 
 def cosine(curves: Curves, card: Scorecard) -> dict[str, Any]:
     """Cosine of the lens's and the final logits over layers."""
-    return _plain(_depth(curves, card, "cosine with the final logits", words=False), HALF)
+    # Five names in a narrow chart leave no room for the lines; they are the first chart's.
+    return _plain(
+        _depth(curves, card, "cosine with the final logits", words=False).update_layout(showlegend=False), HALF
+    )
 
 
 def gains(card: Scorecard) -> dict[str, Any] | None:
@@ -179,7 +185,10 @@ def _band(figure: go.Figure, points: tuple[Point, ...], colour: str) -> None:
 def _crossings(figure: go.Figure, lens: str, points: list[Point], *, words: bool) -> None:
     """Diamonds where half of the answers have reached a rank; words on the side where the other curve is not."""
     ranks = [html.escape(p.crossing.replace("rank<=", "≤ ").replace("/", ", "), quote=False) for p in points]
-    side = "bottom left" if lens == "tuned" else "top right"
+    side: str | list[str] = "top right"
+    if lens == "tuned":
+        # The words spread out: on a narrow page neighbouring layers are closer than a word is wide.
+        side = ["bottom left", *["bottom center"] * (len(points) - 2), "bottom right"][: len(points)]
     figure.add_scatter(
         x=[point.layer for point in points], y=[point.value for point in points], text=ranks, showlegend=False,
         mode="markers+text" if words else "markers", textposition=side,

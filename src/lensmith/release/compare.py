@@ -3,7 +3,9 @@
 `dvc exp show` has a column for every number of every model; this has the few that a choice is made by.
 """
 
-from collections.abc import Sequence
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +26,7 @@ KPIS = (
     "earliness_share_le_10",
     "rank1_coverage_gain",
 )
-GATES = "gates"
+TITLE_WIDTH = 12  # as wide as most intervals
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,14 @@ def compare(variants: Sequence[Variant], model: str, kpis: Sequence[str] = ()) -
         if name not in names:
             raise InputError(f"compare: {name!r} is no metric of {model}; metrics/{model}.json has them all")
     settings = sorted({name for one in own for name in one.settings.get(model, {})})
-    differing = [name for name in settings if _differ([one.settings.get(model, {}).get(name) for one in own])]
+    differing = [name for name in settings if _differ(_values(own, model, name))]
     asked = kpis or [name for name in KPIS if _differ([_kpi(one.metrics[model], name).plain for one in own])]
     return Comparison(model, own, differing, list(asked))
+
+
+def _values(variants: Sequence[Variant], model: str, name: str) -> list[Any]:
+    """Of the variants that have this setting: an older commit lacks newer ones, or has no resolved/ at all."""
+    return [one.settings[model][name] for one in variants if name in one.settings.get(model, {})]
 
 
 def _differ(values: list[Any]) -> bool:
@@ -73,23 +80,29 @@ def table(found: Comparison) -> Table:
         drawn.add_column(name.replace(".", "\n", 1), justify="right", no_wrap=True)
     for name in found.kpis:
         drawn.add_column(_title(name), justify="right", no_wrap=True)
-    drawn.add_column(GATES, no_wrap=True)
+    letters = sorted({letter for one in found.variants for letter in _letters(one.metrics[found.model])})
+    drawn.add_column(f"gates\n{' '.join(letters)}", no_wrap=True)
     for one in found.variants:
         settings, metrics = one.settings.get(found.model, {}), one.metrics[found.model]
-        cells = [_setting(settings.get(name)) for name in found.settings]
-        drawn.add_row(Text(one.name), *cells, *(_kpi(metrics, name) for name in found.kpis), _gates(metrics))
+        cells = [_setting(settings, name) for name in found.settings]
+        drawn.add_row(Text(one.name), *cells, *(_kpi(metrics, name) for name in found.kpis), _gates(metrics, letters))
     return drawn
 
 
 def _title(name: str) -> str:
-    """A metric's name in two lines: heldout_kl_tuned_bits_25 is long, its number is short."""
-    words = name.replace("_bits", "").split("_")
-    half = (len(words) + 1) // 2
-    return f"{' '.join(words[:half])}\n{' '.join(words[half:])}"
+    """A metric's name in lines: heldout_kl_tuned_bits_25 is long, its number is short."""
+    return textwrap.fill(name.replace("_bits", "").replace("_", " "), TITLE_WIDTH)
 
 
-def _setting(value: object) -> Text:
-    return Text("–" if value is None else str(value))  # noqa: RUF001, a dash in a table
+def _setting(settings: dict[str, Any], name: str) -> Text:
+    """A value as params.yaml writes it; a dash where the variant has no such setting."""
+    if name not in settings:
+        return Text("–")  # noqa: RUF001, a dash in a table
+    return Text(_written(settings[name]))
+
+
+def _written(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _kpi(metrics: dict[str, Any], name: str) -> Text:
@@ -107,17 +120,19 @@ def estimate_of(metrics: dict[str, Any], name: str) -> Estimate:
     return Estimate(*(float(v) if isinstance(v, int | float) else None for v in values))
 
 
-def _gates(metrics: dict[str, Any]) -> Text:
-    letters = sorted(name.removeprefix("gate_") for name in metrics if name.startswith("gate_") and len(name) == 6)
-    marks = Text()
-    for letter in letters:
-        verdict = str(metrics[f"gate_{letter}"])
-        marks.append(f"{letter}{wording.symbol(verdict)} ", COLOURS.get(verdict, ""))
-    return marks
+def _letters(metrics: dict[str, Any]) -> Iterator[str]:
+    return (name.removeprefix("gate_") for name in metrics if name.startswith("gate_") and len(name) == 6)
+
+
+def _gates(metrics: dict[str, Any], letters: Sequence[str]) -> Text:
+    """A mark below each letter; none where a variant is older than a gate."""
+    verdicts = [str(metrics[f"gate_{letter}"]) if f"gate_{letter}" in metrics else None for letter in letters]
+    marks = [(wording.symbol(verdict), COLOURS.get(verdict, "")) if verdict else " " for verdict in verdicts]
+    return Text(" ").join(Text.assemble(mark) for mark in marks)
 
 
 def curve(found: Comparison, setting: str, kpis: Sequence[str] = ()) -> go.Figure:
-    """KPIs over one setting, a point for each variant.
+    """KPIs over one setting, a point for each variant that differs in nothing else from the first.
 
     Args:
         setting: its dotted name, or the last part of it: rank for fit.rank.
@@ -133,11 +148,8 @@ def curve(found: Comparison, setting: str, kpis: Sequence[str] = ()) -> go.Figur
             f"{', '.join(found.settings) or 'none'}"
         )
     (name,) = names
-    points = sorted(
-        ((one.settings[found.model][name], one) for one in found.variants if name in one.settings[found.model]),
-        key=lambda pair: (isinstance(pair[0], str), pair[0]),
-    )
-    x = [str(value) for value, _ in points]
+    points = sorted(_alike(found, name), key=lambda pair: _order(pair[0]))
+    x = [_written(value) for value, _ in points]
     figure = go.Figure()
     for kpi, colour in zip(kpis or KPIS[: len(PERCENTILES)], charts.MODEL_COLOURS, strict=False):
         estimates = [estimate_of(one.metrics[found.model], kpi) for _, one in points]
@@ -149,7 +161,31 @@ def curve(found: Comparison, setting: str, kpis: Sequence[str] = ()) -> go.Figur
     # As words: variants double a rank or a budget, and the last of them may be `auto`.
     figure.update_xaxes(title=name, type="category")
     figure.update_yaxes(rangemode="tozero")
-    return figure.update_layout(template="none", title=f"{found.model}: {len(points)} variants", height=460)
+    return figure.update_layout(
+        template="none",
+        title=f"{found.model}: {len(points)} variants",
+        height=460,
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"},
+    )
+
+
+def _alike(found: Comparison, name: str) -> list[tuple[Any, Variant]]:
+    """(value, variant) of those that have this setting and are as the first of them in all others."""
+    own = [one for one in found.variants if name in one.settings.get(found.model, {})]
+    first = own[0].settings[found.model]
+    return [
+        (settings[name], one)
+        for one in own
+        for settings in [one.settings[found.model]]
+        if all(settings.get(other, first.get(other)) == first.get(other) for other in found.settings if other != name)
+    ]
+
+
+def _order(value: object) -> tuple[bool, float, str]:
+    """Numbers first, in their order; then words and what else a setting may be."""
+    if isinstance(value, int | float):
+        return False, float(value), ""
+    return True, 0.0, _written(value)
 
 
 def settings_named(found: Comparison, setting: str) -> list[str]:

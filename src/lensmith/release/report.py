@@ -67,8 +67,9 @@ class Model:
             delta = card.estimate(f"median_delta_kl_bits_{p}")
             yield Tile(f"KL saved at {p} % depth", wording.signed(delta.value), "bits", self._interval(delta))
         shift = card.estimate("earliness_shift_first_rank_le_10_layers")
-        value = wording.signed(shift.value).removesuffix(".00")
-        yield Tile("Answer in the top 10, earlier by", value, "layers", self._interval(shift))
+        layers = "layer" if shift.value in {-1, 1} else "layers"
+        value, interval = (text.replace(".00", "") for text in (wording.signed(shift.value), self._interval(shift)))
+        yield Tile("Answer in the top 10, earlier by", value, layers, interval)
         gain = card.estimate("rank1_coverage_gain")
         points = Estimate(*(None if x is None else 100 * x for x in (gain.value, gain.lo, gain.hi)))
         value = wording.signed(points.value)
