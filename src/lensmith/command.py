@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from lensmith.edge import credentials
 from lensmith.errors import LensmithError
 
 
@@ -17,9 +19,15 @@ def paths(description: str | None, *names: str) -> argparse.Namespace:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command's `main`; a LensmithError becomes one line on stderr and its exit code."""
+    """Run a command's `main`; a LensmithError becomes one line on stderr and its exit code.
+
+    Credentials never stand in what is printed.
+    """
     try:
         main()
     except LensmithError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(credentials.redact(f"error: {error}"), file=sys.stderr)
         sys.exit(error.exit_code)
+    except Exception:  # noqa: BLE001 (our own bug: Python would print it just so, but for secrets)
+        print(credentials.redact(traceback.format_exc()), end="", file=sys.stderr)
+        sys.exit(1)

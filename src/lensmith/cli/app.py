@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lensmith import command
 from lensmith.cli import caches, releases
-from lensmith.cli.releases import PARAMS
+from lensmith.cli.releases import ARTIFACTS, PARAMS
 from lensmith.edge import params, params_file, resolved
 from lensmith.errors import InputError, IntegrityError
 from lensmith.judge import prompts
@@ -24,7 +24,6 @@ app.add_typer(releases.app)
 app.add_typer(caches.app, name="cache")
 
 METRICS = Path("metrics")
-ARTIFACTS = Path("artifacts")
 RESOLVED = Path("resolved")
 PAGE = Path("plots/report.html")
 COMPARISON = Path("plots/compare.html")

@@ -21,7 +21,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from lensmith.edge.artifacts import sha256_file
-from lensmith.edge.hub_errors import remote
+from lensmith.edge.hub_errors import FETCH, remote
 from lensmith.edge.params import SourceParams
 from lensmith.errors import InputError, IntegrityError
 
@@ -182,14 +182,15 @@ def _fetch(pin: ModelPin, names: list[str]) -> Path:
 
 def _verify(path: Path, pin: ModelPin, name: str) -> None:
     if not path.is_file():
-        raise IntegrityError(f"{pin.place}: {name} is missing, but was there when prefetch recorded the model")
+        remedy = "" if pin.repo is None else f". {FETCH}"
+        raise IntegrityError(f"{pin.place}: {name} is missing, but was there when prefetch recorded the model{remedy}")
     found = sha256_file(path)
     if found == pin.files[name]:
         return
     remedy = "It changed after prefetch: run prefetch again for the model as it is now, or put the old file back."
     if pin.repo is not None:
         discard(path)
-        remedy = "It was removed from the cache; the next run downloads it again."
+        remedy = "It was removed from the cache; `lensmith fetch` downloads it again."
     raise IntegrityError(f"{pin.place}: {name} has sha256 {found}, recorded was {pin.files[name]}. {remedy}")
 
 

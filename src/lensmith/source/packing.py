@@ -84,7 +84,7 @@ class Packed:
 
 
 def build(settings: ModelParams, out: Path) -> None:
-    """Pin the model and the text, pack the text, write `out` (the manifest last).
+    """Pin the model and the text, pack the text, download the weights, write `out` (the manifest last).
 
     Raises:
         InputError: the text does not suffice, is not text, or does not fit the model.
@@ -104,6 +104,9 @@ def build(settings: ModelParams, out: Path) -> None:
         train = pack(_side(text, corpus, heldout), encode, _budget(corpus, corpus.train_tokens))
     _check(train, "train", text, corpus)
     _check_ids(max(int(train.ids.max()), int(heldout.ids.max())), vocab_size, pin.place)
+
+    if pin.repo is not None:
+        hub.fetch_model(pin)  # the stages that read its weights have no network
 
     facts = _tokenizer_facts(tokenizer, encode, corpus)
     manifest = _manifest(corpus, text, {"model": pin, "lens": lens}, facts, {"heldout": heldout, "train": train})
