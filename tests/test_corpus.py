@@ -67,7 +67,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def source(model: Path | None, repo: str | None = None) -> dict[str, Any]:
     path = None if model is None else str(model)
-    return {"repo": repo, "path": path, "revision": "main", "dtype": "auto", "device": "auto"}
+    return {
+        "repo": repo,
+        "path": path,
+        "revision": "main",
+        "dtype": "auto",
+        "device": "auto",
+        "trust_remote_code": False,
+    }
 
 
 def section(**changes: Any) -> dict[str, Any]:
