@@ -111,4 +111,18 @@ def compare(
 
 def run() -> None:
     """The entry point of the command line."""
-    command.run(app)
+    command.run(_answer)
+
+
+def _answer() -> None:
+    """The app, whose complaints about arguments are errors like all others: one line."""
+    try:
+        app(standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except typer.TyperException as error:
+        message, context = error.format_message(), getattr(error, "ctx", None)
+        if not message:  # no arguments at all: the help was printed
+            sys.exit(InputError.exit_code)
+        name = context.command_path if context else "lensmith"
+        raise InputError(f"{name}: {message.rstrip('.')}. `{name} --help` lists what there is.") from None

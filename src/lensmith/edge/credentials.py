@@ -21,7 +21,7 @@ PATTERNS = {
     "a password in an address": r"://[^/\s:@\"']+:[^/\s:@\"']+@",
 }
 _ASSIGNED = r"(?<=[Bb]earer )\S+|(?<=_SECRET_ACCESS_KEY=)\S+|(?<=_secret_access_key=)\S+"
-_LOOKS = re.compile("|".join([_USERINFO.pattern, _ASSIGNED, *PATTERNS.values()]))
+_LOOKS = re.compile("|".join([_ASSIGNED, *PATTERNS.values()]))
 _HIDDEN = "***"
 _SHORTEST = 8  # characters: replacing a shorter value would garble words, and no credential is one
 
@@ -38,4 +38,4 @@ def redact(text: str) -> str:
     values = [value for name, value in os.environ.items() if _WORDS.search(name.upper()) and len(value) >= _SHORTEST]
     for value in sorted(values, key=len, reverse=True):  # one may hold another
         text = text.replace(value, _HIDDEN)
-    return _LOOKS.sub(_HIDDEN, text)
+    return _LOOKS.sub(_HIDDEN, _USERINFO.sub(_HIDDEN, text))
