@@ -66,13 +66,13 @@ CASES: dict[str, tuple[str, str]] = {
     "a tag that calls": (one("fit:", f"rank: !!python/object/apply:os.system ['touch {MARK}']"), "uses the YAML tag"),
     "a tag of bytes": (one("source:", "path: !!binary aGk="), "uses the YAML tag"),
     "deep nesting": (f"models:\n  one: {'{a: ' * 40}1{'}' * 40}\n", "nests deeper than 8 levels"),
-    "two megabytes": (f"{ONE}# {'x' * 2**21}\n", "is longer than 1048576 bytes"),
+    "two megabytes": (one("fit:", f"rank: 3 # {'x' * 2**21}"), "is longer than 1048576 bytes"),
     "two documents": (f"{ONE}---\n{ONE}", "but found another document"),
     "half a file": ("models:\n  one: {\n", "expected the node content"),
     "a tab": ("models:\n\tone: {}\n", "found character '\\t' that cannot start any token"),
     "a NUL byte": ("models:\n  one: {}\n\0", "not YAML that can be read"),
     "an invisible character": (one("source:", 'path: "demo/\\u202Etiny"'), "holds the invisible character U+202E"),
-    "half a surrogate pair": (one("source:", 'path: "demo/\\uD800"'), "not YAML that can be read|U\\+D800"),
+    "half a surrogate pair": (one("source:", 'path: "demo/\\uD800"'), "holds the invisible character U+D800"),
     "a line break in a path": (one("source:", 'path: "demo/tiny\\n"'), "holds the invisible character U+000A"),
     "a key that climbs": (key("../victim"), "models.../victim is not a model key, must match"),
     "a key that climbs far": (key("../../victim"), "is not a model key"),
@@ -197,7 +197,7 @@ def test_a_bad_file_gets_one_line_and_nothing_happens(lab, params, monkeypatch, 
     said = capsys.readouterr().err
     assert ended.value.code == 2
     assert said.count("\n") == 1 and said.startswith("error: params.yaml: ") and "Nothing was changed." in said
-    assert message in said or re.search(message, said), said
+    assert message in said
     assert len(said) < 500
     assert everything(lab) == before
 
@@ -214,7 +214,7 @@ def test_a_raw_dvc_repro_stops_before_anything_is_touched(lab, params, tally, ca
     done = lab.attempt("dvc", "repro")
 
     assert done.returncode != 0
-    ours = message in done.stderr or re.search(message, done.stderr)
+    ours = message in done.stderr
     assert ours or "ERROR: " in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and MARK not in {path.name for path in lab.root.parent.rglob("*")}
     assert everything(lab) == before

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from lensmith.edge import hub
 from lensmith.edge.params import ModelParams
 from lensmith.errors import InputError, IntegrityError, LensmithError, RemoteError
-from lensmith.source import corpus, documents, packing
+from lensmith.source import corpus, documents, packing, probe
 from tests.loopback_hub import CUT, SHORT, Client, Fault, LoopbackHub, settings_of
 
 BOS = 256  # the tokenizer below: a token for each byte, and one more
@@ -213,6 +213,19 @@ def test_the_manifest_accounts_for_every_row(model, tmp_path):
     assert raw["repo"] is None and raw["skipped"] == {} and raw["cut_documents"] == 0
 
 
+def test_a_tokenizer_that_reads_the_same_files_otherwise_is_refused(model, tmp_path):
+    """Another version of a library, or the slow in place of the fast class: here, one that has lost its BOS."""
+    file = write_jsonl(tmp_path / "text.jsonl", texts(400))
+    packing.build(settings(model, files=[str(file)]), tmp_path / "out")
+    recorded = corpus.Manifest.read(tmp_path / "out").tokenizer.probe_sha256
+    tokenizer = packing.load_tokenizer(model, "here")
+
+    probe.check(tokenizer, recorded, "corpus")
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    with pytest.raises(IntegrityError, match=r"^corpus: its text was tokenized otherwise .* Run prefetch again"):
+        probe.check(tokenizer, recorded, "corpus")
+
+
 def test_without_bos_no_document_begins_with_it(model, tmp_path):
     file = write_jsonl(tmp_path / "text.jsonl", texts(400))
     packing.build(settings(model, files=[str(file)], bos="never"), tmp_path / "out")
@@ -396,6 +409,18 @@ def test_a_model_that_does_not_fit_the_text_is_refused(tmp_path, change, words):
 
     for word in words:
         assert word in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lens_wider_than_the_model_is_refused_before_anything_is_captured(tmp_path):
+    """`fit` would say so only after the forward passes."""
+    folder = write_model(tmp_path / "model", hidden_size=32, num_attention_heads=4)
+    file = write_jsonl(tmp_path / "text.jsonl", texts(400))
+    wanted = settings(folder, files=[str(file)])
+    too_wide = wanted.model_copy(update={"fit": wanted.fit.model_copy(update={"rank": 33, "kind": "low_rank"})})
+
+    with pytest.raises(InputError, match=r"fit\.rank is 33, but .* has d_model 32, the most it may be"):
+        packing.build(too_wide, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

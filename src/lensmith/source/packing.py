@@ -24,7 +24,7 @@ import numpy as np
 from lensmith.edge import artifacts, hub, hub_imported
 from lensmith.edge.params import CorpusParams, ModelParams
 from lensmith.errors import InputError
-from lensmith.source import documents, refusals
+from lensmith.source import documents, probe, refusals
 from lensmith.source.corpus import HELDOUT, MANIFEST, TOKENS, Manifest, Part, SourceFile, TokenizerFacts, sha256_tokens
 from lensmith.source.documents import Document, Text
 
@@ -249,6 +249,7 @@ def _tokenizer_facts(tokenizer: PreTrainedTokenizerBase, encode: Encode, corpus:
             "adds_bos": tokenizer.bos_token_id is not None and encode(["a"])[0][:1] == [tokenizer.bos_token_id],
             "class": type(tokenizer).__name__,
             "vocab_size": len(tokenizer),
+            "probe_sha256": probe.sha256(tokenizer),
         }
     )
 
