@@ -147,6 +147,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield server, commit, root
 
 
+@pytest.mark.long
 def test_a_models_own_code_runs_at_a_named_commit_only_and_without_a_network(hub, tmp_path, record_property):
     """Refused by default and not even downloaded. Where it was asked for: pinned by its hash, run by a stage that asks
     the Hub nothing, and said in the provenance.
@@ -178,18 +179,26 @@ def test_a_models_own_code_runs_at_a_named_commit_only_and_without_a_network(hub
     artifacts.write_json(tmp_path / "code.json", {})
     paths = {"settings": "settings.json", "code": "code.json", "corpus": "corpus", "lens": "lens"}
     words = [word for name, path in paths.items() for word in (f"--{name}", str(tmp_path / path))]
-    environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(
-        [sys.executable, "-m", "stages.fit", *words],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+
+    def run(*command: str, home: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+        environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / home)}
+        command = (sys.executable, *command)
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+    elsewhere = run("-m", "stages.fit", *words, home="other", cwd=REPOSITORY)
+    assert elsewhere.returncode == 5 and "`lensmith fetch` downloads what they need" in elsewhere.stderr
+    done = run("-m", "stages.fit", *words, home="home", cwd=REPOSITORY)
 
     assert done.returncode == 0, done.stderr
     assert server.requests == []
     assert (root / "ran").exists(), "its code ran"
     assert artifacts.read_json(tmp_path / "lens" / "provenance.json")["trust_remote_code"] is True
     record_property("requests of a fit whose model is of the Hub", len(server.requests))
+
+    (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
+    (tmp_path / "artifacts" / "atlas").mkdir(parents=True)
+    (tmp_path / "corpus").rename(tmp_path / "artifacts" / "atlas" / "corpus")
+    fetched = run("-c", "from lensmith.cli import app; app.run()", "fetch", "atlas", home="other", cwd=tmp_path)
+    folder = Path(fetched.stdout.removeprefix("atlas: ").strip())
+    assert fetched.returncode == 0 and folder.is_relative_to(tmp_path / "other"), fetched.stderr
+    assert set(manifest["model"]["files"]) == {path.name for path in folder.iterdir()}
