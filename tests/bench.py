@@ -14,7 +14,7 @@ from lensmith.judge.prompts import Encoder
 from lensmith.lens.form import LADDER, PRISM
 from lensmith.lens.prism import Prism
 from lensmith.lens.translators import Lens
-from lensmith.source import corpus
+from lensmith.source import corpus, probe
 from lensmith.source.backbone import Backbone
 
 torch.set_num_threads(1)  # on tensors this small, handing work to a second thread takes longer than the work
@@ -69,14 +69,15 @@ def write_stages(folder: Path, params: ModelParams, *, seqs: int = 12, seq_len: 
         artifacts.write_tensors(folder / "corpus" / f"{name}.safetensors", {"tokens": tokens})
     part = {"documents": 1, "tokens": seqs * seq_len, "sequences": seqs, "files": []}
     origin = dict.fromkeys(("repo", "name", "split", "revision", "commit"))
+    backbone = Backbone.load(params.source, pin)
+    facts = {"bos_policy": "tokenizer", "adds_bos": True, "class": "x", "vocab_size": 97}
     manifest = {
         "schema": 1, "kind": "files", "seq_len": seq_len, "seed": 0, "model": pin.model_dump(mode="json"),
-        "tokenizer": {"bos_policy": "tokenizer", "adds_bos": True, "class": "x", "vocab_size": 97},
+        "tokenizer": facts | {"probe_sha256": probe.sha256(backbone.tokenizer)},
         "train": part, "heldout": part, **origin, "skipped": {}, "cut_documents": 0, "content_hash": "x",
         "tokens_sha256": corpus.sha256_tokens(text["tokens"]), "heldout_sha256": corpus.sha256_tokens(text["heldout"]),
     }  # fmt: skip
     artifacts.write_json(folder / "corpus" / "manifest.json", manifest)
-    backbone = Backbone.load(params.source, pin)
     lens = random_lens(backbone.n_layers, backbone.d_model)
     lens.save(folder / "lens")
     for kind in ("temperature", "bias"):

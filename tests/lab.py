@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Lab:
     """A repository that a user could have."""
 
     root: Path
+    said: list[str] = field(default_factory=list)  # stdout and stderr of every command
 
     @classmethod
     def make(cls, root: Path, models: dict[str, Any] | None = None) -> "Lab":
@@ -102,9 +103,10 @@ class Lab:
         return done.stdout
 
     def attempt(self, *command: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            command, cwd=self.root, env=self.environment(), capture_output=True, text=True, check=False
-        )
+        environment = self.environment()
+        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
+        self.said.append(done.stdout + done.stderr)
+        return done
 
     def environment(self) -> dict[str, str]:
         return os.environ | {

@@ -27,6 +27,9 @@ from tests.loopback_writes import Writes, git_id, is_lfs  # noqa: E402
 
 Files = dict[str, bytes]
 
+# In place of a status: the connection breaks in the middle of the body; or half of it passes for the whole.
+CUT, SHORT = 0, 1
+
 
 @dataclass
 class Repo:
@@ -119,12 +122,16 @@ class _Handler(Writes):
         line = f"{self.command} {path}"
         self.state.requests.append(line)
         self.fault: int | None = None
+        self.part: int | None = None
         for fault in self.state.faults:
             if fault.times > 0 and re.search(fault.pattern, line):
                 fault.skip -= 1
                 if fault.skip >= 0:
                     continue
                 fault.times -= 1
+                if fault.status in (CUT, SHORT):
+                    self.part = fault.status
+                    continue
                 if not fault.after:
                     return self._send(fault.status, b"fault on demand")
                 self.fault = fault.status
@@ -216,10 +223,15 @@ class _Handler(Writes):
     def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         if self.fault is not None:
             status, body = self.fault, b"fault on demand"
+        whole = len(body)
+        if self.part is not None:
+            body = body[: whole // 2]
+            whole = len(body) if self.part == SHORT else whole
+            self.close_connection = True
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(whole))
         self.end_headers()
         if self.command != "HEAD":
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):

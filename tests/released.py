@@ -21,7 +21,9 @@ TINY = "local/atlas"  # the id of a model from a folder
 def save_release(root: Path, *, n_layers: int = 4, better: bool = True, **tiny: Any) -> tuple[Path, Backbone, Lens]:
     """A model in root/model, its release in root/release. The lens is a bias that helps or, not `better`, noise."""
     model = save_tiny(root / "model", n_layers=n_layers, **tiny)
-    source = SourceParams(repo=None, path=str(model), revision="main", dtype="float32", device="cpu")
+    source = SourceParams(
+        repo=None, path=str(model), revision="main", dtype="float32", device="cpu", trust_remote_code=False
+    )
     pin = hub.pin_model(source)
     backbone = Backbone.load(source, pin)
     settings = atlas(source={"path": str(model)}, fit={"rank": 2})

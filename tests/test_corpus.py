@@ -6,8 +6,10 @@ import io
 import itertools
 import json
 import random
+import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,8 +25,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from lensmith.edge import hub
 from lensmith.edge.params import ModelParams
 from lensmith.errors import InputError, IntegrityError, LensmithError, RemoteError
-from lensmith.source import corpus, documents, packing
-from tests.loopback_hub import Client, Fault, LoopbackHub, settings_of
+from lensmith.source import corpus, documents, packing, probe
+from tests.loopback_hub import CUT, SHORT, Client, Fault, LoopbackHub, settings_of
 
 BOS = 256  # the tokenizer below: a token for each byte, and one more
 SEQ_LEN = 16
@@ -67,7 +69,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def source(model: Path | None, repo: str | None = None) -> dict[str, Any]:
     path = None if model is None else str(model)
-    return {"repo": repo, "path": path, "revision": "main", "dtype": "auto", "device": "auto"}
+    return {
+        "repo": repo,
+        "path": path,
+        "revision": "main",
+        "dtype": "auto",
+        "device": "auto",
+        "trust_remote_code": False,
+    }
 
 
 def section(**changes: Any) -> dict[str, Any]:
@@ -204,6 +213,19 @@ def test_the_manifest_accounts_for_every_row(model, tmp_path):
     assert raw["repo"] is None and raw["skipped"] == {} and raw["cut_documents"] == 0
 
 
+def test_a_tokenizer_that_reads_the_same_files_otherwise_is_refused(model, tmp_path):
+    """Another version of a library, or the slow in place of the fast class: here, one that has lost its BOS."""
+    file = write_jsonl(tmp_path / "text.jsonl", texts(400))
+    packing.build(settings(model, files=[str(file)]), tmp_path / "out")
+    recorded = corpus.Manifest.read(tmp_path / "out").tokenizer.probe_sha256
+    tokenizer = packing.load_tokenizer(model, "here")
+
+    probe.check(tokenizer, recorded, "corpus")
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    with pytest.raises(IntegrityError, match=r"^corpus: its text was tokenized otherwise .* Run prefetch again"):
+        probe.check(tokenizer, recorded, "corpus")
+
+
 def test_without_bos_no_document_begins_with_it(model, tmp_path):
     file = write_jsonl(tmp_path / "text.jsonl", texts(400))
     packing.build(settings(model, files=[str(file)], bos="never"), tmp_path / "out")
@@ -236,14 +258,14 @@ def test_rows_that_are_not_text_are_skipped_and_counted_and_long_ones_cut(model,
     """Three bad rows in a thousand are an accident of the source, not a wrong column."""
     values: list[Any] = [*texts(1000), "x" * 5000]
     values[0], values[1], values[2], values[3] = None, 7, "\ud800 half a pair", ""
-    values[4] = "long " * 100
+    values[4], values[5] = "long " * 100, "y" * 50_000_000
     file = write_jsonl(tmp_path / "text.jsonl", values)
     packing.build(settings(model, files=[str(file)], max_document_chars=100, train_tokens=16000), tmp_path / "out")
 
     manifest = corpus.Manifest.read(tmp_path / "out")
 
     assert manifest.skipped == {"empty": 1, "none": 1, "not_text": 1, "surrogate": 1}
-    assert manifest.cut_documents == 1
+    assert manifest.cut_documents == 2
     assert "long " * 20 in unpacked(corpus.read_tokens(tmp_path / "out"))
 
 
@@ -390,6 +412,18 @@ def test_a_model_that_does_not_fit_the_text_is_refused(tmp_path, change, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_lens_wider_than_the_model_is_refused_before_anything_is_captured(tmp_path):
+    """`fit` would say so only after the forward passes."""
+    folder = write_model(tmp_path / "model", hidden_size=32, num_attention_heads=4)
+    file = write_jsonl(tmp_path / "text.jsonl", texts(400))
+    wanted = settings(folder, files=[str(file)])
+    too_wide = wanted.model_copy(update={"fit": wanted.fit.model_copy(update={"rank": 33, "kind": "low_rank"})})
+
+    with pytest.raises(InputError, match=r"fit\.rank is 33, but .* has d_model 32, the most it may be"):
+        packing.build(too_wide, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_id_too_large_anywhere_is_refused(tmp_path):
     """A few arrows among ASCII texts; on a GPU such an id is an error far from its cause, or garbage."""
     folder = write_model(tmp_path / "model", vocab_size=225)
@@ -530,3 +564,68 @@ def test_a_failed_read_of_a_dataset_is_tried_again_or_is_a_remote_error(server, 
     whole = (tmp_path / "whole" / "tokens.safetensors").read_bytes()
     assert (tmp_path / "retried" / "tokens.safetensors").read_bytes() == whole
     assert not (tmp_path / "refused").exists()
+
+
+READS = r"GET .*resolve/.*/read-\d\.(parquet|jsonl)"
+
+
+def lines(values: list[str]) -> bytes:
+    return "".join(json.dumps({"text": value}) + "\n" for value in values).encode()
+
+
+def every_read(server: LoopbackHub, client: Client, out: Path, suffix: str = ".parquet") -> tuple[dict[str, Any], int]:
+    """A request for a corpus of six files, and how many reads of them it takes."""
+    server.commit("models", "lab/model", model_files())
+    files = {f"read-{i}.jsonl": lines(texts(150, 40 + i)) for i in range(6)}
+    if suffix == ".parquet":
+        files = {f"read-{i}.parquet": parquet(texts(150, 40 + i)) for i in range(6)}
+    server.commit("datasets", "lab/reads", files)
+    sides = {"train_tokens": 12_000, "heldout_tokens": 3_000}
+    wanted = {"source": source(None, "lab/model"), "corpus": section(kind="hf", repo="lab/reads", **sides)}
+    server.requests.clear()
+    client.call("build", **wanted, out=str(out))
+    return wanted, sum(bool(re.match(READS, line)) for line in server.requests)
+
+
+def ends_well(server: LoopbackHub, client: Client, wanted: dict[str, Any], fault: Fault, out: Path) -> str:
+    """What a build with a fault ends in: `the same bytes`, or an error and no file, after which it works again."""
+    whole = (out.parent / "whole" / "tokens.safetensors").read_bytes()
+    server.faults.append(fault)
+    try:
+        client.call("build", **wanted, out=str(out))
+        word = "the same bytes"
+    except (RemoteError, InputError, IntegrityError) as error:
+        word = type(error).__name__
+    assert out.exists() == (word == "the same bytes")
+    server.faults.clear()
+    if not out.exists():
+        client.call("build", **wanted, out=str(out))
+    assert (out / "tokens.safetensors").read_bytes() == whole
+    return word
+
+
+def test_a_stream_that_is_refused_at_any_read_leaves_nothing_and_can_be_read_again(
+    server, client, tmp_path, record_property
+):
+    """Never a short corpus: code 5, and the next run gives the bytes of a run without a fault."""
+    wanted, n_reads = every_read(server, client, tmp_path / "whole")
+    ends = [ends_well(server, client, wanted, Fault(READS, 403, 99, skip=n), tmp_path / str(n)) for n in range(n_reads)]
+
+    assert n_reads >= 5 and ends == ["RemoteError"] * n_reads
+    record_property("reads of a data set refused, one after the other: code 5, and the same bytes again", n_reads)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+@pytest.mark.parametrize("status", [503, CUT, SHORT])
+def test_a_stream_that_fails_once_at_any_read_is_read_again(server, client, tmp_path, status, suffix, record_property):
+    """Refused, cut in the middle of a body, or half a body that passes for the whole."""
+    wanted, n_reads = every_read(server, client, tmp_path / "whole", suffix)
+    ends = Counter(
+        ends_well(server, client, wanted, Fault(READS, status, 1, skip=n), tmp_path / str(n)) for n in range(n_reads)
+    )
+
+    assert sum(ends.values()) == n_reads >= 5
+    assert status != 503 or ends == {"the same bytes": n_reads}
+    name = {503: "HTTP 503", CUT: "a connection cut", SHORT: "half a body"}[status]
+    record_property(f"{name} at every single read of a data set of {suffix} ends in", dict(ends))

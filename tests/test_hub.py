@@ -11,7 +11,14 @@ import pytest
 from lensmith.errors import InputError, IntegrityError, LensmithError, RemoteError
 from tests.loopback_hub import Client, Fault, Files, LoopbackHub
 
-SOURCE = {"repo": "lab/tiny", "path": None, "revision": "main", "dtype": "auto", "device": "auto"}
+SOURCE = {
+    "repo": "lab/tiny",
+    "path": None,
+    "revision": "main",
+    "dtype": "auto",
+    "device": "auto",
+    "trust_remote_code": False,
+}
 CONFIG = b'{"model_type": "llama"}'
 MODEL: Files = {
     "config.json": CONFIG,

@@ -70,10 +70,13 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path):
         ("    fit: &f\n      lr: 1.0\n", "uses a YAML anchor or alias"),
         ("    fit: *f\n", "uses a YAML anchor or alias"),
         ("    fit: [\n", "expected the node content"),
-        ("    fit: !!python/name:os.system\n", "could not determine a constructor"),
+        (
+            "    fit: !!python/name:os.system\n",
+            "uses the YAML tag",
+        ),
         ("  Qwen.2:\n    fit:\n      rank: 8\n", "models.Qwen.2 is not a model key, must match"),
         ("  7:\n    fit:\n      rank: 8\n", "models.7 is not a model key, must match"),
-        ("  x:\n    source:\n      repo: gpt2\n", "models.x.source: repo is 'gpt2', must be org/name."),
+        ("  x:\n    source:\n      repo: gpt2\n", "models.x.source.repo is 'gpt2', must be org/name."),
         ("  x:\n    fit:\n      rank: 8\n", "source: needs exactly one of repo (a Hub id) and path (a folder)."),
         (
             "  x:\n    source:\n      repo: a/b\n    corpus:\n      kind: files\n",

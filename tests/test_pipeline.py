@@ -1,10 +1,13 @@
 """The pipeline through real `dvc repro`: exactly what a change makes stale runs, and nothing else."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from lab import Lab
+
+from tests.canaries import GIT_URL, Listener, hits, hits_below
 
 STAGES = ("prefetch", "fit", "sweep", "suite-eval", "gates", "plots", "publish")
 
@@ -28,8 +31,18 @@ def assert_diffs_show(lab: Lab, model: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Lab:
+def listener() -> Iterator[Listener]:
+    """Every way out of the machine leads to it, and every credential is a canary, in all of this module."""
+    with Listener() as listener, pytest.MonkeyPatch.context() as patch:
+        for name, value in listener.environment().items():
+            patch.setenv(name, value)
+        yield listener
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory, listener) -> Lab:
     lab = Lab.make(tmp_path_factory.mktemp("lab"))
+    lab.run("git", "remote", "add", "origin", GIT_URL)
     ran, _ = lab.repro()
     assert ran == of("one") | of("two") | {"resolve", "report"}
     lab.commit("first build")
@@ -123,3 +136,15 @@ def test_light_stages_import_no_torch(lab: Lab, tmp_path: Path):
     """`resolve` and `gates` answer in a second; torch alone takes three."""
     for stage in ("resolve", "gates", "plots", "report", "publish", "prefetch"):
         lab.run("python", "-c", f"import sys, stages.{stage}; assert 'torch' not in sys.modules")
+
+
+def test_nobody_was_asked_and_no_secret_stands_anywhere(lab, listener, record_property):
+    """After all of the above, failing runs included: in what was printed, in every file, in git's and DVC's own."""
+    lab.commit("as it is now")
+    found = [*hits("\n".join(lab.said)), *hits_below(lab.root)]
+
+    assert found == []
+    assert listener.connections == 0
+    assert hits((lab.root / ".git/config").read_text()) == ["password"], "the search can find"
+    record_property("connections of a whole `dvc repro`", listener.connections)
+    record_property("secrets in what a whole `dvc repro` printed and wrote", len(found))

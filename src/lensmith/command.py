@@ -2,10 +2,12 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from lensmith import stopping
+from lensmith.edge import credentials
 from lensmith.errors import LensmithError
 
 
@@ -18,10 +20,16 @@ def paths(description: str | None, *names: str) -> argparse.Namespace:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command's `main`; a LensmithError or a signal becomes one line on stderr and its exit code."""
+    """Run a command's `main`; a LensmithError or a signal becomes one line on stderr and its exit code.
+
+    Credentials never stand in what is printed.
+    """
     try:
         stopping.install()
         main()
     except (LensmithError, stopping.Interrupted) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(credentials.redact(f"error: {error}"), file=sys.stderr)
         sys.exit(error.exit_code)
+    except Exception:  # noqa: BLE001 (our own bug: Python would print it just so, but for secrets)
+        print(credentials.redact(traceback.format_exc()), end="", file=sys.stderr)
+        sys.exit(1)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lensmith import command
 from lensmith.cli import caches, releases
-from lensmith.cli.releases import PARAMS
+from lensmith.cli.releases import ARTIFACTS, PARAMS
 from lensmith.edge import params, params_file, resolved
 from lensmith.errors import InputError, IntegrityError
 from lensmith.judge import prompts
@@ -24,7 +24,6 @@ app.add_typer(releases.app)
 app.add_typer(caches.app, name="cache")
 
 METRICS = Path("metrics")
-ARTIFACTS = Path("artifacts")
 RESOLVED = Path("resolved")
 PAGE = Path("plots/report.html")
 COMPARISON = Path("plots/compare.html")
@@ -112,4 +111,18 @@ def compare(
 
 def run() -> None:
     """The entry point of the command line."""
-    command.run(app)
+    command.run(_answer)
+
+
+def _answer() -> None:
+    """The app, whose complaints about arguments are errors like all others: one line."""
+    try:
+        app(standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except typer.TyperException as error:
+        message, context = error.format_message(), getattr(error, "ctx", None)
+        if not message:  # no arguments at all: the help was printed
+            sys.exit(InputError.exit_code)
+        name = context.command_path if context else "lensmith"
+        raise InputError(f"{name}: {message.rstrip('.')}. `{name} --help` lists what there is.") from None

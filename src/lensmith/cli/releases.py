@@ -1,4 +1,4 @@
-"""`lensmith add`, `publish`, `verify`, `list`, `download`: what comes into the lab, and what leaves it."""
+"""`lensmith add`, `fetch`, `publish`, `verify`, `list`, `download`: what comes into the lab, and what leaves it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lensmith.edge import params_file
+from lensmith.edge import params, params_file
 from lensmith.errors import InputError
 from lensmith.release import terminal
 
@@ -14,6 +14,7 @@ app = typer.Typer()
 
 PARAMS = Path("params.yaml")
 RELEASES = Path("release")
+ARTIFACTS = Path("artifacts")
 
 Place = Annotated[str, typer.Argument(help="A dataset repository on the Hub, org/name, or a folder with INDEX.json.")]
 Revision = Annotated[str | None, typer.Option(help="A version such as v2026.01.31; the newest one where left out.")]
@@ -32,20 +33,48 @@ def add(
 
 
 @app.command()
+def fetch(
+    keys: Annotated[
+        list[str] | None, typer.Argument(help="Models of params.yaml; all with a corpus by default.")
+    ] = None,
+) -> None:
+    """Download the models that packed corpora belong to: the stages after prefetch run without a network.
+
+    prefetch does it too; where DVC brought the corpus from another machine, prefetch did not run here.
+    """
+    from lensmith.edge import hub, hub_imported
+    from lensmith.source.corpus import Manifest
+
+    models = _models(keys or [])
+    for key in keys or [key for key in models if (ARTIFACTS / key / "corpus").exists()]:
+        manifest = Manifest.read(ARTIFACTS / key / "corpus")
+        typer.echo(f"{key}: {hub.fetch_model(manifest.model)}")
+        if manifest.lens is not None:
+            typer.echo(f"{key}: {hub_imported.fetch_lens(manifest.lens)}")
+
+
+@app.command()
 def publish(
     key: Annotated[str, typer.Argument(help="A model of params.yaml.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent.")] = False,
 ) -> None:
     """Show what the stage `publish` would send: files, sizes, tag, and the change to INDEX.json."""
-    models = params_file.read(PARAMS)
-    if key not in models:
-        raise InputError(f"{PARAMS}: no model {key}; there is {', '.join(models)}")
+    models = _models([key])
     if not dry_run:
         raise InputError(f"`dvc repro publish@{key}` publishes; --dry-run shows what it would send. Nothing was sent.")
     from lensmith.release import publishing
 
     for line in publishing.preview(models[key], RELEASES / key):
         typer.echo(line)
+
+
+def _models(keys: list[str]) -> dict[str, params.ModelParams]:
+    """Every model of the lab; InputError where one of `keys` is none."""
+    models = params_file.read(PARAMS)
+    for key in keys:
+        if key not in models:
+            raise InputError(f"{PARAMS}: no model {key}; there is {', '.join(models)}")
+    return models
 
 
 @app.command("verify")

@@ -2,7 +2,7 @@
 
 A branch or tag can move, so nothing after `prefetch` knows one. A ModelPin says which model was meant: the commit, and
 the sha256 of every file that is read. Of a model only safetensors and the files of tokenizer and configuration are ever
-fetched: no pickles, no code.
+fetched: no pickles; and its Python files only where source.trust_remote_code is set.
 
 HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
 """
@@ -11,7 +11,7 @@ import glob
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from lensmith.edge.artifacts import sha256_file
-from lensmith.edge.hub_errors import remote
+from lensmith.edge.hub_errors import FETCH, remote
 from lensmith.edge.params import SourceParams
 from lensmith.errors import InputError, IntegrityError
 
@@ -41,6 +41,7 @@ SMALL = (
     "merges.txt",
     "spiece.model",
 )
+CODE = "*.py"
 
 
 class ModelPin(BaseModel):
@@ -73,12 +74,15 @@ def pin_model(source: SourceParams) -> ModelPin:
         RemoteError: the Hub refused, or could not be reached.
     """
     if source.path is not None:
-        return ModelPin(repo=None, path=source.path, commit=None, files=_hash_folder(Path(source.path), source.path))
+        return ModelPin(
+            repo=None, path=source.path, commit=None, files=_hash_folder(Path(source.path), source.path, SMALL)
+        )
     if source.repo is None:
         raise InputError("source: needs repo or path")
     with remote("model", source.repo, source.revision):
         commit = HfApi().resolve_revision(source.repo, revision=source.revision).resolved
-        files = (_hash_cached if is_offline_mode() else _hash_remote)(source.repo, commit)
+        small = (*SMALL, CODE) if source.trust_remote_code else SMALL
+        files = (_hash_cached if is_offline_mode() else _hash_remote)(source.repo, commit, small)
     return ModelPin(repo=source.repo, path=None, commit=commit, files=files)
 
 
@@ -94,18 +98,18 @@ def fetch_model(pin: ModelPin) -> Path:
 
 def fetch_tokenizer(pin: ModelPin) -> Path:
     """As `fetch_model`, without the weights: enough for the tokenizer and the configuration."""
-    return _fetch(pin, [name for name in pin.files if _is_small(name)])
+    return _fetch(pin, [name for name in pin.files if _is_small(name, (*SMALL, CODE))])
 
 
-def _is_small(name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in SMALL)
+def _is_small(name: str, small: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in small)
 
 
-def _wanted(names: Collection[str], read: Callable[[str], bytes], place: str) -> list[str]:
+def _wanted(names: Collection[str], read: Callable[[str], bytes], place: str, small: Sequence[str]) -> list[str]:
     """Names of the files of a model that are read, out of the names in its top folder."""
     if "config.json" not in names:
         raise InputError(f"{place}: no config.json; it must hold a transformers model")
-    return sorted({*filter(_is_small, names), *_weights(names, read, place)})
+    return sorted({*(name for name in names if _is_small(name, small)), *_weights(names, read, place)})
 
 
 def _weights(names: Collection[str], read: Callable[[str], bytes], place: str) -> list[str]:
@@ -127,21 +131,21 @@ def _weights(names: Collection[str], read: Callable[[str], bytes], place: str) -
     return [INDEX, *shards]
 
 
-def _hash_folder(folder: Path, place: str) -> dict[str, str]:
+def _hash_folder(folder: Path, place: str, small: Sequence[str]) -> dict[str, str]:
     if not folder.is_dir():
         raise InputError(f"source.path is {place}, which is not a folder. Nothing was changed.")
     names = {path.name for path in folder.iterdir() if path.is_file()}
-    wanted = _wanted(names, lambda name: (folder / name).read_bytes(), place)
+    wanted = _wanted(names, lambda name: (folder / name).read_bytes(), place, small)
     return {name: sha256_file(folder / name) for name in wanted}
 
 
-def _hash_cached(repo: str, commit: str) -> dict[str, str]:
+def _hash_cached(repo: str, commit: str, small: Sequence[str]) -> dict[str, str]:
     """Offline there is no list of files to ask for: what the cache holds must be the whole model."""
-    folder = snapshot(repo, commit, [*SMALL, INDEX, "model*.safetensors"])
-    return _hash_folder(folder, f"{repo}@{commit}")
+    folder = snapshot(repo, commit, [*small, INDEX, "model*.safetensors"])
+    return _hash_folder(folder, f"{repo}@{commit}", small)
 
 
-def _hash_remote(repo: str, commit: str) -> dict[str, str]:
+def _hash_remote(repo: str, commit: str, small: Sequence[str]) -> dict[str, str]:
     """sha256 of a model's files: the Hub's record for large ones, the bytes themselves for small ones."""
     place = f"{repo}@{commit}"
     entries = {e.path: e for e in HfApi().list_repo_tree(repo, revision=commit) if isinstance(e, RepoFile)}
@@ -156,7 +160,7 @@ def _hash_remote(repo: str, commit: str) -> dict[str, str]:
         return content
 
     files: dict[str, str] = {}
-    for name in _wanted(entries, read, place):
+    for name in _wanted(entries, read, place, small):
         lfs = entries[name].lfs
         files[name] = lfs.sha256 if lfs else hashlib.sha256(read(name)).hexdigest()
     return files
@@ -182,14 +186,15 @@ def _fetch(pin: ModelPin, names: list[str]) -> Path:
 
 def _verify(path: Path, pin: ModelPin, name: str) -> None:
     if not path.is_file():
-        raise IntegrityError(f"{pin.place}: {name} is missing, but was there when prefetch recorded the model")
+        remedy = "" if pin.repo is None else f". {FETCH}"
+        raise IntegrityError(f"{pin.place}: {name} is missing, but was there when prefetch recorded the model{remedy}")
     found = sha256_file(path)
     if found == pin.files[name]:
         return
     remedy = "It changed after prefetch: run prefetch again for the model as it is now, or put the old file back."
     if pin.repo is not None:
         discard(path)
-        remedy = "It was removed from the cache; the next run downloads it again."
+        remedy = "It was removed from the cache; `lensmith fetch` downloads it again."
     raise IntegrityError(f"{pin.place}: {name} has sha256 {found}, recorded was {pin.files[name]}. {remedy}")
 
 

@@ -21,6 +21,7 @@ from lensmith.errors import InputError, RemoteError, ResourceError
 
 RETRY = "What was downloaded stays in the cache; trying again may help."
 UNCHANGED = "Nothing was changed."
+FETCH = "Stages after prefetch have no network: `lensmith fetch` downloads what they need."
 AGAIN = "A release is whole or absent: running this again finishes it."
 
 
@@ -56,7 +57,7 @@ def _reason(error: BaseException, page: str, writing: bool) -> str | None:
     if answer := next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None):
         return _refusal(answer, page, token) if writing else _answer(answer, page, token)
     if is_offline_mode():
-        return f"not, or not wholly, in the local cache, and HF_HUB_OFFLINE is set. {UNCHANGED}"
+        return f"not, or not wholly, in the local cache, and HF_HUB_OFFLINE is set. {FETCH} {UNCHANGED}"
     network = httpx2.HTTPError | EntryNotFoundError | RevisionResolutionError | ConnectionError
     if any(isinstance(cause, network) for cause in causes):
         return f"cannot be reached ({type(causes[-1]).__name__}). {AGAIN if writing else RETRY}"

@@ -102,5 +102,5 @@ def _verify(pin: LensPin, folder: Path, expected: dict[str, str]) -> None:
         if pin.repo is not None:  # or it would be served from the cache again
             path.resolve().unlink(missing_ok=True)
             path.unlink(missing_ok=True)
-            remedy = "It was removed from the cache; the next run downloads it again."
+            remedy = "It was removed from the cache; `lensmith fetch` downloads it again."
         raise IntegrityError(f"imported lens {pin.place}: {name} has sha256 {found}, recorded was {sha256}. {remedy}")

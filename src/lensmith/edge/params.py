@@ -4,28 +4,27 @@
 resolved/models/<key>.json; every later stage reads them from there.
 """
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lensmith.edge.values import (
+    COMMIT,
+    Count,
+    Dataset,
+    Epochs,
+    Fraction,
+    License,
+    NonNegative,
+    NonNegativeInt,
+    Repo,
+    Revision,
+    Seed,
+    Word,
+    int_or,
+)
 from lensmith.errors import InputError
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-
-
-def _int_or(word: str) -> BeforeValidator:
-    def check(value: object) -> object:
-        # `type() is`, not isinstance: YAML's `rank: true` is a bool, and a bool is an int.
-        if value == word or (type(value) is int and value >= 1):
-            return value
-        raise ValueError(f"must be an integer >= 1 or {word}")
-
-    return BeforeValidator(check)
 
 
 class Section(BaseModel):
@@ -43,18 +42,26 @@ class Section(BaseModel):
 class SourceParams(Section):
     """Section `source`: the frozen model that the lens reads."""
 
-    repo: str | None  # Hub id, org/name; exactly one of repo and path
-    path: str | None  # folder of a local model
-    revision: str  # branch, tag or commit; prefetch pins it to a commit
+    repo: Repo | None  # Hub id; exactly one of repo and path
+    path: Word | None  # folder of a local model
+    revision: Revision  # branch, tag or commit; prefetch pins it to a commit
     dtype: Literal["auto", "float32", "bfloat16", "float16"]  # of the captured forward pass
     device: Literal["auto", "cpu", "cuda"]
+    trust_remote_code: bool  # run the Python files of the repository; only of a commit that was read and is named
 
     @model_validator(mode="after")
     def _one_origin(self) -> "SourceParams":
         if (self.repo is None) == (self.path is None):
             raise ValueError("needs exactly one of repo (a Hub id) and path (a folder)")
-        if self.repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
-            raise ValueError(f"repo is {self.repo!r}, must be org/name")
+        return self
+
+    @model_validator(mode="after")
+    def _trusted(self) -> "SourceParams":
+        if self.trust_remote_code and (self.repo is None or not COMMIT.fullmatch(self.revision)):
+            raise ValueError(
+                f"trust_remote_code is true and revision is {self.revision!r}; code is run only of a repo at a commit, "
+                "40 hex digits: a branch or tag would run what somebody puts there tomorrow"
+            )
         return self
 
 
@@ -62,14 +69,14 @@ class CorpusParams(Section):
     """Section `corpus`: the text that the lens is fit and measured on."""
 
     kind: Literal["hf", "files", "atlas"]
-    repo: str | None  # hf: dataset id
-    name: str | None  # hf: configuration, None for the default one
-    split: str  # hf
-    revision: str  # hf: branch, tag or commit; prefetch pins it
-    text_column: str  # hf, and jsonl or parquet files
-    files: list[str]  # files: .txt (a document a paragraph), .jsonl, .parquet; globs allowed
-    seed: int
-    seq_len: Annotated[int, Field(ge=8)]  # tokens in a packed sequence
+    repo: Dataset | None  # hf
+    name: Word | None  # hf: configuration, None for the default one
+    split: Word  # hf
+    revision: Revision  # hf: branch, tag or commit; prefetch pins it
+    text_column: Word  # hf, and jsonl or parquet files
+    files: list[Word]  # files: .txt (a document a paragraph), .jsonl, .parquet; globs allowed
+    seed: Seed
+    seq_len: Annotated[int, Field(ge=8, le=2**20)]  # tokens in a packed sequence
     train_tokens: Count
     heldout_tokens: Count
     bos: Literal["tokenizer", "never"]  # special tokens as the model's own tokenizer adds them, or none
@@ -90,15 +97,17 @@ class CorpusParams(Section):
 class ImportedParams(Section):
     """Section `imported`: a lens of the package tuned-lens, for fit.kind imported."""
 
-    repo: str | None  # Hub repository; None: folder is a local one
+    repo: Repo | None  # Hub repository; None: folder is a local one
     repo_type: Literal["model", "dataset", "space"]
-    revision: str  # branch, tag or commit; prefetch pins it
-    folder: str | None  # of config.json and params.pt, in that repository or local
+    revision: Revision  # branch, tag or commit; prefetch pins it
+    folder: Word | None  # of config.json and params.pt, in that repository or local
 
     @model_validator(mode="after")
     def _whole(self) -> "ImportedParams":
         if self.repo is not None and self.folder is None:
             raise ValueError("repo needs folder, where in that repository the lens is, such as lens/gpt2")
+        if self.repo is not None and self.folder is not None and {"", ".", ".."} & set(self.folder.split("/")):
+            raise ValueError(f"folder is {self.folder!r}, must be a folder inside the repository, such as lens/gpt2")
         return self
 
 
@@ -106,10 +115,10 @@ class FitParams(Section):
     """Section `fit`: the lens and how it is trained."""
 
     kind: Literal["identity", "temperature", "bias", "low_rank", "full", "imported"]
-    rank: Annotated[int | Literal["auto"], _int_or("auto")]  # auto: clip(d_model // 32, 64, 256)
+    rank: Annotated[int | Literal["auto"], int_or("auto")]  # auto: clip(d_model // 32, 64, 256)
     norm: Literal["final", "next_input"]  # what a middle layer is normed with before it is decoded
     ladder: list[Literal["temperature", "bias", "full"]]  # smaller or larger kinds, fit beside the lens to compare it
-    ladder_epochs: Annotated[float, Field(gt=0)]
+    ladder_epochs: Epochs
     start: Literal["norm_lens", "closed_form"]
     coordinates: Literal["plain", "whitened"]  # that U is trained in
     scale: bool  # learn s, a factor per dimension
@@ -119,9 +128,9 @@ class FitParams(Section):
     positions_per_seq: Count
     position_min: Fraction  # of the sequence, where sampled positions begin
     position_max: Fraction
-    epochs: Annotated[float, Field(gt=0)]
+    epochs: Epochs
     batch_seqs: Count  # sequences per optimizer step
-    layers_per_step: Annotated[int | Literal["all"], _int_or("all")]
+    layers_per_step: Annotated[int | Literal["all"], int_or("all")]
     vocab_scaling: bool  # the plan's rule: fewer layers and positions for a large vocabulary (`budget`)
     products: Literal["auto", "float32", "bfloat16"]  # of the head's two matrix products
     optimizer: Literal["adamw", "muon"]  # muon: for U and V, AdamW for the rest
@@ -135,7 +144,7 @@ class FitParams(Section):
     validate_every: Count  # steps
     validation_seqs: Count  # the first ones of the held-out text; sweep measures on the others
     patience: Count  # validations without improvement before the fit stops
-    seed: int
+    seed: Seed
 
     @model_validator(mode="after")
     def _positions(self) -> "FitParams":
@@ -149,17 +158,17 @@ class SweepParams(Section):
 
     heldout_seqs: Count  # sequences measured
     positions_per_seq: Count  # one in each of as many equal stretches of a sequence
-    seed: int  # of these positions
+    seed: Seed  # of these positions
     raw: bool  # read the residual without a norm as well
     batch_seqs: Count
-    probes: list[str]  # .jsonl of probe prompts, suites/README.md has the form
+    probes: list[Word]  # .jsonl of probe prompts, suites/README.md has the form
     top_k: Annotated[int, Field(ge=2, le=20)]
 
 
 class SuiteParams(Section):
     """Section `suite`: the prompts that the lens is judged on."""
 
-    files: list[str]
+    files: list[Word]
     batch_prompts: Count
     trajectories: NonNegativeInt  # prompts that the report shows position by position, beside the probes
 
@@ -188,24 +197,18 @@ class GatesParams(Section):
     min_prompts: Count
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
-    seed: int
+    seed: Seed
 
 
 class PublishParams(Section):
     """Section `publish`: what the packaged lens says about itself, and where it is sent."""
 
-    license: str  # of the lens, an SPDX id
-    base_license: str | None  # of the base model, None where it is not known
-    base_license_file: str | None  # its text; None to take it from the model's own repository
-    repo: str | None  # dataset repository on the Hub, org/name; None to package only
+    license: License  # of the lens, an SPDX id
+    base_license: Word | None  # of the base model, None where it is not known
+    base_license_file: Word | None  # its text; None to take it from the model's own repository
+    repo: Repo | None  # dataset repository on the Hub; None to package only
     tag: Annotated[str | None, Field(pattern=r"^v\d{4}\.\d\d\.\d\d(\.[1-9]\d*)?$")]  # None: today's, in UTC
     allow_failed_gates: bool  # send a lens that did not pass every gate, and say so in the index
-
-    @model_validator(mode="after")
-    def _target(self) -> "PublishParams":
-        if self.repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
-            raise ValueError(f"repo is {self.repo!r}, must be org/name")
-        return self
 
 
 class ModelParams(BaseModel):

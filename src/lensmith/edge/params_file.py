@@ -8,19 +8,22 @@ DVC reads YAML 1.2 (ruamel): `1e-3` is a number and `on` is a word. PyYAML would
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.events import AliasEvent, NodeEvent
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, Event, NodeEvent, ScalarEvent
 
 from lensmith.edge.params import ModelParams, Section
 from lensmith.errors import InputError
 
 MODEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+MAX_BYTES = 2**20  # thousands of models; a longer file is none that somebody wrote
+MAX_DEPTH = 8
 UNCHANGED = "Nothing was changed."
 SECTIONS = tuple(name for name in ModelParams.model_fields if name != "key")
 
@@ -32,9 +35,12 @@ def read(path: Path) -> dict[str, ModelParams]:
         InputError: the first thing that is wrong with the file, with its dotted key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing. {UNCHANGED}") from None
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8")
+    except OSError as error:
+        problem = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise InputError(f"{path}: {problem}. {UNCHANGED}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8. {UNCHANGED}") from None
     return parse(path, text)
@@ -42,6 +48,10 @@ def read(path: Path) -> dict[str, ModelParams]:
 
 def parse(path: Path, text: str) -> dict[str, ModelParams]:
     """As `read`, of a text; `path` names it in messages."""
+    if len(text.encode()) > MAX_BYTES:
+        raise InputError(
+            f"{path}: is longer than {MAX_BYTES} bytes, the most that a file of settings may be. {UNCHANGED}"
+        )
     raw = _load(path, text)
     _known(path, raw, ("defaults", "models"), "")
     defaults = _mapping(path, raw.get("defaults"), "defaults")
@@ -52,42 +62,65 @@ def parse(path: Path, text: str) -> dict[str, ModelParams]:
 
 def _load(path: Path, text: str) -> Mapping[str, Any]:
     try:
+        # Before anything is built: aliases of aliases take gigabytes, and tags name what is to be made.
+        depth = 0
         for event in YAML(typ="safe", pure=True).parse(text):
-            if isinstance(event, AliasEvent) or (isinstance(event, NodeEvent) and event.anchor):
-                raise InputError(
-                    f"{path}: line {event.start_mark.line + 1} uses a YAML anchor or alias, which `dvc exp run -S` "
-                    f"breaks silently; write the value out. {UNCHANGED}"
-                )
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if (problem := _forbidden(event, depth)) is not None:
+                raise InputError(f"{path}: line {event.start_mark.line + 1} {problem}. {UNCHANGED}")
         return _mapping(path, YAML(typ="safe", pure=True).load(text), "")
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         problem = " ".join(str(error.problem).split())
         raise InputError(f"{path}: line {line}: {problem}. {UNCHANGED}") from None
+    except (YAMLError, ValueError) as error:  # a NUL byte; a number of five thousand digits, a 40th of May
+        raise InputError(f"{path}: not YAML that can be read ({' '.join(str(error).split())}). {UNCHANGED}") from None
+
+
+def _forbidden(event: Event, depth: int) -> str | None:
+    """What YAML knows and a file of settings may not have, in words; None where the event is plain."""
+    if isinstance(event, AliasEvent) or (isinstance(event, NodeEvent) and event.anchor):
+        return "uses a YAML anchor or alias, which `dvc exp run -S` breaks silently; write the value out"
+    if isinstance(event, NodeEvent) and (tag := getattr(event, "tag", None)) is not None:
+        return f"uses the YAML tag {tag}; every value is plain"
+    if depth > MAX_DEPTH:
+        return f"nests deeper than {MAX_DEPTH} levels"
+    if isinstance(event, ScalarEvent):
+        hidden = next((c for c in event.value if unicodedata.category(c) in {"Cc", "Cf", "Cs"}), None)
+        if hidden is not None:
+            return f"holds the invisible character U+{ord(hidden):04X} in a name or value"
+    return None
 
 
 def _mapping(path: Path, value: object, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise InputError(f"{path}: {where or 'the file'} is {value!r}, must be a mapping. {UNCHANGED}")
+        raise InputError(f"{path}: {where or 'the file'} is {_shown(value)}, must be a mapping. {UNCHANGED}")
     return value
+
+
+def _shown(value: object) -> str:
+    """A value in a message: one line has no room for a whole list of models."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _known(path: Path, found: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
     for key in found:
         if key not in allowed:
             dotted = f"{where}.{key}" if where else str(key)
-            raise InputError(f"{path}: {dotted} is not a setting{_suggest(str(key), allowed)}. {UNCHANGED}")
+            raise InputError(f"{path}: {dotted} is not a setting{_suggest(str(key), allowed)} {UNCHANGED}")
 
 
 def _suggest(word: str, allowed: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; allowed: {', '.join(allowed)}"
+    return f"; did you mean {near[0]}?" if near else f"; allowed: {', '.join(allowed)}."
 
 
 def _keyed(path: Path, models: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for key, entry in models.items():
         if not isinstance(key, str) or not MODEL_KEY.fullmatch(key):
             raise InputError(
-                f"{path}: models.{key} is not a model key, must match {MODEL_KEY.pattern} "
+                f"{path}: models.{_shown(key).strip(chr(39))} is not a model key, must match {MODEL_KEY.pattern} "
                 f"(the Hub id belongs in source.repo). {UNCHANGED}"
             )
         yield key, _mapping(path, entry, f"models.{key}")
@@ -126,5 +159,5 @@ def _explain(path: Path, key: str, entry: Mapping[str, Any], error: ValidationEr
     elif first["type"] == "value_error" and isinstance(first["input"], Mapping):
         text = f"{dotted}: {rule}"
     else:
-        text = f"{dotted} is {first['input']!r}, {rule.replace('Input should be', 'must be')}"
+        text = f"{dotted} is {_shown(first['input'])}, {rule.replace('Input should be', 'must be')}"
     return f"{path}: {text}. {UNCHANGED}" + (f" ({more} more)" if more else "")

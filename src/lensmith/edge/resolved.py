@@ -11,6 +11,9 @@ from lensmith.errors import InputError
 # The files of a model folder that decide its numbers; a README beside them does not.
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.pt")
 
+# Sections that name a folder; the others name files.
+FOLDERS = ("source", "imported")
+
 # Folders that stage `resolve` depends on in dvc.yaml. A local file elsewhere would go stale unseen.
 WATCHED = ("demo", "suites")
 
@@ -51,13 +54,26 @@ def with_inputs(settings: ModelParams, root: Path) -> dict[str, Any]:
 
 
 def _hashes(root: Path, name: str, where: str) -> dict[str, str]:
-    path = root / name
-    found = sorted(root.glob(name)) if any(c in name for c in "*?[") and not Path(name).is_absolute() else [path]
-    if not found or not all(p.exists() for p in found):
-        raise InputError(f"params.yaml: {where} names {name}, which does not exist. {params_file.UNCHANGED}")
+    found = _named(root, name, where)
     files = [file for p in found for file in (_model_files(p) if p.is_dir() else [p])]
     watched = [file for file in files if _is_watched(file, root)]
     return {file.relative_to(root).as_posix(): artifacts.sha256_file(file) for file in watched}
+
+
+def _named(root: Path, name: str, where: str) -> list[Path]:
+    """The files that a name or pattern stands for, or the one folder."""
+    try:
+        is_pattern = any(c in name for c in "*?[") and not Path(name).is_absolute()
+        found = sorted(root.glob(name)) if is_pattern else [root / name]
+        missing = not found or not all(path.exists() for path in found)
+    except (ValueError, OSError) as error:  # ** inside a name; a name longer than the file system's
+        problem = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
+        raise InputError(f"params.yaml: {where} names {name}: {problem}. {params_file.UNCHANGED}") from None
+    if missing:
+        raise InputError(f"params.yaml: {where} names {name}, which does not exist. {params_file.UNCHANGED}")
+    if any(path.is_dir() for path in found) and where.rpartition(".")[2] not in FOLDERS:
+        raise InputError(f"params.yaml: {where} names {name}, a folder; it takes files. {params_file.UNCHANGED}")
+    return found
 
 
 def _model_files(folder: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from lensmith.lens.form import LADDER, WEIGHTS
 from lensmith.lens.form import PRISM as PRISM_FILE
 from lensmith.lens.prism import Prism
 from lensmith.lens.translators import Lens
-from lensmith.source import corpus
+from lensmith.source import corpus, probe
 from lensmith.source.backbone import Backbone, Head
 
 MEASURED = (*DISTANCES, "top1_agree")
@@ -69,6 +69,7 @@ class Bench:
         sha256 = artifacts.sha256_file(lens_dir / WEIGHTS)
         about = {"weights_sha256": sha256, "kind": lens.kind, "norm": lens.norm, "rank": lens.rank}
         assert backbone.tokenizer is not None  # a loaded model has one
+        probe.check(backbone.tokenizer, manifest.tokenizer.probe_sha256, str(corpus_dir))
         encode = Encoder(backbone.tokenizer, manifest.tokenizer.adds_bos)
         return cls(backbone, lens.to(backbone.device), encode, about, others, raw)
 

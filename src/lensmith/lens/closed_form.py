@@ -28,6 +28,7 @@ from lensmith.source.rows import Rows
 
 RIDGES = (1e-3, 1e-2, 1e-1)
 FISHER_RIDGE = 1e-6  # of the mean of its diagonal: W_U may not use every dimension
+CONSTANT = 1e-12  # variance over mean square, below which nothing varies but the rounding of fp32
 FEW_SEQS = 8  # that ridges are compared on, and that temperatures are fit on
 TAU_STEPS, TAU_REACH = 5, 0.7  # Newton steps for log tau, and how far one may go
 OVERSAMPLING, POWER_STEPS = 16, 4  # of the randomised decomposition
@@ -156,9 +157,16 @@ class _Fisher:
         return (total - self.outer) / self.n
 
 
-def _roots(spectrum: Spectrum, ridge: float) -> tuple[Tensor, Tensor]:
-    """Square root and inverse square root of a symmetric matrix, `ridge` times its mean eigenvalue added."""
+def _roots(spectrum: Spectrum, ridge: float, nothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Square root and inverse square root of a symmetric matrix, `ridge` times its mean eigenvalue added.
+
+    The identity twice where the mean eigenvalue is not above `nothing`: an input that never varies has no coordinates
+    of its own, and predicts nothing in any.
+    """
     values, vectors = spectrum
+    if not values.mean() > nothing:
+        identity = torch.eye(len(values)).to(vectors)
+        return identity, identity
     root = (values.clamp_min(0) + ridge * values.mean()).sqrt()
     return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
 
@@ -168,8 +176,8 @@ def _solve(
 ) -> Solution:
     root, unroot = fisher_root
     U, V, whitening = [], [], []
-    for spectrum, cross in zip(spectra, moments.cross, strict=True):
-        _, white = _roots(spectrum, ridge)
+    for spectrum, cross, mean in zip(spectra, moments.cross, moments.mean[:-1], strict=True):
+        _, white = _roots(spectrum, ridge, CONSTANT * float(mean.square().mean()))
         left, size, right = _top_singular(white @ cross @ root, rank)
         U.append((white @ left * size.sqrt()).float())
         V.append((unroot @ right * size.sqrt()).float())

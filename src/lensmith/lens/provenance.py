@@ -29,6 +29,7 @@ def of_fit(
         "model_key": settings.key,
         "model_id": settings.model_id,
         "model": manifest.model.model_dump(mode="json"),
+        "trust_remote_code": settings.source.trust_remote_code,  # whether Python files of `model` ran
         "head": backbone.head.fingerprint(),
         "proof": {"max_kl_bits": backbone.proof.max_kl_bits, "positions": backbone.proof.n_positions},
         "seed": settings.fit.seed,

@@ -7,18 +7,13 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
+from lensmith.edge import credentials
 from lensmith.errors import InputError
 
 # Tensors hold no text; provenance and cards say where they came from.
 BINARY = (".safetensors", ".pt")
 
-PATTERNS = {
-    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{16,}",
-    "an AWS key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
-    "a GitHub token": r"\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}",
-    "an API key": r"\bsk-[A-Za-z0-9_-]{20,}",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "a password in an address": r"://[^/\s:@\"']+:[^/\s:@\"']+@",
+PATTERNS = credentials.PATTERNS | {
     "a home path": r"(?:/home|/Users)/[A-Za-z0-9_.-]+/|/root/[A-Za-z0-9_.-]|[A-Za-z]:\\\\?Users\\\\?[A-Za-z0-9_.-]+",
 }
 

@@ -52,10 +52,12 @@ class Backbone:
 
         folder = fetch_model(pin)
         where = pin.place
-        config = loading.read_config(folder, where)
+        trusted = source.trust_remote_code  # never what a pin says: pins come with other people's lenses
+        config = loading.read_config(folder, where, trusted=trusted)
         device = loading.pick_device(source.device)
-        model = loading.load_model(folder, where, loading.pick_dtype(source.dtype, config, device), device)
-        tokenizer = loading.load_tokenizer(folder, where, config, embedding_rows(model))
+        dtype = loading.pick_dtype(source.dtype, config, device, trusted=trusted)
+        model = loading.load_model(folder, where, dtype, device, trusted=trusted)
+        tokenizer = loading.load_tokenizer(folder, where, config, embedding_rows(model), trusted=trusted)
         if verify:
             loading.check_finite(model, where)
         return cls.of(model, tokenizer)

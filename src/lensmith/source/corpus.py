@@ -37,6 +37,7 @@ class TokenizerFacts(_Part):
     adds_bos: bool  # a document begins with the tokenizer's bos token
     class_name: str = Field(alias="class")
     vocab_size: int  # ids that the tokenizer knows
+    probe_sha256: str  # of what it makes of some difficult texts, see `probe`
 
 
 class SourceFile(_Part):

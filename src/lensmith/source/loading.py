@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import logging
 
 from lensmith.errors import InputError, IntegrityError, NumericError
+from lensmith.source import refusals
 
 # Below this many parameters fp32 costs little anywhere, and spares a demo or a test the rounding of bf16.
 _FP32_PARAMETERS = 200_000_000
@@ -30,10 +31,11 @@ _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
 NOT_LOADED = "The model was not loaded."
 
 
-def read_config(folder: Path, where: str) -> PretrainedConfig:
-    """config.json of a model that this version of transformers knows without code from the repository."""
+def read_config(folder: Path, where: str, *, trusted: bool = False) -> PretrainedConfig:
+    """config.json of a model that this version of transformers knows, or `trusted` code of the folder."""
+    refusals.check(folder, where)
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trusted, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         _refuse(where, error)
     return config
@@ -45,7 +47,7 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def pick_dtype(dtype: str, config: PretrainedConfig, device: torch.device) -> torch.dtype:
+def pick_dtype(dtype: str, config: PretrainedConfig, device: torch.device, *, trusted: bool = False) -> torch.dtype:
     """`auto` is bfloat16 where the device has it in hardware; float32 elsewhere, and for a small model on a CPU."""
     if dtype != "auto":
         picked: torch.dtype = getattr(torch, dtype)
@@ -55,7 +57,7 @@ def pick_dtype(dtype: str, config: PretrainedConfig, device: torch.device) -> to
     if device.type != "cpu":
         return torch.bfloat16
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
     return torch.float32 if skeleton.num_parameters() < _FP32_PARAMETERS else torch.bfloat16
 
 
@@ -67,10 +69,12 @@ def has_fast_bf16(device: torch.device) -> bool:
     return any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
 
 
-def load_model(folder: Path, where: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def load_model(
+    folder: Path, where: str, dtype: torch.dtype, device: torch.device, *, trusted: bool = False
+) -> PreTrainedModel:
     """The model in eval mode, every tensor read from the folder.
 
-    `where` is its name in messages.
+    `where` is its name in messages; `trusted`: whether the folder's own Python files may run.
 
     Raises:
         InputError: there are no safetensors, or the architecture is not known without remote code.
@@ -82,7 +86,7 @@ def load_model(folder: Path, where: str, dtype: torch.dtype, device: torch.devic
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             use_safetensors=True,
-            trust_remote_code=False,
+            trust_remote_code=trusted,
             local_files_only=True,
             dtype=dtype,
             output_loading_info=True,
@@ -101,14 +105,18 @@ def load_model(folder: Path, where: str, dtype: torch.dtype, device: torch.devic
     return frozen
 
 
-def load_tokenizer(folder: Path, where: str, config: PretrainedConfig, rows: int) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    folder: Path, where: str, config: PretrainedConfig, rows: int, *, trusted: bool = False
+) -> PreTrainedTokenizerBase:
     """The tokenizer of the same folder.
 
     Raises:
         InputError: it is missing, or gives ids beyond the embedding's `rows`.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, config=config, trust_remote_code=trusted, local_files_only=True
+        )
     except (OSError, ValueError, KeyError) as error:
         _refuse(f"{where}: tokenizer", error)
     if len(tokenizer) > rows:

@@ -24,7 +24,7 @@ import numpy as np
 from lensmith.edge import artifacts, hub, hub_imported
 from lensmith.edge.params import CorpusParams, ModelParams
 from lensmith.errors import InputError
-from lensmith.source import documents
+from lensmith.source import documents, probe, refusals
 from lensmith.source.corpus import HELDOUT, MANIFEST, TOKENS, Manifest, Part, SourceFile, TokenizerFacts, sha256_tokens
 from lensmith.source.documents import Document, Text
 
@@ -84,7 +84,7 @@ class Packed:
 
 
 def build(settings: ModelParams, out: Path) -> None:
-    """Pin the model and the text, pack the text, write `out` (the manifest last).
+    """Pin the model and the text, pack the text, download the weights, write `out` (the manifest last).
 
     Raises:
         InputError: the text does not suffice, is not text, or does not fit the model.
@@ -93,8 +93,9 @@ def build(settings: ModelParams, out: Path) -> None:
     corpus = settings.corpus
     pin, lens = hub.pin_model(settings.source), hub_imported.pin_lens(settings.imported)
     folder = hub.fetch_tokenizer(pin)
-    vocab_size = _check_model(folder, pin.place, corpus.seq_len)
-    tokenizer = load_tokenizer(folder, pin.place)
+    refusals.check(folder, pin.place)
+    vocab_size = _check_model(folder, pin.place, settings)
+    tokenizer = load_tokenizer(folder, pin.place, trusted=settings.source.trust_remote_code)
     encode = encoder(tokenizer, corpus.bos)
     text = documents.open_text(corpus)
     with closing(text.heldout):
@@ -104,6 +105,9 @@ def build(settings: ModelParams, out: Path) -> None:
         train = pack(_side(text, corpus, heldout), encode, _budget(corpus, corpus.train_tokens))
     _check(train, "train", text, corpus)
     _check_ids(max(int(train.ids.max()), int(heldout.ids.max())), vocab_size, pin.place)
+
+    if pin.repo is not None:
+        hub.fetch_model(pin)  # the stages that read its weights have no network
 
     facts = _tokenizer_facts(tokenizer, encode, corpus)
     manifest = _manifest(corpus, text, {"model": pin, "lens": lens}, facts, {"heldout": heldout, "train": train})
@@ -131,8 +135,8 @@ def pack(stream: Iterable[Document], encode: Encode, n_tokens: int) -> Packed:
     return packed
 
 
-def load_tokenizer(folder: Path, place: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model's folder; code that a repository brings along is never run.
+def load_tokenizer(folder: Path, place: str, *, trusted: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model's folder; code that it brings along is run only where it is `trusted`.
 
     Raises:
         InputError: there is none that can be read.
@@ -140,7 +144,7 @@ def load_tokenizer(folder: Path, place: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted, local_files_only=True)
     except Exception as error:  # noqa: BLE001 (the tokenizers library raises bare Exception for a broken file)
         raise InputError(f"{place}: no tokenizer that can be read ({_first_line(error)}). {UNWRITTEN}") from None
     if len(tokenizer) == 0:
@@ -208,16 +212,23 @@ def _check(packed: Packed, side: str, text: Text, corpus: CorpusParams) -> None:
         )
 
 
-def _check_model(folder: Path, place: str, seq_len: int) -> int:
-    """The model's vocabulary size; checks that the model reads sequences as long as the corpus packs."""
+def _check_model(folder: Path, place: str, settings: ModelParams) -> int:
+    """The model's vocabulary size; checks that the model reads sequences as long as the corpus packs.
+
+    Also that the lens is no wider than the model: `fit` would find out only after the capture.
+    """
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).get_text_config()
+        trusted = settings.source.trust_remote_code
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted, local_files_only=True).get_text_config()
         vocab_size = int(config.vocab_size)
     except Exception as error:  # noqa: BLE001 (a configuration's own checks raise what they like)
         raise InputError(f"{place}: config.json cannot be used ({_first_line(error)}). {UNWRITTEN}") from None
-    window = getattr(config, "max_position_embeddings", None)
+    seq_len, rank = settings.corpus.seq_len, settings.fit.rank
+    window, d_model = (getattr(config, name, None) for name in ("max_position_embeddings", "hidden_size"))
+    if settings.fit.kind == "low_rank" and isinstance(rank, int) and isinstance(d_model, int) and rank > d_model:
+        raise InputError(f"fit.rank is {rank}, but {place} has d_model {d_model}, the most it may be. {UNWRITTEN}")
     if isinstance(window, int) and 0 < window < seq_len:
         raise InputError(f"corpus.seq_len is {seq_len}, but {place} reads at most {window} tokens. {UNWRITTEN}")
     return vocab_size
@@ -238,6 +249,7 @@ def _tokenizer_facts(tokenizer: PreTrainedTokenizerBase, encode: Encode, corpus:
             "adds_bos": tokenizer.bos_token_id is not None and encode(["a"])[0][:1] == [tokenizer.bos_token_id],
             "class": type(tokenizer).__name__,
             "vocab_size": len(tokenizer),
+            "probe_sha256": probe.sha256(tokenizer),
         }
     )
 
