@@ -6,6 +6,7 @@ Writes weights.safetensors, provenance.json and fit_log.csv; below ladder/<kind>
 """
 
 from dataclasses import astuple, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from lensmith.source.rows import Rows
 def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
     """Fit the lens of one model, and the rungs beside it, into `out`."""
     manifest = corpus.Manifest.read(corpus_dir)
-    backbone = Backbone.load(settings.source, manifest.model)
+    backbone = Backbone.load(settings.source, manifest.model, beside=partial(budget.memory, settings.fit))
     asked = budget.scaled(settings.fit, backbone.d_vocab, backbone.n_layers)
     pinned, validation = manifest.model.files, corpus.read_heldout(corpus_dir)[: asked.validation_seqs]
     held_out = bank.rows(backbone, pinned, validation, asked)
