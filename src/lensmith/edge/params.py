@@ -47,6 +47,7 @@ class SourceParams(Section):
     revision: Revision  # branch, tag or commit; prefetch pins it to a commit
     dtype: Literal["auto", "float32", "bfloat16", "float16"]  # of the captured forward pass
     device: Literal["auto", "cpu", "cuda"]
+    placement: Literal["single", "auto"]  # all on one device, or blocks over all GPUs, then memory, then disk
     trust_remote_code: bool  # run the Python files of the repository; only of a commit that was read and is named
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ Writes weights.safetensors, provenance.json and fit_log.csv; below ladder/<kind>
 """
 
 from dataclasses import astuple, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from lensmith.source.rows import Rows
 def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
     """Fit the lens of one model, and the rungs beside it, into `out`; go on where an earlier process stopped."""
     manifest, fingerprint = corpus.Manifest.read(corpus_dir), artifacts.read_json(code)
-    backbone = Backbone.load(settings.source, manifest.model)
+    backbone = Backbone.load(settings.source, manifest.model, beside=partial(budget.memory, settings.fit))
     asked = budget.scaled(settings.fit, backbone.d_vocab, backbone.n_layers)
     key = work_key(settings.key, asked, manifest, backbone, fingerprint)
     work = cache.folder("fit", artifacts.sha256_text(artifacts.canonical_json(key))[:32])

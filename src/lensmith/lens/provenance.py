@@ -30,6 +30,7 @@ def of_fit(
         "model_id": settings.model_id,
         "model": manifest.model.model_dump(mode="json"),
         "trust_remote_code": settings.source.trust_remote_code,  # whether Python files of `model` ran
+        "quantization": _quantization(backbone),
         "head": backbone.head.fingerprint(),
         "proof": {"max_kl_bits": backbone.proof.max_kl_bits, "positions": backbone.proof.n_positions},
         "seed": settings.fit.seed,
@@ -98,6 +99,12 @@ def machine(backbone: Backbone) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "dtype": str(backbone.dtype).removeprefix("torch."),
     }
+
+
+def _quantization(backbone: Backbone) -> Any:
+    """How the weights that ran are quantised, as the model's own configuration says it; None where they are not."""
+    found: Any = getattr(backbone.model.config, "quantization_config", None)
+    return found if found is None or isinstance(found, dict) else found.to_dict()
 
 
 def _git(code: Iterable[str]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def run(place: str | Path, model: str | None = None, revision: str | None = None
             revision=pin.commit or "main",
             dtype=found.about.get("machine", {}).get("dtype", "auto"),  # the hash of the head is of these numbers
             device="auto",
+            placement="single",
             trust_remote_code=False,  # a release may name a model, but not have its code run
         )
     except (KeyError, ValidationError):

@@ -14,9 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lensmith.edge.params import SourceParams
 from lensmith.errors import InputError, NumericError
-from lensmith.source import loading
+from lensmith.source import loading, placement
 from lensmith.source.discovery import REFUSED, Anatomy, dissect, embedding_rows, max_length
 from lensmith.source.head import Head, NormKind, Transform
+from lensmith.source.placement import Beside, nothing
 from lensmith.source.proof import Proof, proof_tokens, prove
 from lensmith.source.watching import hidden_in, hidden_out
 
@@ -37,16 +38,18 @@ class Backbone:
     proof: Proof
 
     @classmethod
-    def load(cls, source: SourceParams, pin: "ModelPin", *, verify: bool = True) -> Self:
+    def load(cls, source: SourceParams, pin: "ModelPin", *, verify: bool = True, beside: Beside = nothing) -> Self:
         """The model of `pin`, from files that were checked against it.
 
-        `verify` looks for NaN and infinity in every weight; the proof runs in any case.
+        `verify` looks for NaN and infinity in every weight; the proof runs in any case. What the caller
+        needs `beside` the model must fit too.
 
         Raises:
             InputError: the model cannot be used: unknown architecture, no safetensors, no final norm,
                 a tokenizer larger than the embedding.
             IntegrityError: files are missing, changed or broken, or a weight is not in them.
             NumericError: a weight is not finite, or the model did not pass its proof.
+            ResourceError: the model does not fit where `source.placement` puts it.
         """
         from lensmith.edge.hub import fetch_model  # here, so that a model in memory needs no hub client
 
@@ -56,7 +59,9 @@ class Backbone:
         config = loading.read_config(folder, where, trusted=trusted)
         device = loading.pick_device(source.device)
         dtype = loading.pick_dtype(source.dtype, config, device, trusted=trusted)
-        model = loading.load_model(folder, where, dtype, device, trusted=trusted)
+        frame = placement.skeleton(config, dtype, trusted=trusted)
+        device_map = placement.device_map(frame, source.placement, device, where, beside)
+        model = loading.load_model(folder, where, dtype, device_map, trusted=trusted)
         tokenizer = loading.load_tokenizer(folder, where, config, embedding_rows(model), trusted=trusted)
         if verify:
             loading.check_finite(model, where)
@@ -100,7 +105,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return self.head.W_U.device
 
     def capture(self, tokens: Tensor, positions: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
         """The residual stream at some positions, in one forward pass without the head.
@@ -139,9 +144,8 @@ def capture(
     model: PreTrainedModel, anatomy: Anatomy, tokens: Tensor, positions: Tensor, attention_mask: Tensor | None = None
 ) -> Tensor:
     """`Backbone.capture` without its checks."""
-    device, n_rows = model.device, len(anatomy.blocks) + 1
-    sequence = torch.arange(len(tokens), device=device).unsqueeze(1)
-    index = positions.to(device, torch.long)
+    device, n_rows = anatomy.device, len(anatomy.blocks) + 1
+    sequence = torch.arange(len(tokens)).unsqueeze(1)
     # Made outside inference_mode, whose tensors no backward pass may read: a lens is trained on these.
     taken = torch.empty(*positions.shape, n_rows, anatomy.d_model, dtype=model.dtype, device=device)
     filled: list[int] = []
@@ -150,7 +154,7 @@ def capture(
     def take(row: int, resid: Tensor | None) -> None:
         # Gathered at once: the whole stream of every block would cost seq_len / n times the memory.
         if resid is not None:
-            taken[:, :, row] = resid[sequence, index]
+            taken[:, :, row] = resid[sequence.to(resid.device), positions.to(resid.device, torch.long)]
             filled.append(row)
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

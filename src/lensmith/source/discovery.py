@@ -11,7 +11,6 @@ is called with and which it returns.
     g             of the scales and caps in the configuration, what maps the head's output to the model's logits
 """
 
-import copy
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from transformers import PreTrainedModel
 
 from lensmith.errors import InputError
 from lensmith.source.head import Head, Transform
+from lensmith.source.placement import block_lists, detached_copy
 from lensmith.source.watching import Trace, same, watch
 
 # Settings by which a family scales its logits. A name does not say how: `logits_scaling` divides in Granite and
@@ -50,6 +50,11 @@ class Anatomy:
     def d_model(self) -> int:
         return int(self.unembed.weight.shape[1])  # type: ignore[index]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the head is; blocks may be elsewhere."""
+        return self.unembed.weight.device  # type: ignore[return-value]
+
     def head(self) -> Head:
         """Frozen fp32 copies."""
         weight = self.unembed.weight.detach().to(torch.float32, copy=True)  # type: ignore[operator]
@@ -65,7 +70,7 @@ class Anatomy:
 
 
 def fp32_copy(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).float().eval().requires_grad_(False)
+    return detached_copy(module).float().eval().requires_grad_(False)
 
 
 def dissect(model: PreTrainedModel, tokens: Tensor) -> Anatomy:
@@ -78,7 +83,7 @@ def dissect(model: PreTrainedModel, tokens: Tensor) -> Anatomy:
     unembed = model.get_output_embeddings()
     if not isinstance(getattr(unembed, "weight", None), Tensor) or unembed.weight.dim() != 2:
         raise InputError(f"{name}: its output embeddings are {type(unembed).__name__}, not a linear map. {REFUSED}")
-    candidates = _block_lists(model)
+    candidates = block_lists(model)
     trace = watch(model, [blocks for _, blocks in candidates], unembed, tokens)
     reasons = []
     for path, blocks in candidates:
@@ -95,14 +100,6 @@ def dissect(model: PreTrainedModel, tokens: Tensor) -> Anatomy:
     layers = model.config.get_text_config().num_hidden_layers
     seen = "; ".join(reasons) or f"no ModuleList of num_hidden_layers ({layers}) modules"
     raise InputError(f"{name}: {seen}. {REFUSED}")
-
-
-def _block_lists(model: PreTrainedModel) -> list[tuple[str, tuple[nn.Module, ...]]]:
-    """ModuleLists as long as the model is deep, the nearest to the root first."""
-    layers = model.config.get_text_config().num_hidden_layers
-    lists = [(path, tuple(m)) for path, m in model.named_modules() if isinstance(m, nn.ModuleList)]
-    deep = [(path, modules) for path, modules in lists if len(modules) == len(set(modules)) == layers]
-    return sorted(deep, key=lambda item: item[0].count("."))
 
 
 def _final_norm(trace: Trace, path: str, blocks: tuple[nn.Module, ...]) -> tuple[tuple[str, nn.Module] | None, str]:

@@ -3,12 +3,17 @@
 `from_pretrained` draws at random what a checkpoint lacks, and says so in a log line. Here that is an error.
 """
 
+import atexit
+import shutil
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,8 +24,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from lensmith.edge import cache
 from lensmith.errors import InputError, IntegrityError, NumericError
-from lensmith.source import refusals
+from lensmith.source import placement, refusals
+from lensmith.source.placement import Device
 
 # Below this many parameters fp32 costs little anywhere, and spares a demo or a test the rounding of bf16.
 _FP32_PARAMETERS = 200_000_000
@@ -56,9 +63,8 @@ def pick_dtype(dtype: str, config: PretrainedConfig, device: torch.device, *, tr
         return torch.float32
     if device.type != "cpu":
         return torch.bfloat16
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
-    return torch.float32 if skeleton.num_parameters() < _FP32_PARAMETERS else torch.bfloat16
+    n_parameters = placement.skeleton(config, torch.bfloat16, trusted=trusted).num_parameters()
+    return torch.float32 if n_parameters < _FP32_PARAMETERS else torch.bfloat16
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -70,9 +76,14 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def load_model(
-    folder: Path, where: str, dtype: torch.dtype, device: torch.device, *, trusted: bool = False
+    folder: Path,
+    where: str,
+    dtype: torch.dtype,
+    device_map: Mapping[str, Device],
+    *,
+    trusted: bool = False,
 ) -> PreTrainedModel:
-    """The model in eval mode, every tensor read from the folder.
+    """The model in eval mode, every tensor read from the folder to the device that `device_map` has for it.
 
     `where` is its name in messages; `trusted`: whether the folder's own Python files may run.
 
@@ -90,6 +101,8 @@ def load_model(
             local_files_only=True,
             dtype=dtype,
             output_loading_info=True,
+            device_map=None if set(device_map.values()) == {"cpu"} else dict(device_map),
+            offload_folder=_offload() if "disk" in device_map.values() else None,
             # Not to accept them: to learn the tensor's name, which the refusal then says.
             ignore_mismatched_sizes=True,
         )
@@ -101,8 +114,17 @@ def load_model(
         _refuse(where, error)
     model, info = loaded
     _check_keys(where, info)
-    frozen: PreTrainedModel = model.to(device).eval().requires_grad_(False)
+    frozen: PreTrainedModel = model.eval().requires_grad_(False)
     return frozen
+
+
+def _offload() -> Path:
+    """A folder for what is on the disk, until this process ends."""
+    parent = cache.home() / "offload"
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=parent))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def load_tokenizer(
@@ -130,13 +152,19 @@ def load_tokenizer(
 
 def check_finite(model: PreTrainedModel, where: str) -> None:
     """NumericError for the first weight that holds NaN or infinity."""
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            bad = int((~torch.isfinite(parameter)).sum())
-            raise NumericError(
-                f"{where}: {name} holds {bad} values of {parameter.numel()} that are NaN or infinite, "
-                f"as {str(parameter.dtype).removeprefix('torch.')}. {NOT_LOADED}"
-            )
+    for path, module in model.named_modules():
+        with placement.present(module):
+            for own, parameter in module.named_parameters(path, recurse=False):
+                _check_finite(own, parameter, where)
+
+
+def _check_finite(name: str, parameter: Tensor, where: str) -> None:
+    if not bool(torch.isfinite(parameter).all()):
+        bad = int((~torch.isfinite(parameter)).sum())
+        raise NumericError(
+            f"{where}: {name} holds {bad} values of {parameter.numel()} that are NaN or infinite, "
+            f"as {str(parameter.dtype).removeprefix('torch.')}. {NOT_LOADED}"
+        )
 
 
 def _check_keys(where: str, info: dict[str, Any]) -> None:

@@ -99,5 +99,5 @@ def same(earlier: object, later: object) -> bool:
         isinstance(earlier, Tensor)
         and isinstance(later, Tensor)
         and earlier.shape == later.shape
-        and torch.equal(earlier.to(later.dtype), later)
+        and torch.equal(earlier.to(later.device, later.dtype), later)  # blocks may be on different devices
     )

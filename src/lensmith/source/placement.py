@@ -1,0 +1,198 @@
+"""Where a model goes that is larger than one device, and whether it fits at all.
+
+single   all of it on `source.device`
+auto     blocks fill the GPUs in their order, then the CPU's memory, then the disk (accelerate); what is no block, the
+         head among it, stays on the first device, where the lens is fit. Blocks off a GPU are brought to one to run
+
+Memory is estimated from the configuration, before a weight is read: weights in the dtype that was picked, a copy of W_U
+in fp32, and what the caller needs beside it.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import psutil
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from lensmith.errors import ResourceError
+
+GIB = 2**30
+WORKING = 2 * GIB  # activations of a pass and chunks of logits, on each device that runs blocks
+
+Placement = Literal["single", "auto"]
+Beside = Callable[[int, int], int]  # bytes for a lens of so many blocks of so many dimensions
+Device = int | str  # a GPU's index, "cpu" or "disk", as accelerate names them
+
+
+def nothing(_n_layers: int, _d_model: int) -> int:
+    """Of a caller that fits no lens."""
+    return 0
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes on the device that fits the lens."""
+
+    weights: int
+    head: int  # W_U in fp32
+    beside: int  # the lens while it is trained
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.head + self.beside + WORKING
+
+    def __str__(self) -> str:
+        parts = {"weights": self.weights, "head in fp32": self.head, "lens": self.beside, "working memory": WORKING}
+        return f"{_gib(self.total)} (" + ", ".join(f"{_gib(size)} {name}" for name, size in parts.items()) + ")"
+
+
+def skeleton(config: PretrainedConfig, dtype: torch.dtype, *, trusted: bool = False) -> PreTrainedModel:
+    """The model without its weights."""
+    with torch.device("meta"):
+        made: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted)
+    made.tie_weights()
+    return made
+
+
+def needs(model: PreTrainedModel, beside: Beside) -> Needs:
+    """What a skeleton needs."""
+    W_U = model.get_output_embeddings()
+    head = 0 if W_U is None else 4 * W_U.weight.numel()
+    text = model.config.get_text_config()
+    lens = beside(text.num_hidden_layers, text.hidden_size)
+    return Needs(sum(map(_bytes, model.parameters())), head, lens)  # a tied weight is one parameter
+
+
+def device_map(
+    model: PreTrainedModel, asked: Placement, device: torch.device, where: str, beside: Beside
+) -> dict[str, Device]:
+    """Where each part of a skeleton goes, as `from_pretrained` takes it; `beside` is what the caller needs there.
+
+    Raises:
+        ResourceError: it does not fit; with numbers, and the setting that would do.
+    """
+    need = needs(model, beside)
+    if asked == "auto" and (lists := block_lists(model)):
+        return _spread(model, lists[0][1], need, device, where)
+    _check_single(need, device, where)
+    return {"": _key(device)}
+
+
+def block_lists(model: PreTrainedModel) -> list[tuple[str, tuple[nn.Module, ...]]]:
+    """ModuleLists as long as the model is deep, the nearest to the root first."""
+    layers = model.config.get_text_config().num_hidden_layers
+    lists = [(path, tuple(m)) for path, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    deep = [(path, modules) for path, modules in lists if len(modules) == len(set(modules)) == layers]
+    return sorted(deep, key=lambda item: item[0].count("."))
+
+
+def _check_single(need: Needs, device: torch.device, where: str) -> None:
+    free, key = free_memory(), _key(device)
+    if need.total <= free[key]:
+        return
+    hint = (
+        f"`source.placement: auto` has {_gib(sum(free.values()))} in GPUs and memory, and then the disk"
+        if need.total - need.weights <= free[key]
+        else "A machine with more is needed"
+    )
+    raise ResourceError(
+        f"{where}: needs {need} on {device}, which has {_gib(free[key])} free. {hint}; `source.dtype: bfloat16` halves "
+        "float32. The model was not loaded."
+    )
+
+
+def _spread(
+    model: PreTrainedModel, blocks: tuple[nn.Module, ...], need: Needs, device: torch.device, where: str
+) -> dict[str, Device]:
+    free, main = free_memory(), _key(device)
+    order = [key for key in free if key == "cpu" or device.type == "cuda"]
+    room = {key: free[key] - WORKING for key in order}
+    room[main] -= need.total - WORKING - sum(map(_size, blocks))
+    if room[main] < 0:
+        raise ResourceError(
+            f"{where}: what is no block needs {_gib(free[main] - room[main])} on {device}, which has "
+            f"{_gib(free[main])} free. The model was not loaded."
+        )
+    placed: dict[nn.Module, Device] = {}
+    for block in blocks:
+        while order and room[order[0]] < _size(block):
+            order.pop(0)  # and never back: a pass then goes from device to device once
+        placed[block] = order[0] if order else "disk"
+        if order:
+            room[order[0]] -= _size(block)
+    return dict(_cover(model, placed, main, ""))
+
+
+def _key(device: torch.device) -> Device:
+    return (device.index or 0) if device.type == "cuda" else "cpu"
+
+
+def free_memory() -> dict[Device, int]:
+    """Free bytes by device: the GPUs, then the CPU."""
+    gpus: dict[Device, int] = {i: torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())}
+    return gpus | {"cpu": int(psutil.virtual_memory().available)}
+
+
+@contextmanager
+def present(module: nn.Module) -> Iterator[None]:
+    """While this is entered a module's weights are there, wherever accelerate keeps them."""
+    with ExitStack() as held:
+        for part in module.modules():
+            if hasattr(part, "_hf_hook"):
+                from accelerate.utils import align_module_device  # here: a model in one place does not need it
+
+                held.enter_context(align_module_device(part))
+        yield
+
+
+def detached_copy(module: nn.Module) -> nn.Module:
+    """A copy that accelerate does not know of."""
+    with present(module):
+        copied = copy.deepcopy(module)
+    if any(hasattr(part, "_hf_hook") for part in copied.modules()):
+        from accelerate.hooks import remove_hook_from_module
+
+        remove_hook_from_module(copied, recurse=True)
+    return copied
+
+
+def summary(model: nn.Module) -> dict[str, int] | None:
+    """How many parts are where, of a model that was spread; None for one that was not."""
+    where: Mapping[str, Device] | None = getattr(model, "hf_device_map", None)
+    if where is None or len(set(where.values())) < 2:
+        return None
+    devices = [str(device) for device in where.values()]
+    return {device: devices.count(device) for device in sorted(set(devices))}
+
+
+def _cover(
+    module: nn.Module, placed: Mapping[nn.Module, Device], main: Device, path: str
+) -> Iterator[tuple[str, Device]]:
+    """The fewest paths below which all is in one place."""
+    for name, child in module.named_children():
+        below = f"{path}{name}"
+        if child in placed:
+            yield below, placed[child]
+        elif any(part in placed for part in child.modules()):
+            yield from _cover(child, placed, main, f"{below}.")
+        else:
+            yield below, main
+    own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+    yield from ((f"{path}{name}", main) for name in own)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(map(_bytes, module.parameters()))
+
+
+def _bytes(parameter: torch.Tensor) -> int:
+    return parameter.numel() * parameter.element_size()
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"

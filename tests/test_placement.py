@@ -1,0 +1,115 @@
+"""Models larger than one device: the same bytes wherever the blocks are, and a refusal with numbers before anything."""
+
+import pytest
+import torch
+from settings import atlas, fit_params
+from tiny import save_tiny, tiny_model
+
+from lensmith.edge.hub import pin_model
+from lensmith.errors import ResourceError
+from lensmith.lens import budget
+from lensmith.source import placement
+from lensmith.source.backbone import Backbone
+from lensmith.source.placement import GIB, Needs
+
+CPU = torch.device("cpu")
+TOKENS = torch.arange(40).view(2, 20) % 97
+POSITIONS = torch.arange(20).expand(2, 20)
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    """Room for all but two blocks of a model of four."""
+
+    def room(frame) -> None:
+        blocks = placement.block_lists(frame)[0][1]
+        need = placement.needs(frame, placement.nothing).total
+        monkeypatch.setattr(placement, "free_memory", lambda: {"cpu": need - 2 * placement._size(blocks[0])})
+
+    monkeypatch.setattr(placement, "WORKING", 1000)
+    return room
+
+
+def load(folder, **source) -> Backbone:
+    settings = atlas(source={"path": str(folder)} | source).source
+    return Backbone.load(settings, pin_model(settings))
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("llama", "float32"), ("llama", "bfloat16"), ("gemma2", "float32"), ("gpt_neox", "float32")]
+)
+def test_blocks_on_the_disk_give_the_same_bytes(tmp_path, little_memory, family, dtype):
+    """Residuals of every layer, logits and the head: accelerate brings blocks to the device where they run."""
+    save_tiny(tmp_path, family, n_layers=4)
+    single = load(tmp_path, dtype=dtype)
+    little_memory(placement.skeleton(single.model.config, getattr(torch, dtype)))
+    spread = load(tmp_path, dtype=dtype, placement="auto")
+
+    assert placement.summary(spread.model)["disk"] == 2 and placement.summary(single.model) is None
+    assert torch.equal(spread.capture(TOKENS, POSITIONS), single.capture(TOKENS, POSITIONS))
+    assert torch.equal(spread.logits(TOKENS), single.logits(TOKENS))
+    assert spread.head.fingerprint() == single.head.fingerprint() and spread.device == CPU
+
+
+def test_blocks_fill_the_devices_in_their_order(monkeypatch):
+    """Two GPUs, memory, disk: a pass goes through each once, and what is no block is where the lens is fit."""
+    frame = placement.skeleton(tiny_model("llama", n_layers=6).config, torch.float32)
+    blocks = placement.block_lists(frame)[0][1]
+    size, need = placement._size(blocks[0]), placement.needs(frame, lambda *_: 500)
+    monkeypatch.setattr(placement, "WORKING", 1000)
+    rest = need.weights - 6 * size + need.head + 500
+    memory = {0: 1000 + rest + 2 * size, 1: 1000 + int(1.9 * size), "cpu": 1000 + size}
+    monkeypatch.setattr(placement, "free_memory", lambda: memory)
+    found = placement.device_map(frame, "auto", torch.device("cuda"), "org/x", lambda *_: 500)
+
+    assert [found.pop(f"model.layers.{i}") for i in range(6)] == [0, 0, 1, "cpu", "disk", "disk"]
+    assert set(found.values()) == {0} and {"model.embed_tokens", "model.norm", "lm_head"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("asked", "free", "said"),
+    [
+        ("single", 3 * GIB, r"needs 14\.0 GiB \(7\.0 GiB weights, 4\.0 GiB head in fp32, 1\.0 GiB lens, 2\.0 GiB work"),
+        (
+            "single",
+            8 * GIB,
+            r"on cpu, which has 8\.0 GiB free\. `source\.placement: auto` has 8\.0 GiB in GPUs and memory",
+        ),
+        (
+            "single",
+            3 * GIB,
+            r"A machine with more is needed; `source\.dtype: bfloat16` halves float32\. The model was not",
+        ),
+        (
+            "auto",
+            3 * GIB,
+            r"what is no block needs 7\.0 GiB on cpu, which has 3\.0 GiB free\. The model was not loaded",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said_with_numbers(monkeypatch, asked, free, said):
+    """Before a weight is read, with the setting that would do."""
+    frame = placement.skeleton(tiny_model("llama").config, torch.float32)
+    monkeypatch.setattr(placement, "needs", lambda *_: Needs(7 * GIB, 4 * GIB, GIB))
+    monkeypatch.setattr(placement, "_size", lambda _: 7 * GIB // 3)
+    monkeypatch.setattr(placement, "free_memory", lambda: {"cpu": free})
+
+    with pytest.raises(ResourceError, match=said):
+        placement.device_map(frame, asked, CPU, "org/x", placement.nothing)
+
+
+def test_needs_are_those_of_the_loaded_model():
+    """Weights once where they are tied, W_U in fp32, against the tensors themselves."""
+    for family in ("llama", "llama_tied"):
+        model = tiny_model(family)
+        frame = placement.skeleton(model.config, torch.bfloat16)
+        found = placement.needs(frame, placement.nothing)
+        assert found.weights == sum(2 * parameter.numel() for parameter in model.parameters())
+        assert found.head == 4 * model.lm_head.weight.numel()
+
+
+def test_the_memory_of_a_fit_is_that_of_its_tensors():
+    """Six copies of a lens and the whitening, as `training` holds them: 31 blocks of 4096 at rank 128."""
+    lens = 31 * (2 * 4096 * 128 + 2 * 4096)
+    assert budget.memory(fit_params(coordinates="plain", rank=128), 32, 4096) == 4 * 6 * lens
+    assert budget.memory(fit_params(rank=128), 32, 4096) == 4 * (6 * lens + 31 * 4096**2)
