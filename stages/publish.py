@@ -8,7 +8,7 @@ Writes  --release, that folder with its index and receipt
 from dataclasses import fields
 
 from lensmith import command
-from lensmith.edge import params, sealed
+from lensmith.edge import fsck, params, sealed
 from lensmith.release import publishing
 
 
@@ -19,7 +19,10 @@ def main() -> None:
     sealed.check(args.corpus, args.lens)
     sealed.check_files(args.judged, (args.metrics, args.kl, args.cosine))
     sealed.check_files(args.drawn, (args.earliness, args.training, args.detail))
-    publishing.run(params.read_resolved(args.settings), sources, args.release)
+    settings = params.read_resolved(args.settings)
+    if settings.publish.repo is not None:
+        fsck.refuse(args.corpus, args.lens)
+    publishing.run(settings, sources, args.release)
 
 
 if __name__ == "__main__":
