@@ -55,19 +55,19 @@ class Store:
 
         try:
             with Repo(str(root)) as repo:
-                top, base = Path(repo.root_dir), root.resolve()
+                top = Path(repo.root_dir)
+                if top != root.resolve():
+                    raise InputError(f"{root}: is not the top of its DVC repository, which is {top}. Run it there.")
+                recorded = [out for out in repo.index.outs if out.hash_info and out.protocol == "local"]
                 outs = tuple(
                     Out(
                         root / Path(out.fs_path).relative_to(top),
-                        out.stage.addressing,
+                        getattr(out.stage, "name", None) or out.stage.addressing,  # a .dvc file's stage has no name
                         out.hash_info.value,
                         out.use_cache,
                     )
-                    for out in repo.index.outs
-                    if out.hash_info and out.protocol == "local"
+                    for out in recorded
                 )
-                if top != base:
-                    raise InputError(f"{root}: is not the top of its DVC repository, which is {top}. Run it there.")
                 return cls(root, Path(repo.cache.local.path), outs, repo.config["core"].get("remote"))
         except DvcException as error:
             raise InputError(f"{root}: DVC cannot read it ({error}). `lensmith doctor` may know why.") from None
