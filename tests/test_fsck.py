@@ -23,12 +23,6 @@ def lab(fitted, tmp_path) -> Lab:
     return toy.copy(fitted, tmp_path / "lab")
 
 
-def kept(lab: Lab, path: Path) -> Path:
-    """The object of the cache that is a file of the workspace."""
-    store = Store.open(lab.root)
-    return next(store.object(oid) for oid, use in store.uses.items() if use.path == lab.root / path)
-
-
 def test_a_whole_lab_has_nothing_wrong(lab):
     found = fsck.run(lab.root)
 
@@ -39,7 +33,7 @@ def test_a_whole_lab_has_nothing_wrong(lab):
 @pytest.mark.parametrize("name", ["weights.safetensors", "SHA256SUMS", ""])
 def test_a_damaged_object_is_named_and_put_in_quarantine(lab, name):
     """Of a file, of a seal, and of the list of a folder's files; the workspace still holds what it was."""
-    broken = kept(lab, WEIGHTS.parent / name)
+    broken = toy.kept(lab, WEIGHTS.parent / name)
     toy.flip(broken)
     found = fsck.run(lab.root)
 
@@ -51,7 +45,7 @@ def test_a_damaged_object_is_named_and_put_in_quarantine(lab, name):
 
 def test_what_fsck_says_gets_the_file_back(lab):
     """Damaged in the cache, then also in the workspace: each command of its messages is run as printed."""
-    broken, whole = kept(lab, WEIGHTS), (lab.root / WEIGHTS).read_bytes()
+    broken, whole = toy.kept(lab, WEIGHTS), (lab.root / WEIGHTS).read_bytes()
     toy.flip(broken)
     fsck.run(lab.root)
     lab.run("dvc", "commit", "-f", "fit@one")
@@ -126,16 +120,16 @@ def test_an_interrupted_run_goes_on_and_forgets_nothing(lab, monkeypatch):
 def test_publish_refuses_a_lens_whose_object_is_damaged(lab, monkeypatch):
     monkeypatch.chdir(lab.root)
     fsck.refuse(WEIGHTS.parent)
-    toy.flip(kept(lab, WEIGHTS))
+    toy.flip(toy.kept(lab, WEIGHTS))
 
     fsck.refuse(Path("artifacts/two/lens"))
     with pytest.raises(IntegrityError, match=r"its name says [0-9a-f]{32}.*Nothing was packaged"):
         fsck.refuse(WEIGHTS.parent)
-    assert kept(lab, WEIGHTS).exists()
+    assert toy.kept(lab, WEIGHTS).exists()
 
 
 def test_the_command_exits_with_4_and_names_every_file(lab):
-    toy.flip(kept(lab, WEIGHTS))
+    toy.flip(toy.kept(lab, WEIGHTS))
     done = lab.attempt("lensmith", "fsck")
 
     assert done.returncode == 4 and "its name says" in done.stderr and "1 wrong" in done.stdout

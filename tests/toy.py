@@ -15,6 +15,8 @@ from pathlib import Path
 
 from lab import Lab
 
+from lensmith.edge.store import Store
+
 DVC_YAML = """
 stages:
   fit:
@@ -92,6 +94,12 @@ def copy(lab: Lab, to: Path) -> Lab:
     """The lab as it is, elsewhere."""
     shutil.copytree(lab.root, to, symlinks=True)
     return Lab(to)
+
+
+def kept(lab: Lab, path: Path) -> Path:
+    """The object of the cache that is a file of the workspace."""
+    store = Store.open(lab.root)
+    return next(store.object(oid) for oid, use in store.uses.items() if use.path == lab.root / path)
 
 
 def flip(path: Path) -> None:

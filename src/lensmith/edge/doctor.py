@@ -60,7 +60,7 @@ def rwlock(root: Path) -> Iterator[Finding]:
         held = json.loads(file.read_bytes())
         pids = [held["write"][path]["pid"] for path in held.get("write", {})]
         pids += [reader["pid"] for readers in held.get("read", {}).values() for reader in readers]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         yield Finding(
             str(file), "a killed dvc left it unreadable, so every dvc command fails", f"`rm {file}`", file.unlink
         )
@@ -102,9 +102,7 @@ def queue(root: Path) -> Iterator[Finding]:
     with Repo(str(root)) as repo:
         names = [entry.name or entry.stash_rev[:7] for entry in repo.experiments.celery_queue.iter_active()]
     for name in names:
-        do = (
-            f"`dvc queue kill -f {name}; dvc queue remove {name}`, then queue it again: a fit goes on from a checkpoint"
-        )
+        do = f"`dvc queue kill -f {name}` clears it, then queue it again: a fit goes on from a checkpoint"
         yield Finding(f"dvc queue: {name}", "is said to run, but no worker is alive", do)
 
 
