@@ -1,7 +1,7 @@
 """From one machine to another through an S3 remote, and the two ways in which DVC alone lets wrong bytes pass.
 
-Everything goes through DVC's own commands and an S3 on loopback. `toy.py` is a lab without a model; the last test, a
-long one, does the same with a real lab.
+Everything goes through DVC's own commands and an S3 on loopback. `toy.py` is a lab without a model; the last tests,
+long ones, do the same with a real lab.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def s3(tmp_path_factory) -> Iterator[toy.S3]:
 def pushed(s3, tmp_path_factory) -> Lab:
     """A lab that is fit, committed and pushed, its run-cache too."""
     lab = toy.make(tmp_path_factory.mktemp("toy") / "lab")
-    s3.remote(lab)
+    s3.remote(lab, "toy")
     lab.commit("remote")
     lab.run("dvc", "push", "--quiet", "--run-cache")
     return lab
@@ -149,3 +149,67 @@ def test_check_takes_a_verified_remote_with_its_keys_in_the_local_file(tmp_path)
     (tmp_path / ".dvc/config.local").write_text(f"['remote \"store\"']\n    secret_access_key = {SECRET}\n")
 
     assert remotes.check(tmp_path) == ["store"]
+
+
+@pytest.fixture(scope="module")
+def real(s3, tmp_path_factory) -> Lab:
+    """A lab of two tiny models, fit, committed and pushed."""
+    lab = Lab.make(tmp_path_factory.mktemp("real") / "lab")
+    lab.repro()
+    s3.remote(lab, "real")
+    lab.commit("fit")
+    lab.run("dvc", "push", "--quiet", "--run-cache")
+    return lab
+
+
+HEAVY = {"prefetch", "fit", "sweep", "suite-eval"}
+
+
+def heavy(stages: set[str]) -> set[str]:
+    return {stage for stage in stages if stage.split("@")[0] in HEAVY}
+
+
+@pytest.mark.long
+def test_a_real_lab_goes_from_clone_to_clone(real, tmp_path, record_property):
+    """Pulled whole; one model edited and its run-cache pushed; restored on a third machine without its metrics."""
+    user = toy.clone(real, tmp_path / "user")
+    user.run("dvc", "pull", "--quiet")
+    assert user.repro() == (set(), set())
+    assert user.run("dvc", "metrics", "show", "--json") == real.run("dvc", "metrics", "show", "--json")
+    user.run("dvc", "plots", "show", "--out", "page")
+    assert "plots/kl/one.csv" in (user.root / "page/index.html").read_text()
+
+    laptop, head = toy.clone(real, tmp_path / "laptop"), toy.clone(real, tmp_path / "head")
+    for lab in (laptop, head):
+        lab.edit("models.one.fit.rank", 3)
+    ran, _ = laptop.repro("--pull", "--allow-missing", "gates@one")
+    assert heavy(ran) == {"fit@one", "sweep@one", "suite-eval@one"}
+    assert not (laptop.root / "artifacts/two").exists()
+    laptop.run("dvc", "push", "--quiet", "--run-cache", "gates@one")
+    ran, restored = head.repro("--pull", "--allow-missing", "gates@one")
+    assert heavy(ran) == set() and {"fit@one", "sweep@one", "suite-eval@one"} <= restored
+    metrics = [(lab.root / "metrics/one.json").read_bytes() for lab in (laptop, head)]
+    assert metrics[0] == metrics[1] != (real.root / "metrics/one.json").read_bytes()
+    record_property("heavy stages that a third machine ran again with S3 alone in common", len(heavy(ran)))
+
+
+CONSUMED = {
+    "fit@one": "artifacts/one/corpus/tokens.safetensors",
+    "sweep@one": "artifacts/one/lens/ladder/bias/weights.safetensors",
+    "suite-eval@one": "artifacts/one/lens/weights.safetensors",
+    "gates@one": "artifacts/one/sweep/positions.csv",
+    "plots@one": "artifacts/one/lens/fit_log.csv",
+    "publish@one": "metrics/one.json",
+    "report": "plots/training/one.csv",
+}
+
+
+@pytest.mark.long
+def test_every_stage_names_a_flipped_bit_in_what_it_reads(real, tmp_path, record_property):
+    """And ends before it uses it. Each in a copy of the lab: a stage that fails leaves no outputs."""
+    for stage, file in CONSUMED.items():
+        lab = toy.copy(real, tmp_path / stage)
+        toy.flip(lab.root / file)
+        done = lab.attempt("dvc", "repro", "--force", "--single-item", stage)
+        assert done.returncode != 0 and f"error: {file}: sha256 is " in done.stderr, (stage, done.stderr)
+    record_property("stages that name a flipped bit in a file they read before they use it", f"{len(CONSUMED)} of 7")

@@ -4,6 +4,7 @@ Its lens is a folder of exactly two files: what a broken download of two objects
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import Lab
+from lab import REPOSITORY, Lab
 
 from lensmith.edge.store import Store
 
@@ -120,11 +121,16 @@ class S3:
     url: str
     switch: Path  # a file; while it is there, downloads break
 
-    def remote(self, lab: Lab) -> None:
-        """The commands of README's "More than one machine"."""
-        lab.run("dvc", "remote", "add", "--default", "store", "s3://lenses/dvc")
-        lab.run("dvc", "remote", "modify", "store", "endpointurl", self.url)
-        lab.run("dvc", "remote", "modify", "store", "verify", "true")
+    def remote(self, lab: Lab, folder: str) -> None:
+        """The commands of README's "More than one machine", as printed but for the bucket and the endpoint."""
+        section = (
+            (REPOSITORY / "README.md").read_text().partition("## More than one machine\n")[2].partition("\n## ")[0]
+        )
+        commands = re.findall(r"dvc remote (?:add|modify)[^\n`]+", section)
+        assert len(commands) == 3, commands
+        for line in commands:
+            place = line.replace("s3://my-bucket/lenses", f"s3://lenses/{folder}")
+            lab.run(*place.replace("https://host:9000", self.url).split())
 
 
 @contextmanager
