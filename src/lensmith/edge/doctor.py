@@ -21,15 +21,15 @@ from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from lensmith.edge import cache, params_file, remotes
+from lensmith.edge import cache, params_file, remotes, store
 from lensmith.errors import LensmithError
 
 OLD = 24 * 3600  # seconds; a temporary file of that age belongs to nobody
 LOW = 5 * 2**30  # bytes free
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "9p", "afs", "fuse.sshfs")
 OUTPUTS = ("artifacts", "metrics", "plots", "release", "resolved")
-# As DVC names them, and as artifacts.replacing does.
-LEFTOVER = re.compile(r"(.*\.[\w-]{20,}\.tmp|\..+\.[a-z0-9_]{8})")
+# As DVC names them, and as artifacts.replacing does: eight drawn characters, not a word such as `.x.settings`.
+LEFTOVER = re.compile(r"(.*\.[\w-]{20,}\.tmp|\..+\.(?=[a-z]*[0-9_])[a-z0-9_]{8})")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Finding:
 
 def examine(root: Path) -> Iterator[Finding]:
     """Everything that is wrong with the lab in `root` and with this machine."""
-    for check in (rwlock, dvc_lock, queue, leftovers, remote_options, devices, path, packages, home, disk):
+    for check in (remote_options, rwlock, dvc_lock, queue, leftovers, devices, path, packages, home, disk):
         yield from check(root)
 
 
@@ -108,7 +108,7 @@ def queue(root: Path) -> Iterator[Finding]:
 
 def leftovers(root: Path) -> Iterator[Finding]:
     """Temporary files that a killed process left in the cache, among the outputs, or among the banks."""
-    folders = [root / ".dvc/cache", root / ".dvc/tmp", *(root / name for name in OUTPUTS), cache.home()]
+    folders = [store.cache_dir(root), *(root / name for name in OUTPUTS), cache.home()]
     before = time.time() - OLD
     for folder in folders:
         old = [

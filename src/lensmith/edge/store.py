@@ -16,6 +16,13 @@ DIR = ".dir"
 _OBJECT = re.compile(r"[0-9a-f]{30}(\.dir)?")
 
 
+def cache_dir(root: Path) -> Path:
+    """Where the cache of the lab in `root` is, also where dvc.lock cannot be read."""
+    from dvc.config import Config
+
+    return Path(Config(str(root / ".dvc"), validate=False)["cache"].get("dir", root / ".dvc/cache"))
+
+
 @dataclass(frozen=True)
 class Out:
     """One output of a stage, as dvc.lock records it."""
