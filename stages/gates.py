@@ -1,18 +1,20 @@
 """Stage `gates`: KPIs, their intervals, and the verdict of each gate.
 
 Reads   --settings, resolved settings of the model; --sweep; --suite
-Writes  --metrics, flat JSON; --kl and --cosine, curves by depth
+Writes  --metrics, flat JSON; --kl and --cosine, curves by depth; --seal, their sha256
 """
 
 from lensmith import command
-from lensmith.edge import params
+from lensmith.edge import params, sealed
 from lensmith.judge import gates
 
 
 def main() -> None:
-    args = command.paths(__doc__, "settings", "sweep", "suite", "metrics", "kl", "cosine")
+    args = command.paths(__doc__, "settings", "sweep", "suite", "metrics", "kl", "cosine", "seal")
     settings = params.read_resolved(args.settings)
+    sealed.check(args.sweep, args.suite)
     gates.run(settings, args.sweep, args.suite, args.metrics, args.kl, args.cosine)
+    sealed.seal_files(args.seal, (args.metrics, args.kl, args.cosine))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Writes  --corpus, packed training and held-out tokens, manifest.json with every 
 """
 
 from lensmith import command
-from lensmith.edge import params
+from lensmith.edge import params, sealed
 from lensmith.source import packing
 
 
@@ -13,6 +13,7 @@ def main() -> None:
     args = command.paths(__doc__, "settings", "corpus")
     settings = params.read_resolved(args.settings)
     packing.build(settings, args.corpus)
+    sealed.seal(args.corpus)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,25 @@
 """Stage `report`: one page and one table over all models.
 
 Reads   --resolved, settings of the models there are; --metrics, --kl, --cosine, --earliness, --training and --detail,
-        folders with a file per model
+        folders with a file per model; --seals, the sha256 of those
 Writes  --html, a page that needs no network; --overview, the tuned curves of all models
 """
 
 from dataclasses import fields
 
 from lensmith import command
+from lensmith.edge import sealed
 from lensmith.release import report
 
 
 def main() -> None:
     folders = [field.name for field in fields(report.Folders)]
-    args = command.paths(__doc__, *folders, "html", "overview")
+    args = command.paths(__doc__, *folders, "seals", "html", "overview")
+    for key in (settings.stem for settings in args.resolved.glob("*.json")):
+        judged = [args.metrics / f"{key}.json", args.kl / f"{key}.csv", args.cosine / f"{key}.csv"]
+        drawn = [args.earliness / f"{key}.csv", args.training / f"{key}.csv", args.detail / f"{key}.json"]
+        sealed.check_files(args.seals / "gates" / f"{key}.sha256", judged)
+        sealed.check_files(args.seals / "plots" / f"{key}.sha256", drawn)
     report.build(report.Folders(*(getattr(args, name) for name in folders)), args.html, args.overview)
 
 

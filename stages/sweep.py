@@ -5,14 +5,16 @@ Writes  --sweep, rows as CSV and the run as JSON
 """
 
 from lensmith import command
-from lensmith.edge import params
+from lensmith.edge import params, sealed
 from lensmith.judge import sweep
 
 
 def main() -> None:
     args = command.paths(__doc__, "settings", "corpus", "lens", "sweep")
     settings = params.read_resolved(args.settings)
+    sealed.check(args.corpus, args.lens)
     sweep.run(settings, args.corpus, args.lens, args.sweep)
+    sealed.seal(args.sweep)
 
 
 if __name__ == "__main__":

@@ -85,9 +85,9 @@ class Lab:
         assert text.count(old) == 1, f"{file} holds {old!r} {text.count(old)} times"
         path.write_text(text.replace(old, new))
 
-    def repro(self) -> tuple[set[str], set[str]]:
+    def repro(self, *flags: str) -> tuple[set[str], set[str]]:
         """`dvc repro`: the stages that ran, and the stages that were restored from the cache."""
-        done = self.run("dvc", "repro")
+        done = self.run("dvc", "repro", *flags)
         ran = set(re.findall(r"Running stage '([^']+)'", done))
         restored = set(re.findall(r"Stage '([^']+)' is cached - skipping run", done))
         return ran, restored

@@ -10,6 +10,7 @@ import families
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from settings import atlas
 from torch import nn
 from transformers import LlamaConfig
 
@@ -51,8 +52,7 @@ def everywhere(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def source(path: Path, **changes) -> SourceParams:
-    values = {"repo": None, "path": str(path), "revision": "main", "dtype": "auto", "device": "cpu"}
-    return SourceParams(**{**values, **changes})
+    return atlas(source={"path": str(path), "device": "cpu"} | changes).source
 
 
 def load(path: Path, **changes) -> Backbone:

@@ -1,7 +1,7 @@
 """The command `lensmith`: what DVC's own commands do not do.
 
-Here is what looks at this lab; `releases` and `caches` hold the other commands. What is slow to import waits in a
-function: a command answers at once.
+Here is what looks at this lab; `releases`, `upkeep` and `caches` hold the other commands. What is slow to import waits
+in a function: a command answers at once.
 """
 
 import sys
@@ -12,15 +12,16 @@ import typer
 from rich.console import Console
 
 from lensmith import command
-from lensmith.cli import caches, releases
+from lensmith.cli import caches, releases, upkeep
 from lensmith.cli.releases import ARTIFACTS, PARAMS
-from lensmith.edge import params, params_file, resolved
+from lensmith.edge import params, params_file, remotes, resolved, sealed
 from lensmith.errors import InputError, IntegrityError
 from lensmith.judge import prompts
 from lensmith.release import scorecard, terminal
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(releases.app)
+app.add_typer(upkeep.app)
 app.add_typer(caches.app, name="cache")
 
 METRICS = Path("metrics")
@@ -41,13 +42,16 @@ def check(
     *,
     provenance: Annotated[bool, typer.Option(help="Also compute again what each lens says about itself.")] = False,
 ) -> None:
-    """Check params.yaml and every file that it names, without running anything."""
+    """Check params.yaml, every file that it names, and DVC's remotes, without running anything."""
     models = params_file.read(file)
     for settings in models.values():
         resolved.with_inputs(settings, Path.cwd())
         prompts.read_suite(settings.suite.files)
         prompts.read_probes(settings.sweep.probes)
+    places = remotes.check(Path.cwd())
     typer.echo(f"{file}: {len(models)} models, every setting and every file is valid: {', '.join(models)}")
+    if places:
+        typer.echo(f".dvc/config: {len(places)} remotes, each verifies what it downloads: {', '.join(places)}")
     if provenance:
         _check_provenance(list(models))
 
@@ -60,6 +64,7 @@ def _check_provenance(keys: list[str]) -> None:
         raise InputError(f"{ARTIFACTS}: holds no lens yet. `dvc repro` fits them, `dvc pull` fetches them.")
     n_wrong = 0
     for key in fitted:
+        sealed.check(ARTIFACTS / key / "corpus", ARTIFACTS / key / "lens")
         settings, code = params.read_resolved(RESOLVED / "models" / f"{key}.json"), RESOLVED / "code" / "fit.json"
         found = audit.audit(settings, code, ARTIFACTS / key / "corpus", ARTIFACTS / key / "lens")
         for line in found.wrong:
