@@ -4,6 +4,26 @@ Bad input, broken numbers and lost files are results that a caller acts on, so e
 a code. Anything else that escapes is our own bug: a traceback and exit code 1.
 """
 
+import unicodedata
+
+# Categories of what moves the cursor, changes colours or direction, or cannot be printed at all.
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+LONGEST = 2000  # characters of a line
+
+
+def shown(text: object) -> str:
+    """Text as a terminal or a log may print it: one line, not endless, in which an escape is shown and does not act."""
+    whole = str(text)
+    # Whoever wrote the middle, the end is ours: what was kept.
+    cut = f"{whole[: LONGEST - 300]} … {whole[-300:]}" if len(whole) > LONGEST else whole
+    if cut.isascii() and cut.isprintable():
+        return cut
+    return "".join(_escaped(char) if unicodedata.category(char) in UNSEEN else char for char in cut)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode()
+
 
 class LensmithError(Exception):
     """A failure that its message explains: where, what was found, what is allowed, what was kept."""

@@ -10,6 +10,7 @@ HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to hugging
 import glob
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
@@ -27,6 +28,7 @@ from lensmith.errors import InputError, IntegrityError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PLAIN = re.compile(r"[A-Za-z0-9_-][\w.+-]*", re.ASCII)  # a file's name that leads nowhere else
 # What a tokenizer and a configuration consist of. Everything else in a repository stays there.
 SMALL = (
     "config.json",
@@ -57,6 +59,10 @@ class ModelPin(BaseModel):
     def _one_origin(self) -> "ModelPin":
         if (self.repo is None) == (self.path is None) or (self.repo is None) != (self.commit is None):
             raise ValueError("needs either repo and commit, or path")
+        if self.commit is not None and not re.fullmatch(r"[0-9a-f]{40}", self.commit):
+            raise ValueError(f"commit is {self.commit!r}, must be 40 hex digits")
+        if wrong := next((name for name in self.files if not PLAIN.fullmatch(name)), None):
+            raise ValueError(f"files has {wrong!r}, must be names of files without a folder")
         return self
 
     @property

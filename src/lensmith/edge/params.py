@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from lensmith.errors import InputError
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -46,7 +47,7 @@ class SourceParams(Section):
     repo: str | None  # Hub id, org/name; exactly one of repo and path
     path: str | None  # folder of a local model
     revision: str  # branch, tag or commit; prefetch pins it to a commit
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]  # of the captured forward pass
+    dtype: Dtype  # of the captured forward pass
     device: Literal["auto", "cpu", "cuda"]
 
     @model_validator(mode="after")
