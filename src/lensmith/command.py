@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lensmith.errors import LensmithError, shown
+from lensmith.errors import LINE, LensmithError, shown
 
 
 def paths(description: str | None, *names: str) -> argparse.Namespace:
@@ -21,5 +21,5 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except LensmithError as error:
-        print(f"error: {shown(error)}", file=sys.stderr)
+        print(f"error: {shown(error, LINE)}", file=sys.stderr)
         sys.exit(error.exit_code)

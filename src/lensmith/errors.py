@@ -8,14 +8,15 @@ import unicodedata
 
 # Categories of what moves the cursor, changes colours or direction, or cannot be printed at all.
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-LONGEST = 2000  # characters of a line
+LINE, QUOTE = 2000, 200  # characters of a whole message, and of what it quotes
+TAIL = 80
 
 
-def shown(text: object) -> str:
+def shown(text: object, longest: int = QUOTE) -> str:
     """Text as a terminal or a log may print it: one line, not endless, in which an escape is shown and does not act."""
     whole = str(text)
-    # Whoever wrote the middle, the end is ours: what was kept.
-    cut = f"{whole[: LONGEST - 300]} … {whole[-300:]}" if len(whole) > LONGEST else whole
+    # Whoever wrote the middle, the end of a message is ours: what was kept.
+    cut = f"{whole[: longest - TAIL]} … {whole[-TAIL:]}" if len(whole) > longest else whole
     if cut.isascii() and cut.isprintable():
         return cut
     return "".join(_escaped(char) if unicodedata.category(char) in UNSEEN else char for char in cut)

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from lensmith.edge import params_file
-from lensmith.errors import InputError, shown
+from lensmith.errors import LINE, InputError, shown
 from lensmith.release import terminal
 
 app = typer.Typer()
@@ -45,7 +45,7 @@ def publish(
     from lensmith.release import publishing
 
     for line in publishing.preview(models[key], RELEASES / key):
-        typer.echo(shown(line))  # the index on the Hub may be others' too
+        typer.echo(shown(line, LINE))  # the index on the Hub may be others' too
 
 
 @app.command("verify")
@@ -54,7 +54,7 @@ def verify_(place: Place, model: Annotated[str | None, typer.Argument()] = None,
     from lensmith.release import verify
 
     for line in verify.every(place, model, revision):
-        typer.echo(shown(line))
+        typer.echo(shown(line, LINE))
 
 
 @app.command("list")

@@ -15,6 +15,8 @@ from lensmith.errors import IntegrityError, shown
 
 JSON_BYTES = 4 << 20  # an index of a thousand lenses
 HEADER_BYTES = 1 << 20
+# A lens of full rank at every layer of the largest open models is a few tens of gigabytes.
+TENSOR_BYTES, TEXT_BYTES = 64 << 30, 64 << 20
 DEPTH = 32
 FLOAT = "F32"
 SIZE = 4  # bytes of a FLOAT
@@ -36,6 +38,11 @@ def read_json(path: Path) -> Any:
     """
     check_size(path, JSON_BYTES)
     return parse_json(path.read_bytes(), str(path))
+
+
+def size_limit(name: str) -> int:
+    """The most bytes that a file of a lens may have: the tensors, and everything else."""
+    return TENSOR_BYTES if name.endswith((".safetensors", ".pt")) else TEXT_BYTES
 
 
 def check_size(path: Path, limit: int) -> None:
@@ -71,6 +78,8 @@ def read_header(path: Path, names: Collection[str]) -> Header:
     Raises:
         IntegrityError: any other file.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise IntegrityError(f"{path}: missing")
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")

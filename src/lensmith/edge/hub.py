@@ -21,6 +21,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from lensmith.edge import foreign
 from lensmith.edge.artifacts import sha256_file
 from lensmith.edge.hub_errors import remote
 from lensmith.edge.params import SourceParams
@@ -197,6 +198,14 @@ def _verify(path: Path, pin: ModelPin, name: str) -> None:
         discard(path)
         remedy = "It was removed from the cache; the next run downloads it again."
     raise IntegrityError(f"{pin.place}: {name} has sha256 {found}, recorded was {pin.files[name]}. {remedy}")
+
+
+def refuse_large(entry: object, place: str) -> None:
+    """IntegrityError for a file of a lens that the Hub lists with more bytes than such a file can have."""
+    if isinstance(entry, RepoFile) and entry.size > (limit := foreign.size_limit(entry.path)):
+        raise IntegrityError(
+            f"{place}: {entry.path} has {entry.size:,} bytes, at most {limit:,} are read. It was not downloaded."
+        )
 
 
 def discard(path: Path) -> None:

@@ -82,14 +82,9 @@ def index_of(place: str | Path, revision: str | None) -> tuple[dict[str, Entry],
 
 def _refuse_large(repo: str, revision: str, paths: list[str]) -> None:
     """IntegrityError for the first file that the Hub lists with more bytes than such a file can have."""
-    if is_offline_mode():
-        return
-    for entry in HfApi().get_paths_info(repo, paths, revision=revision, repo_type=KIND):
-        if isinstance(entry, RepoFile) and entry.size > (limit := release_index.size_limit(entry.path)):
-            raise IntegrityError(
-                f"{repo}@{revision}: {entry.path} has {entry.size:,} bytes, at most {limit:,} are read. "
-                "It was not downloaded."
-            )
+    if not is_offline_mode():
+        for entry in HfApi().get_paths_info(repo, paths, revision=revision, repo_type=KIND):
+            hub.refuse_large(entry, f"{repo}@{revision}")
 
 
 def newest(repo: str) -> str:

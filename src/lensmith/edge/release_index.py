@@ -20,8 +20,6 @@ READ = {"weights.safetensors", PROVENANCE}  # of a lens, so an index must vouch 
 MODEL_ID = re.compile(r"[A-Za-z0-9_-][\w.-]*/[A-Za-z0-9_-][\w.-]*", re.ASCII)
 FILE = re.compile(r"[A-Za-z0-9_-][\w.-]*", re.ASCII)
 LICENCE = re.compile(r"LICENSES(/[A-Za-z0-9_-][\w.+-]*)+", re.ASCII)
-# At most, in bytes. A lens of every layer at full rank of the largest open models is a few tens of gigabytes.
-TENSOR_BYTES, TEXT_BYTES = 64 << 30, 64 << 20
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -109,16 +107,11 @@ def wrong_file(folder: Path, entry: Entry) -> tuple[str, str] | None:
     for path, recorded in entry.files():
         if not (folder / path).is_file():
             return path, f"is missing, {INDEX} lists it"
-        if (size := (folder / path).stat().st_size) > size_limit(path):
-            return path, f"has {size:,} bytes, at most {size_limit(path):,} are read"
+        if (size := (folder / path).stat().st_size) > (limit := foreign.size_limit(path)):
+            return path, f"has {size:,} bytes, at most {limit:,} are read"
         if (found := artifacts.sha256_file(folder / path)) != recorded:
             return path, f"has sha256 {found}, {INDEX} records {recorded}"
     return None
-
-
-def size_limit(path: str) -> int:
-    """The most bytes that a file of a release may have."""
-    return TENSOR_BYTES if path.endswith((".safetensors", ".pt")) else TEXT_BYTES
 
 
 def _is_inside(folder: Path, path: Path) -> bool:

@@ -51,15 +51,16 @@ class Found:
     folder: Path  # of the lens
     about: About
 
-    def load(self, base: PreTrainedModel | Backbone | None = None) -> Lens:
-        """The lens, checked against the model that it will be used with where that is given.
+    def load(self) -> Lens:
+        """The lens. IntegrityError where the file is no whole lens."""
+        return replace(Lens.load(self.folder), w_u_sha256=self.about.head.w_u_sha256)
+
+    def fitted(self, lens: Lens, base: PreTrainedModel | Backbone) -> Lens:
+        """The lens that `load` gave, on the device of the model that it will be used with.
 
         Raises:
-            IntegrityError: the file is no whole lens, or `base` is another model.
+            IntegrityError: `base` is another model than the lens was fit to.
         """
-        lens = replace(Lens.load(self.folder), w_u_sha256=self.about.head.w_u_sha256)
-        if base is None:
-            return lens
         backbone = base if isinstance(base, Backbone) else Backbone.of(base)
         shape, wanted = (backbone.n_layers, backbone.d_model), (lens.n_layers, lens.d_model)
         if shape != wanted:
@@ -107,7 +108,9 @@ def load(
     place: str | Path, model: str | None, revision: str | None, base: PreTrainedModel | Backbone | None = None
 ) -> Lens:
     """`Lens.from_pretrained`."""
-    return find(place, model, revision).load(base)
+    found = find(place, model, revision)
+    lens = found.load()
+    return lens if base is None else found.fitted(lens, base)
 
 
 @dataclass(frozen=True)

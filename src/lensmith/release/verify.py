@@ -37,6 +37,7 @@ def run(place: str | Path, model: str | None = None, revision: str | None = None
     from lensmith.source.backbone import Backbone
 
     found = pretrained.find(place, model, revision)
+    lens = found.load()  # refused, where it is no lens, before a model is fetched that it names
     pin = found.about.model
     source = SourceParams(
         repo=pin.repo,
@@ -46,7 +47,7 @@ def run(place: str | Path, model: str | None = None, revision: str | None = None
         device="auto",
     )
     backbone = Backbone.load(source, pin)
-    result = spot_check.measure(backbone, found.load(backbone))
+    result = spot_check.measure(backbone, found.fitted(lens, backbone))
     judge(found.model_id, result)
     return _line(found.model_id, result)
 
