@@ -14,11 +14,11 @@ from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, NodeEvent
 
 from lensmith.edge.params import ModelParams, Section
-from lensmith.errors import InputError
+from lensmith.errors import InputError, shown
 
 MODEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 UNCHANGED = "Nothing was changed."
@@ -63,6 +63,11 @@ def _load(path: Path, text: str) -> Mapping[str, Any]:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         problem = " ".join(str(error.problem).split())
         raise InputError(f"{path}: line {line}: {problem}. {UNCHANGED}") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply to be settings. {UNCHANGED}") from None
+    except (YAMLError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+        # ruamel's own checks do not reach everything: a control character, a date that is none, a tag of odd form.
+        raise InputError(f"{path}: not YAML ({shown(error)}). {UNCHANGED}") from None
 
 
 def _mapping(path: Path, value: object, where: str) -> Mapping[str, Any]:
