@@ -134,7 +134,7 @@ class Run:
         """Load the state, which `prepare` has made if there was none."""
         self.settings, self.place = settings, place
         self.limit = settings.minutes * 60  # seconds
-        saved = torch.load(settings.state / CHECKPOINT, weights_only=True)
+        saved = torch.load(settings.state / CHECKPOINT, weights_only=True)  # noqa: TID251, its own checkpoint
         self.model = build.new_model(settings.seed)
         self.model.load_state_dict(saved["model"])
         self.optimizer = new_optimizer(self.model)

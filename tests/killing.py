@@ -32,7 +32,7 @@ from lensmith.errors import LensmithError
 from lensmith.lens import checkpoint, training
 from lensmith.lens.checkpoint import Checkpoints, State
 from lensmith.lens.translators import Lens
-from lensmith.source import sealed
+from lensmith.source import tensor_file
 from lensmith.source.head import Head, Transform
 from lensmith.source.rows import Batch
 
@@ -162,7 +162,7 @@ def fail_at_write(number: int, act: Callable[[], None]) -> None:
 
     for module, name in OPERATIONS:
         setattr(sys.modules[module], name, counted(getattr(sys.modules[module], name)))
-    sealed.save_file = halved(sealed.save_file)
+    tensor_file.save_file = halved(tensor_file.save_file)
     counts.append(lambda: count)
 
 
@@ -227,7 +227,7 @@ def survived_or_told(code: int) -> bool:
 
 def steps(trial: Trial) -> None:
     """SIGKILL before every step that the fit takes."""
-    _, facts = sealed.read(trial.root / "whole" / checkpoint.FINISHED)
+    _, facts = tensor_file.read(trial.root / "whole" / checkpoint.FINISHED)
     scores = [sum(row[f"val_kl_bits_{depth}"] for depth in (25, 50, 75)) for row in facts["log"]]
     if not (scores[0] > min(scores) < scores[-1] and facts["best_step"] > 1 and facts["step"] < STEPS):
         trial.wrong.append(f"the curve must fall, rise and end the fit early: {scores}")
@@ -239,7 +239,7 @@ def steps(trial: Trial) -> None:
 
 def signals(trial: Trial) -> None:
     """TERM and INT in turn, during every step: the step is finished, and the exit code says which."""
-    _, facts = sealed.read(trial.root / "whole" / checkpoint.FINISHED)
+    _, facts = tensor_file.read(trial.root / "whole" / checkpoint.FINISHED)
     for step in range(facts["step"] - 1):
         number = (signal.SIGTERM, signal.SIGINT)[step % 2]
         ends = lambda code, number=number: code == 128 + number  # noqa: E731
@@ -358,7 +358,7 @@ FORGETFUL: dict[str, Callable[[State], object]] = {
 
 def mutants(trial: Trial) -> None:
     """A fit that forgets one piece of its state must be found out, after some step at least."""
-    _, facts = sealed.read(trial.root / "whole" / checkpoint.FINISHED)
+    _, facts = tensor_file.read(trial.root / "whole" / checkpoint.FINISHED)
     cut = [trial.broken(killed, lambda step=step: die_at_step(step), step) for step in range(2, facts["step"])]
     trial.rounds = 0
     for piece, forget in FORGETFUL.items():

@@ -322,8 +322,8 @@ def _calls() -> dict[str, Any]:
     def preview(repo: str, day: str, **what: Any) -> Any:
         return list(hub_release.preview(parcel(**what), repo, dt.date.fromisoformat(day)))
 
-    def download(repo: str, model: str | None = None, revision: str | None = None) -> str:
-        return str(hub_lenses.download(repo, model, revision))
+    def download(repo: str, model: str | None = None, revision: str | None = None, to: str | None = None) -> str:
+        return str(hub_lenses.download(repo, model, revision, Path(to) if to else None))
 
     def stage(name: str, settings: dict[str, Any], paths: dict[str, str]) -> None:
         chosen = params.ModelParams.model_validate(settings)

@@ -15,7 +15,7 @@ from lensmith.lens import checkpoint, fit
 from lensmith.lens.checkpoint import Checkpoints, State
 from lensmith.lens.objective import Validation
 from lensmith.lens.translators import Lens
-from lensmith.source import sealed
+from lensmith.source import tensor_file
 
 START = Lens.start(fit_params(rank=2), n_layers=3, d_model=4)
 
@@ -62,7 +62,7 @@ def test_the_newest_two_stay_and_the_last_outlives_the_fit(tmp_path):
 
     checkpoints.save(state(3, finished=True))
     assert names(tmp_path) == [checkpoint.FINISHED]
-    assert set(sealed.read(tmp_path / checkpoint.FINISHED)[0]) == {f"best/{name}" for name in START.tensors()}
+    assert set(tensor_file.read(tmp_path / checkpoint.FINISHED)[0]) == {f"best/{name}" for name in START.tensors()}
 
 
 def test_the_clock_says_when_and_the_environment_how_often(tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ class Shelf:
     def release(self, model_id: str, content: bytes = b"one", **files: bytes) -> dict[str, str]:
         """A folder as `package` writes it, small; as arguments of `push`."""
         folder = self.root / f"{model_id.replace('/', '-')}-{sha256(content)[:8]}"
-        inside = {"weights.safetensors": content, "README.md": b"# card", **files}
+        inside = {"weights.safetensors": content, "provenance.json": b"{}", "README.md": b"# card", **files}
         paths = {f"tuned_lenses/{model_id}/{name}": text for name, text in inside.items()}
         paths["LICENSES/MIT.txt"] = b"MIT License"
         for path, text in paths.items():

@@ -125,7 +125,7 @@ class Evil:
         ({}, drawn() | {"1.weight": torch.zeros(D, 4)}, InputError, r"1.weight is \(32, 4\), must be \(32, 32\)"),
         ({}, {k: v for k, v in drawn().items() if k != "2.bias"}, InputError, "2.bias is missing"),
         ({}, drawn() | {"1.bias": torch.full((D,), torch.nan)}, NumericError, "1.bias holds a number that is not"),
-        ({}, [1, 2], InputError, "0.bias is missing"),
+        ({}, [1, 2], IntegrityError, "params.pt is not tensors alone .*EMPTY_LIST"),
         ({}, Evil(), IntegrityError, "params.pt is not tensors alone"),
     ],
 )  # fmt: skip

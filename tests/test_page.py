@@ -1,6 +1,7 @@
 """The report in a real browser, with no network: it draws, sorts, switches, and no word of a prompt is markup."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 from browser import Browser
 from scores import N_LAYERS, detail
 from test_report import Desk
+
+from lensmith.release import wording
 
 # What a token or prompt may hold: markup, the end of a script, a terminal's colours, writing from right to left,
 # overrides of direction, line breaks of several kinds.
@@ -176,6 +179,37 @@ def test_no_word_of_a_prompt_is_markup(browser, tmp_path):
     assert not any(char in shown for char in "\x1b\u202e\u2028")
     assert browser.run("document.querySelectorAll('.heat b, .heat img, .heat script').length") == 0
     assert browser.run("document.title") == "Lensmith report" and browser.errors == []
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "<script>document.title='gone'</script>",
+        "<img src=x onerror=\"document.title='gone'\">",
+        "<svg onload=\"document.title='gone'\"></svg>",
+        "<iframe srcdoc=\"<script>parent.document.title='gone'</script>\"></iframe>",
+        "<script src='data:text/javascript,document.title=1'></script>",
+        "<base href='https://example.org/'>",
+    ],
+)
+def test_markup_that_escaping_had_missed_runs_nothing(browser, plain, tmp_path, markup):
+    """The second wall: the browser runs the scripts that the page's policy names by their sha256, and no other."""
+    text = plain.read_text(encoding="utf-8")
+    (tmp_path / "page.html").write_text(text.replace("<main>", f"<main>{markup}", 1), encoding="utf-8")
+    browser.open(tmp_path / "page.html")
+    drawn(browser)
+
+    assert browser.run("document.title") == "Lensmith report"
+    assert any("Content Security Policy" in error for error in browser.errors)
+    assert browser.run("document.baseURI").startswith("file:")
+
+
+def test_no_template_says_that_a_value_is_safe():
+    """What is markup in a page stands in a template, or in the one line of report.py that ruff points at."""
+    for template in Path(wording.__file__).with_name("templates").iterdir():
+        text = template.read_text(encoding="utf-8")
+        assert not re.search(r"\|\s*safe\b", text), template
+        assert "autoescape false" not in text or template.name == "notice.j2", template
 
 
 def test_a_missing_browser_is_a_failure_where_it_is_asked_for(monkeypatch):

@@ -79,8 +79,8 @@ def test_pickles_are_never_read(release):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t.pop("c"), "a lens holds"),
-        (lambda t: t.update(extra=torch.zeros(1)), "a lens holds"),
+        (lambda t: t.pop("c"), "must hold"),
+        (lambda t: t.update(extra=torch.zeros(1)), "must hold"),
         (lambda t: t.update(c=torch.zeros(4, 3)), r"c is \(4, 3\)"),
     ],
 )

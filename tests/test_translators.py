@@ -132,7 +132,7 @@ def damaged(tmp_path, change) -> None:
         (lambda t: t["c"][-1].fill_(1), "last block's translator is not the identity"),
         (lambda t: t["scale"][-1].fill_(2), "last block's translator is not the identity"),
         (lambda t: t["V"][0].fill_(float("nan")), "V holds a number that is not finite"),
-        (lambda t: t.pop("U"), "a lens holds"),
+        (lambda t: t.pop("U"), "must hold"),
         (lambda t: t.update(c=torch.zeros(L, D + 1)), "c is"),
     ],
 )
@@ -158,7 +158,7 @@ def test_a_truncated_lens_file_is_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
 
-    with pytest.raises(IntegrityError, match="not a whole lens file"):
+    with pytest.raises(IntegrityError, match="not a whole safetensors file"):
         Lens.load(tmp_path)
     with pytest.raises(IntegrityError):
         Lens.load(tmp_path / "nowhere")

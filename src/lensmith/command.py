@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lensmith import stopping
 from lensmith.edge import credentials
-from lensmith.errors import LensmithError
+from lensmith.errors import LINE, LensmithError, shown
 
 
 def paths(description: str | None, *names: str) -> argparse.Namespace:
@@ -28,7 +28,7 @@ def run(main: Callable[[], None]) -> None:
         stopping.install()
         main()
     except (LensmithError, stopping.Interrupted) as error:
-        print(credentials.redact(f"error: {error}"), file=sys.stderr)
+        print(credentials.redact(f"error: {shown(error, LINE)}"), file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception:  # noqa: BLE001 (our own bug: Python would print it just so, but for secrets)
         print(credentials.redact(traceback.format_exc()), end="", file=sys.stderr)

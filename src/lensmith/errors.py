@@ -4,6 +4,27 @@ Bad input, broken numbers and lost files are results that a caller acts on, so e
 a code. Anything else that escapes is our own bug: a traceback and exit code 1.
 """
 
+import unicodedata
+
+# Categories of what moves the cursor, changes colours or direction, or cannot be printed at all.
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+LINE, QUOTE = 2000, 200  # characters of a whole message, and of what it quotes
+TAIL = 80
+
+
+def shown(text: object, longest: int = QUOTE) -> str:
+    """Text as a terminal or a log may print it: one line, not endless, in which an escape is shown and does not act."""
+    whole = str(text)
+    # Whoever wrote the middle, the end of a message is ours: what was kept.
+    cut = f"{whole[: longest - TAIL]} … {whole[-TAIL:]}" if len(whole) > longest else whole
+    if cut.isascii() and cut.isprintable():
+        return cut
+    return "".join(_escaped(char) if unicodedata.category(char) in UNSEEN else char for char in cut)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode()
+
 
 class LensmithError(Exception):
     """A failure that its message explains: where, what was found, what is allowed, what was kept."""

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from lensmith.edge import params, params_file
-from lensmith.errors import InputError
+from lensmith.errors import LINE, InputError, shown
 from lensmith.release import terminal
 
 app = typer.Typer()
@@ -65,7 +65,7 @@ def publish(
     from lensmith.release import publishing
 
     for line in publishing.preview(models[key], RELEASES / key):
-        typer.echo(line)
+        typer.echo(shown(line, LINE))  # the index on the Hub may be others' too
 
 
 def _models(keys: list[str]) -> dict[str, params.ModelParams]:
@@ -83,7 +83,7 @@ def verify_(place: Place, model: Annotated[str | None, typer.Argument()] = None,
     from lensmith.release import verify
 
     for line in verify.every(place, model, revision):
-        typer.echo(line)
+        typer.echo(shown(line, LINE))
 
 
 @app.command("list")

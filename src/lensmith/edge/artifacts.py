@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from safetensors import SafetensorError
@@ -82,12 +82,22 @@ def read_json(path: Path) -> Any:
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Comma-separated with a header; floats in their shortest exact form, so that equal rows give equal bytes."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(_Rows(file))
         writer.writerow(columns)
         for row in rows:
             if len(row) != len(columns):
                 raise ValueError(f"{path}: a row of {len(row)} values under {len(columns)} columns")
             writer.writerow(["" if value is None else value for value in row])
+
+
+class _Rows:
+    """Lines of a csv.writer, which believes that they end in CR LF: else it would not quote a field that holds a CR."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+
+    def write(self, row: str) -> int:
+        return self.file.write(row.removesuffix("\r\n") + "\n")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: str | None = None) -> None:

@@ -10,6 +10,7 @@ HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to hugging
 import glob
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
@@ -20,6 +21,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from lensmith.edge import foreign
 from lensmith.edge.artifacts import sha256_file
 from lensmith.edge.hub_errors import FETCH, remote
 from lensmith.edge.params import SourceParams
@@ -27,6 +29,7 @@ from lensmith.errors import InputError, IntegrityError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PLAIN = re.compile(r"[A-Za-z0-9_-][\w.+-]*", re.ASCII)  # a file's name that leads nowhere else
 # What a tokenizer and a configuration consist of. Everything else in a repository stays there.
 SMALL = (
     "config.json",
@@ -58,6 +61,10 @@ class ModelPin(BaseModel):
     def _one_origin(self) -> "ModelPin":
         if (self.repo is None) == (self.path is None) or (self.repo is None) != (self.commit is None):
             raise ValueError("needs either repo and commit, or path")
+        if self.commit is not None and not re.fullmatch(r"[0-9a-f]{40}", self.commit):
+            raise ValueError(f"commit is {self.commit!r}, must be 40 hex digits")
+        if wrong := next((name for name in self.files if not PLAIN.fullmatch(name)), None):
+            raise ValueError(f"files has {wrong!r}, must be names of files without a folder")
         return self
 
     @property
@@ -196,6 +203,14 @@ def _verify(path: Path, pin: ModelPin, name: str) -> None:
         discard(path)
         remedy = "It was removed from the cache; `lensmith fetch` downloads it again."
     raise IntegrityError(f"{pin.place}: {name} has sha256 {found}, recorded was {pin.files[name]}. {remedy}")
+
+
+def refuse_large(entry: object, place: str) -> None:
+    """IntegrityError for a file of a lens that the Hub lists with more bytes than such a file can have."""
+    if isinstance(entry, RepoFile) and entry.size > (limit := foreign.size_limit(entry.path)):
+        raise IntegrityError(
+            f"{place}: {entry.path} has {entry.size:,} bytes, at most {limit:,} are read. It was not downloaded."
+        )
 
 
 def discard(path: Path) -> None:

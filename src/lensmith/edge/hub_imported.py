@@ -7,7 +7,9 @@ from huggingface_hub import HfApi, is_offline_mode, snapshot_download
 from huggingface_hub.hf_api import RepoFile
 from pydantic import BaseModel, ConfigDict
 
+from lensmith.edge import foreign
 from lensmith.edge.artifacts import sha256_file
+from lensmith.edge.hub import refuse_large
 from lensmith.edge.hub_errors import remote
 from lensmith.edge.params import ImportedParams
 from lensmith.errors import InputError, IntegrityError
@@ -38,7 +40,7 @@ def pin_lens(imported: ImportedParams) -> LensPin | None:
 
     Raises:
         InputError: the folder does not hold both files.
-        IntegrityError: a download is not what the Hub lists.
+        IntegrityError: a download is not what the Hub lists, or a file is larger than that of any lens.
         RemoteError: the Hub refused, or could not be reached.
     """
     if imported.folder is None:
@@ -57,6 +59,8 @@ def pin_lens(imported: ImportedParams) -> LensPin | None:
             f"imported lens {pin.place}: no {' and no '.join(missing)}; a lens of tuned-lens is {' and '.join(FILES)}. "
             "Nothing was written."
         )
+    for name in FILES:
+        foreign.check_size(folder / name, foreign.size_limit(name))
     pin = pin.model_copy(update={"files": {name: sha256_file(folder / name) for name in FILES}})
     _verify(pin, folder, listed)
     return pin
@@ -79,6 +83,8 @@ def _listed(pin: LensPin) -> dict[str, str]:
     assert pin.repo is not None
     paths = [f"{pin.folder}/{name}" for name in FILES]
     entries = HfApi().get_paths_info(pin.repo, paths, revision=pin.commit, repo_type=pin.repo_type)
+    for entry in entries:
+        refuse_large(entry, f"imported lens {pin.place}")
     return {Path(e.path).name: e.lfs.sha256 for e in entries if isinstance(e, RepoFile) and e.lfs}
 
 

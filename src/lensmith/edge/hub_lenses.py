@@ -34,16 +34,20 @@ def download(repo: str, model: str | None, revision: str | None, to: Path | None
 
     Raises:
         InputError: the release has no such lens, or the repository no version.
-        IntegrityError: a file is not the one of the index. It was removed from the cache.
+        IntegrityError: a file is not the one of the index, or larger than such a file can be. It was removed.
         RemoteError: the Hub refused, or could not be reached.
     """
     revision = revision or newest(repo)
     index, _ = index_of(repo, revision)
     wanted = [release_index.pick(index, model, f"{repo}@{revision}")] if model else sorted(index)
     paths = [path for model_id in wanted for path, _ in index[model_id].files()]
+    if to is not None:
+        for model_id in wanted:
+            release_index.refuse_links(to, index[model_id])
     if not sys.stderr.isatty():
         disable_progress_bars()
     with remote(KIND, repo, revision):
+        _refuse_large(repo, revision, paths)
         patterns = [glob.escape(path) for path in (INDEX, *paths)]
         found = snapshot_download(repo, repo_type=KIND, revision=revision, allow_patterns=patterns, local_dir=to)
     folder = Path(found)
@@ -67,12 +71,20 @@ def index_of(place: str | Path, revision: str | None) -> tuple[dict[str, Entry],
     revision = revision or newest(repo)
     with remote(KIND, repo, revision):
         try:
+            _refuse_large(repo, revision, [INDEX])
             path = hf_hub_download(repo, INDEX, repo_type=KIND, revision=revision)
         except EntryNotFoundError:
             if is_offline_mode():
                 raise
             raise InputError(f"{repo}@{revision}: no {INDEX}, so this is no release of lenses") from None
     return release_index.read(Path(path).parent), revision
+
+
+def _refuse_large(repo: str, revision: str, paths: list[str]) -> None:
+    """IntegrityError for the first file that the Hub lists with more bytes than such a file can have."""
+    if not is_offline_mode():
+        for entry in HfApi().get_paths_info(repo, paths, revision=revision, repo_type=KIND):
+            hub.refuse_large(entry, f"{repo}@{revision}")
 
 
 def newest(repo: str) -> str:

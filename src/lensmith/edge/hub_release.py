@@ -27,7 +27,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, Repositor
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from lensmith.edge import artifacts, release_index
+from lensmith.edge import foreign, release_index
 from lensmith.edge.hub_errors import remote
 from lensmith.edge.release_index import INDEX, Entry
 from lensmith.errors import InputError, IntegrityError
@@ -125,7 +125,7 @@ def _index_at(repo: str, commit: str) -> Index:
         path = Path(hf_hub_download(repo, INDEX, repo_type=KIND, revision=commit))
     except EntryNotFoundError:
         return {}
-    index: Index = artifacts.read_json(path)
+    index: Index = foreign.read_json(path)
     release_index.parse(index, f"{repo}@{commit}: {INDEX}")
     return index
 

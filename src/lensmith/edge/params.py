@@ -26,6 +26,8 @@ from lensmith.edge.values import (
 )
 from lensmith.errors import InputError
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
 
 class Section(BaseModel):
     """A section of params.yaml: no unknown keys, no coercion, no change after reading.
@@ -45,7 +47,7 @@ class SourceParams(Section):
     repo: Repo | None  # Hub id; exactly one of repo and path
     path: Word | None  # folder of a local model
     revision: Revision  # branch, tag or commit; prefetch pins it to a commit
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]  # of the captured forward pass
+    dtype: Dtype  # of the captured forward pass
     device: Literal["auto", "cpu", "cuda"]
     placement: Literal["single", "auto"]  # all on one device, or blocks over all GPUs, then memory, then disk
     trust_remote_code: bool  # run the Python files of the repository; only of a commit that was read and is named

@@ -19,7 +19,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, Event, NodeEvent, ScalarEvent
 
 from lensmith.edge.params import ModelParams, Section
-from lensmith.errors import InputError
+from lensmith.errors import InputError, shown
 
 MODEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 MAX_BYTES = 2**20  # thousands of models; a longer file is none that somebody wrote
@@ -73,8 +73,11 @@ def _load(path: Path, text: str) -> Mapping[str, Any]:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         problem = " ".join(str(error.problem).split())
         raise InputError(f"{path}: line {line}: {problem}. {UNCHANGED}") from None
-    except (YAMLError, ValueError) as error:  # a NUL byte; a number of five thousand digits, a 40th of May
-        raise InputError(f"{path}: not YAML that can be read ({' '.join(str(error).split())}). {UNCHANGED}") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply to be settings. {UNCHANGED}") from None
+    except (YAMLError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+        # ruamel's own checks do not reach everything: a control character, a date that is none, a tag of odd form.
+        raise InputError(f"{path}: not YAML that can be read ({shown(error)}). {UNCHANGED}") from None
 
 
 def _forbidden(event: Event, depth: int) -> str | None:

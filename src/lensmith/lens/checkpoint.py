@@ -1,6 +1,6 @@
 """Checkpoints: all that the next step of a fit depends on, in one file that is whole or absent.
 
-    <folder>/step-00000450.safetensors    trained/<name>, best/<name>, optimizer/<i>/<leaf>/<name>; facts, see `sealed`
+    <folder>/step-00000450.safetensors    trained/<name>, best/<name>, optimizer/<i>/<leaf>/<name>; facts, see `tensor_file`
     <folder>/finished.safetensors         best/<name>; facts
 
 No random state is kept: batches, draws and learning rate are functions of the step. So when a fit writes a checkpoint
@@ -25,7 +25,7 @@ from lensmith.edge.cache import GIB
 from lensmith.errors import InputError, IntegrityError, ResourceError
 from lensmith.lens.objective import Validation
 from lensmith.lens.translators import Lens
-from lensmith.source import sealed
+from lensmith.source import tensor_file
 
 SECONDS = "LENSMITH_CHECKPOINT_SECONDS"
 EVERY = 240.0  # seconds: with the time of a write, no more than five minutes are lost
@@ -83,7 +83,7 @@ class Checkpoints:
         """
         for path in reversed(self._files()):
             try:
-                state = _unpacked(*sealed.read(path), like)
+                state = _unpacked(*tensor_file.read(path), like)
             except IntegrityError as error:
                 aside = path.with_name(f"bad-{path.name}")
                 path.replace(aside)
@@ -149,7 +149,7 @@ class Checkpoints:
             raise ResourceError(f"{error} Earlier checkpoints are kept: with room, `dvc repro` goes on.") from error
 
     def _write(self, path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        sealed.write(path, tensors, facts)
+        tensor_file.write(path, tensors, facts)
         self._thin()
 
     def _thin(self) -> None:

@@ -8,7 +8,7 @@ So it is our placement `residual` with U = A_i^T, V = 1, c = b_i at block i - 1,
 translator there, is the identity. Translator 0 reads the embedding, for which our lenses have no row: it is left out.
 
     config.json   d_model, num_hidden_layers, bias, unembed_hash, lens_type, base_model_name_or_path, …
-    params.pt     a pickled dictionary of tensors: <i>.weight, <i>.bias
+    params.pt     a dictionary of tensors as torch saves it, <i>.weight and <i>.bias: read by edge/torch_file.py
 """
 
 import hashlib
@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lensmith.edge import artifacts, hub_imported
+from lensmith.edge import foreign, hub_imported, torch_file
 from lensmith.edge.hub_imported import LensPin
 from lensmith.edge.params import FitParams
-from lensmith.errors import InputError, IntegrityError, NumericError
+from lensmith.errors import InputError, IntegrityError, NumericError, shown
 from lensmith.lens import training
-from lensmith.lens.translators import Lens
+from lensmith.lens.translators import LARGEST, Lens
 from lensmith.source.backbone import Backbone
 from lensmith.source.head import Head
 from lensmith.source.rows import Rows
@@ -69,11 +69,11 @@ def unembed_hash(W_U: Tensor) -> str:
 
 
 def _config(path: Path, place: str) -> dict[str, Any]:
-    config = artifacts.read_json(path)
+    config = foreign.read_json(path)
     if not isinstance(config, dict) or not {"d_model", "num_hidden_layers"} <= config.keys():
         raise InputError(f"imported lens {place}: {path.name} has no d_model and num_hidden_layers. {UNREAD}")
     if (kind := config.get("lens_type", LENS_TYPE)) != LENS_TYPE:
-        raise InputError(f"imported lens {place}: lens_type is {kind!r}, only {LENS_TYPE} is read. {UNREAD}")
+        raise InputError(f"imported lens {place}: lens_type is {shown(kind)!r}, only {LENS_TYPE} is read. {UNREAD}")
     return config
 
 
@@ -93,26 +93,28 @@ def _check_model(config: dict[str, Any], backbone: Backbone, place: str) -> None
 
 
 def _tensors(path: Path, config: dict[str, Any], d_model: int, place: str) -> dict[str, Tensor]:
+    count = config["num_hidden_layers"] * (d_model * d_model + d_model)
     try:
-        # The one pickle that is read: with weights_only, torch builds tensors and plain containers, nothing else.
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001, torch raises many kinds for a broken file, all mean one thing
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise IntegrityError(f"imported lens {place}: {path.name} is not tensors alone ({reason}). {UNREAD}") from None
+        stored = torch_file.read(path, torch_file.SLACK + torch_file.LARGEST_NUMBER * count)
+    except IntegrityError as error:
+        raise IntegrityError(f"imported lens {place}: {error}. {UNREAD}") from None
     indices, is_biased = range(config["num_hidden_layers"]), config.get("bias", True)
     wanted: dict[str, tuple[int, ...]] = {f"{i}.weight": (d_model, d_model) for i in indices}
     wanted |= {f"{i}.bias": (d_model,) for i in indices if is_biased}
-    found = {k: tuple(getattr(v, "shape", ())) for k, v in tensors.items()} if isinstance(tensors, dict) else {}
+    found = {name: array.shape for name, array in stored.items()}
     if found != wanted:
         name = min(key for key in (found.keys() | wanted.keys()) if found.get(key) != wanted.get(key))
         raise InputError(
-            f"imported lens {place}: {path.name}: {name} is {found.get(name, 'missing')}, must be "
+            f"imported lens {place}: {path.name}: {shown(name)} is {found.get(name, 'missing')}, must be "
             f"{wanted.get(name, 'absent')}; only full linear translators are read, no low-rank or MLP ones. {UNREAD}"
         )
+    tensors = {name: torch.from_numpy(array.astype(np.float32)) for name, array in stored.items()}
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise NumericError(f"imported lens {place}: {name} holds a number that is not finite. {UNREAD}")
-    return {name: tensor.float() for name, tensor in tensors.items()}
+        if not (tensor.abs() <= LARGEST).all():  # so that NaN fails
+            raise NumericError(
+                f"imported lens {place}: {name} holds a number that is not finite, or above {LARGEST:g}. {UNREAD}"
+            )
+    return tensors
 
 
 def _lens(tensors: dict[str, Tensor], n_layers: int, d_model: int) -> Lens:

@@ -9,15 +9,38 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lensmith.edge import artifacts, hub_lenses, release_index
+from lensmith.edge import foreign, hub_lenses, release_index
+from lensmith.edge.hub import ModelPin
+from lensmith.edge.params import Dtype
+from lensmith.edge.release_index import PROVENANCE, Sha256
 from lensmith.errors import IntegrityError
-from lensmith.lens.form import TENSORS, WEIGHTS
-from lensmith.lens.translators import Lens
+from lensmith.lens.form import TENSORS, WEIGHTS, read_header
+from lensmith.lens.translators import Lens, check_identity, check_numbers
 from lensmith.source.backbone import Backbone, Head
+
+
+class _Head(BaseModel):
+    w_u_sha256: Sha256
+
+
+class _Machine(BaseModel):
+    dtype: Dtype = "auto"
+
+
+class About(BaseModel):
+    """What is read of a lens's provenance.json. Other keys are for people."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model_id: str
+    model: ModelPin
+    head: _Head
+    machine: _Machine = _Machine()
 
 
 @dataclass(frozen=True)
@@ -26,17 +49,18 @@ class Found:
 
     model_id: str
     folder: Path  # of the lens
-    about: dict[str, Any]  # its provenance
+    about: About
 
-    def load(self, base: PreTrainedModel | Backbone | None = None) -> Lens:
-        """The lens, checked against the model that it will be used with where that is given.
+    def load(self) -> Lens:
+        """The lens. IntegrityError where the file is no whole lens."""
+        return replace(Lens.load(self.folder), w_u_sha256=self.about.head.w_u_sha256)
+
+    def fitted(self, lens: Lens, base: PreTrainedModel | Backbone) -> Lens:
+        """The lens that `load` gave, on the device of the model that it will be used with.
 
         Raises:
-            IntegrityError: the file is no whole lens, or `base` is another model.
+            IntegrityError: `base` is another model than the lens was fit to.
         """
-        lens = replace(Lens.load(self.folder), w_u_sha256=self.about["head"]["w_u_sha256"])
-        if base is None:
-            return lens
         backbone = base if isinstance(base, Backbone) else Backbone.of(base)
         shape, wanted = (backbone.n_layers, backbone.d_model), (lens.n_layers, lens.d_model)
         if shape != wanted:
@@ -46,8 +70,7 @@ class Found:
         try:
             lens.check_head(backbone.head)
         except IntegrityError as error:
-            dtype = self.about.get("machine", {}).get("dtype")
-            raise IntegrityError(f"{self.model_id}, fit on {dtype} weights: {error}") from None
+            raise IntegrityError(f"{self.model_id}, fit on {self.about.machine.dtype} weights: {error}") from None
         return lens.to(backbone.device)
 
 
@@ -66,17 +89,28 @@ def find(place: str | Path, model: str | None = None, revision: str | None = Non
     else:
         root = hub_lenses.download(str(place), model_id, revision)
     folder = root / index[model_id].path
-    about = artifacts.read_json(folder / "provenance.json")
-    if not isinstance(about, dict) or about.get("model_id") != model_id or "head" not in about:
-        raise IntegrityError(f"{folder / 'provenance.json'}: is not about {model_id}")
-    return Found(model_id, folder, about)
+    return Found(model_id, folder, _about(folder / PROVENANCE, model_id))
+
+
+def _about(path: Path, model_id: str) -> About:
+    try:
+        about = About.model_validate(foreign.read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise IntegrityError(f"{path}: {place or 'the file'}: {first['msg'].removeprefix('Value error, ')}") from None
+    if about.model_id != model_id:
+        raise IntegrityError(f"{path}: is about {about.model_id}, not about {model_id}")
+    return about
 
 
 def load(
     place: str | Path, model: str | None, revision: str | None, base: PreTrainedModel | Backbone | None = None
 ) -> Lens:
     """`Lens.from_pretrained`."""
-    return find(place, model, revision).load(base)
+    found = find(place, model, revision)
+    lens = found.load()
+    return lens if base is None else found.fitted(lens, base)
 
 
 @dataclass(frozen=True)
@@ -92,31 +126,32 @@ class StreamedLens:
         """The lens of a folder that `find` returned.
 
         Raises:
-            IntegrityError: the file is not whole, or is no lens.
+            IntegrityError: the file is not whole, is no lens, or its last block is not the identity.
         """
         path = folder / WEIGHTS
-        with _opened(path) as file:
-            form = Lens.form_of(file, path)
-            n_layers, d_model, rank = file.get_slice("U").get_shape()
-            shapes = {"U": [n_layers, d_model, rank], "V": [n_layers, d_model, rank], "c": [n_layers, d_model]}
-            shapes |= {"scale": [n_layers, d_model], "log_tau": [n_layers]}
-            for name, shape in shapes.items():
-                if (found := list(file.get_slice(name).get_shape())) != shape:
-                    raise IntegrityError(f"{path}: {name} is {found}, U asks for {shape}")
-        return cls(path, form, n_layers)
+        shapes, _ = read_header(path)
+        streamed = cls(path, Lens.form_of(path), *shapes["log_tau"])
+        check_identity({name: tensor[0] for name, tensor in streamed._read(streamed.n_layers).items()}, path)
+        return streamed
 
     def layer(self, row: int) -> Lens:
-        """A lens that is right at `row`, 1..n_layers, and nowhere else."""
+        """A lens that is right at `row`, 1..n_layers, and nowhere else.
+
+        Raises:
+            IntegrityError: the layer holds a number that no lens has.
+        """
         if not 1 <= row <= self.n_layers:
             raise ValueError(f"StreamedLens.layer: row is {row}, must be in 1..{self.n_layers}")
-        with _opened(self.path) as file:
-            own = {
-                name: file.get_slice(name)[row - 1 : row].clone() for name in TENSORS
-            }  # a slice holds on to the file
+        own = self._read(row)
         # One layer seen as if every layer were it, which takes no memory: the lens's own code finds it at its row.
-        return Lens(
-            **self.form, **{name: tensor.expand(self.n_layers, *tensor.shape[1:]) for name, tensor in own.items()}
-        )
+        seen: dict[str, Any] = {name: tensor.expand(self.n_layers, *tensor.shape[1:]) for name, tensor in own.items()}
+        return Lens(**self.form, **seen)
+
+    def _read(self, row: int) -> dict[str, Tensor]:
+        with _opened(self.path) as file:
+            own = {name: file.get_slice(name)[row - 1 : row].clone() for name in TENSORS}  # a slice holds the file
+        check_numbers(own, self.path)
+        return own
 
     def logits(self, head: Head, resid: Tensor, row: int) -> Tensor:
         """As `Lens.logits`."""

@@ -17,7 +17,6 @@ The kinds are a ladder, each the same map with fewer free parameters:
 """
 
 import importlib
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,15 +24,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lensmith.draws import Stream
 from lensmith.edge import artifacts
 from lensmith.edge.params import FitParams
-from lensmith.errors import InputError, IntegrityError
-from lensmith.lens.form import TENSORS, WEIGHTS
+from lensmith.errors import InputError, IntegrityError, shown
+from lensmith.lens.form import TENSORS, WEIGHTS, check_shapes, read_header
 from lensmith.source.backbone import Backbone, Head, NormKind
 
 if TYPE_CHECKING:
@@ -42,6 +41,11 @@ if TYPE_CHECKING:
     from lensmith.release.trajectory import Trajectory
 
 Placement = Literal["normed", "residual"]  # the translator reads N(resid_post), or resid_post itself
+KINDS = get_args(FitParams.model_fields["kind"].annotation)
+
+# No fit comes near these, and within them every product that leads to the logits stays finite in float32.
+LARGEST = 1e8
+LARGEST_LOG_TAU = math.log(1e4)
 
 
 def rank_of(settings: FitParams, d_model: int) -> int:
@@ -210,44 +214,48 @@ class Lens:
             IntegrityError: missing, damaged, of another form, or its last block is not the identity.
         """
         path = folder / WEIGHTS
+        form = cls.form_of(path)
         try:
             with safe_open(path, framework="pt") as file:
-                form = cls.form_of(file, path)
                 tensors = {name: file.get_tensor(name) for name in TENSORS}
-        except IntegrityError:
-            raise
-        except Exception as error:  # noqa: BLE001, safetensors raises several kinds, all mean one thing
+        except (OSError, SafetensorError) as error:
             raise IntegrityError(f"{path}: not a whole lens file ({error})") from None
         lens = cls(**form, **tensors)
         lens._check(path)
         return lens
 
     @staticmethod
-    def form_of(file: Any, path: Path) -> dict[str, Any]:
-        """What an open lens file says about itself, as arguments of Lens; `path` names it in messages.
+    def form_of(path: Path) -> dict[str, Any]:
+        """What a lens file says about itself, as arguments of Lens.
 
         Raises:
-            IntegrityError: it holds other tensors than a lens has, or does not say what kind it is.
+            IntegrityError: it is no lens file, or does not say what kind it is.
         """
-        if sorted(file.keys()) != sorted(TENSORS):
-            raise IntegrityError(f"{path}: holds {sorted(file.keys())}, a lens holds {sorted(TENSORS)}")
-        about = json.loads((file.metadata() or {}).get("lensmith", "{}"))
-        if about.get("norm") not in get_args(NormKind) or "kind" not in about:
-            raise IntegrityError(f"{path}: does not say its kind and norm")
-        placement = about.get("placement", "normed")  # files of before there was another have no word for it
-        if placement not in get_args(Placement):
-            raise IntegrityError(f"{path}: placement is {placement!r}, must be one of {', '.join(get_args(Placement))}")
-        return {"kind": about["kind"], "norm": about["norm"], "placement": placement}
+        _, about = read_header(path)
+        for name, words in (("kind", KINDS), ("norm", get_args(NormKind)), ("placement", get_args(Placement))):
+            if about[name] not in words:
+                raise IntegrityError(f"{path}: {name} is {shown(about[name])!r}, must be one of {', '.join(words)}")
+        return about
 
     def _check(self, path: Path) -> None:
-        n_layers, d_model, rank = self.U.shape
-        shapes = {"V": (n_layers, d_model, rank), "c": (n_layers, d_model), "scale": (n_layers, d_model)}
-        for name, shape in {**shapes, "log_tau": (n_layers,)}.items():
-            if tuple(getattr(self, name).shape) != shape:
-                raise IntegrityError(f"{path}: {name} is {tuple(getattr(self, name).shape)}, U asks for {shape}")
-        for name, tensor in self.tensors().items():
-            if not tensor.isfinite().all():
-                raise IntegrityError(f"{path}: {name} holds a number that is not finite")
-        last = {name: tensor[-1] for name, tensor in self.tensors().items()}
-        if any(last[name].any() for name in ("U", "V", "c", "log_tau")) or (last["scale"] != 1).any():
-            raise IntegrityError(f"{path}: the last block's translator is not the identity")
+        check_shapes({name: tuple(tensor.shape) for name, tensor in self.tensors().items()}, path)
+        check_numbers(self.tensors(), path)
+        check_identity({name: tensor[-1] for name, tensor in self.tensors().items()}, path)
+
+
+def check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """IntegrityError for a number that no fit gives, of all layers or of some: with it logits would not be finite."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise IntegrityError(f"{path}: {name} holds a number that is not finite")
+        if tensor.numel() and (largest := float(tensor.abs().max())) > LARGEST:
+            raise IntegrityError(f"{path}: {name} holds {largest:.3g}, at most {LARGEST:.3g} is allowed")
+    if (tensors["log_tau"].abs() > LARGEST_LOG_TAU).any():
+        low, high = math.exp(-LARGEST_LOG_TAU), math.exp(LARGEST_LOG_TAU)
+        raise IntegrityError(f"{path}: a temperature is outside {low:.0e}..{high:.0e}")
+
+
+def check_identity(last: Mapping[str, Tensor], path: Path) -> None:
+    """IntegrityError where these tensors of the last block are not the identity."""
+    if any(last[name].any() for name in ("U", "V", "c", "log_tau")) or (last["scale"] != 1).any():
+        raise IntegrityError(f"{path}: the last block's translator is not the identity")

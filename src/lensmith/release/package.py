@@ -20,13 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from lensmith.edge import artifacts
 from lensmith.edge.params import ModelParams
 from lensmith.edge.release_index import INDEX, MODEL_ID
 from lensmith.errors import InputError, IntegrityError
-from lensmith.lens.form import TENSORS, WEIGHTS
+from lensmith.lens import form
+from lensmith.lens.form import WEIGHTS
 from lensmith.release import scorecard, wording
 
 SCHEMA = 2
@@ -56,7 +55,7 @@ class Inputs:
     provenance: dict[str, Any]
     manifest: dict[str, Any]
     card: scorecard.Scorecard
-    shapes: dict[str, tuple[int, ...]]  # of the lens's tensors, by name
+    shapes: form.Shapes  # of the lens's tensors, by name
     folder: str  # of the lens, relative to the release
     licence: Mapping[str, bytes]  # the base model's licence and notices, by file name
     page: str  # the report of this model
@@ -105,7 +104,7 @@ def _read(  # noqa: PLR0917
     provenance = _record(lens / "provenance.json")
     manifest = _record(corpus / "manifest.json")
     folder = f"tuned_lenses/{_safe_id(settings.model_id)}"
-    card, shapes = scorecard.read(metrics, settings), _shapes(lens / WEIGHTS)
+    card, shapes = scorecard.read(metrics, settings), form.read_header(lens / WEIGHTS)[0]
     inputs = Inputs(settings, lens, provenance, manifest, card, shapes, folder, licence, page)
     _check_same_model(inputs, corpus)
     recorded, found = provenance["weights_sha256"], artifacts.sha256_file(lens / WEIGHTS)
@@ -114,18 +113,6 @@ def _read(  # noqa: PLR0917
             f"{lens / WEIGHTS}: sha256 is {found}, provenance.json records {recorded}. Nothing was packaged."
         )
     return inputs
-
-
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shape by name of a lens's tensors, from the file's header."""
-    try:
-        with safe_open(path, framework="np") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, no dict
-    except (OSError, SafetensorError) as error:
-        raise IntegrityError(f"{path}: not a whole lens file ({error}). Nothing was packaged.") from None
-    if tuple(sorted(found)) != TENSORS:
-        raise IntegrityError(f"{path}: holds {sorted(found)}, must hold {list(TENSORS)}. Nothing was packaged.")
-    return found
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -163,5 +163,6 @@ def _page(models: list[Model]) -> str:
         percentiles=PERCENTILES,
         verdicts=[(word, verdicts[word]) for word in VERDICTS if verdicts[word]],
         overview=charts.overview({model.key: model.kl for model in models}),
-        plotly=Markup(script),  # noqa: S704, the library's own script
+        # Plotly's script and our own, in which no value stands.
+        scripts=[Markup(text) for text in (script, wording.render("scripts.js.j2"))],  # noqa: S704
     )

@@ -5,9 +5,11 @@ from collections.abc import Iterable, Mapping
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from lensmith.edge.cache import Kept
 from lensmith.edge.release_index import Entry
+from lensmith.errors import shown
 from lensmith.release import wording
 from lensmith.release.scorecard import GATES, PERCENTILES, Scorecard
 
@@ -38,15 +40,16 @@ def verdicts(cards: Iterable[tuple[str, Scorecard]]) -> Table:
 
 def lenses(index: Mapping[str, Entry], place: str) -> Table:
     """One line a lens of a release."""
-    table = Table(title=place, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=Text(shown(place)), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model", overflow="fold")
     for column in ("version", "lens", f"gates {GATES[0]}-{GATES[-1]}", "prefer"):
         table.add_column(column, no_wrap=True)
     for model_id, entry in sorted(index.items()):
-        more = entry.model_extra or {}
-        gates = " ".join(wording.symbol(str(more.get("verdicts", {}).get(f"gate_{gate}"))) for gate in GATES)
-        form = f"{more.get('kind', '?')}, rank {more.get('rank', '?')}"
-        table.add_row(model_id, entry.tl_version or "not sent", form, gates, str(more.get("preferred", "?")))
+        gates = " ".join(wording.symbol(str(entry.verdicts.get(f"gate_{gate}"))) for gate in GATES)
+        rank = "?" if entry.rank is None else entry.rank
+        cells = (entry.tl_version or "not sent", f"{entry.kind or '?'}, rank {rank}", gates, entry.preferred or "?")
+        # As Text: a string of a stranger's index could hold rich's own markup.
+        table.add_row(*(Text(shown(cell)) for cell in (model_id, *cells)))
     return table
 
 

@@ -13,12 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from lensmith.edge import hub_lenses
-from lensmith.edge.hub import ModelPin
 from lensmith.edge.params import SourceParams
-from lensmith.errors import IntegrityError, NumericError
+from lensmith.errors import NumericError
 
 if TYPE_CHECKING:
     from lensmith.judge.spot_check import SpotCheck
@@ -40,21 +37,19 @@ def run(place: str | Path, model: str | None = None, revision: str | None = None
     from lensmith.source.backbone import Backbone
 
     found = pretrained.find(place, model, revision)
-    try:
-        pin = ModelPin.model_validate(found.about["model"])
-        source = SourceParams(
-            repo=pin.repo,
-            path=pin.path,
-            revision=pin.commit or "main",
-            dtype=found.about.get("machine", {}).get("dtype", "auto"),  # the hash of the head is of these numbers
-            device="auto",
-            placement="single",
-            trust_remote_code=False,  # a release may name a model, but not have its code run
-        )
-    except (KeyError, ValidationError):
-        raise IntegrityError(f"{found.folder / 'provenance.json'}: does not say which model it is for") from None
+    lens = found.load()  # refused, where it is no lens, before a model is fetched that it names
+    pin = found.about.model
+    source = SourceParams(
+        repo=pin.repo,
+        path=pin.path,
+        revision=pin.commit or "main",
+        dtype=found.about.machine.dtype,  # the hash of the head is of these numbers
+        device="auto",
+        placement="single",
+        trust_remote_code=False,  # a release may name a model, but not have its code run
+    )
     backbone = Backbone.load(source, pin)
-    result = spot_check.measure(backbone, found.load(backbone))
+    result = spot_check.measure(backbone, found.fitted(lens, backbone))
     judge(found.model_id, result)
     return _line(found.model_id, result)
 

@@ -1,5 +1,7 @@
 """How numbers and names are put into words, and the templates that they are put into."""
 
+import base64
+import hashlib
 from functools import cache
 
 import jinja2
@@ -78,6 +80,11 @@ def cell(value: object) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
+def digest(script: str) -> str:
+    """What a Content-Security-Policy calls a script."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
 def render(template: str, /, **values: object) -> str:
     """A template of this folder, filled. Everything is escaped as HTML, which Markdown reads as well."""
     return environment().get_template(template).render(**values)
@@ -94,7 +101,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    forms = (number, signed, percent, count, size, lens, symbol, cell)
+    forms = (number, signed, percent, count, size, lens, symbol, cell, digest)
     env.filters |= {form.__name__: form for form in forms}
     env.globals |= {"as_number": number, "as_signed": signed, "as_percent": percent}
     return env

@@ -28,7 +28,7 @@ from lensmith.edge import artifacts, cache
 from lensmith.edge.params import FitParams
 from lensmith.errors import IntegrityError
 from lensmith.progress import Progress
-from lensmith.source import sealed
+from lensmith.source import tensor_file
 from lensmith.source.backbone import Backbone
 from lensmith.source.rows import Batch, Rows, StreamedRows, sample_positions
 from lensmith.source.teacher import Teacher
@@ -122,7 +122,7 @@ def _tokens(path: Path) -> int | None:
     if not path.exists():
         return None
     try:
-        _, facts = sealed.read(path)
+        _, facts = tensor_file.read(path)
     except IntegrityError as error:
         print(f"{error}. It is captured anew.", file=sys.stderr)
         path.unlink()
@@ -139,7 +139,7 @@ def _capture(folder: Path, shards: list[int], source: StreamedRows, progress: Pr
             tensors, tokens[shard] = _captured(shard, source)
             if writing is not None:
                 writing.result()  # its error is ours, and two shards in memory are enough
-            writing = writer.submit(sealed.write, _shard(folder, shard), tensors, {"tokens": tokens[shard]})
+            writing = writer.submit(tensor_file.write, _shard(folder, shard), tensors, {"tokens": tokens[shard]})
             progress.advance(tokens=tokens[shard])
         if writing is not None:
             writing.result()

@@ -264,5 +264,9 @@ def _parquet(file: _File, name: str, column: str) -> Iterator[object]:
             raise InputError(f"{name}: has no column {column!r} (corpus.text_column), it has: {columns}. {UNCHANGED}")
         for batch in table.iter_batches(batch_size=256, columns=[column]):
             yield from batch.column(0).to_pylist()
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        if (
+            isinstance(error, OSError) and error.errno is not None
+        ):  # the disk or the network; Arrow's own have no number
+            raise
         raise InputError(f"{name}: not a whole parquet file of text ({error}). {UNCHANGED}") from None
