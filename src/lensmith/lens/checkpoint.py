@@ -1,6 +1,6 @@
 """Checkpoints: all that the next step of a fit depends on, in one file that is whole or absent.
 
-    <folder>/step-00000450.safetensors    trained/<name>, best/<name>, optimizer/<i>/<leaf>/<name>; `tensor_file` has facts
+    <folder>/step-00000450.safetensors    trained/<name>, best/<name>, optimizer/<i>/<leaf>/<name>; facts
     <folder>/finished.safetensors         best/<name>; facts
 
 No random state is kept: batches, draws and learning rate are functions of the step. So when a fit writes a checkpoint
