@@ -18,6 +18,7 @@ from published import PUBLISHED, L, config, params, saved, tensors
 from released import TINY, save_release
 from tiny import tiny_model
 
+from lensmith import command
 from lensmith.edge import foreign, hub_imported, torch_file
 from lensmith.edge.params import ImportedParams
 from lensmith.errors import LINE, IntegrityError, LensmithError, shown
@@ -259,6 +260,18 @@ def test_terminals_are_shown_escapes_and_do_not_obey_them():
     assert shown(shown("\x1b")) == shown("\x1b")
     long = shown("a" * DEEP + "Nothing was changed.")
     assert len(long) < 210 and long.endswith("Nothing was changed.")
+
+
+def test_a_command_prints_its_error_clean(capsys):
+    """Whatever an error quotes: one line on stderr, with nothing in it that a terminal obeys."""
+
+    def main() -> None:
+        raise IntegrityError("lens \x1b]0;title\x07\nerror: all is well. Nothing was changed.")
+
+    with pytest.raises(SystemExit) as end:
+        command.run(main)
+    assert end.value.code == 4
+    assert capsys.readouterr().err == "error: lens \\x1b]0;title\\x07\\nerror: all is well. Nothing was changed.\n"
 
 
 def test_a_good_published_lens_is_the_control(good, tmp_path):
