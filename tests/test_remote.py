@@ -45,7 +45,7 @@ def test_an_edit_in_a_fresh_clone_runs_one_model_and_a_third_machine_restores_it
     assert ran == {"fit@one", "gates@one"}
     assert not (laptop.root / "artifacts/two").exists()
 
-    laptop.run("dvc", "push", "--quiet", "--run-cache", "fit@one")
+    laptop.run("dvc", "push", "--quiet", "--run-cache")
     head.edit("models.one.rank", 3)
     ran, restored = head.repro("--pull", "--allow-missing")
     assert "fit@one" in restored and not ran & {"fit@one", "fit@two", "gates@two"}
@@ -185,7 +185,7 @@ def test_a_real_lab_goes_from_clone_to_clone(real, tmp_path, record_property):
     ran, _ = laptop.repro("--pull", "--allow-missing", "gates@one")
     assert heavy(ran) == {"fit@one", "sweep@one", "suite-eval@one"}
     assert not (laptop.root / "artifacts/two").exists()
-    laptop.run("dvc", "push", "--quiet", "--run-cache", "gates@one")
+    laptop.run("dvc", "push", "--quiet", "--run-cache")
     ran, restored = head.repro("--pull", "--allow-missing", "gates@one")
     assert heavy(ran) == set() and {"fit@one", "sweep@one", "suite-eval@one"} <= restored
     metrics = [(lab.root / "metrics/one.json").read_bytes() for lab in (laptop, head)]
