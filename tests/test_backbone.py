@@ -52,7 +52,7 @@ def everywhere(tokens: torch.Tensor) -> torch.Tensor:
 
 def source(path: Path, **changes) -> SourceParams:
     values = {"repo": None, "path": str(path), "revision": "main", "dtype": "auto", "device": "cpu"}
-    return SourceParams(**{**values, **changes})
+    return SourceParams(**{**values, "trust_remote_code": False, **changes})
 
 
 def load(path: Path, **changes) -> Backbone:
