@@ -22,7 +22,13 @@ def save_release(root: Path, *, n_layers: int = 4, better: bool = True, **tiny: 
     """A model in root/model, its release in root/release. The lens is a bias that helps or, not `better`, noise."""
     model = save_tiny(root / "model", n_layers=n_layers, **tiny)
     source = SourceParams(
-        repo=None, path=str(model), revision="main", dtype="float32", device="cpu", trust_remote_code=False
+        repo=None,
+        path=str(model),
+        revision="main",
+        dtype="float32",
+        device="cpu",
+        placement="single",
+        trust_remote_code=False,
     )
     pin = hub.pin_model(source)
     backbone = Backbone.load(source, pin)
