@@ -75,6 +75,7 @@ def source(model: Path | None, repo: str | None = None) -> dict[str, Any]:
         "revision": "main",
         "dtype": "auto",
         "device": "auto",
+        "placement": "single",
         "trust_remote_code": False,
     }
 

@@ -17,6 +17,7 @@ SOURCE = {
     "revision": "main",
     "dtype": "auto",
     "device": "auto",
+    "placement": "single",
     "trust_remote_code": False,
 }
 CONFIG = b'{"model_type": "llama"}'
