@@ -18,12 +18,12 @@ NonNegative = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
 
-def _int_or(word: str) -> BeforeValidator:
+def _int_or(word: str, least: int = 1) -> BeforeValidator:
     def check(value: object) -> object:
         # `type() is`, not isinstance: YAML's `rank: true` is a bool, and a bool is an int.
-        if value == word or (type(value) is int and value >= 1):
+        if value == word or (type(value) is int and value >= least):
             return value
-        raise ValueError(f"must be an integer >= 1 or {word}")
+        raise ValueError(f"must be an integer >= {least} or {word}")
 
     return BeforeValidator(check)
 
@@ -208,6 +208,17 @@ class PublishParams(Section):
         return self
 
 
+class FleetParams(Section):
+    """Section `fleet`: what a task of `lensmith fleet` asks of a machine. It decides nothing that is computed."""
+
+    gpus: Annotated[int | Literal["auto"], _int_or("auto", least=0)]  # auto: by the size of the model
+    memory_gib: Annotated[int | Literal["auto"], _int_or("auto")]  # auto: by the size of the model
+    cpus: Count  # cores, and threads of its stages; the number of threads is part of what makes two fits the same
+
+
+ANYWHERE = FleetParams(gpus="auto", memory_gib="auto", cpus=1)
+
+
 class ModelParams(BaseModel):
     """Everything that the lab knows of one model before it runs."""
 
@@ -222,6 +233,8 @@ class ModelParams(BaseModel):
     suite: SuiteParams
     gates: GatesParams
     publish: PublishParams
+    # Not in resolved/: a stage that cannot see it does not become stale with it.
+    fleet: FleetParams = Field(default=ANYWHERE, exclude=True)
 
     @model_validator(mode="after")
     def _lens_origin(self) -> "ModelParams":
