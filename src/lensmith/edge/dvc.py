@@ -1,5 +1,6 @@
 """What DVC answers, through its command line: its Python interface is not a public one."""
 
+import configparser
 import subprocess
 from pathlib import Path
 
@@ -22,7 +23,12 @@ def run(*words: str, root: Path) -> str:
     return done.stdout
 
 
-def config(root: Path) -> dict[str, str]:
-    """What is committed of DVC's settings: `core.remote`, `remote.<name>.url`. Not what config.local adds here."""
-    lines = run("config", "--list", "--project", root=root).splitlines()
-    return dict(line.split("=", 1) for line in lines if "=" in line)
+def default_remote(root: Path) -> tuple[str, str] | None:
+    """Name and URL of the default remote as .dvc/config has it, which git holds; None where that names none.
+
+    DVC itself would add what config.local says here alone, and make a relative folder absolute.
+    """
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(root / ".dvc" / "config", encoding="utf-8")
+    name = config.get("core", "remote", fallback=None)
+    return None if name is None else (name, config.get(f"'remote \"{name}\"'", "url", fallback=""))

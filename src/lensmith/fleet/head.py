@@ -46,14 +46,13 @@ def check_remote(root: Path) -> None:
     Raises:
         InputError: there is none, or it is a folder by a name that is another one in each clone.
     """
-    settings = dvc.config(root)
-    name = settings.get("core.remote")
-    if name is None:
+    remote = dvc.default_remote(root)
+    if remote is None:
         raise InputError(
             "dvc: no default remote in .dvc/config, and nodes hand over their lenses through it. `dvc remote add "
             f"--default NAME s3://BUCKET/PATH` and `dvc remote modify NAME verify true`, then commit. {NOTHING}"
         )
-    url = settings.get(f"remote.{name}.url", "")
+    name, url = remote
     if "://" not in url and not Path(url).is_absolute():
         raise InputError(f"dvc: the remote {name} is {url}, another folder in each clone; must be absolute. {NOTHING}")
 
