@@ -1,5 +1,7 @@
 """The residual bank: the same rows as the model gives, kept by content, resumed by shard, never trusted unseen."""
 
+import fcntl
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from settings import fit_params
 from tiny import tiny_model
 
 from lensmith import progress
-from lensmith.edge import cache
+from lensmith.edge import artifacts, cache
 from lensmith.errors import InputError, ResourceError
 from lensmith.source import bank
 from lensmith.source.backbone import Backbone
@@ -180,3 +182,36 @@ def test_the_limit_of_all_banks_is_kept_by_dropping_the_oldest(backbone, monkeyp
     monkeypatch.setenv(cache.LIMIT, "much")
     with pytest.raises(InputError, match="must be a number of GiB"):
         rows(backbone, tokens=tokens(2))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_bank_captured_in_parts_is_the_same_bytes(backbone, monkeypatch, workers):
+    """In whatever order; the fit then forwards nothing."""
+    rows(backbone)
+    whole = {path.name: path.read_bytes() for path in shards()}
+    for path in shards():
+        path.unlink()
+    settings = fit_params(positions_per_seq=P)
+    captured = [
+        bank.capture(backbone, FILES, tokens(), settings, part=part, parts=workers) for part in reversed(range(workers))
+    ]
+
+    assert sum(captured) == len(whole) == 3
+    assert {path.name: path.read_bytes() for path in shards()} == whole
+    assert bank.capture(backbone, FILES, tokens(), settings, part=0, parts=1) == 0
+    monkeypatch.setattr(Backbone, "capture", None)
+    assert rows(backbone).tokens_forwarded == SEQS * SEQ_LEN
+
+
+def test_who_captures_a_part_waits_for_who_holds_the_bank(backbone):
+    """A fit that opens a bank removes what was left half-written: that must not be another's shard."""
+    rows(backbone)
+    [folder] = cache.home().glob("bank/*")
+    with cache.held(folder), (folder / cache.LOCK).open() as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    half = folder / f"{artifacts.TEMPORARY}half"
+    half.touch()
+    with cache.held(folder, shared=True), cache.held(folder, shared=True):
+        assert half.exists() and cache._is_held(folder)
+    with cache.held(folder):
+        assert not half.exists()

@@ -48,8 +48,13 @@ def install() -> None:
     """Take TERM and INT, also where a parent such as nohup has them ignored; a stage of DVC follows DVC."""
     for number in SIGNALS:
         signal.signal(number, _arrived)
-    if "DVC_STAGE" in os.environ and sys.platform == "linux":
-        parent = os.getppid()
+    if "DVC_STAGE" in os.environ:
+        follow(os.getppid())
+
+
+def follow(parent: int) -> None:
+    """TERM for this process, and for what it becomes by exec, when its parent dies. Linux only."""
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if os.getppid() != parent:  # it died before it was watched
             signal.raise_signal(signal.SIGTERM)

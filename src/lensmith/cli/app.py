@@ -1,7 +1,7 @@
 """The command `lensmith`: what DVC's own commands do not do.
 
-Here is what looks at this lab; `releases`, `upkeep` and `caches` hold the other commands. What is slow to import waits
-in a function: a command answers at once.
+Here is what looks at this lab; `releases`, `upkeep`, `caches` and `fleet` hold the other commands. What is slow to
+import waits in a function: a command answers at once.
 """
 
 import sys
@@ -12,21 +12,19 @@ import typer
 from rich.console import Console
 
 from lensmith import command
-from lensmith.cli import caches, releases, upkeep
+from lensmith.cli import caches, fleet, releases, upkeep, verdicts
 from lensmith.cli.releases import ARTIFACTS, PARAMS
 from lensmith.edge import params, params_file, remotes, resolved, sealed
 from lensmith.errors import InputError, IntegrityError
 from lensmith.judge import prompts
-from lensmith.release import scorecard, terminal
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(releases.app)
 app.add_typer(upkeep.app)
 app.add_typer(caches.app, name="cache")
+app.add_typer(fleet.app, name="fleet")
 
-METRICS = Path("metrics")
 RESOLVED = Path("resolved")
-PAGE = Path("plots/report.html")
 COMPARISON = Path("plots/compare.html")
 PIPED = 140  # columns of a table that goes into a file
 
@@ -79,12 +77,7 @@ def _check_provenance(keys: list[str]) -> None:
 @app.command()
 def report() -> None:
     """Print the verdicts of all models, and where the report page is."""
-    models = params_file.read(PARAMS)
-    judged = [key for key in models if (METRICS / f"{key}.json").exists()]
-    if not judged:
-        raise InputError(f"{METRICS}: holds no metrics yet. `dvc repro` writes them.")
-    Console().print(terminal.verdicts((key, scorecard.read(METRICS / f"{key}.json", models[key])) for key in judged))
-    typer.echo(f"Report: {PAGE.resolve()}")
+    verdicts.show()
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
     <LENSMITH_HOME>/bank/<key>/      residual banks, see `source.bank`
     <LENSMITH_HOME>/fit/<key>/       checkpoints of fits, see `lens.checkpoint`
+    <LENSMITH_HOME>/fleet/<key>/     a model's clone of a lab, see `fleet.work`
 
 LENSMITH_BANK_GIB bounds all banks together; without it only the disk does. A cache is never an input: any of it may be
 deleted at any time, and costs a capture or a fit. It must be on a file system whose locks hold.
@@ -26,7 +27,7 @@ from lensmith.errors import InputError, ResourceError
 GIB = 2**30
 LIMIT = "LENSMITH_BANK_GIB"
 LOCK = ".lock"
-KINDS = ("bank", "fit")
+KINDS = ("bank", "fit", "fleet")
 
 
 def home() -> Path:
@@ -41,7 +42,7 @@ def folder(kind: str, key: str) -> Path:
 
 @dataclass(frozen=True)
 class Kept:
-    """A residual bank or the checkpoints of a fit, on disk."""
+    """A residual bank, the checkpoints of a fit, or a clone, on disk."""
 
     folder: Path
     size: int  # bytes
@@ -57,7 +58,7 @@ class Kept:
 
     def holds(self) -> str:
         """What is in it, in words: its key alone is a hash. One that is being written or is damaged says so."""
-        return _bank_holds(self.folder) if self.kind == "bank" else _fit_holds(self.folder)
+        return {"bank": _bank_holds, "fit": _fit_holds, "fleet": _clone_holds}[self.kind](self.folder)
 
 
 def _bank_holds(folder: Path) -> str:
@@ -81,6 +82,10 @@ def _fit_holds(folder: Path) -> str:
     except (OSError, KeyError, ValueError):
         return f"checkpoints of an unknown model: {kinds}"
     return f"checkpoints of {model}: {kinds or 'none yet'}"
+
+
+def _clone_holds(folder: Path) -> str:
+    return f"a clone for {folder.name.rpartition('-')[0]}; what it finished is in the remote"
 
 
 def entries(*kinds: str) -> list[Kept]:
@@ -129,24 +134,26 @@ def reserve(folder: Path, need: int) -> None:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold an entry while it is written or checked; a second process says whom it waits for, and then finds it whole.
 
-    What a process left half-written when it was killed is removed.
+    What a process left half-written when it was killed is removed. `shared` lets others that say so in as well: each
+    writes files of its own, and nothing is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with (folder / LOCK).open("a+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
             print(f"{folder}: busy, waiting for process {lock.read() or '?'} to finish", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(lock, kind)
         lock.truncate(0)
         lock.write(f"{os.getpid()} on {socket.gethostname()}")
         lock.flush()
         os.utime(folder / LOCK)  # the entry is in use
-        for leftover in folder.rglob(f"{TEMPORARY}*"):
+        for leftover in [] if shared else folder.rglob(f"{TEMPORARY}*"):
             leftover.unlink()
         yield
 

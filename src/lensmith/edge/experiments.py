@@ -1,13 +1,12 @@
 """The experiments that DVC knows of: settings and metrics of every variant, as `dvc exp show` gives them."""
 
 import json
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lensmith.errors import InputError
+from lensmith.edge import dvc
 
 
 @dataclass(frozen=True)
@@ -33,15 +32,7 @@ def read(root: Path, rev: str = "HEAD") -> Experiments:
     Raises:
         InputError: `root` is no repository of DVC, or has no such commit.
     """
-    command = ["dvc", "exp", "show", "--json", "--no-pager", "--rev", rev]
-    try:
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)  # noqa: S603
-    except FileNotFoundError:
-        raise InputError("dvc: not found. `source .venv/bin/activate` puts it on the path.") from None
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip().splitlines() or ["no reason given"])[0].removeprefix("ERROR: ")
-        raise InputError(f"{root}: dvc exp show: {reason}") from None
-    return of(json.loads(done.stdout))
+    return of(json.loads(dvc.run("exp", "show", "--json", "--no-pager", "--rev", rev, root=root)))
 
 
 def of(shown: list[dict[str, Any]]) -> Experiments:

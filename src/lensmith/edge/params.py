@@ -214,6 +214,17 @@ class PublishParams(Section):
     allow_failed_gates: bool  # send a lens that did not pass every gate, and say so in the index
 
 
+class FleetParams(Section):
+    """Section `fleet`: what a task of `lensmith fleet` asks of a machine. It decides nothing that is computed."""
+
+    gpus: Annotated[int | Literal["auto"], int_or("auto", least=0)]  # auto: by the size of the model
+    memory_gib: Annotated[int | Literal["auto"], int_or("auto")]  # auto: by the size of the model
+    cpus: Count  # cores, and threads of its stages; the number of threads is part of what makes two fits the same
+
+
+ANYWHERE = FleetParams(gpus="auto", memory_gib="auto", cpus=1)
+
+
 class ModelParams(BaseModel):
     """Everything that the lab knows of one model before it runs."""
 
@@ -228,6 +239,8 @@ class ModelParams(BaseModel):
     suite: SuiteParams
     gates: GatesParams
     publish: PublishParams
+    # Not in resolved/: a stage that cannot see it does not become stale with it.
+    fleet: FleetParams = Field(default=ANYWHERE, exclude=True)
 
     @model_validator(mode="after")
     def _lens_origin(self) -> "ModelParams":

@@ -18,12 +18,12 @@ _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def int_or(word: str) -> BeforeValidator:
+def int_or(word: str, least: int = 1) -> BeforeValidator:
     def check(value: object) -> object:
         # `type() is`, not isinstance: YAML's `rank: true` is a bool, and a bool is an int.
-        if value == word or (type(value) is int and 1 <= value <= _MOST):
+        if value == word or (type(value) is int and least <= value <= _MOST):
             return value
-        raise ValueError(f"must be an integer >= 1 or {word}")
+        raise ValueError(f"must be an integer >= {least} or {word}")
 
     return BeforeValidator(check)
 

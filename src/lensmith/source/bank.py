@@ -71,21 +71,61 @@ def rows(backbone: Backbone, model_files: dict[str, str], tokens: NDArray[np.uin
     return streamed if settings.bank == "stream" else _banked(streamed, model_files)
 
 
+def capture(
+    backbone: Backbone,
+    model_files: dict[str, str],
+    tokens: NDArray[np.uint32],
+    settings: FitParams,
+    *,
+    part: int,
+    parts: int,
+) -> int:
+    """Capture what is missing of every `parts`-th shard from `part` on, beside processes that do the other parts.
+
+    Shards do not depend on each other: whoever made them, `rows` finds the same bytes. The number captured is returned.
+
+    Raises:
+        ResourceError: the bank would not fit, by LENSMITH_BANK_GIB or on the disk.
+    """
+    source = StreamedRows(backbone, tokens, sample_positions(settings, *tokens.shape))
+    key, folder = _place(source, model_files)
+    with cache.held(folder, shared=True):
+        mine = [shard for shard in range(_n_shards(source))[part::parts] if _tokens(_shard(folder, shard)) is None]
+        _capture_missing(folder, key, mine, source, share=parts)
+    return len(mine)
+
+
 def _banked(source: StreamedRows, model_files: dict[str, str]) -> BankedRows:
-    key = _key(source, model_files)
-    folder = cache.folder("bank", hashlib.sha256(artifacts.canonical_json(key).encode()).hexdigest()[:32])
+    key, folder = _place(source, model_files)
     with cache.held(folder):
-        tokens = {shard: _tokens(_shard(folder, shard)) for shard in range(-(-source.n_seqs // SHARD_SEQS))}
+        tokens = {shard: _tokens(_shard(folder, shard)) for shard in range(_n_shards(source))}
         missing = [shard for shard, n_tokens in tokens.items() if n_tokens is None]
-        if missing:
-            need = _bytes_per_seq(source) * min(len(missing) * SHARD_SEQS, source.n_seqs)
-            cache.reserve(folder, need)
-            artifacts.write_json(folder / "key.json", key)
-            with Progress("capture", len(missing), "shard") as progress:
-                progress.note(f"capture: {need / cache.GIB:.2f} GiB of residuals into {folder}")
-                tokens |= _capture(folder, missing, source, progress)
+        tokens |= _capture_missing(folder, key, missing, source)
         tokens_forwarded = sum(n_tokens or 0 for n_tokens in tokens.values())
     return BankedRows(folder, source.n_seqs, source.positions_per_seq, tokens_forwarded)
+
+
+def _place(source: StreamedRows, model_files: dict[str, str]) -> tuple[dict[str, object], Path]:
+    key = _key(source, model_files)
+    return key, cache.folder("bank", hashlib.sha256(artifacts.canonical_json(key).encode()).hexdigest()[:32])
+
+
+def _n_shards(source: StreamedRows) -> int:
+    return -(-source.n_seqs // SHARD_SEQS)
+
+
+def _capture_missing(
+    folder: Path, key: dict[str, object], missing: list[int], source: StreamedRows, share: int = 1
+) -> dict[int, int]:
+    """Capture these shards, where there are any; `share` processes need as much room as this one."""
+    if not missing:
+        return {}
+    need = _bytes_per_seq(source) * min(share * len(missing) * SHARD_SEQS, source.n_seqs)
+    cache.reserve(folder, need)
+    artifacts.write_json(folder / "key.json", key)
+    with Progress("capture", len(missing), "shard") as progress:
+        progress.note(f"capture: {need / cache.GIB:.2f} GiB of residuals into {folder}")
+        return _capture(folder, missing, source, progress)
 
 
 def _key(source: StreamedRows, model_files: dict[str, str]) -> dict[str, object]:

@@ -1,0 +1,41 @@
+"""One part of a model's residual bank, by a process of its own: `python -m lensmith.fleet.capture`.
+
+Reads   --settings, resolved settings of the model; --corpus; --part I/N, which of N parts
+Writes  every N-th shard of the bank of the training text, from the I-th on, below LENSMITH_HOME
+"""
+
+import argparse
+from pathlib import Path
+
+from lensmith import command
+from lensmith.edge import params
+from lensmith.errors import InputError
+from lensmith.lens import budget
+from lensmith.source import bank, corpus
+from lensmith.source.backbone import Backbone
+
+
+def main() -> None:
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("--settings", type=Path, required=True)
+    cli.add_argument("--corpus", type=Path, required=True)
+    cli.add_argument("--part", required=True)
+    args = cli.parse_args()
+    part, parts = _part(args.part)
+    settings, manifest = params.read_resolved(args.settings), corpus.Manifest.read(args.corpus)
+    backbone = Backbone.load(settings.source, manifest.model)
+    asked = budget.scaled(settings.fit, backbone.d_vocab, backbone.n_layers)
+    tokens = corpus.read_tokens(args.corpus)
+    captured = bank.capture(backbone, manifest.model.files, tokens, asked, part=part - 1, parts=parts)
+    print(f"capture: part {part} of {parts}, {captured} shards")
+
+
+def _part(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise InputError(f"--part is {text}, must be I/N with 1 <= I <= N. Nothing was captured.")
+    return int(part), int(parts)
+
+
+if __name__ == "__main__":
+    command.run(main)

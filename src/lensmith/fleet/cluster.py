@@ -1,0 +1,117 @@
+"""Jobs as Ray tasks. The only file that imports Ray.
+
+A task is given to a node that has the CPUs, GPUs and memory that it asks for, and runs there to its end or the node's.
+Ray itself tries nothing again: `driver` does, and says so. Lines come back through a mailbox, an actor without needs.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lensmith import stopping
+from lensmith.errors import InputError
+from lensmith.fleet import work
+from lensmith.fleet.plan import Job, Machine, Tree
+from lensmith.fleet.work import Outcome
+
+try:
+    import ray
+    from ray import exceptions
+except ImportError:
+    raise InputError("ray is not installed. `pip install 'lensmith[ray]'`, here and on every node.") from None
+
+WAIT = 0.5  # seconds for a job to end before somebody looks at the lines
+
+
+class Mailbox:
+    """Lines on their way to the head."""
+
+    def __init__(self) -> None:
+        self._lines: list[tuple[str, str]] = []
+
+    def put(self, model: str, line: str) -> None:
+        self._lines.append((model, line))
+
+    def take(self) -> list[tuple[str, str]]:
+        lines, self._lines = self._lines, []
+        return lines
+
+
+def perform(job: Job, tree: Tree, mailbox: Any) -> Outcome:
+    """The body of a task."""
+    outcome = work.run(job, tree, lambda line: mailbox.put.remote(job.model, line))
+    ray.get(mailbox.put.remote(job.model, f"{job.name}: ended with {outcome.code}"))  # after all that was sent before
+    return outcome
+
+
+class RayCluster:
+    """A Ray cluster: `local` starts one here, `auto` joins the one that runs here, `ray://host:port` one elsewhere.
+
+    Raises:
+        InputError: there is none at the address.
+    """
+
+    def __init__(self, address: str, tree: Tree) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+        try:
+            ray.init(
+                address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=False if address == "local" else None,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise InputError(
+                f"--address {address}: {reason}. `ray start --head` starts a cluster, `ray start --address HEAD:6379` "
+                "joins a node; or --address local. Nothing was started."
+            ) from None
+        stopping.install()  # Ray takes TERM for itself
+        self._tree = tree
+        self._running: dict[Any, Job] = {}
+        here = ray.get_runtime_context().get_node_id()
+        near = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=True)
+        self._mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, max_restarts=-1, scheduling_strategy=near).remote()
+
+    def machines(self) -> Sequence[Machine]:
+        return [
+            Machine(node["NodeName"], held.get("CPU", 0), held.get("GPU", 0), held.get("memory", 0))
+            for node in ray.nodes()  # type: ignore[no-untyped-call]
+            if node["Alive"]
+            for held in [node["Resources"]]
+        ]
+
+    def submit(self, job: Job) -> None:
+        needs = job.needs
+        task = ray.remote(max_retries=0, num_cpus=needs.cpus, num_gpus=needs.gpus, memory=needs.memory or 0)(perform)
+        self._running[task.remote(job, self._tree, self._mailbox)] = job
+
+    def ended(self) -> Iterator[tuple[Job, Outcome]]:
+        ready, _ = ray.wait(list(self._running), num_returns=1, timeout=WAIT)
+        for reference in ready:
+            yield self._running.pop(reference), _outcome(reference)
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        try:
+            yield from ray.get(self._mailbox.take.remote(), timeout=10)
+        except exceptions.RayError:  # it was on a machine that is gone, and starts again elsewhere
+            return
+
+    def cancel(self) -> None:
+        for reference in self._running:
+            ray.cancel(reference, force=True)
+
+    @staticmethod
+    def close() -> None:
+        ray.shutdown()
+
+
+def _outcome(reference: Any) -> Outcome:
+    try:
+        outcome: Outcome = ray.get(reference)
+    except exceptions.RayTaskError as error:
+        return Outcome(1, f"{error.cause!r}")
+    except exceptions.RayError as error:  # the node or the process is gone: Ray has a class for each way
+        return work.lost(f"{type(error).__name__}: the node or its process is gone")
+    return outcome

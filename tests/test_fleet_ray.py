@@ -1,0 +1,155 @@
+"""The fleet on a real Ray cluster of two nodes: `lensmith fleet run` as a user runs it, and a node that is lost."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab import Lab
+
+from lensmith.edge import artifacts
+
+pytestmark = pytest.mark.long
+
+# Without the first, Ray takes this machine's own address instead of the loopback one; the last lets a kill hit a fit.
+ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "LENSMITH_CHECKPOINT_SECONDS": "0",
+}
+MODELS = ("a", "b", "c", "d", "e", "f")
+# Some seconds of training.
+FIT = {"rank": 4, "epochs": 60, "patience": 1000, "validate_every": 60}
+
+
+@dataclass
+class Nodes:
+    address: str
+    raylets: list[int]
+    process: "subprocess.Popen[str]"
+
+    def kill(self, number: int) -> None:
+        self.process.stdin.write(f"{number}\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "killed\n"
+
+
+@contextmanager
+def cluster(lab: Lab) -> Iterator[Nodes]:
+    """Its nodes have the lab's environment: one LENSMITH_HOME, as on shared storage."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, str(Path(__file__).with_name("ray_nodes.py"))]
+    environment = lab.environment() | ENVIRONMENT
+    process = subprocess.Popen(command, cwd=lab.root, env=environment, stderr=subprocess.DEVNULL, **pipes)
+    try:
+        said = json.loads(process.stdout.readline())
+        yield Nodes(said["address"], said["nodes"], process)
+    finally:
+        process.stdin.close()
+        process.wait(timeout=60)
+
+
+def make(root: Path, models: dict[str, Any]) -> Lab:
+    lab = Lab.make(root / "head", models)
+    lab.run("dvc", "remote", "add", "--default", "store", str(root / "store"))
+    lab.run("dvc", "remote", "modify", "store", "verify", "true")
+    lab.commit("a remote")
+    return lab
+
+
+def begin(lab: Lab, *words: str) -> "subprocess.Popen[str]":
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command = ["lensmith", "fleet", "run", *words]
+    return subprocess.Popen(command, cwd=lab.root, env=lab.environment() | ENVIRONMENT, **pipes)
+
+
+def node_of_a_fit(nodes: Nodes, lab: Lab, process: "subprocess.Popen[str]") -> tuple[int, str]:
+    """The number of a node on which a fit has taken some steps, and the model."""
+    end = time.monotonic() + 400
+    while time.monotonic() < end:
+        assert process.poll() is None, process.communicate()[0]
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = path.read_bytes().decode().split("\0")
+                fit = re.search(r"artifacts/(\w)/lens", " ".join(words)) if "stages.fit" in words else None
+                if fit and _steps(lab, fit[1]) >= 3 and (lineage := set(_ancestors(int(path.parent.name)))):
+                    for number, raylet in enumerate(nodes.raylets):
+                        if raylet in lineage:
+                            return number, fit[1]
+            except OSError:  # it ended meanwhile
+                continue
+        time.sleep(0.05)
+    raise AssertionError("no fit was seen at work")
+
+
+def _steps(lab: Lab, model: str) -> int:
+    for key in lab.root.glob(".lensmith/fit/*/key.json"):
+        if json.loads(key.read_text())["model_key"] == model:
+            return max([int(path.stem[5:]) for path in key.parent.glob("low_rank/step-*")], default=0)
+    return 0
+
+
+def _ancestors(pid: int) -> Iterator[int]:
+    while pid > 1:
+        yield pid
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+WHOLE = """
+import sys
+from pathlib import Path
+from lensmith.edge import params
+from lensmith.lens import fit
+from lensmith.source import packing
+for key in sys.argv[1:]:
+    settings = params.read_resolved(Path(f"resolved/models/{key}.json"))
+    packing.build(settings, Path(f"whole/{key}/corpus"))
+    fit.run(settings, Path("resolved/code/fit.json"), Path(f"whole/{key}/corpus"), Path(f"whole/{key}/lens"))
+"""
+
+
+def fit_here(lab: Lab, models: tuple[str, ...]) -> None:
+    """The same lenses by one process on one machine, in a cache of its own."""
+    environment = lab.environment() | {"LENSMITH_HOME": str(lab.root / "whole-home")}
+    subprocess.run([sys.executable, "-c", WHOLE, *models], cwd=lab.root, env=environment, check=True)
+
+
+def test_a_node_is_killed_mid_fit_and_every_lens_is_right(tmp_path, record_property):
+    """Its model goes on elsewhere from a checkpoint; no fit comes to its end twice; the head runs nothing heavy."""
+    lab = make(tmp_path, {model: {"fit": FIT | {"seed": seed}} for seed, model in enumerate(MODELS)})
+    with cluster(lab) as nodes:
+        process = begin(lab, "--address", nodes.address)
+        number, struck = node_of_a_fit(nodes, lab, process)
+        nodes.kill(number)
+        output, _ = process.communicate(timeout=1500)
+    logs = {model: (lab.root / f".lensmith/fleet/{model}.log").read_text() for model in MODELS}
+
+    assert process.returncode == 0, output
+    assert "Placed again, 1 of 2" in logs[struck] and "goes on from its checkpoint of step" in logs[struck]
+    assert "warning" not in output and "Report: " in output
+    ended = {model: len(re.findall(r"Running stage '(?:sweep|suite-eval)@", log)) for model, log in logs.items()}
+    fits = {model: log.count(f"Running stage 'fit@{model}'") for model, log in logs.items()}
+    assert fits == {model: 1 + (model == struck) for model in MODELS}
+    assert set(ended.values()) == {2}
+    fit_here(lab, MODELS)
+    wrong = [model for model in MODELS if _bytes(lab, "artifacts", model) != _bytes(lab, "whole", model)]
+    assert wrong == []
+    assert lab.repro() == (set(), set())
+    record_property(
+        "a node is killed mid-fit: lenses of six whose bytes differ from one machine's", f"{len(wrong)} of 6"
+    )
+    record_property("a node is killed mid-fit: fits that came to their end twice", "0 of 6")
+
+
+def _bytes(lab: Lab, folder: str, model: str) -> dict[str, str]:
+    """Of the corpus and the lens; provenance also holds the commit and the time."""
+    place = lab.root / folder / model
+    hashes = {name: artifacts.sha256_tree(place / name) for name in ("corpus", "lens")}
+    return {f"{a}/{b}": sha for a, tree in hashes.items() for b, sha in tree.items() if "provenance" not in b}
