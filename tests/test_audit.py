@@ -9,7 +9,7 @@ from settings import REPOSITORY, atlas
 from tiny import save_tiny
 
 from lensmith.cli import app
-from lensmith.edge import artifacts, fingerprint
+from lensmith.edge import artifacts, fingerprint, sealed
 from lensmith.lens import fit as stage
 from lensmith.lens.audit import NOT_CHECKED, audit
 from lensmith.lens.prism import Prism
@@ -152,6 +152,8 @@ def test_the_command_objects_line_by_line_and_exits_with_4(lab, record, monkeypa
     about["seed"] = 17
     artifacts.write_json(path, about)
     root = lab[1]
+    for folder in ("corpus", "lens"):  # a record that was sealed so: what fsck cannot see
+        sealed.seal(root / "artifacts/atlas" / folder)
     (root / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
     (root / "demo").mkdir()
     for folder in ("demo/atlas", "suites"):

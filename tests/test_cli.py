@@ -92,14 +92,14 @@ def test_cache_lists_what_a_bank_holds_and_prunes_the_oldest(tmp_path, monkeypat
     listed = lensmith("cache", "ls", width=240)
 
     lines = [line for line in listed.stdout.splitlines() if "shards" in line or "positions" in line]
-    assert [line.split()[0] for line in lines] == ["young", "old", "empty"]
+    assert [line.split()[:2] for line in lines] == [["bank", "young"], ["bank", "old"], ["bank", "empty"]]
     assert "4 positions of each of 3 sequences, 2 layers, d_model 8; bfloat16 on cpu, torch 2.0" in lines[0]
     assert "4 positions of each of 4 sequences" in lines[1] and "0 shards, not readable" in lines[2]
     assert not any(line.endswith(" torch") for line in listed.stderr.splitlines())
 
     size = sum(file.stat().st_size for file in (tmp_path / "bank" / "young").iterdir())
     pruned = lensmith("cache", "prune", "--keep", str((size + 1) / 2**30))
-    assert pruned.returncode == 0 and pruned.stdout.startswith("deleted old, ")
+    assert pruned.returncode == 0 and pruned.stdout.startswith("deleted bank old, ")
     assert "young" in {path.name for path in (tmp_path / "bank").iterdir()}
     assert not (tmp_path / "bank" / "old").exists()
     assert lensmith("cache", "prune", "--keep", "-1").returncode == 2

@@ -58,12 +58,12 @@ def test_a_model_whose_every_position_is_the_same_can_be_fit():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_rate_that_is_far_too_large_leaves_the_lens_that_was_best(optimizer):
-    """It diverges, validation sees it, and what is kept is no worse than the start."""
-    found = run(lambda _: None, lr=10.0, optimizer=optimizer, epochs=8, patience=2)
-
-    assert found.stopped_early and found.best.score <= run(lambda _: None, lr=1e-12).best.score + 1e-6
-    assert all(tensor.isfinite().all() for tensor in found.lens.tensors().values())
+def test_a_rate_that_is_far_too_large_ends_in_one_line_with_a_hint(optimizer):
+    """It diverges, validation sees it, and no lens is written that looks like a result."""
+    with pytest.raises(
+        NumericError, match=r"the fit diverges\. A smaller fit\.lr than 10 or more fit\.warmup may help"
+    ):
+        run(lambda _: None, lr=10.0, optimizer=optimizer, epochs=8, patience=2)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

@@ -265,8 +265,7 @@ def _parquet(file: _File, name: str, column: str) -> Iterator[object]:
         for batch in table.iter_batches(batch_size=256, columns=[column]):
             yield from batch.column(0).to_pylist()
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        if (
-            isinstance(error, OSError) and error.errno is not None
-        ):  # the disk or the network; Arrow's own have no number
+        # Arrow's own is a bare OSError without a number; one of the disk has a number, one of the Hub a class.
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
             raise
         raise InputError(f"{name}: not a whole parquet file of text ({error}). {UNCHANGED}") from None
