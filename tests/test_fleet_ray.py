@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Lab
+from lab import REPOSITORY, Lab
 
 from lensmith.edge import artifacts
 
@@ -146,26 +147,34 @@ def test_a_node_is_killed_mid_fit_and_every_lens_is_right(tmp_path, record_prope
     record_property("a node is killed mid-fit: fits that came to their end twice", "0 of 6")
 
 
-def test_a_model_is_captured_by_two_tasks_and_fit_once(tmp_path, record_property):
-    """The fit finds the bank of its training text whole, and its lens is that of one process."""
-    lab = larger(make(tmp_path, {"a": {}}))
-    with cluster(lab) as nodes:
-        process = begin(lab, "--address", nodes.address, "--capture-workers", "2")
-        output, _ = process.communicate(timeout=600)
-    log = (lab.root / ".lensmith/fleet/a.log").read_text()
+def readme(words: str) -> list[str]:
+    """The command of README's fleet that contains these words, as printed."""
+    text = (REPOSITORY / "README.md").read_text().partition("### A fleet")[2]
+    [line] = [line for line in text.splitlines() if line.startswith("lensmith ") and words in line]
+    return line.partition("#")[0].split()
 
-    assert process.returncode == 0, output
-    begun = [line for line in log.splitlines() if line.startswith("node: ")]
-    assert [line.partition(", ")[2] for line in (begun[0], *sorted(begun[1:3]), begun[3])] == [
-        "prefetch",
-        "capture 1/2",
-        "capture 2/2",
-        "chain",
-    ]
+
+def test_a_model_is_captured_by_two_tasks_and_fit_once(tmp_path, record_property):
+    """README's lines as printed. The fit finds the bank of its training text whole; its lens is that of one process."""
+    lab = larger(make(tmp_path, {"atlas": {}}))
+    with cluster(lab) as nodes:
+        environment = lab.environment() | ENVIRONMENT | {"RAY_ADDRESS": nodes.address}
+        run = partial(subprocess.run, cwd=lab.root, env=environment, capture_output=True, text=True, check=False)
+        plan = run(readme("--dry-run"))
+        captured = run(readme("--capture-workers"))
+        log = (lab.root / ".lensmith/fleet/atlas.log").read_text()
+        everything = run(["lensmith", "fleet", "run"])
+
+    assert plan.returncode == 0 and "prefetch, fit, sweep" in plan.stdout and "127.0.0.1" in plan.stdout, plan.stderr
+    assert captured.returncode == 0 and "warning" not in captured.stderr, captured.stdout + captured.stderr
+    begun = [line.partition(", ")[2] for line in log.splitlines() if line.startswith("node: ")]
+    assert [begun[0], *sorted(begun[1:3]), *begun[3:]] == ["prefetch", "capture 1/2", "capture 2/2", "chain"]
     assert sorted(re.findall(r"capture: part . of 2, (\d+) shards", log)) == ["1", "2"]
-    assert log.partition("Running stage 'fit@a'")[2].count("residuals into") == 1, "the held-out bank alone"
-    fit_here(lab, ("a",))
-    assert _bytes(lab, "artifacts", "a") == _bytes(lab, "whole", "a")
+    assert log.partition("Running stage 'fit@atlas'")[2].count("residuals into") == 1, "the held-out bank alone"
+    fit_here(lab, ("atlas",))
+    assert _bytes(lab, "artifacts", "atlas") == _bytes(lab, "whole", "atlas")
+    assert everything.returncode == 0 and "atlas" in everything.stdout
+    assert (lab.root / ".lensmith/fleet/atlas.log").read_text() == log, "nothing was stale any more"
     record_property("a bank captured by two Ray tasks: files of the lens that differ from one process's", "0")
 
 
@@ -182,8 +191,8 @@ def test_processes_that_capture_at_once_make_the_bank_of_one(tmp_path, captured_
 @pytest.fixture(scope="module")
 def captured_by_one(tmp_path_factory) -> tuple[Lab, dict[str, str]]:
     """A lab with a corpus of three shards, and the bank that the fit itself captures."""
-    lab = larger(make(tmp_path_factory.mktemp("captured"), {"a": {}}))
-    lab.run("dvc", "repro", "fit@a")
+    lab = larger(make(tmp_path_factory.mktemp("captured"), {"atlas": {}}))
+    lab.run("dvc", "repro", "fit@atlas")
     banks_there = [sha for sha in map(_shards, lab.root.glob(".lensmith/bank/*")) if len(sha) == 3]
     assert len(banks_there) == 1
     return lab, banks_there[0]
@@ -193,13 +202,13 @@ def larger(lab: Lab) -> Lab:
     """With text for three shards of 64 sequences, the last one not full."""
     documents = [{"text": f"The river of the north runs to the sea. It was day {i} of the king."} for i in range(3000)]
     (lab.root / "demo/text.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
-    lab.edit("models.a.corpus.train_tokens", 32 * 150)
+    lab.edit("models.atlas.corpus.train_tokens", 32 * 150)
     lab.commit("more text")
     return lab
 
 
 def banks(lab: Lab, home: Path, workers: int) -> dict[str, str]:
-    paths = ["--settings", "resolved/models/a.json", "--corpus", "artifacts/a/corpus"]
+    paths = ["--settings", "resolved/models/atlas.json", "--corpus", "artifacts/atlas/corpus"]
     command = [sys.executable, "-m", "lensmith.fleet.capture", *paths]
     environment = lab.environment() | {"LENSMITH_HOME": str(home)}
     running = [
