@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Lab
+from lab import REPOSITORY, Lab
 
 from lensmith.edge import artifacts
 
@@ -47,11 +48,9 @@ def cluster(lab: Lab) -> Iterator[Nodes]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     command = [sys.executable, str(Path(__file__).with_name("ray_nodes.py"))]
     environment = lab.environment() | ENVIRONMENT
-    process = subprocess.Popen(command, cwd=lab.root, env=environment, stderr=subprocess.DEVNULL, **pipes)
-    try:
+    with subprocess.Popen(command, cwd=lab.root, env=environment, stderr=subprocess.DEVNULL, **pipes) as process:
         said = json.loads(process.stdout.readline())
         yield Nodes(said["address"], said["nodes"], process)
-    finally:
         process.stdin.close()
         process.wait(timeout=60)
 
@@ -146,6 +145,83 @@ def test_a_node_is_killed_mid_fit_and_every_lens_is_right(tmp_path, record_prope
         "a node is killed mid-fit: lenses of six whose bytes differ from one machine's", f"{len(wrong)} of 6"
     )
     record_property("a node is killed mid-fit: fits that came to their end twice", "0 of 6")
+
+
+def readme(words: str) -> list[str]:
+    """The command of README's fleet that contains these words, as printed."""
+    text = (REPOSITORY / "README.md").read_text().partition("### A fleet")[2]
+    [line] = [line for line in text.splitlines() if line.startswith("lensmith ") and words in line]
+    return line.partition("#")[0].split()
+
+
+def test_a_model_is_captured_by_two_tasks_and_fit_once(tmp_path, record_property):
+    """README's lines as printed. The fit finds the bank of its training text whole; its lens is that of one process."""
+    lab = larger(make(tmp_path, {"atlas": {}}))
+    with cluster(lab) as nodes:
+        environment = lab.environment() | ENVIRONMENT | {"RAY_ADDRESS": nodes.address}
+        run = partial(subprocess.run, cwd=lab.root, env=environment, capture_output=True, text=True, check=False)
+        plan = run(readme("--dry-run"))
+        captured = run(readme("--capture-workers"))
+        log = (lab.root / ".lensmith/fleet/atlas.log").read_text()
+        everything = run(["lensmith", "fleet", "run"])
+
+    assert plan.returncode == 0 and "prefetch, fit, sweep" in plan.stdout and "127.0.0.1" in plan.stdout, plan.stderr
+    assert captured.returncode == 0 and "warning" not in captured.stderr, captured.stdout + captured.stderr
+    begun = [line.partition(", ")[2] for line in log.splitlines() if line.startswith("node: ")]
+    assert [begun[0], *sorted(begun[1:3]), *begun[3:]] == ["prefetch", "capture 1/2", "capture 2/2", "chain"]
+    assert sorted(re.findall(r"capture: part . of 2, (\d+) shards", log)) == ["1", "2"]
+    assert log.partition("Running stage 'fit@atlas'")[2].count("residuals into") == 1, "the held-out bank alone"
+    fit_here(lab, ("atlas",))
+    assert _bytes(lab, "artifacts", "atlas") == _bytes(lab, "whole", "atlas")
+    assert everything.returncode == 0 and "atlas" in everything.stdout
+    assert (lab.root / ".lensmith/fleet/atlas.log").read_text() == log, "nothing was stale any more"
+    record_property("a bank captured by two Ray tasks: files of the lens that differ from one process's", "0")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_processes_that_capture_at_once_make_the_bank_of_one(tmp_path, captured_by_one, record_property, workers):
+    """Real processes, beside each other, in one home."""
+    lab, whole = captured_by_one
+    made = banks(lab, tmp_path / "home", workers)
+
+    assert made == whole and len(whole) == 3
+    record_property(f"bank captured by {workers} processes at once: shards of 3 whose bytes differ from one's", "0")
+
+
+@pytest.fixture(scope="module")
+def captured_by_one(tmp_path_factory) -> tuple[Lab, dict[str, str]]:
+    """A lab with a corpus of three shards, and the bank that the fit itself captures."""
+    lab = larger(make(tmp_path_factory.mktemp("captured"), {"atlas": {}}))
+    lab.run("dvc", "repro", "fit@atlas")
+    banks_there = [sha for sha in map(_shards, lab.root.glob(".lensmith/bank/*")) if len(sha) == 3]
+    assert len(banks_there) == 1
+    return lab, banks_there[0]
+
+
+def larger(lab: Lab) -> Lab:
+    """With text for three shards of 64 sequences, the last one not full."""
+    documents = [{"text": f"The river of the north runs to the sea. It was day {i} of the king."} for i in range(3000)]
+    (lab.root / "demo/text.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
+    lab.edit("models.atlas.corpus.train_tokens", 32 * 150)
+    lab.commit("more text")
+    return lab
+
+
+def banks(lab: Lab, home: Path, workers: int) -> dict[str, str]:
+    paths = ["--settings", "resolved/models/atlas.json", "--corpus", "artifacts/atlas/corpus"]
+    command = [sys.executable, "-m", "lensmith.fleet.capture", *paths]
+    environment = lab.environment() | {"LENSMITH_HOME": str(home)}
+    running = [
+        subprocess.Popen([*command, "--part", f"{part}/{workers}"], cwd=lab.root, env=environment)
+        for part in range(1, workers + 1)
+    ]
+    assert [process.wait() for process in running] == [0] * workers
+    [folder] = home.glob("bank/*")
+    return _shards(folder)
+
+
+def _shards(folder: Path) -> dict[str, str]:
+    return {path.name: artifacts.sha256_file(path) for path in folder.glob("shard-*")}
 
 
 def _bytes(lab: Lab, folder: str, model: str) -> dict[str, str]:

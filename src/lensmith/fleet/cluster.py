@@ -6,6 +6,7 @@ Ray itself tries nothing again: `driver` does, and says so. Lines come back thro
 
 import logging
 import os
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,17 +26,19 @@ WAIT = 0.5  # seconds for a job to end before somebody looks at the lines
 
 
 class Mailbox:
-    """Lines on their way to the head."""
+    """Lines on their way to the head. They are kept: an answer that comes too late must not take lines with it."""
 
     def __init__(self) -> None:
+        self._name = uuid.uuid4().hex  # another one after a restart, whose lines are counted from 0 again
         self._lines: list[tuple[str, str]] = []
 
     def put(self, model: str, line: str) -> None:
         self._lines.append((model, line))
 
-    def take(self) -> list[tuple[str, str]]:
-        lines, self._lines = self._lines, []
-        return lines
+    def after(self, name: str, seen: int) -> tuple[str, int, list[tuple[str, str]]]:
+        """The lines that whoever saw the first `seen` of the mailbox `name` has not seen."""
+        begin = seen if name == self._name else 0
+        return self._name, len(self._lines), self._lines[begin:]
 
 
 def perform(job: Job, tree: Tree, mailbox: Any) -> Outcome:
@@ -70,6 +73,7 @@ class RayCluster:
         stopping.install()  # Ray takes TERM for itself
         self._tree = tree
         self._running: dict[Any, Job] = {}
+        self._seen = ("", 0)  # of which mailbox, how many lines
         here = ray.get_runtime_context().get_node_id()
         near = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=True)
         self._mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, max_restarts=-1, scheduling_strategy=near).remote()
@@ -94,9 +98,11 @@ class RayCluster:
 
     def lines(self) -> Iterator[tuple[str, str]]:
         try:
-            yield from ray.get(self._mailbox.take.remote(), timeout=10)
-        except exceptions.RayError:  # it was on a machine that is gone, and starts again elsewhere
+            name, seen, lines = ray.get(self._mailbox.after.remote(*self._seen), timeout=10)
+        except exceptions.RayError:  # busy, or on a machine that is gone: then it starts again elsewhere
             return
+        self._seen = (name, seen)
+        yield from lines
 
     def cancel(self) -> None:
         for reference in self._running:
