@@ -19,8 +19,6 @@ main() {
   cd "$clone"
   git fetch --quiet origin
   git checkout --quiet --force --detach "$commit"
-  dvc --wait-for-lock repro --pull "prefetch@$model"
-  lensmith fetch "$model" # a corpus from the remote comes without the weights, and later stages have no network
   dvc --wait-for-lock repro --pull "sweep@$model" "suite-eval@$model"
   dvc push --run-cache "prefetch@$model" "fit@$model" "sweep@$model" "suite-eval@$model"
 }

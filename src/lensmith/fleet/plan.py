@@ -161,13 +161,11 @@ def captures(stages: Sequence[str], settings: ModelParams) -> bool:
 
 def phases(model: str, needed: Needs, capture_workers: int = 0) -> Phases:
     """A model's work. With capture workers, that many jobs first capture its residual bank into a shared home."""
-    # A corpus that came out of the remote came without the weights, and later stages have no network.
-    weights = (_repro(*of(model, "prefetch")), ("lensmith", "fetch", model))
-    chain = Job(model, "chain", needed, (*weights, _repro(*of(model, *ENDS)), _push(*of(model, *HEAVY))))
+    chain = Job(model, "chain", needed, (_repro(*of(model, *ENDS)), _push(*of(model, *HEAVY))))
     if not capture_workers:
         return [[chain]]
     nothing = Needs(needed.cpus, 0, None)
-    prefetch = Job(model, "prefetch", nothing, (*weights, _push(*of(model, "prefetch"))))
+    prefetch = Job(model, "prefetch", nothing, (_repro(*of(model, "prefetch")), _push(*of(model, "prefetch"))))
     return [[prefetch], [_capture(model, needed, i, capture_workers) for i in range(capture_workers)], [chain]]
 
 
@@ -192,7 +190,7 @@ def _capture(model: str, needed: Needs, part: int, parts: int) -> Job:
         "--part",
         f"{part + 1}/{parts}",
     )
-    return Job(model, f"capture {part + 1}/{parts}", needed, (("lensmith", "fetch", model), command), shared=True)
+    return Job(model, f"capture {part + 1}/{parts}", needed, (command,), shared=True)
 
 
 def retry_helps(code: int) -> bool:
