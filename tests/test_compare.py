@@ -146,7 +146,7 @@ def test_names_of_experiments_are_text():
 
 
 def test_outside_a_repository_the_reason_is_given(tmp_path):
-    with pytest.raises(InputError, match=r"dvc exp show: .*not inside of a DVC repository"):
+    with pytest.raises(InputError, match=r"dvc exp show HEAD: .*not inside of a DVC repository"):
         experiments.read(tmp_path)
 
 

@@ -89,6 +89,7 @@ def test_exactly_what_changed_runs(lab):
     assert {"fit@one", "sweep@one", "suite-eval@one"} <= restored, "reverted: restored from the cache"
 
 
+@pytest.mark.long
 def test_a_line_of_code_refits_every_lens_and_only_from_the_fit_on(lab):
     """The corpus does not depend on the translators; every lens does."""
     lab.replace("src/lensmith/lens/translators.py", "# One draw for all", "_ = rank\n        # One draw for all")
