@@ -13,7 +13,7 @@ from lab import SENTENCES
 from settings import atlas
 from tiny import save_tiny
 
-from lensmith.edge import artifacts
+from lensmith.edge import artifacts, sealed
 from lensmith.errors import InputError
 from lensmith.source import loading, packing, refusals
 from tests.loopback_hub import Client, LoopbackHub
@@ -174,6 +174,7 @@ def test_a_models_own_code_runs_at_a_named_commit_only_and_without_a_network(hub
     manifest = artifacts.read_json(tmp_path / "corpus" / "manifest.json")
     assert "canary.py" in manifest["model"]["files"] and "model.safetensors" in server.downloads()
     (root / "ran").unlink(missing_ok=True)
+    sealed.seal(tmp_path / "corpus")  # as the stage does
 
     artifacts.write_json(tmp_path / "settings.json", settings)
     artifacts.write_json(tmp_path / "code.json", {})

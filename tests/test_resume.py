@@ -134,6 +134,7 @@ def test_a_repro_that_is_killed_at_random_ends_with_the_same_bytes(tmp_path, rec
         process = begin(killed, ".lensmith", "dvc", "repro")
         time.sleep(draws.uniform(1, 25))
         if process.poll() is not None:
+            process.communicate()
             shutil.rmtree(killed.root / "artifacts")  # it came to its end: from the start again, without its cache
             shutil.rmtree(killed.root / ".dvc" / "cache")
             shutil.rmtree(killed.root / ".lensmith")
