@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,9 @@ def child(work: Callable[[], str]) -> tuple[int, str]:
         except (LensmithError, stopping.Interrupted) as error:
             pipe.write(str(error))
             code = error.exit_code
+        except Exception:  # noqa: BLE001 (whatever it was, the round says so)
+            pipe.write(traceback.format_exc())
+            code = 1
         pipe.flush()
     os._exit(code)
 
@@ -207,7 +211,7 @@ class Trial:
         """Run again, it must give the same bytes and leave one file."""
         code, said = self.run(folder)
         if (code, said) != (0, self.whole):
-            self.wrong.append(f"{note}: gave {code} {said[:80]}, not {self.whole[:8]}")
+            self.wrong.append(f"{note}: gave {code} {said[-300:]}, not {self.whole[:8]}")
         if [path.name for path in folder.iterdir() if not path.name.startswith(("bad-", ".tmp-"))] != [
             checkpoint.FINISHED
         ]:
