@@ -51,7 +51,7 @@ PROMISES = {
     "mutants": "fits that forget one piece of their state: not noticed",
     "by_cadence": "checkpoints every 0, 0.01, 0.03, 240 s: fits whose bytes differ",
 }
-MANY_STEPS = {"epochs": 40, "patience": 999, "validate_every": 20, "bank": "stream"}
+MANY_STEPS = {"epochs": 400, "patience": 999, "validate_every": 200, "bank": "stream"}  # seconds, to be caught amid
 
 
 def rounds_of(*names: str) -> dict[str, dict]:
@@ -94,9 +94,10 @@ def stage(out: str) -> list[str]:
     return ["python", "-m", "stages.fit", *(w for k, v in (paths | {"lens": out}).items() for w in (f"--{k}", v))]
 
 
-def begin(lab: Lab, home: str, *command: str) -> "subprocess.Popen[str]":
-    """A command in a cache of its own that writes a checkpoint after every step."""
-    environment = lab.environment() | {"LENSMITH_HOME": str(lab.root / home), "LENSMITH_CHECKPOINT_SECONDS": "0"}
+def begin(lab: Lab, home: str, *command: str, seconds: int = 0) -> "subprocess.Popen[str]":
+    """A command in a cache of its own that writes a checkpoint every so many seconds, or after every step."""
+    variables = {"LENSMITH_HOME": str(lab.root / home), "LENSMITH_CHECKPOINT_SECONDS": str(seconds)}
+    environment = lab.environment() | variables
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=lab.root, env=environment, start_new_session=True, **pipes)
 
@@ -115,7 +116,7 @@ def test_dvc_is_killed_and_started_again_at_once(tmp_path):
     after_steps(lab, "orphan", 5, first)
     first.kill()
     first.communicate()  # as a shell would: to DVC a process that nobody waited for is alive
-    second = begin(lab, "orphan", "dvc", "repro", "fit@one")
+    second = begin(lab, "orphan", "dvc", "repro", "fit@one", seconds=240)
     output, _ = second.communicate(timeout=200)
     lab.run(*stage("whole"))
 
