@@ -6,8 +6,8 @@ Contenders take turns, seed by seed; a seed draws text and starting values. Time
 to lens, loading the model apart. The plan's recipe runs on our engine, which is faster than its own; its text is as
 much as `make demo` has, in 32 passes with other positions in each. Having no bank, it is charged a capture for each.
 
-    python -m benchmarks.quality_per_second                  three seeds, about ten minutes on an idle core
-    python -m benchmarks.quality_per_second --full           the budgets of docs/recipe.md, hours
+    python -m benchmarks.quality_per_second                  three seeds, two hours of one core; a table after each
+    python -m benchmarks.quality_per_second --full           more budgets, the plan's 16M tokens: most of a day
 
 The peer needs an environment of its own, once: `make peer`. Without it the run goes on without the peer.
 """
@@ -36,7 +36,7 @@ OURS, PLAN, SADDLE, PEER = "ours", "plan", "plan, U = V = 0", "tuned-lens"
 K = 1024
 # Tokens through the frozen model, of each contender's fits.
 BUDGETS = {
-    "default": {OURS: (8 * K, 16 * K, 64 * K), PLAN: (8192 * K,), SADDLE: (1024 * K,), PEER: (16 * K, 32 * K)},
+    "default": {OURS: (8 * K, 16 * K, 64 * K), PLAN: (2048 * K,), SADDLE: (512 * K,), PEER: (32 * K, 512 * K)},
     "full": {
         OURS: (8 * K, 16 * K, 32 * K, 64 * K, 128 * K, 256 * K, 512 * K),
         PLAN: (1024 * K, 4096 * K, 8192 * K, 16384 * K),
@@ -80,7 +80,7 @@ class Point:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     cli = common.parser(__doc__)
-    cli.add_argument("--full", action="store_true", help="every budget, for hours")
+    cli.add_argument("--full", action="store_true", help="every budget, for most of a day")
     cli.add_argument("--seeds", type=int, default=3)
     cli.add_argument(
         "--model", default="demo/atlas", help="folder of the model; its text is that of params.yaml's atlas"

@@ -30,6 +30,7 @@ RIDGES = (1e-3, 1e-2, 1e-1)
 FISHER_RIDGE = 1e-6  # of the mean of its diagonal: W_U may not use every dimension
 CONSTANT = 1e-12  # variance over mean square, below which nothing varies but the rounding of fp32
 FEW_SEQS = 8  # that ridges are compared on, and that temperatures are fit on
+TAU_POSITIONS = 256  # of these: one number a layer needs no more
 TAU_STEPS, TAU_REACH = 5, 0.7  # Newton steps for log tau, and how far one may go
 OVERSAMPLING, POWER_STEPS = 16, 4  # of the randomised decomposition
 # Bytes of fp64 moments on the device at a time; where all layers need more, the rows are read again for each group.
@@ -233,8 +234,9 @@ def _score(linear_kl: LinearKL, candidate: Solution, held_out: Rows, start: Lens
 
 
 def temperatures(linear_kl: LinearKL, lens: Lens, train: Rows) -> Tensor:
-    """log tau (L,) of each layer of a lens, by KL on a few training sequences; the last one stays 0."""
+    """log tau (L,) of each layer of a lens, by KL at some positions of a few sequences; the last one stays 0."""
     batch = next(objective.read(linear_kl.head, train, FEW_SEQS))
+    batch = batch.every(-(-len(batch.resid) // TAU_POSITIONS))
     teacher, blocks = objective.teacher_of(linear_kl.head, batch), list(range(lens.n_layers - 1))
     y = objective.head_inputs(linear_kl.head, lens, batch.resid, blocks)
     log_tau = torch.zeros_like(lens.log_tau)

@@ -28,6 +28,10 @@ class Batch(NamedTuple):
         resid = self.resid.to(device, non_blocking=True)
         return Batch(resid, None if self.teacher is None else self.teacher.to(device, non_blocking=True))
 
+    def every(self, nth: int) -> "Batch":
+        """The first of its positions and every nth after it."""
+        return Batch(self.resid[::nth], None if self.teacher is None else self.teacher[::nth])
+
 
 class Rows(Protocol):
     """Residuals by sequence."""
