@@ -75,7 +75,7 @@ def test_a_model_is_added_once(file):
 
 
 def test_a_broken_file_is_told_and_left(file):
-    file.write_text(file.read_text().replace("lr: 1e-2", "lr: fast"))
+    file.write_text(file.read_text().replace("lr: 2e-3", "lr: fast"))
     before = file.read_text()
     with pytest.raises(InputError, match=r"defaults\.fit\.lr is 'fast'"):
         params_edit.add(file, NEW)

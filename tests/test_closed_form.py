@@ -126,16 +126,21 @@ def test_groups_of_layers_change_nothing(monkeypatch):
 
 
 def test_coordinates_come_and_go():
-    """Into whitened coordinates and back is the same lens; in them the inputs have covariance one."""
+    """Into whitened coordinates and back is the same lens; in them inputs have covariance one, and KL curves alike."""
     _, lens, solution = solved()
     lens = lens.having({"scale": torch.cat([torch.full((L - 1, D), 1.3), torch.ones(1, D)])})
-    coordinates = Coordinates(solution.mean[:-1], solution.whitening)
+    coordinates = Coordinates(solution.mean[:-1], solution.whitening, solution.head_whitening)
     back = coordinates.leave(coordinates.enter(lens), lens)
 
     for name, tensor in lens.tensors().items():
         torch.testing.assert_close(back.tensors()[name], tensor, rtol=1e-4, atol=1e-4)
     x = rows(200, 1).resid[:, 0] - solution.mean[0]
     torch.testing.assert_close((x @ solution.whitening[0]).T.cov(), torch.eye(D), rtol=0.02, atol=0.02)
+    start = Lens.start(fit_params(rank=4), L, D)
+    fisher = Moments.of(head(), rows(200, 1), start, [0], with_fisher=True).fisher
+    fisher += closed_form.FISHER_STEP_RIDGE * fisher.diagonal().mean() * torch.eye(D)
+    R = solution.head_whitening.double()
+    torch.testing.assert_close(R @ fisher @ R, torch.eye(D, dtype=torch.float64), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("coordinates", ["plain", "whitened"])

@@ -123,7 +123,7 @@ class FitParams(Section):
     ladder: list[Literal["temperature", "bias", "full"]]  # smaller or larger kinds, fit beside the lens to compare it
     ladder_epochs: Epochs
     start: Literal["norm_lens", "closed_form"]
-    coordinates: Literal["plain", "whitened"]  # that U is trained in
+    coordinates: Literal["plain", "whitened"]  # that U and V are trained in
     scale: bool  # learn s, a factor per dimension
     temperature: bool  # learn tau, a temperature per layer
     prism: Literal["off", "lens", "precondition"]  # fit Prism too; `precondition`: and write U and V in its basis

@@ -35,5 +35,5 @@ def memory(settings: FitParams, n_layers: int, d_model: int) -> int:
     """Bytes that the fit of a lens holds on its device, fp32, at the largest rank that `auto` picks."""
     rank = d_model if settings.kind == "full" else 256 if settings.rank == "auto" else settings.rank
     lens = (n_layers - 1) * (2 * d_model * min(rank, d_model) + 2 * d_model)
-    whitening = (n_layers - 1) * d_model**2 if settings.coordinates == "whitened" else 0
+    whitening = n_layers * d_model**2 if settings.coordinates == "whitened" else 0
     return 4 * (COPIES * lens + whitening)

@@ -9,7 +9,7 @@ With x = N(resid_post[l]), f the head's input at the last block, and centred qua
     U = (S + r)^-1/2 u sqrt(s)           V = F^-1/2 v sqrt(s)           c = mean(f) - mean(x) - mean(x) U V^T
 
 For each layer, the ridge and the temperature that are best: r of a few by held-out KL, tau by KL on training rows. The
-same eigenvectors give (S + r)^-1/2, the coordinates in which the fit goes on (`coordinates`).
+same eigenvectors give (S + r)^-1/2 and (F + r)^-1/2, the coordinates in which the fit goes on (`coordinates`).
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,14 @@ from lensmith.lens import objective
 from lensmith.lens.divergence import LinearKL
 from lensmith.lens.translators import Lens
 from lensmith.source.head import Head
-from lensmith.source.rows import Rows
+from lensmith.source.rows import Batch, Rows
 
 RIDGES = (1e-3, 1e-2, 1e-1)
 FISHER_RIDGE = 1e-6  # of the mean of its diagonal: W_U may not use every dimension
+FISHER_STEP_RIDGE = 1e-2  # the same for training: a step along what W_U hardly reads may not be a hundred times as long
 CONSTANT = 1e-12  # variance over mean square, below which nothing varies but the rounding of fp32
-FEW_SEQS = 8  # that ridges are compared on, and that temperatures are fit on
-TAU_POSITIONS = 256  # of these: one number a layer needs no more
+# That ridges are compared on, and temperatures fit on: one number a layer needs no more. Of so many sequences.
+FEW_POSITIONS, FEW_SEQS = 512, 8
 TAU_STEPS, TAU_REACH = 5, 0.7  # Newton steps for log tau, and how far one may go
 OVERSAMPLING, POWER_STEPS = 16, 4  # of the randomised decomposition
 # Bytes of fp64 moments on the device at a time; where all layers need more, the rows are read again for each group.
@@ -48,6 +49,7 @@ class Solution:
     U: Tensor  # (L - 1, d_model, rank)
     V: Tensor  # (L - 1, d_model, rank)
     whitening: Tensor  # (L - 1, d_model, d_model): (S + r)^-1/2
+    head_whitening: Tensor  # (d_model, d_model): (F + r)^-1/2, all blocks'
     ridge: tuple[float, ...]  # the best of RIDGES, by block
 
     def lens(self, start: Lens) -> Lens:
@@ -70,14 +72,14 @@ def solve(linear_kl: LinearKL, train: Rows, held_out: Rows, start: Lens) -> Solu
     head, n_blocks = linear_kl.head, start.n_layers - 1
     size = max(1, MOMENT_BYTES // (2 * 8 * start.d_model**2))
     groups = [list(range(i, min(i + size, n_blocks))) for i in range(0, n_blocks, size)]
-    fisher_root: tuple[Tensor, Tensor] | None = None
+    fisher: Spectrum | None = None
     parts: list[Solution] = []
     for blocks in groups:
-        moments = Moments.of(head, train, start, blocks, with_fisher=fisher_root is None)
-        if fisher_root is None:
-            fisher_root = _roots(torch.linalg.eigh(moments.fisher), FISHER_RIDGE)
+        moments = Moments.of(head, train, start, blocks, with_fisher=fisher is None)
+        if fisher is None:
+            fisher = torch.linalg.eigh(moments.fisher)
         spectra = [torch.linalg.eigh(cov) for cov in moments.cov]
-        candidates = [_solve(moments, spectra, ridge, fisher_root, start.rank) for ridge in RIDGES]
+        candidates = [_solve(moments, spectra, ridge, fisher, start.rank) for ridge in RIDGES]
         parts.append(_best(linear_kl, candidates, held_out, start, blocks))
     final = parts[0].mean[-1:]
     return Solution(
@@ -85,6 +87,7 @@ def solve(linear_kl: LinearKL, train: Rows, held_out: Rows, start: Lens) -> Solu
         U=torch.cat([part.U for part in parts]),
         V=torch.cat([part.V for part in parts]),
         whitening=torch.cat([part.whitening for part in parts]),
+        head_whitening=parts[0].head_whitening,
         ridge=tuple(ridge for part in parts for ridge in part.ridge),
     )
 
@@ -172,10 +175,8 @@ def _roots(spectrum: Spectrum, ridge: float, nothing: float = 0.0) -> tuple[Tens
     return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
 
 
-def _solve(
-    moments: Moments, spectra: Sequence[Spectrum], ridge: float, fisher_root: tuple[Tensor, Tensor], rank: int
-) -> Solution:
-    root, unroot = fisher_root
+def _solve(moments: Moments, spectra: Sequence[Spectrum], ridge: float, fisher: Spectrum, rank: int) -> Solution:
+    root, unroot = _roots(fisher, FISHER_RIDGE)
     U, V, whitening = [], [], []
     for spectrum, cross, mean in zip(spectra, moments.cross, moments.mean[:-1], strict=True):
         _, white = _roots(spectrum, ridge, CONSTANT * float(mean.square().mean()))
@@ -184,7 +185,10 @@ def _solve(
         V.append((unroot @ right * size.sqrt()).float())
         whitening.append(white.float())
     ridges = (ridge,) * len(U)
-    return Solution(moments.mean.float(), torch.stack(U), torch.stack(V), torch.stack(whitening), ridges)
+    _, head_whitening = _roots(fisher, FISHER_STEP_RIDGE)
+    return Solution(
+        moments.mean.float(), torch.stack(U), torch.stack(V), torch.stack(whitening), head_whitening.float(), ridges
+    )
 
 
 def _top_singular(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,7 +212,8 @@ def _best(
     linear_kl: LinearKL, candidates: Sequence[Solution], held_out: Rows, start: Lens, blocks: list[int]
 ) -> Solution:
     """Block by block the candidate of the lowest held-out KL."""
-    scores = torch.stack([_score(linear_kl, candidate, held_out, start, blocks) for candidate in candidates])
+    few = _few(linear_kl.head, held_out)
+    scores = torch.stack([_score(linear_kl, candidate, few, start, blocks) for candidate in candidates])
     chosen = scores.argmin(0).tolist()
     picked = [(candidates[place], block) for block, place in enumerate(chosen)]
     return Solution(
@@ -216,27 +221,28 @@ def _best(
         U=torch.stack([candidate.U[block] for candidate, block in picked]),
         V=torch.stack([candidate.V[block] for candidate, block in picked]),
         whitening=torch.stack([candidate.whitening[block] for candidate, block in picked]),
+        head_whitening=candidates[0].head_whitening,
         ridge=tuple(candidate.ridge[block] for candidate, block in picked),
     )
 
 
-def _score(linear_kl: LinearKL, candidate: Solution, held_out: Rows, start: Lens, blocks: list[int]) -> Tensor:
-    """Mean KL by block in nats over the first held-out sequences, (blocks,), at temperature one."""
-    head, mean = linear_kl.head, candidate.mean[:-1, None]
-    total, n = head.W_U.new_zeros(len(blocks)), 0
-    for batch in objective.read(head, held_out, FEW_SEQS):
-        x = objective.normed(head, batch.resid, blocks, start.norm) - mean
-        y = candidate.mean[-1] + x + x @ candidate.U @ candidate.V.mT
-        kl = linear_kl.value(objective.teacher_of(head, batch), y, y.new_zeros(len(blocks)))
-        total += kl.sum(1)
-        n += kl.shape[1]
-    return total / n
+def _score(linear_kl: LinearKL, candidate: Solution, few: Batch, start: Lens, blocks: list[int]) -> Tensor:
+    """Mean KL by block in nats, (blocks,), at temperature one."""
+    head = linear_kl.head
+    x = objective.normed(head, few.resid, blocks, start.norm) - candidate.mean[:-1, None]
+    y = candidate.mean[-1] + x + x @ candidate.U @ candidate.V.mT
+    return linear_kl.value(objective.teacher_of(head, few), y, y.new_zeros(len(blocks))).mean(1)
+
+
+def _few(head: Head, rows: Rows) -> Batch:
+    """Positions far apart, of the first sequences."""
+    batch = next(objective.read(head, rows, FEW_SEQS))
+    return batch.every(-(-len(batch.resid) // FEW_POSITIONS))
 
 
 def temperatures(linear_kl: LinearKL, lens: Lens, train: Rows) -> Tensor:
     """log tau (L,) of each layer of a lens, by KL at some positions of a few sequences; the last one stays 0."""
-    batch = next(objective.read(linear_kl.head, train, FEW_SEQS))
-    batch = batch.every(-(-len(batch.resid) // TAU_POSITIONS))
+    batch = _few(linear_kl.head, train)
     teacher, blocks = objective.teacher_of(linear_kl.head, batch), list(range(lens.n_layers - 1))
     y = objective.head_inputs(linear_kl.head, lens, batch.resid, blocks)
     log_tau = torch.zeros_like(lens.log_tau)

@@ -4,7 +4,9 @@
     c = b - s * m - (m U) V^T                    what the lens keeps
 
 plain       P, R = 1, m = 0: the plan's, whose penalties and decay mean what it says
-whitened    P = Cov(x)^-1/2, m = mean(x): a step in one direction of x then costs what it costs in another
+whitened    P = Cov(x)^-1/2, R = F^-1/2 of the head's Fisher information F, m = mean(x): a step in one direction of
+            x, or of what the head reads, then costs what it costs in another. The factors of the closed form are its
+            singular vectors here, so that lengths are in nats whatever the model
 prism       P, R as Prism has them (the plan's preconditioner)
 """
 

@@ -247,7 +247,7 @@ class _Run:
             mean = prism.mean.expand(self.n_blocks, -1)
             return ridge, start, Coordinates(mean, *prism.basis())
         if solution is not None and self.names and self.settings.coordinates == "whitened":
-            return ridge, start, Coordinates(solution.mean[:-1], solution.whitening)
+            return ridge, start, Coordinates(solution.mean[:-1], solution.whitening, solution.head_whitening)
         return ridge, start, Coordinates.plain(start)
 
     def _step(self, batch: Batch, state: State) -> None:
