@@ -19,6 +19,8 @@ main() {
   cd "$clone"
   git fetch --quiet origin
   git checkout --quiet --force --detach "$commit"
+  dvc --wait-for-lock repro --pull "prefetch@$model"
+  lensmith fetch "$model" # which prefetch does where it runs, and here a remote may have its corpus
   dvc --wait-for-lock repro --pull "sweep@$model" "suite-eval@$model"
   dvc push --run-cache "prefetch@$model" "fit@$model" "sweep@$model" "suite-eval@$model"
 }

@@ -1,10 +1,14 @@
-"""A lab whose stages take no time: the names, wires and remote of the real one, without torch."""
+"""A lab whose stages take no time: the names, wires and remote of the real one, its params.yaml, and no torch."""
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from settings import REPOSITORY
 
 HEAVY = {
     "prefetch": ("resolved/models/{}.json", "artifacts/{}/corpus"),
@@ -27,6 +31,8 @@ text = "".join(p.read_text() for f in read for p in ([Path(f)] if Path(f).is_fil
 target = Path(out) if "." in out else Path(out) / "rows.txt"
 target.parent.mkdir(parents=True, exist_ok=True)
 target.write_text(f"{name} of {text}")
+if name.startswith("prefetch"):
+    (target.parent / "manifest.json").write_text(Path("manifest.json").read_text())
 """
 RESOLVE = """
 import json
@@ -52,6 +58,9 @@ class FleetLab:
         (lab.root / "stage.py").write_text(STAGE)
         (lab.root / "resolve.py").write_text(RESOLVE)
         (lab.root / "dvc.yaml").write_text(_pipeline())
+        (lab.root / "weights").mkdir()
+        (lab.root / "weights" / "config.json").write_text("{}")
+        (lab.root / "manifest.json").write_text(json.dumps(_manifest()))
         lab.seed(**models)
         lab.run("git", "init", "--quiet")
         (lab.root / ".dvc").mkdir()  # all that `dvc init` makes and a test needs
@@ -66,8 +75,12 @@ class FleetLab:
         (self.root / ".dvc" / "config").write_text(f"{core}{remote}    url = {url}\n    verify = true\n")
 
     def seed(self, **models: int) -> None:
-        entries = "".join(f"  {model}:\n    seed: {seed}\n" for model, seed in models.items())
-        (self.root / "params.yaml").write_text(f"models:\n{entries}")
+        entries = "".join(
+            f"  {model}:\n    source:\n      path: weights\n    fit:\n      seed: {seed}\n"
+            for model, seed in models.items()
+        )
+        defaults, _, _ = (REPOSITORY / "params.yaml").read_text().partition("\nmodels:\n")
+        (self.root / "params.yaml").write_text(f"{defaults}\nmodels:\n{entries}")
 
     def commit(self) -> str:
         self.run("git", "add", "--all")
@@ -80,6 +93,26 @@ class FleetLab:
         done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
+
+
+def _manifest() -> dict[str, object]:
+    """Of a corpus that belongs to the lab's model."""
+    none = dict.fromkeys(("repo", "name", "split", "revision", "commit"))
+    files = {"config.json": hashlib.sha256(b"{}").hexdigest()}
+    tokenizer = {"bos_policy": "never", "adds_bos": False, "class": "T", "vocab_size": 1, "probe_sha256": ""}
+    part = {"documents": 1, "tokens": 1, "sequences": 1, "files": []}
+    about = {
+        "schema": 1,
+        "kind": "files",
+        "seq_len": 1,
+        "seed": 0,
+        "skipped": {},
+        "cut_documents": 0,
+        "content_hash": "",
+    }
+    model = {"repo": None, "path": "weights", "commit": None, "files": files}
+    hashes = {"tokens_sha256": "", "heldout_sha256": ""}
+    return none | about | hashes | {"model": model, "tokenizer": tokenizer, "train": part, "heldout": part}
 
 
 def _pipeline() -> str:

@@ -277,6 +277,7 @@ def test_what_a_node_made_is_restored_and_not_run_again(lab, tmp_path):
     here = told(tmp_path)
 
     assert outcome.code == 0, lines
+    assert "a: weights" in lines, "the model's files are seen to, wherever prefetch ran"
     assert sorted(name for name, _ in on_node) == [f"{stage}@a" for stage in sorted(plan.HEAVY)]
     assert {Path(folder) for _, folder in on_node} == {work.home("a", tree) / "clone"}
     assert ran == [] and [name for name, _ in here] == ["gates@a", "publish@a"]

@@ -2,7 +2,7 @@
 
 A model's work is a list of phases, each a set of jobs that may run at once on different machines:
 
-    chain                                   prefetch, fit, sweep, suite-eval; then a push
+    chain                                   prefetch, the model's files, fit, sweep, suite-eval; then a push
     prefetch | capture 1/N … N/N | chain    with capture workers: the fit then finds its residual bank whole
 """
 
@@ -161,16 +161,22 @@ def captures(stages: Sequence[str], settings: ModelParams) -> bool:
 
 def phases(model: str, needed: Needs, capture_workers: int = 0) -> Phases:
     """A model's work. With capture workers, that many jobs first capture its residual bank into a shared home."""
-    chain = Job(model, "chain", needed, (_repro(*of(model, *ENDS)), _push(*of(model, *HEAVY))))
+    corpus = _repro(*of(model, "prefetch"))
+    chain = Job(model, "chain", needed, (corpus, _fetch(model), _repro(*of(model, *ENDS)), _push(*of(model, *HEAVY))))
     if not capture_workers:
         return [[chain]]
     nothing = Needs(needed.cpus, 0, None)
-    prefetch = Job(model, "prefetch", nothing, (_repro(*of(model, "prefetch")), _push(*of(model, "prefetch"))))
+    prefetch = Job(model, "prefetch", nothing, (corpus, _push(*of(model, "prefetch"))))
     return [[prefetch], [_capture(model, needed, i, capture_workers) for i in range(capture_workers)], [chain]]
 
 
 def _repro(*targets: str) -> tuple[str, ...]:
     return ("dvc", "--wait-for-lock", "repro", "--pull", *targets)
+
+
+def _fetch(model: str) -> tuple[str, ...]:
+    """What prefetch downloads, where it did not run because a remote has its corpus."""
+    return ("lensmith", "fetch", model)
 
 
 def _push(*targets: str) -> tuple[str, ...]:
@@ -190,7 +196,7 @@ def _capture(model: str, needed: Needs, part: int, parts: int) -> Job:
         "--part",
         f"{part + 1}/{parts}",
     )
-    return Job(model, f"capture {part + 1}/{parts}", needed, (command,), shared=True)
+    return Job(model, f"capture {part + 1}/{parts}", needed, (_fetch(model), command), shared=True)
 
 
 def retry_helps(code: int) -> bool:
