@@ -1,0 +1,172 @@
+"""What DVC itself costs a lab of many models, whatever their stages do.
+
+Each lab has this repository's dvc.yaml and its real stage `resolve`; the other stages are stand-ins that write a few
+bytes, so that the time is DVC's, and 30 ms of Python a stage. A lab is grown from one model: its lines of dvc.lock and
+its files are repeated under other names, and a `dvc repro` that runs nothing but `resolve` and `report` confirms them.
+
+    no-op        `dvc repro` of an unchanged lab
+    one change   after an edit of one model's rank: 8 stages run
+    in a clone   the same with that model's heavy stages alone, as a node of `lensmith fleet` runs them: 4 stages
+    one more     after an entry more: 9 stages run
+    check        `lensmith check`
+"""
+
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from benchmarks import common
+
+LIMITS = {"no-op": 6.0, "check": 2.0}  # seconds, of 100 models
+FIRST = "m000"
+ENTRY = "  {}:\n    source:\n      path: demo/atlas\n    corpus:\n      kind: atlas\n    fit:\n      rank: {}\n"
+STAND_IN = """
+import sys
+from pathlib import Path
+text = Path(sys.argv[2]).read_text() if sys.argv[1] == "--settings" else ""
+for path in map(Path, sys.argv[2::2]):
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        names = () if path.suffix else ("SHA256SUMS", "fit_log.csv", "provenance.json")
+        path.write_text(text) if path.suffix else path.mkdir()
+        for name in names:
+            (path / name).write_text(name + text)
+"""
+
+
+class Lab:
+    """A lab of stand-ins."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for folder in ("src", "demo", "suites", "stages"):
+            shutil.copytree(common.REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        for stage in (root / "stages").glob("*.py"):
+            if stage.stem not in {"__init__", "resolve"}:
+                stage.write_text(STAND_IN)
+        (root / ".dvc").mkdir()
+        for file in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config"):
+            shutil.copy(common.REPOSITORY / file, root / file)
+        shutil.copytree(common.REPOSITORY / ".dvc" / "plots", root / ".dvc" / "plots")
+        self.run("git", "init", "--quiet")
+        self.models = {FIRST: 8}
+        self.write_params()
+        self.run("dvc", "repro")
+
+    def write_params(self) -> None:
+        defaults, _, _ = (common.REPOSITORY / "params.yaml").read_text().partition("\nmodels:\n")
+        entries = "".join(ENTRY.format(key, rank) for key, rank in self.models.items())
+        (self.root / "params.yaml").write_text(f"{defaults}\nmodels:\n{entries}")
+
+    def grow(self, n_models: int) -> None:
+        """To so many models, all of them up to date."""
+        yaml, lock = YAML(typ="safe"), self.root / "dvc.lock"
+        stages = yaml.load(lock)["stages"]
+        new = [f"m{i:03}" for i in range(len(self.models), n_models)]
+        for key in new:
+            for name in [name for name in stages if name.endswith(f"@{FIRST}")]:
+                stages[name.replace(FIRST, key)] = _renamed(stages[name], key)
+            for path in list(self.root.glob(f"**/{FIRST}*")):
+                copy = path.with_name(path.name.replace(FIRST, key))
+                shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy)
+        yaml.dump({"schema": "2.0", "stages": stages}, lock)
+        self.models |= dict.fromkeys(new, 8)
+        self.write_params()
+        self.repro({"resolve", "report"})
+
+    def repro(self, expected: set[str], *targets: str) -> float:
+        """Seconds of a `dvc repro`, which runs these stages and no others."""
+        began = time.perf_counter()
+        said = self.run("dvc", "repro", *targets)
+        spent = time.perf_counter() - began
+        ran = set(re.findall(r"Running stage '([^']+)'", said))
+        if ran != expected:
+            raise RuntimeError(f"dvc repro ran {sorted(ran)}, expected {sorted(expected)}")
+        return spent
+
+    def run(self, *command: str) -> str:
+        environment = os.environ | {"PYTHONPATH": str(self.root / "src")}
+        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{command}: exit {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        return done.stdout
+
+
+def _renamed(value: object, key: str) -> object:
+    """A stage's entry of dvc.lock under another model's name."""
+    if isinstance(value, dict):
+        return {_renamed(name, key): _renamed(inner, key) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_renamed(inner, key) for inner in value]
+    return value.replace(FIRST, key) if isinstance(value, str) else value
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    cli = common.parser(__doc__)
+    cli.add_argument("--models", nargs="+", type=int, default=[10, 50, 100, 200])
+    cli.add_argument("--repeats", type=int, default=3)
+    args = common.parsed(cli, arguments)
+    if args.quick:
+        args.models, args.repeats = [2], 1
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        lab = Lab(Path(folder) / "lab")
+        for n_models in args.models:
+            lab.grow(n_models)
+            rows.append([n_models, *measured(lab, args.repeats)])
+            print(rows[-1], file=sys.stderr)
+    limits = ", ".join(f"{name} <= {limit:g} s" for name, limit in LIMITS.items())
+    text = [
+        f"Seconds, medians of {args.repeats} for no-op and check. Limits at 100 models: {limits}.",
+        common.table(COLUMNS, rows),
+    ]
+    common.publish(args.out, "overhead", "What DVC costs a lab of many models", text, COLUMNS, rows)
+
+
+COLUMNS = ("models", "no-op", "one change", "in a clone", "one more", "check")
+
+
+def measured(lab: Lab, repeats: int) -> list[float]:
+    """A row of the table after its first column."""
+    no_op = _median(repeats, lambda: lab.repro(set()))
+    check = _median(repeats, lambda: _seconds(lambda: lab.run("lensmith", "check")))
+    last = list(lab.models)[-1]
+    heavy = [f"{name}@{last}" for name in ("fit", "sweep", "suite-eval")]
+    light = [f"{name}@{last}" for name in ("gates", "plots", "publish")]
+    ends = [f"sweep@{last}", f"suite-eval@{last}"]
+    lab.models[last] += 1
+    lab.write_params()
+    in_clone = lab.repro({"resolve", *heavy}, *ends)
+    lab.repro({*light, "report"})
+    lab.models[last] += 1
+    lab.write_params()
+    change = lab.repro({"resolve", *heavy, *light, "report"})
+    more = f"m{len(lab.models):03}"
+    lab.models[more] = 8
+    lab.write_params()
+    names = ("prefetch", "fit", "sweep", "suite-eval", "gates", "plots", "publish")
+    one_more = lab.repro({"resolve", "report", *(f"{name}@{more}" for name in names)})
+    return [no_op, change, in_clone, one_more, check]
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _median(repeats: int, work: Callable[[], float]) -> float:
+    return statistics.median(work() for _ in range(repeats))
+
+
+if __name__ == "__main__":
+    main()
