@@ -80,8 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [Cost.of(shape, fit, 2_097_152, 512, 2).row(shape) for shape in shapes]
     text = [
         (
-            "The default budget: 2,097,152 tokens in sequences of 512, 64 positions each, 4 epochs. Minutes are arithmetic "
-            f"alone, on one GPU at {RATE / 1e12:.0f} TFLOP/s. Checkpoints: three files at most."
+            "The default budget: 2,097,152 tokens in sequences of 512, 64 positions each, 4 epochs. Minutes are "
+            f"arithmetic alone, on one GPU at {RATE / 1e12:.0f} TFLOP/s. Checkpoints: three files at most."
         ),
         common.table(COLUMNS, rows),
         "Checked on this machine:",

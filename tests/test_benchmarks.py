@@ -18,11 +18,13 @@ from benchmarks import (
     checkpoint,
     common,
     contenders,
+    cost,
     engine,
     gpu_shapes,
     growth,
     held_out,
     linear_kl,
+    overhead,
     quality_per_second,
     recipe,
     shapes,
@@ -253,6 +255,27 @@ def test_a_checkpoint_is_measured_whole(tmp_path):
     trained, best = 2 * (8 * 2 * 2 + 8), 3 * (8 * 2 * 2 + 8 + 8 + 1)
     assert row["bytes"] > 4 * (3 * trained + best)
     assert 0 < row["held_up_s"] <= row["written_s"] and row["lost_s"] > 240
+
+
+def test_bytes_of_bank_and_lens_are_those_of_the_formula(tmp_path, monkeypatch):
+    """Of files that the stage's own code writes, up to their headers."""
+    monkeypatch.setenv("LENSMITH_HOME", str(tmp_path))  # so that what the benchmark sets is undone
+    found = run(cost, tmp_path)
+    page = (tmp_path / "cost.md").read_text()
+
+    measured = {
+        line.split("|")[1].strip(): float(line.split("|")[4]) for line in page.splitlines() if ", bytes" in line
+    }
+    assert measured == {name: pytest.approx(1.05, abs=0.06) for name in ("bank, bytes", "lens, bytes")}
+    assert {row["model"]: round(row["weights GiB"]) for row in found}["llama-3-405b"] == 756
+
+
+@pytest.mark.long
+def test_a_lab_grown_from_one_model_is_up_to_date_to_dvc(tmp_path):
+    """Else `overhead` raises, as wherever other stages run than those that a change makes stale."""
+    (row,) = run(overhead, tmp_path)
+
+    assert row["models"] == 2 and row["no-op"] < row["in a clone"] < row["one change"]
 
 
 def test_peak_memory_is_what_a_call_held_and_gave_back():
