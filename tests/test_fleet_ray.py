@@ -104,13 +104,16 @@ def _ancestors(pid: int) -> Iterator[int]:
 WHOLE = """
 import sys
 from pathlib import Path
-from lensmith.edge import params
+from lensmith.edge import params, sealed
 from lensmith.lens import fit
 from lensmith.source import packing
 for key in sys.argv[1:]:
     settings = params.read_resolved(Path(f"resolved/models/{key}.json"))
-    packing.build(settings, Path(f"whole/{key}/corpus"))
-    fit.run(settings, Path("resolved/code/fit.json"), Path(f"whole/{key}/corpus"), Path(f"whole/{key}/lens"))
+    corpus, lens = Path(f"whole/{key}/corpus"), Path(f"whole/{key}/lens")
+    packing.build(settings, corpus)
+    fit.run(settings, Path("resolved/code/fit.json"), corpus, lens)
+    sealed.seal(corpus)
+    sealed.seal(lens)
 """
 
 
