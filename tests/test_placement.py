@@ -1,12 +1,20 @@
 """Models larger than one device: the same bytes wherever the blocks are, and a refusal with numbers before anything."""
 
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
 import pytest
 import torch
+from lab import Lab
 from settings import atlas, fit_params
 from tiny import save_tiny, tiny_model
 
 from lensmith.edge.hub import pin_model
-from lensmith.errors import ResourceError
+from lensmith.errors import InputError, ResourceError
 from lensmith.lens import budget
 from lensmith.source import placement
 from lensmith.source.backbone import Backbone
@@ -113,3 +121,66 @@ def test_the_memory_of_a_fit_is_that_of_its_tensors():
     lens = 31 * (2 * 4096 * 128 + 2 * 4096)
     assert budget.memory(fit_params(coordinates="plain", rank=128), 32, 4096) == 4 * 6 * lens
     assert budget.memory(fit_params(rank=128), 32, 4096) == 4 * (6 * lens + 32 * 4096**2)
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(name, marks=pytest.mark.long) for name in ("gemma2", "qwen3", "mixtral"))]
+)
+def test_two_processes_give_the_same_residuals_up_to_rounding(tmp_path, family):
+    """On gloo: every layer, the model's own logits, and the very same head."""
+    save_tiny(tmp_path, family, n_layers=3)
+    program = [sys.executable, str(Path(__file__).with_name("ranks_program.py")), str(tmp_path)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+
+    assert 0 < found["resid"] <= 1e-5 and found["logits"] <= 1e-5 and found["head"]
+
+
+@pytest.mark.parametrize(
+    ("family", "n", "said"),
+    [
+        ("llama", "3", "3 processes cannot share 4 attention heads and 2 of keys"),
+        ("gpt2", "2", "no tensor-parallel plan"),
+    ],
+)
+def test_what_processes_cannot_share_is_said_before_any_starts(tmp_path, monkeypatch, family, n, said):
+    save_tiny(tmp_path, family)
+    monkeypatch.setenv("LENSMITH_RANKS", n)
+
+    with pytest.raises(InputError, match=said):
+        load(tmp_path, placement="tp")
+    monkeypatch.delenv("LENSMITH_RANKS")
+    with pytest.raises(InputError, match="on a CPU LENSMITH_RANKS has to say how many"):
+        load(tmp_path, placement="tp")
+
+
+@pytest.mark.long
+def test_a_stage_over_two_processes_ends_with_them(tmp_path):
+    """Through `dvc repro`: a fit as it is, and one whose other process is killed at once; nobody is left behind."""
+    lab = Lab.make(tmp_path, {"one": {"source": {"placement": "tp"}}})
+    lab.run("dvc", "repro", "prefetch@one")
+    environment = lab.environment() | {"LENSMITH_RANKS": "2"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    fit = ["dvc", "repro", "fit@one"]
+    whole = subprocess.run(fit, cwd=lab.root, env=environment, check=False, **pipes)
+    machine = json.loads((lab.root / "artifacts/one/lens/provenance.json").read_text())["machine"]
+
+    assert whole.returncode == 0, whole.stdout
+    assert machine["ranks"] == 2 and _others(lab) == []
+    lab.edit("models.one.fit.seed", 5)
+    with subprocess.Popen(fit, cwd=lab.root, env=environment, **pipes) as process:
+        while not (others := _others(lab)):
+            assert process.poll() is None
+            time.sleep(0.1)
+        others[0].kill()
+        output, _ = process.communicate(timeout=200)
+    assert "a process that shares the model ended" in output and _others(lab) == []
+    assert f"exited with {ResourceError.exit_code}" in output
+
+
+def _others(lab: Lab) -> list[psutil.Process]:
+    """Running processes that share a model of the lab."""
+    home = str(lab.root)
+    found = [p for p in psutil.process_iter(["cmdline"]) if "lensmith.source.ranks" in (p.info["cmdline"] or [])]
+    return [p for p in found if p.status() != psutil.STATUS_ZOMBIE and p.cwd() == home]

@@ -49,7 +49,8 @@ class SourceParams(Section):
     revision: Revision  # branch, tag or commit; prefetch pins it to a commit
     dtype: Dtype  # of the captured forward pass
     device: Literal["auto", "cpu", "cuda"]
-    placement: Literal["single", "auto"]  # all on one device, or blocks over all GPUs, then memory, then disk
+    # All on one device; blocks over all GPUs, then memory, then disk; or each block split over processes.
+    placement: Literal["single", "auto", "tp"]
     trust_remote_code: bool  # run the Python files of the repository; only of a commit that was read and is named
 
     @model_validator(mode="after")

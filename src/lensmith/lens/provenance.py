@@ -14,6 +14,7 @@ from lensmith.edge import git
 from lensmith.edge.params import ModelParams
 from lensmith.lens.depth import PERCENTILES
 from lensmith.lens.training import Fit
+from lensmith.source import ranks
 from lensmith.source.backbone import Backbone
 from lensmith.source.corpus import Manifest
 
@@ -97,6 +98,7 @@ def machine(backbone: Backbone) -> dict[str, Any]:
     return {
         "device": torch.backends.cpu.get_cpu_capability() if is_cpu else torch.cuda.get_device_name(backbone.device),
         "threads": torch.get_num_threads(),
+        "ranks": ranks.size(),
         "dtype": str(backbone.dtype).removeprefix("torch."),
     }
 

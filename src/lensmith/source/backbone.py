@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lensmith.edge.params import SourceParams
 from lensmith.errors import InputError, NumericError
-from lensmith.source import loading, placement
+from lensmith.source import loading, placement, ranks
 from lensmith.source.discovery import REFUSED, Anatomy, dissect, embedding_rows, max_length
 from lensmith.source.head import Head, NormKind, Transform
 from lensmith.source.placement import Beside, nothing
@@ -60,10 +60,14 @@ class Backbone:
         device = loading.pick_device(source.device)
         dtype = loading.pick_dtype(source.dtype, config, device, trusted=trusted)
         frame = placement.skeleton(config, dtype, trusted=trusted)
-        device_map = placement.device_map(frame, source.placement, device, where, beside)
-        model = loading.load_model(folder, where, dtype, device_map, trusted=trusted)
+        n_ranks = ranks.asked(device) if source.placement == "tp" else 1
+        device_map = placement.device_map(frame, source.placement, device, where, beside, n_ranks=n_ranks)
+        if n_ranks > 1:
+            model = ranks.load(ranks.Spec.of(folder, where, dtype, device, n_ranks, trusted=trusted))
+        else:
+            model = loading.load_model(folder, where, dtype, device_map, trusted=trusted)
         tokenizer = loading.load_tokenizer(folder, where, config, embedding_rows(model), trusted=trusted)
-        if verify:
+        if verify and n_ranks == 1:
             loading.check_finite(model, where)
         return cls.of(model, tokenizer)
 

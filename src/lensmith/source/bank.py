@@ -28,7 +28,7 @@ from lensmith.edge import artifacts, cache
 from lensmith.edge.params import FitParams
 from lensmith.errors import IntegrityError
 from lensmith.progress import Progress
-from lensmith.source import tensor_file
+from lensmith.source import ranks, tensor_file
 from lensmith.source.backbone import Backbone
 from lensmith.source.rows import Batch, Rows, StreamedRows, sample_positions
 from lensmith.source.teacher import Teacher
@@ -141,6 +141,7 @@ def _key(source: StreamedRows, model_files: dict[str, str]) -> dict[str, object]
         "device": "cpu" if is_cpu else torch.cuda.get_device_name(backbone.device),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "ranks": ranks.size(),
         "torch": torch.__version__,
         "capture_seqs": source.capture_seqs,
     }

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging
 
 from lensmith.edge import cache
@@ -82,10 +84,12 @@ def load_model(
     device_map: Mapping[str, Device],
     *,
     trusted: bool = False,
+    n_ranks: int = 1,
 ) -> PreTrainedModel:
     """The model in eval mode, every tensor read from the folder to the device that `device_map` has for it.
 
-    `where` is its name in messages; `trusted`: whether the folder's own Python files may run.
+    `where` is its name in messages; `trusted`: whether the folder's own Python files may run; `n_ranks`: how many
+    processes load it together, each its part (`source.ranks`).
 
     Raises:
         InputError: there are no safetensors, or the architecture is not known without remote code.
@@ -93,6 +97,7 @@ def load_model(
     """
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # in a log file every redraw of a bar is a line
+    shared = None if n_ranks == 1 else _shared(folder, where, dtype, n_ranks, trusted=trusted)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -101,7 +106,8 @@ def load_model(
             local_files_only=True,
             dtype=dtype,
             output_loading_info=True,
-            device_map=None if set(device_map.values()) == {"cpu"} else dict(device_map),
+            device_map=None if set(device_map.values()) <= {"cpu"} else dict(device_map),
+            distributed_config=shared,
             offload_folder=_offload() if "disk" in device_map.values() else None,
             # Not to accept them: to learn the tensor's name, which the refusal then says.
             ignore_mismatched_sizes=True,
@@ -116,6 +122,12 @@ def load_model(
     _check_keys(where, info)
     frozen: PreTrainedModel = model.eval().requires_grad_(False)
     return frozen
+
+
+def _shared(folder: Path, where: str, dtype: torch.dtype, n: int, *, trusted: bool) -> DistributedConfig:
+    """Each block split over `n` processes."""
+    frame = placement.skeleton(read_config(folder, where, trusted=trusted), dtype, trusted=trusted)
+    return DistributedConfig(tp_size=n, tp_plan=placement.whole_outside_blocks(frame, n))
 
 
 def _offload() -> Path:
@@ -159,6 +171,8 @@ def check_finite(model: PreTrainedModel, where: str) -> None:
 
 
 def _check_finite(name: str, parameter: Tensor, where: str) -> None:
+    if isinstance(parameter, DTensor):
+        parameter = parameter.to_local()  # each process checks what it holds
     if not bool(torch.isfinite(parameter).all()):
         bad = int((~torch.isfinite(parameter)).sum())
         raise NumericError(

@@ -3,6 +3,7 @@
 single   all of it on `source.device`
 auto     blocks fill the GPUs in their order, then the CPU's memory, then the disk (accelerate); what is no block, the
          head among it, stays on the first device, where the lens is fit. Blocks off a GPU are brought to one to run
+tp       each block is split over processes (`ranks`), one a GPU; what is no block is whole on each
 
 Memory is estimated from the configuration, before a weight is read: weights in the dtype that was picked, a copy of W_U
 in fp32, and what the caller needs beside it.
@@ -11,7 +12,7 @@ in fp32, and what the caller needs beside it.
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import psutil
@@ -19,12 +20,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from lensmith.errors import ResourceError
+from lensmith.errors import InputError, ResourceError
 
 GIB = 2**30
 WORKING = 2 * GIB  # activations of a pass and chunks of logits, on each device that runs blocks
 
-Placement = Literal["single", "auto"]
+Placement = Literal["single", "auto", "tp"]
 Beside = Callable[[int, int], int]  # bytes for a lens of so many blocks of so many dimensions
 Device = int | str  # a GPU's index, "cpu" or "disk", as accelerate names them
 
@@ -69,16 +70,31 @@ def needs(model: PreTrainedModel, beside: Beside) -> Needs:
 
 
 def device_map(
-    model: PreTrainedModel, asked: Placement, device: torch.device, where: str, beside: Beside
+    model: PreTrainedModel,
+    asked: Placement,
+    device: torch.device,
+    where: str,
+    beside: Beside,
+    *,
+    n_ranks: int = 1,
 ) -> dict[str, Device]:
     """Where each part of a skeleton goes, as `from_pretrained` takes it; `beside` is what the caller needs there.
 
+    Blocks are shared by `n_ranks` processes, whose memory is one on a CPU.
+
     Raises:
         ResourceError: it does not fit; with numbers, and the setting that would do.
+        InputError: it cannot be shared so.
     """
     need = needs(model, beside)
     if asked == "auto" and (lists := block_lists(model)):
         return _spread(model, lists[0][1], need, device, where)
+    if asked == "tp":
+        whole_outside_blocks(model, n_ranks)
+        split = sum(map(_size, block_lists(model)[0][1]))
+        rest = need.weights - split
+        is_cpu = device.type == "cpu"
+        need = replace(need, weights=split + n_ranks * rest if is_cpu else split // n_ranks + rest)
     _check_single(need, device, where)
     return {"": _key(device)}
 
@@ -89,6 +105,29 @@ def block_lists(model: PreTrainedModel) -> list[tuple[str, tuple[nn.Module, ...]
     lists = [(path, tuple(m)) for path, m in model.named_modules() if isinstance(m, nn.ModuleList)]
     deep = [(path, modules) for path, modules in lists if len(modules) == len(set(modules)) == layers]
     return sorted(deep, key=lambda item: item[0].count("."))
+
+
+def whole_outside_blocks(model: PreTrainedModel, n_ranks: int) -> dict[str, str]:
+    """What to change in a skeleton's own plan of tensor parallelism, so that what is no block is not split.
+
+    Raises:
+        InputError: its architecture has no plan, or so many processes cannot share its heads.
+    """
+    text = model.config.get_text_config()
+    heads = text.num_attention_heads, getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    if any(number % n_ranks for number in heads):
+        raise InputError(
+            f"{type(model).__name__}: {n_ranks} processes cannot share {heads[0]} attention heads and {heads[1]} of "
+            "keys. `source.placement: auto` spreads it over GPUs block by block. The model was not loaded."
+        )
+    blocks = tuple(f"{path}." for path, _ in block_lists(model))
+    plan: dict[str, str] = model.tp_plan or {}
+    if not any(name.startswith(blocks) for name in plan):
+        raise InputError(
+            f"{type(model).__name__}: transformers has no tensor-parallel plan for it. `source.placement: auto` "
+            "spreads it over GPUs block by block. The model was not loaded."
+        )
+    return {name: "replicate" for name in plan if not name.startswith(blocks)}
 
 
 def _check_single(need: Needs, device: torch.device, where: str) -> None:

@@ -1,0 +1,43 @@
+"""Loads a model over several processes and in one; a program of its own, since a process has one such model.
+
+python tests/ranks_program.py <folder>    prints {"resid": largest difference over the largest value, "logits": …}
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from settings import atlas
+
+from lensmith.edge.hub import pin_model
+from lensmith.source import ranks
+from lensmith.source.backbone import Backbone
+
+
+def load(folder: Path, placement: str) -> Backbone:
+    settings = atlas(source={"path": str(folder), "placement": placement}).source
+    return Backbone.load(settings, pin_model(settings))
+
+
+def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    os.environ[ranks.RANKS] = "2"
+    tokens, positions = torch.arange(40).view(2, 20) % 97, torch.arange(20).expand(2, 20)
+    one, many = (load(Path(sys.argv[1]), placement) for placement in ("single", "tp"))
+    assert ranks.size() == 2
+    found = {
+        "resid": off(many.capture(tokens, positions), one.capture(tokens, positions)),
+        "logits": off(many.logits(tokens), one.logits(tokens)),
+        "head": many.head.fingerprint() == one.head.fingerprint(),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
