@@ -21,8 +21,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from lensmith.edge import environment
 from lensmith.edge.artifacts import TEMPORARY
-from lensmith.errors import InputError, ResourceError
+from lensmith.errors import ResourceError
 
 GIB = 2**30
 LIMIT = "LENSMITH_BANK_GIB"
@@ -117,14 +118,14 @@ def reserve(folder: Path, need: int) -> None:
         ResourceError: they would not fit even with all other banks gone, or not on the disk.
         InputError: LENSMITH_BANK_GIB is no number.
     """
-    limit = _limit()
+    limit = environment.number(LIMIT, "GiB", None, "Nothing was captured.")
     if limit is not None:
-        if need > limit:
+        if need > limit * GIB:
             raise ResourceError(
-                f"{folder}: the residual bank needs {need / GIB:.1f} GiB, {LIMIT} allows {limit / GIB:.1f}. "
+                f"{folder}: the residual bank needs {need / GIB:.1f} GiB, {LIMIT} allows {limit:.1f}. "
                 "Raise it, or set fit.bank to stream. Nothing was captured."
             )
-        prune(limit - need, "bank", spare=folder)
+        prune(int(limit * GIB) - need, "bank", spare=folder)
     free = shutil.disk_usage(folder).free
     if need > free:
         raise ResourceError(
@@ -182,16 +183,3 @@ def _size(folder: Path) -> int:
 def _used(folder: Path) -> float:
     lock = folder / LOCK
     return (lock if lock.exists() else folder).stat().st_mtime
-
-
-def _limit() -> int | None:
-    text = os.environ.get(LIMIT, "").strip()
-    if not text:
-        return None
-    try:
-        limit = float(text)
-    except ValueError:
-        limit = -1.0
-    if not 0 <= limit < float("inf"):
-        raise InputError(f"{LIMIT} is {text!r}, must be a number of GiB >= 0. Nothing was captured.")
-    return int(limit * GIB)

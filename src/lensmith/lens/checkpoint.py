@@ -9,7 +9,6 @@ The newest two stay while a fit runs. Afterwards what it found stays: DVC may di
 cache, and then the fit is not run again.
 """
 
-import os
 import shutil
 import sys
 import time
@@ -21,8 +20,9 @@ from typing import Any
 
 from torch import Tensor
 
+from lensmith.edge import environment
 from lensmith.edge.cache import GIB
-from lensmith.errors import InputError, IntegrityError, ResourceError
+from lensmith.errors import IntegrityError, ResourceError
 from lensmith.lens.objective import Validation
 from lensmith.lens.translators import Lens
 from lensmith.source import tensor_file
@@ -71,7 +71,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.folder, self._clock = folder, clock
-        self._every = _seconds()
+        self._every = environment.number(SECONDS, "seconds", EVERY, "Nothing was fit.") or 0.0
         self._saved = clock()
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._writing: Future[None] | None = None
@@ -161,17 +161,6 @@ class Checkpoints:
         if self.folder is None:
             return []
         return [*sorted(self.folder.glob("step-*.safetensors")), *self.folder.glob(FINISHED)]
-
-
-def _seconds() -> float:
-    text = os.environ.get(SECONDS, "").strip() or str(EVERY)
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise InputError(f"{SECONDS} is {text!r}, must be a number of seconds >= 0. Nothing was fit.")
-    return seconds
 
 
 def _packed(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from lensmith.draws import Stream
 from lensmith.errors import NumericError
 from lensmith.lens import objective
+from lensmith.lens.coordinates import through
 from lensmith.lens.divergence import LinearKL
 from lensmith.lens.translators import Lens
 from lensmith.source.head import Head
@@ -60,7 +61,7 @@ class Solution:
                 tensors[name].zero_()[:-1, :, :rank] = factor[..., :rank]
         if start.kind not in {"identity", "temperature"}:
             U, V, mean = tensors["U"][:-1], tensors["V"][:-1], self.mean[:-1]
-            tensors["c"][:-1] = self.mean[-1] - mean - _through(mean, U, V)
+            tensors["c"][:-1] = self.mean[-1] - mean - through(mean, U, V)
         return start.having(tensors)
 
 
@@ -253,8 +254,3 @@ def temperatures(linear_kl: LinearKL, lens: Lens, train: Rows) -> Tensor:
         step = torch.where(curve > 0, slope / curve, slope.sign() * TAU_REACH)
         log_tau[:-1] -= step.clamp(-TAU_REACH, TAU_REACH)
     return log_tau
-
-
-def _through(mean: Tensor, U: Tensor, V: Tensor) -> Tensor:
-    """mean (blocks, d_model) through U V^T."""
-    return ((mean[:, None] @ U) @ V.mT)[:, 0]

@@ -34,14 +34,14 @@ class Coordinates:
     def enter(self, lens: Lens) -> dict[str, Tensor]:
         """The trained tensors of a lens, by name, each (L - 1, ...); `c` is b."""
         U, V, s, log_tau = (getattr(lens, name)[:-1].clone() for name in ("U", "V", "scale", "log_tau"))
-        b = lens.c[:-1] + s * self.mean + _through(self.mean, U, V)
+        b = lens.c[:-1] + s * self.mean + through(self.mean, U, V)
         return {"U": _solve(self.P, U), "V": _solve(self.R, V), "c": b, "scale": s, "log_tau": log_tau}
 
     def leave(self, trained: Mapping[str, Tensor], like: Lens) -> Lens:
         """The lens of trained tensors, with the last block of `like`."""
         s, b = trained["scale"], trained["c"]
         U, V = self.factors(trained)
-        c = b - s * self.mean - _through(self.mean, U, V)
+        c = b - s * self.mean - through(self.mean, U, V)
         inner = {"U": U, "V": V, "c": c, "scale": s, "log_tau": trained["log_tau"]}
         return like.having({name: torch.cat([part, getattr(like, name)[-1:]]) for name, part in inner.items()})
 
@@ -62,5 +62,6 @@ def _solve(basis: Tensor | None, tensor: Tensor) -> Tensor:
     return tensor if basis is None else torch.linalg.solve(basis, tensor)
 
 
-def _through(mean: Tensor, U: Tensor, V: Tensor) -> Tensor:
+def through(mean: Tensor, U: Tensor, V: Tensor) -> Tensor:
+    """mean (blocks, d_model) through U V^T."""
     return ((mean[:, None] @ U) @ V.mT)[:, 0]
