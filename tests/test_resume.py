@@ -129,7 +129,8 @@ def test_dvc_is_killed_and_started_again_at_once(tmp_path):
 def test_a_repro_that_is_killed_at_random_ends_with_the_same_bytes(tmp_path, record_property):
     """Six kills of `dvc repro`, of DVC alone or with its stage, wherever it is: lock, metrics, lenses, tables."""
     draws, kills = random.Random(0), 0
-    whole, killed = (Lab.make(tmp_path / name, {"one": {}}) for name in ("whole", "killed"))
+    whole = Lab.make(tmp_path / "whole", {"one": {}})
+    killed = Lab(shutil.copytree(whole.root, tmp_path / "killed"))  # the same commit, which a lens records
     whole.run("dvc", "repro")
     while kills < 6:
         process = begin(killed, ".lensmith", "dvc", "repro")
