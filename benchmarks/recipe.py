@@ -9,10 +9,11 @@ Each point is a fit of entry `atlas` on the same text, measured as held-out KL(f
 """
 
 import argparse
+import dataclasses
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,10 +34,11 @@ from lensmith.source.rows import Rows
 K = 1024
 # Of each curve: the setting, its values, and other settings that every one of its points has.
 CURVES: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
-    "adamw": ("lr", (3e-4, 1e-3, 3e-3, 1e-2), {"optimizer": "adamw"}),
-    "muon": ("lr", (1e-3, 3e-3, 1e-2, 3e-2), {"optimizer": "muon"}),
-    "norm lens start": ("lr", (3e-3, 1e-2), {"start": "norm_lens"}),
-    "plain coordinates": ("lr", (1e-3, 3e-3), {"coordinates": "plain"}),
+    "adamw": ("lr", (1e-3, 2e-3, 4e-3, 8e-3), {"optimizer": "adamw"}),
+    "muon": ("lr", (2e-3, 4e-3, 8e-3), {"optimizer": "muon"}),
+    "norm lens start": ("lr", (2e-3, 4e-3), {"start": "norm_lens"}),
+    "inputs alone": ("lr", (5e-3, 1e-2, 2e-2), {}),  # whitened, and not what the head reads
+    "plain coordinates": ("lr", (1e-3, 3e-3, 1e-2), {"coordinates": "plain"}),
     "rank": ("rank", (8, 32, 64, 128), {}),
     "positions": ("positions_per_seq", (8, 16, 32, 64, 128), {}),
     "epochs": ("epochs", (1, 2, 4, 8), {}),
@@ -76,11 +78,11 @@ class Study:
         )
         start = Lens.start(settings, self.backbone.n_layers, self.backbone.d_model)
         began = common.clock()
-        if curve in CLOSED_FORM_ONLY:
-            with (ridge if curve == "ridge" else metric)(value):
+        with CHANGES[curve](value) if curve in CHANGES else nullcontext():
+            if curve in CLOSED_FORM_ONLY:
                 lens = closed_form.solve(self.linear_kl, train, validation, start).lens(start)
-        else:
-            lens = training.fit(self.backbone.head, train, validation, settings, start).lens
+            else:
+                lens = training.fit(self.backbone.head, train, validation, settings, start).lens
         spent = common.clock() - began
         # Positions as the base has them: what is measured must not move with what is varied.
         found = objective.validate(self.linear_kl, lens, self.rows(self.measured, self.settings.fit))
@@ -108,6 +110,27 @@ def metric(name: str) -> Iterator[None]:
         return
     with mock.patch.object(closed_form._Fisher, "mean", mean):
         yield
+
+
+@contextmanager
+def inputs_alone(_lr: float) -> Iterator[None]:
+    """A fit in coordinates that are whitened on one side."""
+    solve = closed_form.solve
+
+    def one_side(*args: Any) -> closed_form.Solution:
+        found = solve(*args)
+        return dataclasses.replace(found, head_whitening=torch.eye(len(found.head_whitening)))
+
+    with mock.patch.object(closed_form, "solve", one_side):
+        yield
+
+
+# Of a curve that no setting draws: what is changed while a point is measured.
+CHANGES: dict[str, Callable[[Any], AbstractContextManager[None]]] = {
+    "ridge": ridge,
+    "metric": metric,
+    "inputs alone": inputs_alone,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -219,10 +219,22 @@ def test_resampled_rows_are_other_positions_of_the_same_sequences():
 
 def test_recipe_measures_each_value_of_a_curve(tmp_path, packed, tiny_fit):
     corpus, model = packed
-    only = ("--only", "rank", "ridge", "metric", "--model", model, "--corpus", str(corpus), "--tokens", "240")
+    only = (
+        "--only",
+        "rank",
+        "ridge",
+        "metric",
+        "inputs alone",
+        "--model",
+        model,
+        "--corpus",
+        str(corpus),
+        "--tokens",
+        "240",
+    )
     found = run(recipe, tmp_path / "out", *only)
 
-    assert [row["curve"] for row in found] == ["rank"] * 2 + ["ridge"] * 2 + ["metric"] * 2
+    assert [row["curve"] for row in found] == ["rank"] * 2 + ["ridge"] * 2 + ["metric"] * 2 + ["inputs alone"] * 2
     assert all(row["kl_bits"] > 0 for row in found)
     assert found[2]["kl_bits"] != found[3]["kl_bits"] and found[4]["kl_bits"] != found[5]["kl_bits"]
     assert (tmp_path / "out" / "recipe_rank.svg").exists()
