@@ -219,10 +219,18 @@ class Line:
     high: Sequence[float] | None = None
 
 
+def _tick(value: float, _place: int) -> str:
+    """20, 50k, 2M, 0.001."""
+    from matplotlib.ticker import EngFormatter
+
+    return EngFormatter(sep="")(value) if value >= 1 else f"{value:g}"
+
+
 def chart(path: Path, lines: Sequence[Line], x: str, y: str, *, log_x: bool = True, log_y: bool = False) -> None:
     """A small line chart as SVG: it shows in a README, and equal numbers give equal bytes."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     with mpl.rc_context(SVG):
         figure = Figure(figsize=(5.2, 3.2), layout="constrained")
@@ -233,6 +241,11 @@ def chart(path: Path, lines: Sequence[Line], x: str, y: str, *, log_x: bool = Tr
                 axes.fill_between(line.x, line.low, line.high, color=ink, alpha=0.15, linewidth=0)
         log_y = log_y and any(value > 0 for line in lines for value in line.y)  # a tiny run may measure nothing
         axes.set(xlabel=x, ylabel=y, xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log":  # 10, 20, 50: by default labels of a decade lie over each other
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter(FuncFormatter(_tick))
+                axis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if len(lines) > 1:
