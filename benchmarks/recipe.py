@@ -37,7 +37,7 @@ CURVES: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "adamw": ("lr", (1e-3, 2e-3, 4e-3, 8e-3), {"optimizer": "adamw"}),
     "muon": ("lr", (2e-3, 4e-3, 8e-3), {"optimizer": "muon"}),
     "norm lens start": ("lr", (2e-3, 4e-3), {"start": "norm_lens"}),
-    "inputs alone": ("lr", (5e-3, 1e-2, 2e-2), {}),  # whitened, and not what the head reads
+    "inputs alone": ("lr", (1e-3, 2e-3, 5e-3, 1e-2, 2e-2), {}),  # whitened, and not what the head reads
     "plain coordinates": ("lr", (1e-3, 3e-3, 1e-2), {"coordinates": "plain"}),
     "rank": ("rank", (8, 32, 64, 128), {}),
     "positions": ("positions_per_seq", (8, 16, 32, 64, 128), {}),
