@@ -65,6 +65,19 @@ class Solution:
         return start.having(tensors)
 
 
+@dataclass(frozen=True)
+class Fisher:
+    """Powers of F, which all blocks and ridges share."""
+
+    root: Tensor  # (d_model, d_model): F^1/2, fp64
+    unroot: Tensor  # F^-1/2, fp64
+    whitening: Tensor  # F^-1/2 with the ridge of training, fp32
+
+    @classmethod
+    def of(cls, spectrum: Spectrum) -> "Fisher":
+        return cls(*_roots(spectrum, FISHER_RIDGE), _roots(spectrum, FISHER_STEP_RIDGE)[1].float())
+
+
 def solve(linear_kl: LinearKL, train: Rows, held_out: Rows, start: Lens) -> Solution:
     """The factors for a lens of the norm and rank of `start`.
 
@@ -73,12 +86,12 @@ def solve(linear_kl: LinearKL, train: Rows, held_out: Rows, start: Lens) -> Solu
     head, n_blocks = linear_kl.head, start.n_layers - 1
     size = max(1, MOMENT_BYTES // (2 * 8 * start.d_model**2))
     groups = [list(range(i, min(i + size, n_blocks))) for i in range(0, n_blocks, size)]
-    fisher: Spectrum | None = None
+    fisher: Fisher | None = None
     parts: list[Solution] = []
     for blocks in groups:
         moments = Moments.of(head, train, start, blocks, with_fisher=fisher is None)
         if fisher is None:
-            fisher = torch.linalg.eigh(moments.fisher)
+            fisher = Fisher.of(torch.linalg.eigh(moments.fisher))
         spectra = [torch.linalg.eigh(cov) for cov in moments.cov]
         candidates = [_solve(moments, spectra, ridge, fisher, start.rank) for ridge in RIDGES]
         parts.append(_best(linear_kl, candidates, held_out, start, blocks))
@@ -176,19 +189,17 @@ def _roots(spectrum: Spectrum, ridge: float, nothing: float = 0.0) -> tuple[Tens
     return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
 
 
-def _solve(moments: Moments, spectra: Sequence[Spectrum], ridge: float, fisher: Spectrum, rank: int) -> Solution:
-    root, unroot = _roots(fisher, FISHER_RIDGE)
+def _solve(moments: Moments, spectra: Sequence[Spectrum], ridge: float, fisher: "Fisher", rank: int) -> Solution:
     U, V, whitening = [], [], []
     for spectrum, cross, mean in zip(spectra, moments.cross, moments.mean[:-1], strict=True):
         _, white = _roots(spectrum, ridge, CONSTANT * float(mean.square().mean()))
-        left, size, right = _top_singular(white @ cross @ root, rank)
+        left, size, right = _top_singular(white @ cross @ fisher.root, rank)
         U.append((white @ left * size.sqrt()).float())
-        V.append((unroot @ right * size.sqrt()).float())
+        V.append((fisher.unroot @ right * size.sqrt()).float())
         whitening.append(white.float())
     ridges = (ridge,) * len(U)
-    _, head_whitening = _roots(fisher, FISHER_STEP_RIDGE)
     return Solution(
-        moments.mean.float(), torch.stack(U), torch.stack(V), torch.stack(whitening), head_whitening.float(), ridges
+        moments.mean.float(), torch.stack(U), torch.stack(V), torch.stack(whitening), fisher.whitening, ridges
     )
 
 

@@ -209,7 +209,11 @@ class Others:
             with suppress(BrokenPipeError):
                 process.stdin.close()
         for process in self.processes:
-            process.wait()
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:  # amid a pass that rank 0 broke off
+                process.kill()
+                process.wait()
         if distributed.is_initialized():
             distributed.destroy_process_group()
         shutil.rmtree(self.store, ignore_errors=True)
