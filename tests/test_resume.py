@@ -97,7 +97,7 @@ def stage(out: str) -> list[str]:
 def begin(lab: Lab, home: str, *command: str, seconds: int = 0) -> "subprocess.Popen[str]":
     """A command in a cache of its own that writes a checkpoint every so many seconds, or after every step."""
     variables = {"LENSMITH_HOME": str(lab.root / home), "LENSMITH_CHECKPOINT_SECONDS": str(seconds)}
-    environment = lab.environment() | variables
+    environment = lab.environment() | variables | {"SHELL": "/bin/sh"}  # Debian's stays beside the command it runs
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=lab.root, env=environment, start_new_session=True, **pipes)
 
