@@ -6,9 +6,11 @@ its files are repeated under other names, and a `dvc repro` that runs nothing bu
 
     no-op        `dvc repro` of an unchanged lab
     one change   after an edit of one model's rank: 8 stages run
-    in a clone   the same with that model's heavy stages alone, as a node of `lensmith fleet` runs them: 4 stages
+    in a clone   the same with that model's heavy stages, as a node of `lensmith fleet` runs them: 4 stages in a lab of
+                 that model alone (`lensmith fleet only`), in one that knows them all under "in a whole clone"
     one more     after an entry more: 9 stages run
     check        `lensmith check`
+    DVC's least  `dvc repro` of an unchanged lab with as many stages, each of one file in, one out, and one parameter
 """
 
 import os
@@ -20,12 +22,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
 from benchmarks import common
 
+HEAVY = ("fit", "sweep", "suite-eval")
+LIGHT = ("gates", "plots", "publish")
+OF_A_MODEL = ("prefetch", *HEAVY, *LIGHT)
 LIMITS = {"no-op": 6.0, "check": 2.0}  # seconds, of 100 models
 FIRST = "m000"
 ENTRY = "  {}:\n    source:\n      path: demo/atlas\n    corpus:\n      kind: atlas\n    fit:\n      rank: {}\n"
@@ -43,29 +49,74 @@ for path in map(Path, sys.argv[2::2]):
 """
 
 
-class Lab:
-    """A lab of stand-ins."""
+# A stage for each one of a model, with the least that a stage has.
+LEAST = """
+  {}:
+    foreach: ${{models}}
+    do:
+      cmd: mkdir -p out/${{key}} && touch out/${{key}}/{}
+      deps:
+        - in
+      params:
+        - x
+      outs:
+        - out/${{key}}/{}
+"""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+
+@dataclass
+class Lab:
+    """A lab of stand-ins; `always` are the stages that run whenever a model is added."""
+
+    root: Path
+    defaults: str
+    always: set[str]
+    models: dict[str, int] = field(default_factory=lambda: {FIRST: 8})
+
+    @classmethod
+    def real(cls, root: Path) -> "Lab":
+        """This repository's dvc.yaml."""
+        defaults, _, _ = (common.REPOSITORY / "params.yaml").read_text().partition("\nmodels:\n")
+        lab = cls(root, defaults, {"resolve", "report"})
         for folder in ("src", "demo", "suites", "stages"):
             shutil.copytree(common.REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
         for stage in (root / "stages").glob("*.py"):
             if stage.stem not in {"__init__", "resolve"}:
                 stage.write_text(STAND_IN)
-        (root / ".dvc").mkdir()
-        for file in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config"):
+        for file in ("dvc.yaml", ".dvcignore", ".gitignore"):
             shutil.copy(common.REPOSITORY / file, root / file)
         shutil.copytree(common.REPOSITORY / ".dvc" / "plots", root / ".dvc" / "plots")
+        return lab.begun()
+
+    @classmethod
+    def least(cls, root: Path) -> "Lab":
+        """As many stages, and nothing in them."""
+        root.mkdir()
+        (root / "in").touch()
+        (root / "dvc.yaml").write_text("stages:" + "".join(LEAST.format(name, name, name) for name in OF_A_MODEL))
+        return cls(root, "x: 1\n", set()).begun()
+
+    def begun(self) -> "Lab":
+        """The first model's stages have run."""
+        (self.root / ".dvc").mkdir(exist_ok=True)
+        shutil.copy(common.REPOSITORY / ".dvc" / "config", self.root / ".dvc" / "config")
         self.run("git", "init", "--quiet")
-        self.models = {FIRST: 8}
         self.write_params()
         self.run("dvc", "repro")
+        return self
 
     def write_params(self) -> None:
-        defaults, _, _ = (common.REPOSITORY / "params.yaml").read_text().partition("\nmodels:\n")
         entries = "".join(ENTRY.format(key, rank) for key, rank in self.models.items())
-        (self.root / "params.yaml").write_text(f"{defaults}\nmodels:\n{entries}")
+        (self.root / "params.yaml").write_text(f"{self.defaults}\nmodels:\n{entries}")
+
+    def clone(self, root: Path, model: str) -> "Lab":
+        """A copy that is all committed, narrowed to a model."""
+        shutil.copytree(self.root, root)
+        copy = replace(self, root=root)
+        copy.run("git", "add", "--all")
+        copy.run("git", "-c", "user.name=lab", "-c", "user.email=lab@example.org", "commit", "--quiet", "-m", "lab")
+        copy.run("lensmith", "fleet", "only", model)
+        return copy
 
     def grow(self, n_models: int) -> None:
         """To so many models, all of them up to date."""
@@ -81,7 +132,7 @@ class Lab:
         yaml.dump({"schema": "2.0", "stages": stages}, lock)
         self.models |= dict.fromkeys(new, 8)
         self.write_params()
-        self.repro({"resolve", "report"})
+        self.repro(self.always)
 
     def repro(self, expected: set[str], *targets: str) -> float:
         """Seconds of a `dvc repro`, which runs these stages and no others."""
@@ -119,10 +170,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.models, args.repeats = [2], 1
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        lab = Lab(Path(folder) / "lab")
+        lab, least = Lab.real(Path(folder) / "lab"), Lab.least(Path(folder) / "least")
         for n_models in args.models:
             lab.grow(n_models)
-            rows.append([n_models, *measured(lab, args.repeats)])
+            least.grow(n_models)
+            rows.append([n_models, *measured(lab, least, args.repeats)])
             print(rows[-1], file=sys.stderr)
     limits = ", ".join(f"{name} <= {limit:g} s" for name, limit in LIMITS.items())
     text = [
@@ -132,30 +184,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     common.publish(args.out, "overhead", "What DVC costs a lab of many models", text, COLUMNS, rows)
 
 
-COLUMNS = ("models", "no-op", "one change", "in a clone", "one more", "check")
+COLUMNS = ("models", "no-op", "DVC's least", "one change", "in a whole clone", "in a clone", "one more", "check")
 
 
-def measured(lab: Lab, repeats: int) -> list[float]:
+def measured(lab: Lab, least: Lab, repeats: int) -> list[float]:
     """A row of the table after its first column."""
     no_op = _median(repeats, lambda: lab.repro(set()))
+    floor = _median(repeats, lambda: least.repro(set()))
     check = _median(repeats, lambda: _seconds(lambda: lab.run("lensmith", "check")))
     last = list(lab.models)[-1]
-    heavy = [f"{name}@{last}" for name in ("fit", "sweep", "suite-eval")]
-    light = [f"{name}@{last}" for name in ("gates", "plots", "publish")]
+    heavy, light = ({f"{name}@{last}" for name in names} for names in (HEAVY, LIGHT))
     ends = [f"sweep@{last}", f"suite-eval@{last}"]
     lab.models[last] += 1
     lab.write_params()
-    in_clone = lab.repro({"resolve", *heavy}, *ends)
+    with tempfile.TemporaryDirectory() as folder:
+        in_clone = lab.clone(Path(folder) / "clone", last).repro({"resolve", *heavy}, *ends)
+    in_whole = lab.repro({"resolve", *heavy}, *ends)
     lab.repro({*light, "report"})
     lab.models[last] += 1
     lab.write_params()
-    change = lab.repro({"resolve", *heavy, *light, "report"})
+    change = lab.repro({*lab.always, *heavy, *light})
     more = f"m{len(lab.models):03}"
     lab.models[more] = 8
     lab.write_params()
-    names = ("prefetch", "fit", "sweep", "suite-eval", "gates", "plots", "publish")
-    one_more = lab.repro({"resolve", "report", *(f"{name}@{more}" for name in names)})
-    return [no_op, change, in_clone, one_more, check]
+    one_more = lab.repro({*lab.always, *(f"{name}@{more}" for name in OF_A_MODEL)})
+    return [no_op, floor, change, in_whole, in_clone, one_more, check]
 
 
 def _seconds(work: Callable[[], object]) -> float:

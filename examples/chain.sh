@@ -19,6 +19,7 @@ main() {
   cd "$clone"
   git fetch --quiet origin
   git checkout --quiet --force --detach "$commit"
+  lensmith fleet only "$model" # DVC's own time grows with the models of a lab
   dvc --wait-for-lock repro --pull "prefetch@$model"
   lensmith fetch "$model" # which prefetch does where it runs, and here a remote may have its corpus
   dvc --wait-for-lock repro --pull "sweep@$model" "suite-eval@$model"

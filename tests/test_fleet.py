@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from lensmith.edge import hub_size, params_file, resolved
 from lensmith.edge.cache import GIB
 from lensmith.errors import InputError
-from lensmith.fleet import head, plan, work
+from lensmith.fleet import head, narrow, plan, work
 from lensmith.fleet.board import Board, Row
 from lensmith.fleet.driver import Driver
 from lensmith.fleet.plan import Job, Machine, Needs, Tree
@@ -62,9 +62,9 @@ def test_where_a_model_runs_makes_nothing_stale(tmp_path):
     (tmp_path / "params.yaml").write_text(
         text.replace("    memory_gib: auto\n    cpus: 1", "    memory_gib: 7\n    cpus: 3")
     )
-    before, after = (params_file.read(root / "params.yaml")["atlas"] for root in (REPOSITORY, tmp_path))
+    before, after = (params_file.read(root / "params.yaml") for root in (REPOSITORY, tmp_path))
 
-    assert (before.fleet.memory_gib, after.fleet.memory_gib, after.fleet.cpus) == ("auto", 7, 3)
+    assert (before["atlas"].fleet.memory_gib, after["atlas"].fleet.memory_gib) == ("auto", 7)
     assert resolved.with_inputs(before, REPOSITORY) == resolved.with_inputs(after, REPOSITORY)
 
 
@@ -281,6 +281,28 @@ def test_what_a_node_made_is_restored_and_not_run_again(lab, tmp_path):
     assert sorted(name for name, _ in on_node) == [f"{stage}@a" for stage in sorted(plan.HEAVY)]
     assert {Path(folder) for _, folder in on_node} == {work.home("a", tree) / "clone"}
     assert ran == [] and [name for name, _ in here] == ["gates@a", "publish@a"]
+
+
+def test_a_clone_of_one_model_resolves_as_the_whole_lab_does(tmp_path, monkeypatch):
+    """Else a node would push what the head does not look for. What git cannot bring back is not thrown away."""
+    for name in ("params.yaml", "dvc.lock"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for words in (("init", "-q"), ("add", "."), ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "lab")):
+        subprocess.run(["git", *words], check=True)
+    whole = params_file.read(Path("params.yaml"))
+    with pytest.raises(InputError, match="no model b; there is atlas, atlas-plan"):
+        narrow.narrow("b")
+    narrow.narrow("atlas")
+    alone = params_file.read(Path("params.yaml"))
+    stages = YAML(typ="safe").load(Path("dvc.lock"))["stages"]
+
+    assert list(alone) == ["atlas"] and set(stages) == {
+        f"{name}@atlas" for name in (*plan.HEAVY, "gates", "plots", "publish")
+    }
+    assert resolved.with_inputs(alone, REPOSITORY)["atlas"] == resolved.with_inputs(whole, REPOSITORY)["atlas"]
+    with pytest.raises(InputError, match="not as committed"):
+        narrow.narrow("atlas")
 
 
 @pytest.mark.long

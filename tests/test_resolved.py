@@ -32,11 +32,11 @@ def settings(path: str = "demo/tiny"):
 
 def test_a_section_holds_the_hashes_of_the_files_it_names(root):
     """An edited suite must make `suite-eval` stale, and a model's README nothing."""
-    before = resolved.with_inputs(settings(), root)
+    before = resolved.with_inputs({"atlas": settings()}, root)["atlas"]
     (root / "suites/a.jsonl").write_text("edited")
     (root / "demo/tiny/README.md").write_text("edited")
     (root / "demo/atlas/LICENSE").write_text("other terms")
-    after = resolved.with_inputs(settings(), root)
+    after = resolved.with_inputs({"atlas": settings()}, root)["atlas"]
 
     assert set(before["suite"]["inputs"]) == {"suites/a.jsonl"}
     assert before["suite"] != after["suite"]
@@ -48,7 +48,7 @@ def test_a_section_holds_the_hashes_of_the_files_it_names(root):
 def test_a_file_that_is_not_there_is_named_with_its_key(root):
     """The stage that would need it may be hours away."""
     with pytest.raises(InputError, match=r"models\.atlas\.source names demo/none, which does not exist"):
-        resolved.with_inputs(settings("demo/none"), root)
+        resolved.with_inputs({"atlas": settings("demo/none")}, root)
 
 
 def test_a_removed_model_leaves_no_settings_behind(tmp_path, monkeypatch):

@@ -42,10 +42,11 @@ def check(
 ) -> None:
     """Check params.yaml, every file that it names, and DVC's remotes, without running anything."""
     models = params_file.read(file)
-    for settings in models.values():
-        resolved.with_inputs(settings, Path.cwd())
-        prompts.read_suite(settings.suite.files)
-        prompts.read_probes(settings.sweep.probes)
+    resolved.with_inputs(models, Path.cwd())
+    for files in dict.fromkeys(tuple(settings.suite.files) for settings in models.values()):
+        prompts.read_suite(files)
+    for files in dict.fromkeys(tuple(settings.sweep.probes) for settings in models.values()):
+        prompts.read_probes(files)
     places = remotes.check(Path.cwd())
     typer.echo(f"{file}: {len(models)} models, every setting and every file is valid: {', '.join(models)}")
     if places:

@@ -66,6 +66,14 @@ def run(
         raise RemoteError(f"{len(failed)} models failed: {logs}. What the others made is here.")
 
 
+@app.command()
+def only(model: Annotated[str, typer.Argument(help="The model to keep.")]) -> None:
+    """Make this clone a lab of one model, as nodes do with theirs: DVC's own time grows with the models of a lab."""
+    from lensmith.fleet import narrow
+
+    narrow.narrow(model)
+
+
 def _chosen(models: list[str] | None) -> dict[str, ModelParams]:
     settings = params_file.read(PARAMS)
     for model in models or ():

@@ -1,6 +1,8 @@
 """What `resolve` writes: settings and code fingerprints, as the files that make stages stale."""
 
+import functools
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,7 @@ WATCHED = ("demo", "suites")
 
 def write(file: Path, root: Path, out: Path) -> None:
     """Write `out`/models and `out`/code for the repository at `root`."""
-    models = params_file.read(file)
-    resolved = {key: with_inputs(settings, root) for key, settings in models.items()}
+    resolved = with_inputs(params_file.read(file), root)
     scripts = sorted(path for path in (root / "stages").glob("*.py") if path.stem not in ("__init__", "resolve"))
     code = {script.stem: fingerprint.fingerprint(script, root) for script in scripts}
     for folder in ("models", "code"):
@@ -32,12 +33,17 @@ def write(file: Path, root: Path, out: Path) -> None:
         artifacts.write_json(out / "code" / f"{stage}.json", hashes)
 
 
-def with_inputs(settings: ModelParams, root: Path) -> dict[str, Any]:
-    """The settings as JSON data, each section with the sha256 of the watched files that it names.
+def with_inputs(models: Mapping[str, ModelParams], root: Path) -> dict[str, dict[str, Any]]:
+    """Settings as JSON data by model, each section with the sha256 of the watched files that it names.
 
     Raises:
         InputError: a named file or folder does not exist.
     """
+    sha256 = functools.cache(artifacts.sha256_file)  # a hundred models may name the same suite
+    return {key: _with_inputs(settings, root, sha256) for key, settings in models.items()}
+
+
+def _with_inputs(settings: ModelParams, root: Path, sha256: Callable[[Path], str]) -> dict[str, Any]:
     data = settings.model_dump(mode="json")
     named = {
         "source": [settings.source.path] if settings.source.path else [],
@@ -49,15 +55,15 @@ def with_inputs(settings: ModelParams, root: Path) -> dict[str, Any]:
     }
     for section, paths in named.items():
         for path in paths:
-            data[section]["inputs"].update(_hashes(root, path, f"models.{settings.key}.{section}"))
+            files = _watched(root, path, f"models.{settings.key}.{section}")
+            data[section]["inputs"].update({file.relative_to(root).as_posix(): sha256(file) for file in files})
     return data
 
 
-def _hashes(root: Path, name: str, where: str) -> dict[str, str]:
-    found = _named(root, name, where)
-    files = [file for p in found for file in (_model_files(p) if p.is_dir() else [p])]
-    watched = [file for file in files if _is_watched(file, root)]
-    return {file.relative_to(root).as_posix(): artifacts.sha256_file(file) for file in watched}
+def _watched(root: Path, name: str, where: str) -> list[Path]:
+    """The files of a name, pattern or model folder that lie where `resolve` sees them change."""
+    files = [file for p in _named(root, name, where) for file in (_model_files(p) if p.is_dir() else [p])]
+    return [file for file in files if any(file.is_relative_to(root / folder) for folder in WATCHED)]
 
 
 def _named(root: Path, name: str, where: str) -> list[Path]:
@@ -78,7 +84,3 @@ def _named(root: Path, name: str, where: str) -> list[Path]:
 
 def _model_files(folder: Path) -> list[Path]:
     return sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)})
-
-
-def _is_watched(file: Path, root: Path) -> bool:
-    return any(file.is_relative_to(root / folder) for folder in WATCHED)

@@ -2,7 +2,7 @@
 
 A model's work is a list of phases, each a set of jobs that may run at once on different machines:
 
-    chain                                   prefetch, the model's files, fit, sweep, suite-eval; then a push
+    chain                                   in a lab of the model alone: prefetch, fit, sweep, suite-eval; then a push
     prefetch | capture 1/N … N/N | chain    with capture workers: the fit then finds its residual bank whole
 """
 
@@ -162,11 +162,13 @@ def captures(stages: Sequence[str], settings: ModelParams) -> bool:
 def phases(model: str, needed: Needs, capture_workers: int = 0) -> Phases:
     """A model's work. With capture workers, that many jobs first capture its residual bank into a shared home."""
     corpus = _repro(*of(model, "prefetch"))
-    chain = Job(model, "chain", needed, (corpus, _fetch(model), _repro(*of(model, *ENDS)), _push(*of(model, *HEAVY))))
+    alone = ("lensmith", "fleet", "only", model)
+    work = (alone, corpus, _fetch(model), _repro(*of(model, *ENDS)), _push(*of(model, *HEAVY)))
+    chain = Job(model, "chain", needed, work)
     if not capture_workers:
         return [[chain]]
     nothing = Needs(needed.cpus, 0, None)
-    prefetch = Job(model, "prefetch", nothing, (corpus, _push(*of(model, "prefetch"))))
+    prefetch = Job(model, "prefetch", nothing, (alone, corpus, _push(*of(model, "prefetch"))))
     return [[prefetch], [_capture(model, needed, i, capture_workers) for i in range(capture_workers)], [chain]]
 
 
