@@ -435,6 +435,18 @@ def test_w_u_is_hashed_whole_however_it_is_cut(monkeypatch):
 # Loading
 
 
+def test_a_released_model_leaves_its_head():
+    """Tied to the embedding or not, and nothing of its size: a fit runs for hours beside what it no longer needs."""
+    for family in ("llama", "gemma2"):
+        backbone = Backbone.of(tiny_model(family))
+        before, about = backbone.head.fingerprint(), (backbone.dtype, backbone.device, backbone.n_layers)
+        backbone.release()
+
+        assert sum(parameter.numel() for parameter in backbone.model.parameters()) == 0
+        assert backbone.head.fingerprint() == before
+        assert (backbone.dtype, backbone.device, backbone.n_layers) == about
+
+
 def test_a_saved_folder_loads_as_the_same_model(tmp_path):
     """Weights, tokenizer with BOS and proof, from files alone; a small model on a CPU is fp32."""
     backbone = load(save_tiny(tmp_path, "gemma2"))

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lensmith.lens import divergence
 from lensmith.lens.divergence import BITS, LinearKL, cosine, entropy_bits, kl_bits, token_rank
 from lensmith.source.head import Head, Transform
 from lensmith.source.teacher import Teacher
@@ -79,7 +78,7 @@ def test_the_gradient_is_exact(transform, has_bias, monkeypatch):
     """Value and both gradients of two layers equal autograd's in fp64 to 1e-12, for linear, scaled, capped and biased
     heads, with rows in chunks of three.
     """
-    monkeypatch.setattr(divergence, "MIN_ROWS", 3)
+    monkeypatch.setattr("lensmith.source.head.MIN_ROWS", 3)
     head = head_of(transform, has_bias=has_bias)
     generator = torch.Generator().manual_seed(1)
     y_final = torch.randn(N, D_MODEL, generator=generator, dtype=torch.float64)

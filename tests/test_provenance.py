@@ -62,6 +62,16 @@ def test_the_same_fit_gives_the_same_bytes(fitted):
     assert artifacts.sha256_tree(fitted / "again") == files
 
 
+def test_a_fit_runs_without_the_model(fitted, monkeypatch):
+    """Once the bank holds its residuals: a model of hundreds of GiB would lie beside the fit for hours."""
+    held = []
+    monkeypatch.setattr(stage, "fit_all", lambda backbone, *_, **__: held.extend(backbone.model.parameters()) or {})
+    settings = atlas(source={"path": str(fitted / "model")}, fit=FIT)
+    stage.run(settings, fitted / "code.json", fitted / "corpus", fitted / "none")
+
+    assert held and not any(parameter.numel() for parameter in held)
+
+
 def test_the_commit_is_the_one_that_changed_the_fit(tmp_path, monkeypatch):
     """Committing a fit's results must not make the next run of the same fit look like another."""
 

@@ -33,7 +33,9 @@ FISHER_STEP_RIDGE = 1e-2  # the same for training: a step along what W_U hardly 
 CONSTANT = 1e-12  # variance over mean square, below which nothing varies but the rounding of fp32
 # That ridges are compared on, and temperatures fit on: one number a layer needs no more. Of so many sequences.
 FEW_POSITIONS, FEW_SEQS = 512, 8
-TAU_STEPS, TAU_REACH = 5, 0.7  # Newton steps for log tau, and how far one may go
+# Newton steps for log tau at most, how far one may go, and below what length one was the last: the next would be of its
+# square.
+TAU_STEPS, TAU_REACH, TAU_ENOUGH = 8, 0.7, 0.01
 OVERSAMPLING, POWER_STEPS = 16, 4  # of the randomised decomposition
 # Bytes of fp64 moments on the device at a time; where all layers need more, the rows are read again for each group.
 MOMENT_BYTES = 2**32
@@ -159,7 +161,7 @@ class _Fisher:
         self.outer = head.W_U.new_zeros(2 * (head.W_U.shape[1],), dtype=torch.float64)
 
     def add(self, f: Tensor) -> None:
-        for part in f.split(max(1, 2**24 // len(self.head.W_U))):
+        for part in f.split(self.head.rows_at_once()):
             z = self.head.logits(part)
             p, j = z.softmax(-1), 1.0 if self.head.softcap is None else 1 - (z / self.head.softcap) ** 2
             pj = p * j
@@ -264,4 +266,6 @@ def temperatures(linear_kl: LinearKL, lens: Lens, train: Rows) -> Tensor:
         curve = (linear_kl(teacher, y, log_tau[:-1] + 0.05)[2].mean(1) - slope) / 0.05
         step = torch.where(curve > 0, slope / curve, slope.sign() * TAU_REACH)
         log_tau[:-1] -= step.clamp(-TAU_REACH, TAU_REACH)
+        if step.abs().max() < TAU_ENOUGH:
+            break
     return log_tau

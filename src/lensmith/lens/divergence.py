@@ -25,10 +25,6 @@ from lensmith.source.teacher import Teacher
 
 BITS = 1 / math.log(2)  # bits in a nat
 
-# Logits of one chunk. On a CPU its few passes should stay in cache; a GPU wants products large enough to fill it.
-CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**30}
-MIN_ROWS = 256  # fewer would leave a product bound by reading W_U
-
 
 def kl_bits(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """KL(p || q) in bits of the distributions that two tensors of logits (..., d_vocab) stand for: (...).
@@ -47,9 +43,8 @@ def kl_bits(p_logits: Tensor, q_logits: Tensor) -> Tensor:
 
 def entropy_bits(logits: Tensor) -> Tensor:
     """Entropy in bits of softmax(logits), (..., d_vocab) to (...)."""
-    log_p = _log_softmax(logits)
-    p = log_p.exp()
-    return -torch.where(p > 0, p * log_p, 0.0).sum(-1) * BITS
+    nats: Tensor = torch.special.entr(_wide(logits).softmax(-1)).sum(-1)
+    return nats * BITS
 
 
 def token_rank(logits: Tensor, token_ids: Tensor) -> Tensor:
@@ -83,8 +78,7 @@ class LinearKL:
         """`budget`: bytes of a chunk's logits; by default what suits the device."""
         self.head = head
         self._W = head.W_U if products in {None, torch.float32} else head.W_U.to(products)
-        budget = budget or CHUNK_BYTES[head.W_U.device.type]
-        self.rows = max(MIN_ROWS, budget // (len(head.W_U) * head.W_U.itemsize))
+        self.rows = head.rows_at_once(budget)
         self._buffers: list[Tensor] = []
 
     def __call__(self, teacher: Teacher, y: Tensor, log_tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,10 +172,9 @@ class _Target:
     def of(cls, head: Head, teacher: Teacher) -> "_Target":
         if teacher.y is None:
             return cls(teacher.entropy, teacher.e_p, teacher.b_p, None)
-        log_p = _log_softmax(head.logits(teacher.y))
-        p = log_p.exp()
+        p = _wide(head.logits(teacher.y)).softmax(-1)
         none = p.new_empty(0)
-        return cls(-torch.where(p > 0, p * log_p, 0.0).sum(-1), none, none, p)
+        return cls(torch.special.entr(p).sum(-1), none, none, p)
 
     def agreement(self, y: Tensor, a: Tensor) -> Tensor:
         """<p, z> of a linear head, without its logits."""

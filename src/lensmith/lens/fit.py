@@ -37,6 +37,8 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
             bank.rows(backbone, manifest.model.files, tokens, asked)
             for tokens in (corpus.read_tokens(corpus_dir), corpus.read_heldout(corpus_dir)[: asked.validation_seqs])
         )
+        if asked.bank == "disk":
+            backbone.release()  # what follows reads the bank and the head
         prism = None if asked.prism == "off" else Prism.fit(backbone.head, train)
         about: dict[str, Any] = {"imported": None, "prism": None}
         if prism is not None:

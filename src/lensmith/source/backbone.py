@@ -135,6 +135,11 @@ class Backbone:
             output: Tensor = self.model(input_ids=tokens.to(self.device), use_cache=False).logits
         return output.float()
 
+    def release(self) -> None:
+        """Let go of the weights, where nothing more is to be captured. The head and the model's settings stay."""
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.new_empty(0)
+
     def prove(self) -> Proof:
         """Measure again that the lens at the last block is the model, as it is now.
 

@@ -19,6 +19,9 @@ NormKind = Literal["final", "next_input"]
 
 # Rows of W_U that are hashed at a time: a whole fp32 copy on the host would be gigabytes.
 _HASH_ROWS = 4096
+# Logits held at a time: on a CPU a few passes over them should stay in cache; a GPU wants products that fill it.
+CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**30}
+MIN_ROWS = 256  # fewer would leave a product bound by reading W_U
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,11 @@ class Head:
         """
         z = nn.functional.linear(y, self.W_U, self.bias)
         return self.transform(z if log_tau is None else z * torch.exp(-log_tau).unsqueeze(-1))
+
+    def rows_at_once(self, budget: int | None = None) -> int:
+        """Of how many positions the logits are held at a time, in `budget` bytes, by default what suits the device."""
+        row = len(self.W_U) * self.W_U.itemsize
+        return max(MIN_ROWS, (budget or CHUNK_BYTES[self.W_U.device.type]) // row)
 
     def fingerprint(self) -> dict[str, str]:
         """sha256 of the fp32 little-endian bytes of W_U, and of the final norm's tensors in order of their names."""

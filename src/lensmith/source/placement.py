@@ -200,15 +200,6 @@ def detached_copy(module: nn.Module) -> nn.Module:
     return copied
 
 
-def summary(model: nn.Module) -> dict[str, int] | None:
-    """How many parts are where, of a model that was spread; None for one that was not."""
-    where: Mapping[str, Device] | None = getattr(model, "hf_device_map", None)
-    if where is None or len(set(where.values())) < 2:
-        return None
-    devices = [str(device) for device in where.values()]
-    return {device: devices.count(device) for device in sorted(set(devices))}
-
-
 def _cover(
     module: nn.Module, placed: Mapping[nn.Module, Device], main: Device, path: str
 ) -> Iterator[tuple[str, Device]]:

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from lensmith.source.head import Head
 
-CHUNK_LOGITS = 2**24  # logits that are held at a time
-
 
 @dataclass(frozen=True)
 class Teacher:
@@ -32,8 +30,7 @@ class Teacher:
         """From the head's input at the last block, y_final (n, d_model)."""
         if head.softcap is not None:
             return cls(None, y_final)
-        parts = y_final.split(max(1, CHUNK_LOGITS // len(head.W_U)))
-        return cls(torch.cat([_pack(head, part) for part in parts]), None)
+        return cls(torch.cat([_pack(head, part) for part in y_final.split(head.rows_at_once())]), None)
 
     @property
     def e_p(self) -> Tensor:
@@ -59,8 +56,7 @@ class Teacher:
 
 
 def _pack(head: Head, y: Tensor) -> Tensor:
-    log_p = head.logits(y).log_softmax(-1)
-    p = log_p.exp()
-    entropy = -torch.where(p > 0, p * log_p, 0.0).sum(-1, keepdim=True)
+    p = head.logits(y).softmax(-1)
+    entropy = torch.special.entr(p).sum(-1, keepdim=True)
     b_p = torch.zeros_like(entropy) if head.bias is None else (p @ head.bias)[:, None]
     return torch.cat([p @ head.W_U, b_p, entropy], -1)
