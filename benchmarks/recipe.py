@@ -39,10 +39,10 @@ CURVES: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "norm lens start": ("lr", (2e-3, 4e-3), {"start": "norm_lens"}),
     "inputs alone": ("lr", (1e-3, 2e-3, 5e-3, 1e-2, 2e-2), {}),  # whitened, and not what the head reads
     "plain coordinates": ("lr", (1e-3, 3e-3, 1e-2), {"coordinates": "plain"}),
-    "rank": ("rank", (8, 32, 64, 128), {}),
-    "positions": ("positions_per_seq", (8, 16, 32, 64, 128), {}),
-    "epochs": ("epochs", (1, 2, 4, 8), {}),
-    "batch": ("batch_seqs", (2, 4, 8, 16), {}),
+    "rank": ("rank", (8, 16, 32, 64, 128), {}),
+    "positions": ("positions_per_seq", (16, 32, 64, 128, 256, 512), {}),
+    "epochs": ("epochs", (0.625, 1.25, 2.5, 5.0), {}),
+    "batch": ("batch_seqs", (1, 2, 4, 8), {}),
     "ridge": ("ridge", (1e-4, 1e-3, 1e-2, 1e-1, 1.0), {}),
     "metric": ("metric", ("fisher", "W_U Gram", "identity"), {}),
 }
