@@ -3,6 +3,8 @@
 import csv
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -283,6 +285,7 @@ def test_bytes_of_bank_and_lens_are_those_of_the_formula(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
+@pytest.mark.long
 def test_a_lab_grown_from_one_model_is_up_to_date_to_dvc(tmp_path):
     """Else `overhead` raises, as wherever other stages run than those that a change makes stale."""
     (row,) = run(overhead, tmp_path)
@@ -306,3 +309,16 @@ def test_cases_take_turns():
     common.in_turns({name: lambda name=name: called.append(name) for name in "ab"}, 2)
 
     assert called == ["a", "b"] * 3
+
+
+@pytest.mark.long
+def test_requests_are_counted_by_command(tmp_path):
+    """In a process of its own, since moto takes botocore apart. A push of what is there sends no object again."""
+    command = [sys.executable, "-m", "benchmarks.requests", "--quick", "--out", str(tmp_path)]
+    subprocess.run(command, cwd=common.REPOSITORY, check=True)
+    rows = rows_of(tmp_path / "requests.csv")
+
+    assert [row["command"] for row in rows] == [
+        "push of one", "the same again", "push of all", "the same again", "pull", "restore"
+    ]  # fmt: skip
+    assert rows[0]["PUT"] > rows[1]["PUT"] > 0 and rows[4]["GET"] > 0 == rows[4]["PUT"]
