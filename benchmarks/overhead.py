@@ -58,7 +58,7 @@ LEAST = """
       deps:
         - in
       params:
-        - x
+        - few.json: [x]
       outs:
         - out/${{key}}/{}
 """
@@ -93,8 +93,9 @@ class Lab:
         """As many stages, and nothing in them."""
         root.mkdir()
         (root / "in").touch()
+        (root / "few.json").write_text('{"x": 1}')
         (root / "dvc.yaml").write_text("stages:" + "".join(LEAST.format(name, name, name) for name in OF_A_MODEL))
-        return cls(root, "x: 1\n", set()).begun()
+        return cls(root, "", set()).begun()
 
     def begun(self) -> "Lab":
         """The first model's stages have run."""
