@@ -242,8 +242,9 @@ def chart(path: Path, lines: Sequence[Line], x: str, y: str, *, log_x: bool = Tr
         log_y = log_y and any(value > 0 for line in lines for value in line.y)  # a tiny run may measure nothing
         axes.set(xlabel=x, ylabel=y, xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
         for axis in (axes.xaxis, axes.yaxis):
-            if axis.get_scale() == "log":  # 10, 20, 50: by default labels of a decade lie over each other
-                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            if axis.get_scale() == "log":  # by default labels of a decade lie over each other
+                low, high = axis.get_data_interval()
+                axis.set_major_locator(LogLocator(subs=(1,) if high > 1000 * low else (1, 2, 5)))
                 axis.set_major_formatter(FuncFormatter(_tick))
                 axis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25)

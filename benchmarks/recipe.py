@@ -36,9 +36,9 @@ K = 1024
 CURVES: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "adamw": ("lr", (1e-3, 2e-3, 4e-3, 8e-3), {"optimizer": "adamw"}),
     "muon": ("lr", (2e-3, 4e-3, 8e-3), {"optimizer": "muon"}),
-    "norm lens start": ("lr", (2e-3, 4e-3), {"start": "norm_lens"}),
+    "norm lens start": ("lr", (2.5e-4, 5e-4, 1e-3, 2e-3), {"start": "norm_lens"}),
     "inputs alone": ("lr", (1e-3, 2e-3, 5e-3, 1e-2, 2e-2), {}),  # whitened, and not what the head reads
-    "plain coordinates": ("lr", (1e-3, 3e-3, 1e-2), {"coordinates": "plain"}),
+    "plain coordinates": ("lr", (2.5e-4, 5e-4, 1e-3, 3e-3), {"coordinates": "plain"}),
     "rank": ("rank", (8, 16, 32, 64, 128), {}),
     "positions": ("positions_per_seq", (16, 32, 64, 128, 256, 512), {}),
     "epochs": ("epochs", (0.625, 1.25, 2.5, 5.0), {}),
