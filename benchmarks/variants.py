@@ -53,7 +53,7 @@ class Clone:
         yaml = YAML()
         pipeline = yaml.load(self.root / "dvc.yaml")
         fit = pipeline["stages"]["fit"]["do"]
-        fit["cmd"] = f"python {root / 'timed.py'} {self.clock} {fit['cmd']}"
+        fit["cmd"] = f"exec python {root / 'timed.py'} {self.clock} {fit['cmd'].removeprefix('exec ')}"
         yaml.dump(pipeline, self.root / "dvc.yaml")
         if tokens is not None:
             params = yaml.load(self.root / "params.yaml")
