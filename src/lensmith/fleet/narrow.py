@@ -5,8 +5,8 @@ hundred. What a stage gives does not depend on the lab's other models, nor does 
 the head takes it over.
 """
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -17,23 +17,28 @@ PARAMS, LOCK = Path("params.yaml"), Path("dvc.lock")
 
 
 def narrow(model: str) -> None:
-    """Keep `model` alone in params.yaml and dvc.lock of the working directory.
+    """Keep `model` alone in params.yaml and dvc.lock of the working directory, and the stages that are no model's.
 
     Raises:
-        InputError: params.yaml has no such model; git does not hold both files as they are, to bring them back.
+        InputError: params.yaml has no such model; git could not bring back what would go.
     """
-    if git.run("status", "--porcelain", "--", str(PARAMS), str(LOCK)) != "":
-        raise InputError(f"git: {PARAMS} and {LOCK} are not as committed, and would be lost. Nothing was changed.")
     if model not in (models := params_file.read(PARAMS)):
         raise InputError(f"{PARAMS}: no model {model}; there is {', '.join(models)}. Nothing was changed.")
-    _rewrite(PARAMS, "models", lambda name: name == model)
-    if LOCK.exists():
-        _rewrite(LOCK, "stages", lambda name: name.endswith(f"@{model}"))
-
-
-def _rewrite(path: Path, section: str, is_kept: Callable[[str], bool]) -> None:
     yaml = YAML(typ="safe")
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # ruamel's hint is of its default, None
-    data = yaml.load(path)
-    data[section] = {name: entry for name, entry in data[section].items() if is_kept(name)}
-    yaml.dump(data, path)
+    narrowed: dict[Path, Any] = {}
+    for path, section, kept in ((PARAMS, "models", (model,)), (LOCK, "stages", ("", model))):
+        data = yaml.load(path) if path.exists() else {section: {}}
+        own = {name: entry for name, entry in data[section].items() if _model_of(name, section) in kept}
+        if len(own) == len(data[section]):
+            continue
+        if git.run("status", "--porcelain", "--", str(path)) != "":
+            raise InputError(f"git: {path} is not as committed, and entries of it would be lost. Nothing was changed.")
+        narrowed[path] = data | {section: own}
+    for path, data in narrowed.items():
+        yaml.dump(data, path)
+
+
+def _model_of(name: str, section: str) -> str:
+    """The model of an entry; of stage `resolve`, the empty word."""
+    return name if section == "models" else name.partition("@")[2]
