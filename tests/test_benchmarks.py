@@ -285,7 +285,6 @@ def test_bytes_of_bank_and_lens_are_those_of_the_formula(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.long
 def test_a_lab_grown_from_one_model_is_up_to_date_to_dvc(tmp_path):
     """Else `overhead` raises, as wherever other stages run than those that a change makes stale."""
     (row,) = run(overhead, tmp_path)
