@@ -1,6 +1,7 @@
 """The fleet on a real Ray cluster of two nodes: `lensmith fleet run` as a user runs it, and a node that is lost."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -43,12 +44,11 @@ class Nodes:
 
 
 @contextmanager
-def cluster(lab: Lab) -> Iterator[Nodes]:
-    """Its nodes have the lab's environment: one LENSMITH_HOME, as on shared storage."""
+def cluster(root: Path, environment: dict[str, str]) -> Iterator[Nodes]:
+    """Its nodes have the same environment: one LENSMITH_HOME, as on shared storage."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     command = [sys.executable, str(Path(__file__).with_name("ray_nodes.py"))]
-    environment = lab.environment() | ENVIRONMENT
-    with subprocess.Popen(command, cwd=lab.root, env=environment, stderr=subprocess.DEVNULL, **pipes) as process:
+    with subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.DEVNULL, **pipes) as process:
         said = json.loads(process.stdout.readline())
         yield Nodes(said["address"], said["nodes"], process)
         process.stdin.close()
@@ -126,7 +126,7 @@ def fit_here(lab: Lab, models: tuple[str, ...]) -> None:
 def test_a_node_is_killed_mid_fit_and_every_lens_is_right(tmp_path, record_property):
     """Its model goes on elsewhere from a checkpoint; no fit comes to its end twice; the head runs nothing heavy."""
     lab = make(tmp_path, {model: {"fit": FIT | {"seed": seed}} for seed, model in enumerate(MODELS)})
-    with cluster(lab) as nodes:
+    with cluster(lab.root, lab.environment() | ENVIRONMENT) as nodes:
         process = begin(lab, "--address", nodes.address)
         number, struck = node_of_a_fit(nodes, lab, process)
         nodes.kill(number)
@@ -150,6 +150,48 @@ def test_a_node_is_killed_mid_fit_and_every_lens_is_right(tmp_path, record_prope
     record_property("a node is killed mid-fit: fits that came to their end twice", "0 of 6")
 
 
+MAILBOX = """
+import sys, time
+import ray
+from lensmith.fleet import cluster, plan
+here = cluster.RayCluster(sys.argv[1], plan.Tree("", ""))
+
+@ray.remote(num_cpus=1)
+def say_many(model, mailbox):
+    outbox = cluster.Outbox(plan.Job(model, "chain", plan.Needs(1, 0, None), ()), mailbox)
+    begin = time.time()
+    for number in range(200):
+        outbox.say(str(number))
+        time.sleep(0.01)
+    return begin, time.time()
+
+tasks = [say_many.remote(model, here._mailbox) for model in "abcd"]
+heard, killed = [], 0
+while len(ray.wait(tasks, num_returns=4, timeout=0.1)[0]) < 4:
+    heard += here.lines()
+    if killed < 3 and len(heard) > 60 * (killed + 1):
+        ray.kill(here._mailbox, no_restart=False)
+        killed += 1
+spans = ray.get(tasks)
+heard += here.lines()
+whole = [[line for model, line in heard if model == own] == [str(number) for number in range(200)] for own in "abcd"]
+print("killed", killed, "whole", sum(whole), "at once", max(sum(b <= t < e for b, e in spans) for t, _ in spans))
+here.close()
+"""
+
+
+def test_lines_outlive_the_mailbox(tmp_path):
+    """It is killed three times while tasks talk: the head reads every line once, in order; no task waits for that in a
+    way that gives its CPU to another one.
+    """
+    command, environment = [sys.executable, "-c", MAILBOX], os.environ | ENVIRONMENT
+    with cluster(tmp_path, environment) as nodes:
+        done = subprocess.run([*command, nodes.address], env=environment, capture_output=True, text=True, check=True)
+    assert "killed 3 whole 4 at once 2" in done.stdout.splitlines(), (
+        done.stdout
+    )  # Ray says there too that it tries again
+
+
 def readme(words: str) -> list[str]:
     """The command of README's fleet that contains these words, as printed."""
     text = (REPOSITORY / "README.md").read_text().partition("### A fleet")[2]
@@ -160,7 +202,7 @@ def readme(words: str) -> list[str]:
 def test_a_model_is_captured_by_two_tasks_and_fit_once(tmp_path, record_property):
     """README's lines as printed. The fit finds the bank of its training text whole; its lens is that of one process."""
     lab = larger(make(tmp_path, {"atlas": {}}))
-    with cluster(lab) as nodes:
+    with cluster(lab.root, lab.environment() | ENVIRONMENT) as nodes:
         environment = lab.environment() | ENVIRONMENT | {"RAY_ADDRESS": nodes.address}
         run = partial(subprocess.run, cwd=lab.root, env=environment, capture_output=True, text=True, check=False)
         plan = run(readme("--dry-run"))

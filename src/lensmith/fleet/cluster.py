@@ -7,7 +7,8 @@ Ray itself tries nothing again: `driver` does, and says so. Lines come back thro
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lensmith import stopping
@@ -26,25 +27,49 @@ WAIT = 0.5  # seconds for a job to end before somebody looks at the lines
 
 
 class Mailbox:
-    """Lines on their way to the head. They are kept: an answer that comes too late must not take lines with it."""
+    """Lines on their way to the head, by sender. They are kept: an answer that comes too late must not take lines
+    with it, and after a restart every sender gives its own again.
+    """
 
     def __init__(self) -> None:
-        self._name = uuid.uuid4().hex  # another one after a restart, whose lines are counted from 0 again
-        self._lines: list[tuple[str, str]] = []
+        self._senders: dict[str, tuple[str, list[str]]] = {}
 
-    def put(self, model: str, line: str) -> None:
-        self._lines.append((model, line))
+    def put(self, sender: str, model: str, begin: int, lines: Sequence[str]) -> int:
+        """Keep lines of which the first is the sender's line `begin`; how many of its lines are here, without a gap."""
+        _, held = self._senders.setdefault(sender, (model, []))
+        if begin <= len(held):
+            held[begin:] = lines
+        return len(held)
 
-    def after(self, name: str, seen: int) -> tuple[str, int, list[tuple[str, str]]]:
-        """The lines that whoever saw the first `seen` of the mailbox `name` has not seen."""
-        begin = seen if name == self._name else 0
-        return self._name, len(self._lines), self._lines[begin:]
+    def after(self, seen: Mapping[str, int]) -> list[tuple[str, str, list[str]]]:
+        """(sender, model, lines) beyond the `seen` first ones of each sender."""
+        return [(sender, model, lines[seen.get(sender, 0) :]) for sender, (model, lines) in self._senders.items()]
+
+
+class Outbox:
+    """The lines of one job, each of them handed over before the next one: Ray drops a call that nobody waits for
+    when it fails. They wait on a future: in `ray.get`, a task's CPUs are another one's.
+    """
+
+    def __init__(self, job: Job, mailbox: Any) -> None:
+        self._model, self._mailbox = job.model, mailbox
+        self._sender = uuid.uuid4().hex
+        self._lines: list[str] = []
+        self._held = 0
+
+    def say(self, line: str) -> None:
+        self._lines.append(line)
+        while self._held < len(self._lines):
+            begin = self._held
+            put = self._mailbox.put.remote(self._sender, self._model, begin, self._lines[begin:])
+            self._held = put.future().result()
 
 
 def perform(job: Job, tree: Tree, mailbox: Any) -> Outcome:
     """The body of a task."""
-    outcome = work.run(job, tree, lambda line: mailbox.put.remote(job.model, line))
-    ray.get(mailbox.put.remote(job.model, f"{job.name}: ended with {outcome.code}"))  # after all that was sent before
+    outbox = Outbox(job, mailbox)
+    outcome = work.run(job, tree, outbox.say)
+    outbox.say(f"{job.name}: ended with {outcome.code}")
     return outcome
 
 
@@ -73,10 +98,11 @@ class RayCluster:
         stopping.install()  # Ray takes TERM for itself
         self._tree = tree
         self._running: dict[Any, Job] = {}
-        self._seen = ("", 0)  # of which mailbox, how many lines
+        self._seen: Counter[str] = Counter()  # lines, by sender
         here = ray.get_runtime_context().get_node_id()
         near = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=True)
-        self._mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, max_restarts=-1, scheduling_strategy=near).remote()
+        kept = {"max_restarts": -1, "max_task_retries": -1}  # a line waits until there is a mailbox again
+        self._mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=near, **kept).remote()
 
     def machines(self) -> Sequence[Machine]:
         return [
@@ -98,11 +124,12 @@ class RayCluster:
 
     def lines(self) -> Iterator[tuple[str, str]]:
         try:
-            name, seen, lines = ray.get(self._mailbox.after.remote(*self._seen), timeout=10)
+            found = ray.get(self._mailbox.after.remote(self._seen), timeout=10)
         except exceptions.RayError:  # busy, or on a machine that is gone: then it starts again elsewhere
             return
-        self._seen = (name, seen)
-        yield from lines
+        for sender, model, lines in found:
+            self._seen[sender] += len(lines)
+            yield from ((model, line) for line in lines)
 
     def cancel(self) -> None:
         for reference in self._running:
