@@ -8,6 +8,8 @@ its files are repeated under other names, and a `dvc repro` that runs nothing bu
     one change   after an edit of one model's rank: 8 stages run
     in a clone   the same with that model's heavy stages, as a node of `lensmith fleet` runs them: 4 stages in a lab of
                  that model alone (`lensmith fleet only`), in one that knows them all under "in a whole clone"
+    restored     what it adds on the head that such a node made another model: the head has the heavy stages from the
+                 remote and runs the light ones, 7 stages; what a `lensmith fleet restore` costs anyhow is not in it
     one more     after an entry more: 9 stages run
     check        `lensmith check`
     DVC's least  `dvc repro` of an unchanged lab with as many stages, each of one file in, one out, and one parameter
@@ -19,6 +21,7 @@ import re
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +34,7 @@ from ruamel.yaml import YAML
 from benchmarks import common
 
 HEAVY = ("fit", "sweep", "suite-eval")
+ENDS = ("sweep", "suite-eval")
 LIGHT = ("gates", "plots", "publish")
 OF_A_MODEL = ("prefetch", *HEAVY, *LIGHT)
 LIMITS = {"no-op": 6.0, "check": 2.0}  # seconds, of 100 models
@@ -49,6 +53,15 @@ for path in map(Path, sys.argv[2::2]):
             (path / name).write_text(name + text)
 """
 
+
+RESTORE = """
+import sys
+from pathlib import Path
+from lensmith.fleet import head, restore
+root = Path.cwd()
+ran = restore.restore(root, head.tree(str(root)), sys.argv[1:], everything=False)
+sys.exit(f"ran here: {ran}" if ran else 0)
+"""
 
 # A stage for each one of a model, with the least that a stage has.
 LEAST = """
@@ -103,6 +116,8 @@ class Lab:
         (self.root / ".dvc").mkdir(exist_ok=True)
         shutil.copy(common.REPOSITORY / ".dvc" / "config", self.root / ".dvc" / "config")
         self.run("git", "init", "--quiet")
+        self.run("dvc", "remote", "add", "--default", "store", str(self.root.with_name(f"{self.root.name}-store")))
+        self.run("dvc", "remote", "modify", "store", "verify", "true")
         self.write_params()
         self.run("dvc", "repro")
         return self
@@ -111,14 +126,19 @@ class Lab:
         entries = "".join(ENTRY.format(key, rank) for key, rank in self.models.items())
         (self.root / "params.yaml").write_text(f"{self.defaults}\nmodels:\n{entries}")
 
-    def clone(self, root: Path, model: str) -> "Lab":
-        """A copy that is all committed, narrowed to a model."""
-        shutil.copytree(self.root, root)
-        copy = replace(self, root=root)
-        copy.run("git", "add", "--all")
-        copy.run("git", "-c", "user.name=lab", "-c", "user.email=lab@example.org", "commit", "--quiet", "-m", "lab")
-        copy.run("lensmith", "fleet", "only", model)
-        return copy
+    def commit(self) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "-c", "user.name=lab", "-c", "user.email=lab@example.org", "commit", "--quiet", "-m", "lab")
+
+    def on_a_node(self, model: str, expected: set[str], *targets: str) -> float:
+        """Seconds of a `dvc repro` in a committed lab's copy that is narrowed to a model, and pushes what it made."""
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copytree(self.root, Path(folder) / "clone")
+            copy = replace(self, root=Path(folder) / "clone")
+            copy.run("lensmith", "fleet", "only", model)
+            spent = copy.repro(expected, *targets)
+            copy.run("dvc", "push", "--run-cache", *targets)
+        return spent
 
     def grow(self, n_models: int) -> None:
         """To so many models, all of them up to date."""
@@ -169,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cli.add_argument("--repeats", type=int, default=3)
     args = common.parsed(cli, arguments)
     if args.quick:
-        args.models, args.repeats = [2], 1
+        args.models, args.repeats = [3], 1
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         lab, least = Lab.real(Path(folder) / "lab"), Lab.least(Path(folder) / "least")
@@ -189,7 +209,17 @@ def report(args: argparse.Namespace, rows: list[list[Any]]) -> None:
     common.publish(args.out, "overhead", "What DVC costs a lab of many models", text, COLUMNS, rows)
 
 
-COLUMNS = ("models", "no-op", "DVC's least", "one change", "in a whole clone", "in a clone", "one more", "check")
+COLUMNS = (
+    "models",
+    "no-op",
+    "DVC's least",
+    "one change",
+    "in a whole clone",
+    "in a clone",
+    "restored",
+    "one more",
+    "check",
+)
 
 
 def measured(lab: Lab, least: Lab, repeats: int) -> list[float]:
@@ -197,14 +227,12 @@ def measured(lab: Lab, least: Lab, repeats: int) -> list[float]:
     no_op = _median(repeats, lambda: lab.repro(set()))
     floor = _median(repeats, lambda: least.repro(set()))
     check = _median(repeats, lambda: _seconds(lambda: lab.run("lensmith", "check")))
+    in_clone, restored = of_a_fleet(lab)
     last = list(lab.models)[-1]
-    heavy, light = ({f"{name}@{last}" for name in names} for names in (HEAVY, LIGHT))
-    ends = [f"sweep@{last}", f"suite-eval@{last}"]
+    heavy, light = _stages(last, HEAVY), _stages(last, LIGHT)
     lab.models[last] += 1
     lab.write_params()
-    with tempfile.TemporaryDirectory() as folder:
-        in_clone = lab.clone(Path(folder) / "clone", last).repro({"resolve", *heavy}, *ends)
-    in_whole = lab.repro({"resolve", *heavy}, *ends)
+    in_whole = lab.repro({"resolve", *heavy}, *_stages(last, ENDS))
     lab.repro({*light, "report"})
     lab.models[last] += 1
     lab.write_params()
@@ -212,8 +240,28 @@ def measured(lab: Lab, least: Lab, repeats: int) -> list[float]:
     more = f"m{len(lab.models):03}"
     lab.models[more] = 8
     lab.write_params()
-    one_more = lab.repro({*lab.always, *(f"{name}@{more}" for name in OF_A_MODEL)})
-    return [no_op, floor, change, in_whole, in_clone, one_more, check]
+    one_more = lab.repro({*lab.always, *_stages(more, OF_A_MODEL)})
+    return [no_op, floor, change, in_whole, in_clone, restored, one_more, check]
+
+
+def of_a_fleet(lab: Lab) -> tuple[float, float]:
+    """Seconds of a model's heavy stages on a node, and of all its stages on the head, by the difference between some
+    models and one.
+    """
+    edited = list(lab.models)[-6:]
+    lab.models |= {model: lab.models[model] + 1 for model in edited}
+    lab.write_params()
+    lab.commit()
+    on_node = [lab.on_a_node(model, {"resolve", *_stages(model, HEAVY)}, *_stages(model, ENDS)) for model in edited]
+    one, *others = edited
+    spent_on_one = _seconds(lambda: lab.run(sys.executable, "-c", RESTORE, one))
+    spent_on_others = _seconds(lambda: lab.run(sys.executable, "-c", RESTORE, *others))
+    lab.repro({"report"})
+    return statistics.median(on_node), (spent_on_others - spent_on_one) / (len(others) - 1)
+
+
+def _stages(model: str, names: Sequence[str]) -> set[str]:
+    return {f"{name}@{model}" for name in names}
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from settings import REPOSITORY
 
+from lensmith.fleet import head, restore
+
 HEAVY = {
     "prefetch": ("resolved/models/{}.json", "artifacts/{}/corpus"),
     "fit": ("artifacts/{}/corpus", "artifacts/{}/lens"),
@@ -62,6 +64,7 @@ class FleetLab:
         (lab.root / "weights" / "config.json").write_text("{}")
         (lab.root / "manifest.json").write_text(json.dumps(_manifest()))
         lab.seed(**models)
+        (lab.root / ".gitignore").write_text("/artifacts/\n/release/\n.lensmith/\n")
         lab.run("git", "init", "--quiet")
         (lab.root / ".dvc").mkdir()  # all that `dvc init` makes and a test needs
         (lab.root / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
@@ -86,6 +89,10 @@ class FleetLab:
         self.run("git", "add", "--all")
         self.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "--message", "a lab")
         return self.run("git", "rev-parse", "HEAD").strip()
+
+    def restored(self, *models: str) -> list[str]:
+        """What of the heavy stages ran here, while the head took over what nodes made."""
+        return restore.restore(self.root, head.tree(str(self.root)), models, everything=False)
 
     def run(self, *command: str) -> str:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -10,8 +10,6 @@ from fleet_lab import HEAVY, FleetLab
 from ruamel.yaml import YAML
 from settings import REPOSITORY
 
-from lensmith.fleet import head
-
 EXAMPLES = REPOSITORY / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.sh"))
 
@@ -73,7 +71,7 @@ def test_skypilot_runs_the_chain_of_its_model(lab, tmp_path):
     subprocess.run(["bash", "-euc", job["run"]], cwd=tmp_path, env=os.environ | given, check=True)
 
     assert ran(lab) == heavy("a")
-    assert head.restore(lab.root, ["a"], everything=False) == []
+    assert lab.restored("a") == []
 
 
 @pytest.mark.long
@@ -81,7 +79,7 @@ def test_a_slurm_array_and_an_ssh_loop_run_every_model(lab, tmp_path):
     """A task a model; machines in turn. What is done already is not run again."""
     subprocess.run(["sbatch", "--array=0-1", "examples/slurm.sh", "a", "b"], check=True)
     assert ran(lab) == heavy("a", "b")
-    assert head.restore(lab.root, ["a", "b"], everything=False) == []
+    assert lab.restored("a", "b") == []
     ran(lab)
 
     lab.seed(a=1, b=3)

@@ -1,6 +1,7 @@
 """The fleet without a cluster: what is stale, what it needs, who runs what when, and what a node does."""
 
 import io
+import json
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from lensmith.edge import hub_size, params_file, resolved
 from lensmith.edge.cache import GIB
-from lensmith.errors import InputError
+from lensmith.errors import InputError, RemoteError
 from lensmith.fleet import head, narrow, plan, work
 from lensmith.fleet.board import Board, Row
 from lensmith.fleet.driver import Driver
@@ -190,7 +191,7 @@ def test_an_interrupt_cancels_what_runs_and_says_what_is_restorable(tmp_path):
         Driver(cluster, board, 2).run({m: plan.phases(m, SMALL) for m in ("a", "b")})
 
     assert cluster.cancelled
-    assert "1 of 2 models are finished" in board.kept() and "dvc repro --pull publish@a" in board.kept()
+    assert "1 of 2 models are finished" in board.kept() and "lensmith fleet restore --models a" in board.kept()
     assert board.kept().endswith("goes on with b.")
 
 
@@ -273,7 +274,7 @@ def test_what_a_node_made_is_restored_and_not_run_again(lab, tmp_path):
     assert set(head.stale(lab.root, ["a", "b"], fetching=False)) == {"a", "b"}
     outcome, lines = chain("a", tree)
     on_node = told(tmp_path)
-    ran = head.restore(lab.root, ["a"], everything=False)
+    ran = lab.restored("a")
     here = told(tmp_path)
 
     assert outcome.code == 0, lines
@@ -281,6 +282,51 @@ def test_what_a_node_made_is_restored_and_not_run_again(lab, tmp_path):
     assert sorted(name for name, _ in on_node) == [f"{stage}@a" for stage in sorted(plan.HEAVY)]
     assert {Path(folder) for _, folder in on_node} == {work.home("a", tree) / "clone"}
     assert ran == [] and [name for name, _ in here] == ["gates@a", "publish@a"]
+
+
+@pytest.mark.long
+def test_what_is_restored_is_what_dvc_restores_in_place(lab, tmp_path):
+    """The same lines of dvc.lock, and DVC finds nothing to do: a model at a time in a lab of its own is no other
+    way than `dvc repro --pull` in the whole one, and leaves nothing behind.
+    """
+    for model in ("a", "b"):
+        assert chain(model, head.tree(None))[0].code == 0
+    shutil.copytree(lab.root, tmp_path / "plain")
+    plain = FleetLab(tmp_path / "plain")
+    told(tmp_path)
+    plain.run("dvc", "repro", "--pull", "publish@a", "publish@b")
+    in_place = told(tmp_path)
+    (lab.root / "artifacts" / "a" / "lens").mkdir(parents=True)
+    (lab.root / "artifacts" / "a" / "lens" / "of_before").touch()
+    lab.restored("a", "b")
+
+    assert sorted(name for name, _ in told(tmp_path)) == sorted(name for name, _ in in_place)
+    locks = [(each.root / "dvc.lock").read_text().splitlines() for each in (lab, plain)]
+    assert sorted(locks[0]) == sorted(locks[1])
+    assert {Path(folder) for _, folder in in_place} == {plain.root}
+    assert json.loads(lab.run("dvc", "status", "--json")) == {}
+    assert not list((lab.root / ".lensmith" / "restore").glob("*/"))
+    lab.restored("a", "b")
+    assert told(tmp_path) == []
+
+
+@pytest.mark.long
+def test_a_stage_that_fails_on_the_head_takes_no_other_model_with_it(lab, tmp_path, monkeypatch):
+    """What was restored before it is here; the next time goes on from there."""
+    for model in ("a", "b"):
+        assert chain(model, head.tree(None))[0].code == 0
+    monkeypatch.setenv("FAILS", "publish@b")
+    monkeypatch.setenv("CODE", "5")
+    with pytest.raises(
+        RemoteError, match=r"dvc repro --pull publish@b: error: it is broken \(exit 5\)\. What nodes made"
+    ):
+        lab.restored("a", "b")
+    monkeypatch.delenv("FAILS")
+    assert (lab.root / "release" / "a" / "rows.txt").exists()
+    told(tmp_path)
+    lab.restored("a", "b")
+
+    assert [name for name, _ in told(tmp_path)] == ["publish@b"]
 
 
 def test_a_clone_of_one_model_resolves_as_the_whole_lab_does(tmp_path, monkeypatch):
@@ -327,14 +373,14 @@ def test_after_a_failure_or_a_loss_only_what_is_nowhere_runs(lab, tmp_path, monk
 
     assert (outcome.code, outcome.line) == (3, "error: it is broken")
     assert again.code == 0 and "sweep@a" in ran_again and not ran_again & {"prefetch@a", "fit@a"}
-    assert head.restore(lab.root, ["a"], everything=False) == []
+    assert lab.restored("a") == []
     assert set(head.stale(lab.root, ["a", "b"], fetching=True)) == {"b"}
     for folder in ("artifacts", ".dvc/cache"):
         shutil.rmtree(lab.root / folder)
     assert set(head.stale(lab.root, ["a", "b"], fetching=False)) == {"b"}, "what is only missing is not stale"
     assert set(head.stale(lab.root, ["a", "b"], fetching=True)) == {"b"}, "it was had from the remote"
     assert (lab.root / "artifacts/a/lens/rows.txt").exists()
-    assert sorted(head.restore(lab.root, ["b"], everything=False)) == sorted(f"{stage}@b" for stage in plan.HEAVY)
+    assert sorted(lab.restored("b")) == sorted(f"{stage}@b" for stage in plan.HEAVY)
 
 
 def test_a_clone_is_made_the_commit_whatever_was_left_in_it(lab, tmp_path):

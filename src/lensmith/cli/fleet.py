@@ -60,10 +60,21 @@ def run(
     elif dry_run:
         typer.echo("Nothing is stale.")
         return
-    _restore(root, [model for model in settings if model not in failed], everything=not models and not failed)
+    _restore(root, tree.commit, [m for m in settings if m not in failed], everything=not models and not failed)
     if failed:
         logs = ", ".join(f"{model} (log: {LOGS / model}.log)" for model in failed)
         raise RemoteError(f"{len(failed)} models failed: {logs}. What the others made is here.")
+
+
+@app.command()
+def restore(
+    models: Annotated[list[str] | None, typer.Option(help="A model; again for more. All by default.")] = None,
+) -> None:
+    """Have here what nodes pushed, run the light stages, and print the verdicts: what `fleet run` ends with."""
+    from lensmith.fleet import head
+
+    root, settings = Path.cwd(), _chosen(models)
+    _restore(root, head.tree(str(root)).commit, list(settings), everything=not models)
 
 
 @app.command()
@@ -96,12 +107,13 @@ def _drive(phases: "dict[str, Phases]", cluster: "Cluster", retries: int) -> lis
     return [model for model, outcome in outcomes.items() if outcome.code]
 
 
-def _restore(root: Path, models: list[str], *, everything: bool) -> None:
-    from lensmith.fleet import head
+def _restore(root: Path, commit: str, models: list[str], *, everything: bool) -> None:
+    from lensmith.fleet import restore
+    from lensmith.fleet.plan import Tree
 
     if not models:
         return
     typer.echo("Restoring here with `dvc repro --pull`")
-    for stage in head.restore(root, models, everything=everything):
+    for stage in restore.restore(root, Tree(str(root), commit), models, everything=everything):
         typer.echo(f"warning: {stage} ran on this machine: what a node made of it is not in the remote", err=True)
     verdicts.show()

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 
 from lensmith.fleet import plan
-from lensmith.fleet.plan import HEAVY, LIGHT_END, Machine, Needs
+from lensmith.fleet.plan import HEAVY, Machine, Needs
 from lensmith.progress import EVERY
 
 MARKS = {"waits": "·", "runs": "▶", "there": "✓", "failed": "✕"}
@@ -108,7 +108,8 @@ class Board:
     def kept(self) -> str:
         """What is left of a run that is stopped, in words."""
         there = [model for model, row in self.rows.items() if set(row.stages.values()) == {"there"}]
-        restore = f"`dvc repro --pull {' '.join(f'{LIGHT_END}@{m}' for m in there)}` restores them. " if there else ""
+        chosen = " ".join(f"--models {model}" for model in there)
+        restore = f"`lensmith fleet restore {chosen}` has them here. " if there else ""
         return (
             f"{len(there)} of {len(self.rows)} models are finished and in the remote. {restore}"
             f"The same command goes on with {', '.join(m for m in self.rows if m not in there)}."

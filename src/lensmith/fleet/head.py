@@ -1,22 +1,19 @@
-"""What the head does itself: it asks git and DVC what there is to do, and restores what the nodes did."""
+"""What the head asks git and DVC before nodes begin: what they clone, what there is to do, and what that needs."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from lensmith.edge import dvc, git, hub_size
 from lensmith.edge.params import ModelParams
-from lensmith.errors import InputError, RemoteError
-from lensmith.fleet import plan, work
+from lensmith.errors import InputError
+from lensmith.fleet import plan
 from lensmith.fleet.plan import Machine, Needs, Status, Tree
 
 # What DVC rewrites, here and on each node anew. All else in git decides what is computed.
 GENERATED = ("dvc.lock", "metrics", "plots", "resolved")
 NOTHING = "Nothing was started."
-
-_RAN = re.compile(r"Running stage '([^']+)'")
 
 
 def tree(url: str | None) -> Tree:
@@ -81,18 +78,3 @@ def needs(settings: Mapping[str, ModelParams], machines: Sequence[Machine]) -> d
     """What the jobs of each model ask of a machine."""
     gpus = sum(machine.gpus for machine in machines)
     return {model: plan.needs(own, hub_size.parameters(own.source), gpus) for model, own in settings.items()}
-
-
-def restore(root: Path, models: Sequence[str], *, everything: bool) -> list[str]:
-    """Check out what nodes pushed and run the light stages; the heavy ones that ran here nevertheless.
-
-    Raises:
-        RemoteError: DVC did not come to its end.
-    """
-    lines: list[str] = []
-    targets = [] if everything else [f"{plan.LIGHT_END}@{model}" for model in models]
-    outcome = work.execute(("dvc", "--wait-for-lock", "repro", "--pull", *targets), root, None, lines.append)
-    if outcome.code:
-        raise RemoteError(f"dvc repro --pull: {outcome.line} (exit {outcome.code}). What nodes made is in the remote.")
-    ran = [found[1] for line in lines if (found := _RAN.search(line))]
-    return [stage for stage in ran if stage.partition("@")[0] in plan.HEAVY]

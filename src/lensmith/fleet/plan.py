@@ -161,18 +161,23 @@ def captures(stages: Sequence[str], settings: ModelParams) -> bool:
 
 def phases(model: str, needed: Needs, capture_workers: int = 0) -> Phases:
     """A model's work. With capture workers, that many jobs first capture its residual bank into a shared home."""
-    corpus = _repro(*of(model, "prefetch"))
-    alone = ("lensmith", "fleet", "only", model)
-    work = (alone, corpus, _fetch(model), _repro(*of(model, *ENDS)), _push(*of(model, *HEAVY)))
+    corpus = repro(*of(model, "prefetch"))
+    work = (alone(model), corpus, _fetch(model), repro(*of(model, *ENDS)), _push(*of(model, *HEAVY)))
     chain = Job(model, "chain", needed, work)
     if not capture_workers:
         return [[chain]]
     nothing = Needs(needed.cpus, 0, None)
-    prefetch = Job(model, "prefetch", nothing, (alone, corpus, _push(*of(model, "prefetch"))))
+    prefetch = Job(model, "prefetch", nothing, (alone(model), corpus, _push(*of(model, "prefetch"))))
     return [[prefetch], [_capture(model, needed, i, capture_workers) for i in range(capture_workers)], [chain]]
 
 
-def _repro(*targets: str) -> tuple[str, ...]:
+def alone(model: str) -> tuple[str, ...]:
+    """Makes a clone a lab of the model alone."""
+    return ("lensmith", "fleet", "only", model)
+
+
+def repro(*targets: str) -> tuple[str, ...]:
+    """Runs stages, or has them from the remote."""
     return ("dvc", "--wait-for-lock", "repro", "--pull", *targets)
 
 
