@@ -108,7 +108,7 @@ def metric(name: str) -> Iterator[None]:
     if name == "fisher":
         yield
         return
-    with mock.patch.object(closed_form._Fisher, "mean", mean):
+    with mock.patch.object(closed_form._FisherSum, "mean", mean):
         yield
 
 

@@ -1,14 +1,17 @@
 """Models larger than one device: the same bytes wherever the blocks are, and a refusal with numbers before anything."""
 
+import gc
 import json
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from accelerate import cpu_offload
 from lab import Lab
 from settings import atlas, fit_params
 from tiny import save_tiny, tiny_model
@@ -18,7 +21,7 @@ from lensmith.errors import InputError, ResourceError
 from lensmith.lens import budget
 from lensmith.source import placement
 from lensmith.source.backbone import Backbone
-from lensmith.source.placement import GIB, Needs
+from lensmith.source.placement import GIB, Beside, Needs
 
 CPU = torch.device("cpu")
 TOKENS = torch.arange(40).view(2, 20) % 97
@@ -31,7 +34,7 @@ def little_memory(monkeypatch):
 
     def room(frame) -> None:
         blocks = placement.block_lists(frame)[0][1]
-        need = placement.needs(frame, placement.nothing).total
+        need = placement.needs(frame, placement.NOTHING).total
         monkeypatch.setattr(placement, "free_memory", lambda: {"cpu": need - 2 * placement._size(blocks[0])})
 
     monkeypatch.setattr(placement, "WORKING", 1000)
@@ -63,21 +66,67 @@ def test_blocks_fill_the_devices_in_their_order(monkeypatch):
     """Two GPUs, memory, disk: a pass goes through each once, and what is no block is where the lens is fit."""
     frame = placement.skeleton(tiny_model("llama", n_layers=6).config, torch.float32)
     blocks = placement.block_lists(frame)[0][1]
-    size, need = placement._size(blocks[0]), placement.needs(frame, lambda *_: 500)
+    beside = Beside(lambda *_: 500)
+    size, need = placement._size(blocks[0]), placement.needs(frame, beside)
     monkeypatch.setattr(placement, "WORKING", 1000)
     rest = need.weights - 6 * size + need.head + 500
     memory = {0: 1000 + rest + 2 * size, 1: 1000 + int(1.9 * size), "cpu": 1000 + size}
     monkeypatch.setattr(placement, "free_memory", lambda: memory)
-    found = placement.device_map(frame, "auto", torch.device("cuda"), "org/x", lambda *_: 500)
+    found = placement.device_map(frame, "auto", torch.device("cuda"), "org/x", beside)
 
     assert [found.pop(f"model.layers.{i}") for i in range(6)] == [0, 0, 1, "cpu", "disk", "disk"]
     assert set(found.values()) == {0} and {"model.embed_tokens", "model.norm", "lm_head"} <= set(found)
 
 
+def test_a_lens_that_is_fit_after_the_capture_takes_the_room_of_the_weights(monkeypatch):
+    """With a bank on the disk they are never there at once: what is asked for is the larger, and blocks fill all."""
+    frame = placement.skeleton(tiny_model("llama", n_layers=6).config, torch.float32)
+    size, weights = (
+        placement._size(placement.block_lists(frame)[0][1][0]),
+        placement.needs(frame, placement.NOTHING).weights,
+    )
+    monkeypatch.setattr(placement, "WORKING", 1000)
+    for lens, most in ((weights - 2 * size, weights), (weights + 1, weights + 1)):
+        together, later = (Beside(lambda *_, n=lens: n, follows) for follows in (False, True))
+        need = placement.needs(frame, later)
+        assert placement.needs(frame, together).total - need.total == weights + lens - most
+        monkeypatch.setattr(placement, "free_memory", lambda total=need.total: {0: total, "cpu": 0})
+        found = placement.device_map(frame, "auto", torch.device("cuda"), "org/x", later)
+        assert set(found.values()) == {0}
+        with pytest.raises(ResourceError, match="weights, 0"):
+            placement.device_map(frame, "single", torch.device("cuda"), "org/x", together)
+        monkeypatch.setattr(placement, "free_memory", lambda total=need.total: {0: total - size, "cpu": 0})
+        if lens < weights:
+            spread = placement.device_map(frame, "auto", torch.device("cuda"), "org/x", later)
+            assert list(spread.values()).count("disk") == 1
+        else:
+            with pytest.raises(ResourceError, match="what is no block needs"):
+                placement.device_map(frame, "auto", torch.device("cuda"), "org/x", later)
+
+
+def test_released_weights_are_nowhere():
+    """Neither in the model nor where accelerate keeps those that are off the device."""
+    model = tiny_model("llama")
+    seen = []
+    for block in model.model.layers:
+        kept = {name: tensor.clone() for name, tensor in block.state_dict().items()}
+        seen += map(weakref.ref, kept.values())
+        cpu_offload(block, execution_device=CPU, state_dict=kept)
+    del kept
+    backbone = Backbone.of(model)
+    before = backbone.head.fingerprint()
+    assert seen and all(ref() is not None for ref in seen)
+    backbone.release()
+    gc.collect()
+
+    assert [ref for ref in seen if ref() is not None] == []
+    assert backbone.head.fingerprint() == before
+
+
 @pytest.mark.parametrize(
     ("asked", "free", "said"),
     [
-        ("single", 3 * GIB, r"needs 14\.0 GiB \(7\.0 GiB weights, 4\.0 GiB head in fp32, 1\.0 GiB lens, 2\.0 GiB work"),
+        ("single", 3 * GIB, r"needs 14\.0 GiB \(7\.0 GiB weights, 1\.0 GiB lens, 4\.0 GiB head in fp32, 2\.0 GiB work"),
         (
             "single",
             8 * GIB,
@@ -103,7 +152,7 @@ def test_what_does_not_fit_is_said_with_numbers(monkeypatch, asked, free, said):
     monkeypatch.setattr(placement, "free_memory", lambda: {"cpu": free})
 
     with pytest.raises(ResourceError, match=said):
-        placement.device_map(frame, asked, CPU, "org/x", placement.nothing)
+        placement.device_map(frame, asked, CPU, "org/x", placement.NOTHING)
 
 
 def test_needs_are_those_of_the_loaded_model():
@@ -111,7 +160,7 @@ def test_needs_are_those_of_the_loaded_model():
     for family in ("llama", "llama_tied"):
         model = tiny_model(family)
         frame = placement.skeleton(model.config, torch.bfloat16)
-        found = placement.needs(frame, placement.nothing)
+        found = placement.needs(frame, placement.NOTHING)
         assert found.weights == sum(2 * parameter.numel() for parameter in model.parameters())
         assert found.head == 4 * model.lm_head.weight.numel()
 
@@ -135,6 +184,18 @@ def test_two_processes_give_the_same_residuals_up_to_rounding(tmp_path, family):
     found = json.loads(done.stdout)
 
     assert 0 < found["resid"] <= 1e-5 and found["logits"] <= 1e-5 and found["head"]
+
+
+@pytest.mark.long
+def test_a_model_of_two_processes_is_released_by_both(tmp_path):
+    """A part of 38 MiB each; they wait for the end of the stage without it."""
+    save_tiny(tmp_path, "llama", n_layers=3, intermediate_size=2**16)
+    program = [sys.executable, str(Path(__file__).with_name("ranks_program.py")), str(tmp_path), "release"]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+
+    assert len(found) == 2 and min(found) > 20 * 2**20
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ class Moments:
         Raises:
             NumericError: a residual is not finite.
         """
-        d, n, fisher = start.d_model, 0, _Fisher(head)
+        d, n, fisher = start.d_model, 0, _FisherSum(head)
         total = head.W_U.new_zeros(len(blocks) + 1, d, dtype=torch.float64)
         cov, cross = (total.new_zeros(len(blocks), d, d) for _ in range(2))
         shift: Tensor | None = None
@@ -152,8 +152,8 @@ class Moments:
         return cls(mean + shift[:, 0], cov, cross, fisher.mean() if with_fisher else cov.new_empty(0))
 
 
-class _Fisher:
-    """The mean Fisher information at the head's input, W_U^T <diag(p j^2) - (p j)(p j)^T> W_U."""
+class _FisherSum:
+    """Makes the mean Fisher information at the head's input, W_U^T <diag(p j^2) - (p j)(p j)^T> W_U."""
 
     def __init__(self, head: Head) -> None:
         self.head, self.n = head, 0

@@ -21,13 +21,15 @@ from lensmith.lens.training import Bases, Fit
 from lensmith.lens.translators import Lens
 from lensmith.source import bank, corpus
 from lensmith.source.backbone import Backbone
+from lensmith.source.placement import Beside
 from lensmith.source.rows import Rows
 
 
 def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
     """Fit the lens of one model, and the rungs beside it, into `out`; go on where an earlier process stopped."""
     manifest, fingerprint = corpus.Manifest.read(corpus_dir), artifacts.read_json(code)
-    backbone = Backbone.load(settings.source, manifest.model, beside=partial(budget.memory, settings.fit))
+    lens = Beside(partial(budget.memory, settings.fit), follows=settings.fit.bank == "disk")
+    backbone = Backbone.load(settings.source, manifest.model, beside=lens)
     asked = budget.scaled(settings.fit, backbone.d_vocab, backbone.n_layers)
     key = work_key(settings.key, asked, manifest, backbone, fingerprint)
     work = cache.folder("fit", artifacts.sha256_text(artifacts.canonical_json(key))[:32])
@@ -46,8 +48,8 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
             about["prism"] = prism.about() | {"sha256": artifacts.sha256_file(out / PRISM)}
         fits = fit_all(backbone, train, held_out, asked, prism=prism, work=work)
         if asked.kind == "imported":
-            lens, about["imported"] = imported.load(manifest.lens, backbone)
-            fits[asked.kind] = imported.measure(backbone.head, lens.to(backbone.device), held_out, asked)
+            found, about["imported"] = imported.load(manifest.lens, backbone)
+            fits[asked.kind] = imported.measure(backbone.head, found.to(backbone.device), held_out, asked)
         for kind, result in fits.items():
             own = settings.model_copy(update={"fit": rung(settings.fit, kind)})
             recorded = provenance.of_fit(own, manifest, backbone, fingerprint, result)

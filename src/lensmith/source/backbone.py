@@ -17,7 +17,7 @@ from lensmith.errors import InputError, NumericError
 from lensmith.source import loading, placement, ranks
 from lensmith.source.discovery import REFUSED, Anatomy, dissect, embedding_rows, max_length
 from lensmith.source.head import Head, NormKind, Transform
-from lensmith.source.placement import Beside, nothing
+from lensmith.source.placement import NOTHING, Beside
 from lensmith.source.proof import Proof, proof_tokens, prove
 from lensmith.source.watching import hidden_in, hidden_out
 
@@ -38,7 +38,7 @@ class Backbone:
     proof: Proof
 
     @classmethod
-    def load(cls, source: SourceParams, pin: "ModelPin", *, verify: bool = True, beside: Beside = nothing) -> Self:
+    def load(cls, source: SourceParams, pin: "ModelPin", *, verify: bool = True, beside: Beside = NOTHING) -> Self:
         """The model of `pin`, from files that were checked against it.
 
         `verify` looks for NaN and infinity in every weight; the proof runs in any case. What the caller
@@ -137,8 +137,8 @@ class Backbone:
 
     def release(self) -> None:
         """Let go of the weights, where nothing more is to be captured. The head and the model's settings stay."""
-        for parameter in self.model.parameters():
-            parameter.data = parameter.data.new_empty(0)
+        ranks.release()
+        placement.release(self.model)
 
     def prove(self) -> Proof:
         """Measure again that the lens at the last block is the model, as it is now.

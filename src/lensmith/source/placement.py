@@ -26,13 +26,18 @@ GIB = 2**30
 WORKING = 2 * GIB  # activations of a pass and chunks of logits, on each device that runs blocks
 
 Placement = Literal["single", "auto", "tp"]
-Beside = Callable[[int, int], int]  # bytes for a lens of so many blocks of so many dimensions
 Device = int | str  # a GPU's index, "cpu" or "disk", as accelerate names them
 
 
-def nothing(_n_layers: int, _d_model: int) -> int:
-    """Of a caller that fits no lens."""
-    return 0
+@dataclass(frozen=True)
+class Beside:
+    """What a caller holds on the device that fits the lens."""
+
+    size: Callable[[int, int], int]  # bytes for a lens of so many blocks of so many dimensions
+    follows: bool = False  # it comes when the weights are released
+
+
+NOTHING = Beside(lambda _n_layers, _d_model: 0)  # of a caller that fits no lens
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,21 @@ class Needs:
 
     weights: int
     head: int  # W_U in fp32
-    beside: int  # the lens while it is trained
+    lens: int  # while it is trained
+    follows: bool = False  # when it is, the weights are there no more
 
     @property
     def total(self) -> int:
-        return self.weights + self.head + self.beside + WORKING
+        return self.beside(self.weights)
+
+    def beside(self, weights: int) -> int:
+        """The most at any time, where so much of the weights is on that device."""
+        return self.head + WORKING + (max(weights, self.lens) if self.follows else weights + self.lens)
 
     def __str__(self) -> str:
-        parts = {"weights": self.weights, "head in fp32": self.head, "lens": self.beside, "working memory": WORKING}
-        return f"{_gib(self.total)} (" + ", ".join(f"{_gib(size)} {name}" for name, size in parts.items()) + ")"
+        word = ", then " if self.follows else ", "
+        held = f"{_gib(self.weights)} weights{word}{_gib(self.lens)} lens"
+        return f"{_gib(self.total)} ({held}, {_gib(self.head)} head in fp32, {_gib(WORKING)} working memory)"
 
 
 def skeleton(config: PretrainedConfig, dtype: torch.dtype, *, trusted: bool = False) -> PreTrainedModel:
@@ -65,8 +76,9 @@ def needs(model: PreTrainedModel, beside: Beside) -> Needs:
     W_U = model.get_output_embeddings()
     head = 0 if W_U is None else 4 * W_U.weight.numel()
     text = model.config.get_text_config()
-    lens = beside(text.num_hidden_layers, text.hidden_size)
-    return Needs(sum(map(_bytes, model.parameters())), head, lens)  # a tied weight is one parameter
+    lens = beside.size(text.num_hidden_layers, text.hidden_size)
+    weights = sum(map(_bytes, model.parameters()))  # a tied weight is one parameter
+    return Needs(weights, head, lens, beside.follows)
 
 
 def device_map(
@@ -136,7 +148,7 @@ def _check_single(need: Needs, device: torch.device, where: str) -> None:
         return
     hint = (
         f"`source.placement: auto` has {_gib(sum(free.values()))} in GPUs and memory, and then the disk"
-        if need.total - need.weights <= free[key]
+        if need.beside(0) <= free[key]
         else "A machine with more is needed"
     )
     raise ResourceError(
@@ -150,13 +162,14 @@ def _spread(
 ) -> dict[str, Device]:
     free, main = free_memory(), _key(device)
     order = [key for key in free if key == "cpu" or device.type == "cuda"]
-    room = {key: free[key] - WORKING for key in order}
-    room[main] -= need.total - WORKING - sum(map(_size, blocks))
-    if room[main] < 0:
+    rest = need.weights - sum(map(_size, blocks))
+    if free[main] < need.beside(rest):
         raise ResourceError(
-            f"{where}: what is no block needs {_gib(free[main] - room[main])} on {device}, which has "
+            f"{where}: what is no block needs {_gib(need.beside(rest))} on {device}, which has "
             f"{_gib(free[main])} free. The model was not loaded."
         )
+    room = {key: free[key] - WORKING for key in order}
+    room[main] -= rest + need.head + (0 if need.follows else need.lens)
     placed: dict[nn.Module, Device] = {}
     for block in blocks:
         while order and room[order[0]] < _size(block):
@@ -187,6 +200,18 @@ def present(module: nn.Module) -> Iterator[None]:
 
                 held.enter_context(align_module_device(part))
         yield
+
+
+def release(model: nn.Module) -> None:
+    """Put an empty tensor in the place of every weight, wherever accelerate keeps it, whoever else has a part of it."""
+    for module in model.modules():
+        if hasattr(module, "_hf_hook"):
+            from accelerate.hooks import remove_hook_from_module
+
+            remove_hook_from_module(module)  # brings the module's own weights back, for a moment
+        for name, weight in list(module.named_parameters(recurse=False)):
+            empty = torch.empty(0, dtype=weight.dtype, device=weight.device)
+            module.register_parameter(name, nn.Parameter(empty, requires_grad=False))
 
 
 def detached_copy(module: nn.Module) -> nn.Module:

@@ -31,11 +31,12 @@ from transformers import PreTrainedModel
 
 from lensmith import command
 from lensmith.errors import InputError, ResourceError
-from lensmith.source import loading
+from lensmith.source import loading, placement
 
 RANKS = "LENSMITH_RANKS"
 GRACE = 10.0  # seconds
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+_OTHERS: list["Others"] = []  # of the one model that a process may have
 
 
 def asked(device: torch.device) -> int:
@@ -120,6 +121,12 @@ def _joined(spec: Spec, rank: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def release() -> None:
+    """The other ranks let go of their weights too, where there are others."""
+    for others in _OTHERS:
+        others.say(None, {}, {})
+
+
 def load(spec: Spec) -> PreTrainedModel:
     """Rank 0's part of the model; every forward pass of it is one of all ranks, until this process ends.
 
@@ -130,6 +137,7 @@ def load(spec: Spec) -> PreTrainedModel:
     if distributed.is_initialized():
         raise InputError("source.placement: tp is for one model a process, and there is one already.")
     others = Others(spec)
+    _OTHERS.append(others)
     atexit.register(others.close)
     with others.named():
         model = spec.load(0)
@@ -192,8 +200,11 @@ class Others:
         if args:
             raise TypeError("a pass over several processes takes its arguments by name")
         tensors = {name: value.cpu() for name, value in kwargs.items() if isinstance(value, Tensor)}
+        self.say(path, {name: value for name, value in kwargs.items() if name not in tensors}, tensors)
+
+    def say(self, path: str | None, plain: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Have a module called everywhere; without a path, the weights released."""
         data = safetensors.torch.save(tensors)
-        plain = {name: value for name, value in kwargs.items() if name not in tensors}
         with self.named():
             for process in self.processes:
                 _write(process.stdin, {"path": path, "plain": plain, "bytes": len(data)}, data)
@@ -227,11 +238,14 @@ def _write(pipe: IO[bytes] | None, about: dict[str, Any], data: bytes) -> None:
 
 def _serve(model: PreTrainedModel, calls: IO[bytes]) -> None:
     """Repeat the passes that rank 0 begins, until it ends."""
-    with torch.inference_mode():
-        while line := calls.readline():
-            about = json.loads(line)
-            tensors = safetensors.torch.load(calls.read(about["bytes"]))
-            on_device = {name: tensor.to(model.device) for name, tensor in tensors.items()}
+    while line := calls.readline():
+        about = json.loads(line)
+        tensors = safetensors.torch.load(calls.read(about["bytes"]))
+        if about["path"] is None:
+            placement.release(model)
+            continue
+        on_device = {name: tensor.to(model.device) for name, tensor in tensors.items()}
+        with torch.inference_mode():
             model.get_submodule(about["path"])(**about["plain"], **on_device)
 
 
