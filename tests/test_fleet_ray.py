@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -209,6 +210,11 @@ def test_a_model_is_captured_by_two_tasks_and_fit_once(tmp_path, record_property
         captured = run(readme("--capture-workers"))
         log = (lab.root / ".lensmith/fleet/atlas.log").read_text()
         everything = run(["lensmith", "fleet", "run"])
+        after = (lab.root / ".lensmith/fleet/atlas.log").read_text()
+    for folder in ("artifacts", "release", ".dvc/cache"):
+        shutil.rmtree(lab.root / folder)
+    (lab.root / "dvc.lock").unlink()
+    restored = run(["lensmith", "fleet", "restore"])
 
     assert plan.returncode == 0 and "prefetch, fit, sweep" in plan.stdout and "127.0.0.1" in plan.stdout, plan.stderr
     assert captured.returncode == 0 and "warning" not in captured.stderr, captured.stdout + captured.stderr
@@ -216,10 +222,11 @@ def test_a_model_is_captured_by_two_tasks_and_fit_once(tmp_path, record_property
     assert [begun[0], *sorted(begun[1:3]), *begun[3:]] == ["prefetch", "capture 1/2", "capture 2/2", "chain"]
     assert sorted(re.findall(r"capture: part . of 2, (\d+) shards", log)) == ["1", "2"]
     assert log.partition("Running stage 'fit@atlas'")[2].count("residuals into") == 1, "the held-out bank alone"
-    fit_here(lab, ("atlas",))
+    fit_here(lab, ("atlas",))  # beside what was restored
     assert _bytes(lab, "artifacts", "atlas") == _bytes(lab, "whole", "atlas")
     assert everything.returncode == 0 and "atlas" in everything.stdout
-    assert (lab.root / ".lensmith/fleet/atlas.log").read_text() == log, "nothing was stale any more"
+    assert after == log, "nothing was stale any more"
+    assert restored.returncode == 0 and "warning" not in restored.stderr and "atlas" in restored.stdout
     record_property("a bank captured by two Ray tasks: files of the lens that differ from one process's", "0")
 
 
