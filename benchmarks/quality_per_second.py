@@ -36,7 +36,7 @@ OURS, PLAN, SADDLE, PEER = "ours", "plan", "plan, U = V = 0", "tuned-lens"
 K = 1024
 # Tokens through the frozen model, of each contender's fits.
 BUDGETS = {
-    "default": {OURS: (4 * K, 16 * K, 64 * K, 128 * K), PLAN: (2048 * K,), SADDLE: (256 * K,), PEER: (512 * K,)},
+    "default": {OURS: (1 * K, 4 * K, 16 * K, 64 * K, 128 * K), PLAN: (2048 * K,), SADDLE: (256 * K,), PEER: (512 * K,)},
     "full": {
         OURS: (8 * K, 16 * K, 32 * K, 64 * K, 128 * K, 256 * K, 512 * K),
         PLAN: (1024 * K, 4096 * K, 8192 * K, 16384 * K),

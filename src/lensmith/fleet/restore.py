@@ -35,18 +35,23 @@ def restore(root: Path, tree: Tree, models: Sequence[str], *, everything: bool) 
         everything: also the stages that are of no model.
 
     Raises:
-        RemoteError: DVC did not come to its end.
+        RemoteError: DVC did not come to its end for one of them. The others are here.
     """
-    ran, entries = list[str](), dict[str, Any]()
+    ran, entries, failed, small = list[str](), dict[str, Any](), list[RemoteError](), root / FOLDER / "lab"
     with cache.held(root / FOLDER):
         try:
             for model in track(_changed(root, models), "restore", "model"):
-                small = _small(root, tree, model)
-                ran += _repro(small, f"{plan.LIGHT_END}@{model}")
+                _narrow(small, root, tree, model)
+                try:
+                    ran += _repro(small, f"{plan.LIGHT_END}@{model}")
+                except RemoteError as error:
+                    failed.append(error)
                 entries |= _moved(small, root, model)
         finally:
             _merge(root / LOCK, entries)
-            shutil.rmtree(root / FOLDER / "lab", ignore_errors=True)
+            shutil.rmtree(small, ignore_errors=True)
+    if failed:
+        raise failed[0]
     ran += _repro(root, *([] if everything else (f"{plan.LIGHT_END}@{model}" for model in models)))
     return [stage for stage in ran if stage.partition("@")[0] in plan.HEAVY]
 
@@ -59,16 +64,15 @@ def _changed(root: Path, models: Sequence[str]) -> list[str]:
     return [model for model in models if model in names]
 
 
-def _small(root: Path, tree: Tree, model: str) -> Path:
-    """The lab with one model, DVC's cache and its private settings being those of the whole."""
-    small = root / FOLDER / "lab"
+def _narrow(small: Path, root: Path, tree: Tree, model: str) -> None:
+    """Make it the lab with one model, DVC's cache and its private settings being those of the whole."""
+    (small / LOCK).unlink(missing_ok=True)  # of the model before, where git has none to put in its place
     work.checkout(small, tree)
     private = root / ".dvc" / "config.local"
     if private.exists():
         shutil.copy(private, small / ".dvc")
     dvc.run("cache", "dir", "--local", dvc.run("cache", "dir", root=root).strip(), root=small)
     _execute(plan.alone(model), small)
-    return small
 
 
 def _repro(folder: Path, *targets: str) -> list[str]:
@@ -87,17 +91,17 @@ def _execute(command: tuple[str, ...], folder: Path) -> list[str]:
 
 
 def _moved(small: Path, root: Path, model: str) -> dict[str, Any]:
-    """The model's entries of dvc.lock, after their files moved from the small lab into the whole one."""
-    stages = YAML().load(small / LOCK)["stages"]
+    """The model's entries of dvc.lock whose files are there, after they moved from the small lab into the whole one."""
+    stages = YAML().load(small / LOCK)["stages"] if (small / LOCK).exists() else {}
     own = {name: entry for name, entry in stages.items() if name.partition("@")[2] == model}
-    for path in (out["path"] for entry in own.values() for out in entry["outs"]):
+    made = {name: entry for name, entry in own.items() if all((small / out["path"]).exists() for out in entry["outs"])}
+    for path in (out["path"] for entry in made.values() for out in entry["outs"]):
         target = root / path
         if target.is_dir():
             shutil.rmtree(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(small / path, target)
-    (small / LOCK).unlink()  # of this model, and git may have none to put in its place
-    return own
+    return made
 
 
 def _merge(lock: Path, entries: dict[str, Any]) -> None:
