@@ -60,6 +60,8 @@ class Backbone:
         device = loading.pick_device(source.device)
         dtype = loading.pick_dtype(source.dtype, config, device, trusted=trusted)
         frame = placement.skeleton(config, dtype, trusted=trusted)
+        if placement.is_quantised(config):
+            placement.pack(frame, sum((folder / n).stat().st_size for n in pin.files if n.endswith(".safetensors")))
         n_ranks = ranks.asked(device) if source.placement == "tp" else 1
         device_map = placement.device_map(frame, source.placement, device, where, beside, n_ranks=n_ranks)
         if n_ranks > 1:

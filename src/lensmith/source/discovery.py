@@ -17,11 +17,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from lensmith.errors import InputError
 from lensmith.source.head import Head, Transform
-from lensmith.source.placement import block_lists, detached_copy
+from lensmith.source.placement import block_lists, detached_copy, is_quantised
 from lensmith.source.watching import Trace, same, watch
 
 # Settings by which a family scales its logits. A name does not say how: `logits_scaling` divides in Granite and
@@ -83,6 +84,13 @@ def dissect(model: PreTrainedModel, tokens: Tensor) -> Anatomy:
     unembed = model.get_output_embeddings()
     if not isinstance(getattr(unembed, "weight", None), Tensor) or unembed.weight.dim() != 2:
         raise InputError(f"{name}: its output embeddings are {type(unembed).__name__}, not a linear map. {REFUSED}")
+    if not unembed.weight.is_floating_point() or (
+        is_quantised(model.config) and is_traceable_wrapper_subclass(unembed.weight)
+    ):
+        raise InputError(
+            f"{name}: its output embeddings are quantised ({type(unembed.weight).__name__}), and a lens is fit through "
+            f"them. Take a checkpoint that leaves them as they are, as most do. {REFUSED}"
+        )
     candidates = block_lists(model)
     trace = watch(model, [blocks for _, blocks in candidates], unembed, tokens)
     reasons = []

@@ -7,14 +7,14 @@ import atexit
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -57,10 +57,15 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: str, config: PretrainedConfig, device: torch.device, *, trusted: bool = False) -> torch.dtype:
-    """`auto` is bfloat16 where the device has it in hardware; float32 elsewhere, and for a small model on a CPU."""
+    """`auto` is bfloat16 where the device has it in hardware; float32 elsewhere, and for a small model on a CPU.
+
+    Of a quantised model it is what its other weights have: some of its products know no other.
+    """
     if dtype != "auto":
         picked: torch.dtype = getattr(torch, dtype)
         return picked
+    if placement.is_quantised(config) and isinstance(config.dtype, torch.dtype):
+        return config.dtype
     if not has_fast_bf16(device):
         return torch.float32
     if device.type != "cpu":
@@ -116,7 +121,7 @@ def load_model(
         raise IntegrityError(f"{where}: a weight file is not whole safetensors ({error}). {NOT_LOADED}") from None
     except RuntimeError as error:
         raise IntegrityError(f"{where}: the weights cannot be read ({_first_line(error)}). {NOT_LOADED}") from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:  # the last: a library that reads quantised weights
         _refuse(where, error)
     model, info = loaded
     _check_keys(where, info)
@@ -171,14 +176,25 @@ def check_finite(model: PreTrainedModel, where: str) -> None:
 
 
 def _check_finite(name: str, parameter: Tensor, where: str) -> None:
-    if isinstance(parameter, DTensor):
-        parameter = parameter.to_local()  # each process checks what it holds
-    if not bool(torch.isfinite(parameter).all()):
-        bad = int((~torch.isfinite(parameter)).sum())
-        raise NumericError(
-            f"{where}: {name} holds {bad} values of {parameter.numel()} that are NaN or infinite, "
-            f"as {str(parameter.dtype).removeprefix('torch.')}. {NOT_LOADED}"
-        )
+    for part in filter(Tensor.is_floating_point, _parts(parameter)):
+        finite = torch.isfinite(part.float() if part.itemsize == 1 else part)
+        if not bool(finite.all()):
+            raise NumericError(
+                f"{where}: {name} holds {int((~finite).sum())} values of {part.numel()} that are NaN or infinite, "
+                f"as {str(part.dtype).removeprefix('torch.')}. {NOT_LOADED}"
+            )
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """A plain tensor itself; of one that is made of others, as torchao's codes and scales, those.
+
+    Of one that is shared by processes, what this process holds.
+    """
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor.detach()
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _parts(getattr(tensor, name))
 
 
 def _check_keys(where: str, info: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ in fp32, and what the caller needs beside it.
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -69,6 +70,31 @@ def skeleton(config: PretrainedConfig, dtype: torch.dtype, *, trusted: bool = Fa
         made: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted)
     made.tie_weights()
     return made
+
+
+def is_quantised(config: PretrainedConfig) -> bool:
+    """Whether a configuration says that weights are stored in fewer bits than its dtype has."""
+    return getattr(config, "quantization_config", None) is not None
+
+
+def pack(model: PreTrainedModel, stored: int) -> None:
+    """Give the skeleton of a quantised model the size of its files, in bytes: what is no block has its dtype there."""
+    if not (lists := block_lists(model)):
+        return
+    inside = [(module, *named) for b in lists[0][1] for module in b.modules() for named in _own(module)]
+    n_inside = sum(weight.numel() for _, _, weight in inside)
+    rest = (model.num_parameters() - n_inside) * model.dtype.itemsize
+    share = max(0.0, stored - rest) / n_inside
+    for module, name, weight in inside:
+        _put(module, name, torch.empty(math.ceil(weight.numel() * share), dtype=torch.uint8, device="meta"))
+
+
+def _own(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return list(module.named_parameters(recurse=False))
+
+
+def _put(module: nn.Module, name: str, weight: torch.Tensor) -> None:
+    module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
 
 
 def needs(model: PreTrainedModel, beside: Beside) -> Needs:
@@ -209,9 +235,8 @@ def release(model: nn.Module) -> None:
             from accelerate.hooks import remove_hook_from_module
 
             remove_hook_from_module(module)  # brings the module's own weights back, for a moment
-        for name, weight in list(module.named_parameters(recurse=False)):
-            empty = torch.empty(0, dtype=weight.dtype, device=weight.device)
-            module.register_parameter(name, nn.Parameter(empty, requires_grad=False))
+        for name, weight in _own(module):
+            _put(module, name, torch.empty(0, dtype=weight.dtype, device=weight.device))
 
 
 def detached_copy(module: nn.Module) -> nn.Module:
