@@ -1,5 +1,7 @@
 """Quantised checkpoints, as bitsandbytes and torchao write them: read as they are, and said in the provenance."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +132,9 @@ def test_a_library_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(quantizer_bnb_4bit, "is_bitsandbytes_available", lambda: False)
     with pytest.raises(InputError, match=r"requires bitsandbytes: .*pip install .*The model was not loaded"):
         load(folder)
+
+
+def test_torchao_is_quiet_where_it_is_installed():
+    """transformers imports it at the start of every stage, whatever the model; a log is for what somebody must read."""
+    done = subprocess.run([sys.executable, "-c", "import lensmith.source.loading"], capture_output=True, check=True)
+    assert done.stderr == b""
