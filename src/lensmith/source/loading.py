@@ -193,8 +193,9 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
     if not is_traceable_wrapper_subclass(tensor):
         yield tensor.detach()
         return
-    for name in tensor.__tensor_flatten__()[0]:
-        yield from _parts(getattr(tensor, name))
+    for part in (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]):
+        if isinstance(part, Tensor):  # a shared one also has the mesh of its processes there
+            yield from _parts(part)
 
 
 def _check_keys(where: str, info: dict[str, Any]) -> None:
