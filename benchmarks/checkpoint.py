@@ -16,8 +16,8 @@ import torch
 from benchmarks import common
 from lensmith.lens import checkpoint
 from lensmith.lens.checkpoint import Checkpoints, State
+from lensmith.lens.lens import Lens
 from lensmith.lens.objective import Validation
-from lensmith.lens.translators import Lens
 
 LIMIT = 0.02  # of a fit's time
 LOST = 300.0  # seconds that a crash may cost

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
-from lensmith.edge import artifacts
+from lensmith.files import artifacts
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"

@@ -17,11 +17,12 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks import common, held_out
-from lensmith.draws import Stream
-from lensmith.edge import hub, params_file
-from lensmith.edge.params import FitParams, ModelParams
+from lensmith.hub import models
 from lensmith.lens import training
-from lensmith.lens.translators import Lens
+from lensmith.lens.lens import Lens
+from lensmith.process.draws import Stream
+from lensmith.settings import params_yaml
+from lensmith.settings.sections import FitParams, ModelParams
 from lensmith.source import bank
 from lensmith.source.backbone import Backbone
 from lensmith.source.rows import Batch, Rows
@@ -34,7 +35,7 @@ def curve(spec: dict[str, Any]) -> list[dict[str, Any]]:
     work = Path(spec["work"])
     os.environ["LENSMITH_HOME"] = str(work / "home")
     settings = settings_of(spec)
-    pin = hub.pin_model(settings.source)
+    pin = models.pin_model(settings.source)
     backbone = Backbone.load(settings.source, pin)
     plain = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32).eval()
     text = {k: v.astype(np.uint32) for k, v in load_file(work / f"seed-{spec['seed']}.safetensors").items()}
@@ -102,7 +103,7 @@ class Resampled:
 
 def settings_of(spec: dict[str, Any]) -> ModelParams:
     """An entry of params.yaml with the spec's model, seed and other values of section `fit`."""
-    data = params_file.read(common.REPOSITORY / "params.yaml")[spec["entry"]].model_dump()
+    data = params_yaml.read(common.REPOSITORY / "params.yaml")[spec["entry"]].model_dump()
     data["source"] |= {"repo": None, "path": spec["model"]}
     data["fit"] |= {"seed": spec["seed"], "bank": "disk", **spec.get("fit", {})}
     return ModelParams.model_validate(data)

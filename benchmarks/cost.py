@@ -24,10 +24,10 @@ from benchmarks import common
 from benchmarks.capture import MIDDLE, TINY
 from benchmarks.contenders import settings_of
 from benchmarks.shapes import SHAPES, Shape
-from lensmith.edge.params import FitParams
 from lensmith.lens import training
-from lensmith.lens.form import WEIGHTS
-from lensmith.lens.translators import Lens
+from lensmith.lens.lens import Lens
+from lensmith.lens.lens_file import WEIGHTS
+from lensmith.settings.sections import FitParams
 from lensmith.source import bank
 from lensmith.source.backbone import Backbone
 

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from benchmarks import common
 from benchmarks.shapes import SHAPES, TINY, Shape
-from lensmith.edge import params_file
-from lensmith.edge.params import FitParams, ModelParams
 from lensmith.lens import training
-from lensmith.lens.translators import Lens
+from lensmith.lens.lens import Lens
+from lensmith.settings import params_yaml
+from lensmith.settings.sections import FitParams, ModelParams
 from lensmith.source.backbone import Backbone
 from lensmith.source.rows import Batch, StreamedRows, sample_positions
 from lensmith.source.teacher import Teacher
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = args.shapes or list(TINY if tiny else SHAPES)
     dtype = torch.float32 if tiny else torch.bfloat16
     ceilings = Ceilings.measure(device, dtype, tiny=tiny)
-    settings = params_file.read(common.REPOSITORY / "params.yaml")["atlas"]
+    settings = params_yaml.read(common.REPOSITORY / "params.yaml")["atlas"]
     rows = []
     for name in names:
         shape = (SHAPES | TINY)[name]

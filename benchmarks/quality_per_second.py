@@ -26,10 +26,11 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from benchmarks import common
-from lensmith.draws import Stream
-from lensmith.edge import artifacts, params_file
+from lensmith.files import artifacts
 from lensmith.lens.depth import PERCENTILES, depth_row
-from lensmith.source import corpus, packing
+from lensmith.process.draws import Stream
+from lensmith.settings import params_yaml
+from lensmith.source import corpus, prefetch
 
 PEER_PYTHON = Path(__file__).parent / ".venv-peer" / "bin" / "python"
 OURS, PLAN, SADDLE, PEER = "ours", "plan", "plan, U = V = 0", "tuned-lens"
@@ -101,10 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def packed_text(work: Path, n_tokens: int) -> Path:
     """A corpus of atlas's text with at least this many training tokens, packed once."""
     n_tokens = max(n_tokens, 2048 * K)  # every run then reads the same text
-    settings = params_file.read(common.REPOSITORY / "params.yaml")["atlas"]
+    settings = params_yaml.read(common.REPOSITORY / "params.yaml")["atlas"]
     out = work / f"corpus-{n_tokens}"
     if not (out / corpus.MANIFEST).exists():
-        packing.build(
+        prefetch.build(
             settings.model_copy(update={"corpus": settings.corpus.model_copy(update={"train_tokens": n_tokens})}), out
         )
     return out

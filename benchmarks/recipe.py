@@ -22,11 +22,11 @@ import torch
 
 from benchmarks import common, quality_per_second
 from benchmarks.contenders import settings_of
-from lensmith.edge import hub
-from lensmith.edge.params import FitParams
+from lensmith.hub import models
 from lensmith.lens import closed_form, objective, training
 from lensmith.lens.divergence import LinearKL
-from lensmith.lens.translators import Lens
+from lensmith.lens.lens import Lens
+from lensmith.settings.sections import FitParams
 from lensmith.source import bank, corpus
 from lensmith.source.backbone import Backbone
 from lensmith.source.rows import Rows
@@ -57,7 +57,7 @@ class Study:
         self.args = args
         spec = {"entry": "atlas", "model": args.model, "seed": 0, "fit": args.base}
         self.settings = settings_of(spec)
-        self.pin = hub.pin_model(self.settings.source)
+        self.pin = models.pin_model(self.settings.source)
         self.backbone = Backbone.load(self.settings.source, self.pin)
         self.linear_kl = LinearKL(self.backbone.head)
         self.tokens, heldout = corpus.read_tokens(args.corpus), corpus.read_heldout(args.corpus)

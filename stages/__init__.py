@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from lensmith.edge import offline
+from lensmith.process import offline
 
 ONLINE = ("prefetch", "publish")
 

@@ -4,17 +4,18 @@ Reads   --settings, resolved settings of the model; --code; --corpus
 Writes  --lens, the translators, their provenance, the log of the fit
 """
 
-from lensmith import command
-from lensmith.edge import params, sealed
-from lensmith.lens import fit
+from lensmith.files import seals
+from lensmith.lens import stage
+from lensmith.process import command
+from lensmith.settings import sections
 
 
 def main() -> None:
     args = command.paths(__doc__, "settings", "code", "corpus", "lens")
-    settings = params.read_resolved(args.settings)
-    sealed.check(args.corpus)
-    fit.run(settings, args.code, args.corpus, args.lens)
-    sealed.seal(args.lens)
+    settings = sections.read_resolved(args.settings)
+    seals.check(args.corpus)
+    stage.run(settings, args.code, args.corpus, args.lens)
+    seals.seal(args.lens)
 
 
 if __name__ == "__main__":

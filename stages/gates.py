@@ -4,17 +4,18 @@ Reads   --settings, resolved settings of the model; --sweep; --suite
 Writes  --metrics, flat JSON; --kl and --cosine, curves by depth; --seal, their sha256
 """
 
-from lensmith import command
-from lensmith.edge import params, sealed
+from lensmith.files import seals
 from lensmith.judge import gates
+from lensmith.process import command
+from lensmith.settings import sections
 
 
 def main() -> None:
     args = command.paths(__doc__, "settings", "sweep", "suite", "metrics", "kl", "cosine", "seal")
-    settings = params.read_resolved(args.settings)
-    sealed.check(args.sweep, args.suite)
+    settings = sections.read_resolved(args.settings)
+    seals.check(args.sweep, args.suite)
     gates.run(settings, args.sweep, args.suite, args.metrics, args.kl, args.cosine)
-    sealed.seal_files(args.seal, (args.metrics, args.kl, args.cosine))
+    seals.seal_files(args.seal, (args.metrics, args.kl, args.cosine))
 
 
 if __name__ == "__main__":

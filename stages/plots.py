@@ -4,20 +4,21 @@ Reads   --settings, resolved settings of the model; --lens; --sweep; --suite
 Writes  --delta_kl, --earliness and --training, CSVs; --detail, JSON; --seal, their sha256
 """
 
-from lensmith import command
-from lensmith.edge import params, sealed
+from lensmith.files import seals
 from lensmith.judge import plots
+from lensmith.process import command
+from lensmith.settings import sections
 
 
 def main() -> None:
     outs = ("delta_kl", "earliness", "training", "detail")
     args = command.paths(__doc__, "settings", "lens", "sweep", "suite", *outs, "seal")
-    settings = params.read_resolved(args.settings)
-    sealed.check(args.sweep, args.suite)
-    sealed.check_files(args.lens / sealed.SUMS, (args.lens / "fit_log.csv", args.lens / "provenance.json"))
+    settings = sections.read_resolved(args.settings)
+    seals.check(args.sweep, args.suite)
+    seals.check_files(args.lens / seals.SUMS, (args.lens / "fit_log.csv", args.lens / "provenance.json"))
     written = [getattr(args, name) for name in outs]
     plots.run(settings, args.lens, args.sweep, args.suite, *written)
-    sealed.seal_files(args.seal, written)
+    seals.seal_files(args.seal, written)
 
 
 if __name__ == "__main__":

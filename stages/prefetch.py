@@ -4,16 +4,17 @@ Reads   --settings, resolved settings of the model
 Writes  --corpus, packed training and held-out tokens, manifest.json with every pin and hash
 """
 
-from lensmith import command
-from lensmith.edge import params, sealed
-from lensmith.source import packing
+from lensmith.files import seals
+from lensmith.process import command
+from lensmith.settings import sections
+from lensmith.source import prefetch
 
 
 def main() -> None:
     args = command.paths(__doc__, "settings", "corpus")
-    settings = params.read_resolved(args.settings)
-    packing.build(settings, args.corpus)
-    sealed.seal(args.corpus)
+    settings = sections.read_resolved(args.settings)
+    prefetch.build(settings, args.corpus)
+    seals.seal(args.corpus)
 
 
 if __name__ == "__main__":

@@ -7,22 +7,24 @@ Writes  --release, that folder with its index and receipt
 
 from dataclasses import fields
 
-from lensmith import command
-from lensmith.edge import fsck, params, sealed
-from lensmith.release import publishing
+from lensmith.files import seals
+from lensmith.lab import fsck
+from lensmith.process import command
+from lensmith.release import publish
+from lensmith.settings import sections
 
 
 def main() -> None:
-    names = [field.name for field in fields(publishing.Sources)]
+    names = [field.name for field in fields(publish.Sources)]
     args = command.paths(__doc__, *names, "judged", "drawn", "release")
-    sources = publishing.Sources(*(getattr(args, name) for name in names))
-    sealed.check(args.corpus, args.lens)
-    sealed.check_files(args.judged, (args.metrics, args.kl, args.cosine))
-    sealed.check_files(args.drawn, (args.earliness, args.training, args.detail))
-    settings = params.read_resolved(args.settings)
+    sources = publish.Sources(*(getattr(args, name) for name in names))
+    seals.check(args.corpus, args.lens)
+    seals.check_files(args.judged, (args.metrics, args.kl, args.cosine))
+    seals.check_files(args.drawn, (args.earliness, args.training, args.detail))
+    settings = sections.read_resolved(args.settings)
     if settings.publish.repo is not None:
         fsck.refuse(args.corpus, args.lens)
-    publishing.run(settings, sources, args.release)
+    publish.run(settings, sources, args.release)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,20 @@ Writes  --html, a page that needs no network; --overview, the tuned curves of al
 
 from dataclasses import fields
 
-from lensmith import command
-from lensmith.edge import sealed
-from lensmith.release import report
+from lensmith.files import seals
+from lensmith.process import command
+from lensmith.report import page
 
 
 def main() -> None:
-    folders = [field.name for field in fields(report.Folders)]
+    folders = [field.name for field in fields(page.Folders)]
     args = command.paths(__doc__, *folders, "seals", "html", "overview")
     for key in (settings.stem for settings in args.resolved.glob("*.json")):
         judged = [args.metrics / f"{key}.json", args.kl / f"{key}.csv", args.cosine / f"{key}.csv"]
         drawn = [args.earliness / f"{key}.csv", args.training / f"{key}.csv", args.detail / f"{key}.json"]
-        sealed.check_files(args.seals / "gates" / f"{key}.sha256", judged)
-        sealed.check_files(args.seals / "plots" / f"{key}.sha256", drawn)
-    report.build(report.Folders(*(getattr(args, name) for name in folders)), args.html, args.overview)
+        seals.check_files(args.seals / "gates" / f"{key}.sha256", judged)
+        seals.check_files(args.seals / "plots" / f"{key}.sha256", drawn)
+    page.build(page.Folders(*(getattr(args, name) for name in folders)), args.html, args.overview)
 
 
 if __name__ == "__main__":

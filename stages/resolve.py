@@ -7,8 +7,8 @@ Writes  --out/models/<model>.json, the model's settings in full, with the sha256
 
 from pathlib import Path
 
-from lensmith import command
-from lensmith.edge import resolved
+from lensmith.process import command
+from lensmith.settings import resolved
 
 
 def main() -> None:

@@ -4,17 +4,18 @@ Reads   --settings, resolved settings of the model; --corpus; --lens
 Writes  --suite, a row per prompt, layer and lens
 """
 
-from lensmith import command
-from lensmith.edge import params, sealed
+from lensmith.files import seals
 from lensmith.judge import suite
+from lensmith.process import command
+from lensmith.settings import sections
 
 
 def main() -> None:
     args = command.paths(__doc__, "settings", "corpus", "lens", "suite")
-    settings = params.read_resolved(args.settings)
-    sealed.check(args.corpus, args.lens)
+    settings = sections.read_resolved(args.settings)
+    seals.check(args.corpus, args.lens)
     suite.run(settings, args.corpus, args.lens, args.suite)
-    sealed.seal(args.suite)
+    seals.seal(args.suite)
 
 
 if __name__ == "__main__":

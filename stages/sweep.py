@@ -4,17 +4,18 @@ Reads   --settings, resolved settings of the model; --corpus; --lens
 Writes  --sweep, rows as CSV and the run as JSON
 """
 
-from lensmith import command
-from lensmith.edge import params, sealed
+from lensmith.files import seals
 from lensmith.judge import sweep
+from lensmith.process import command
+from lensmith.settings import sections
 
 
 def main() -> None:
     args = command.paths(__doc__, "settings", "corpus", "lens", "sweep")
-    settings = params.read_resolved(args.settings)
-    sealed.check(args.corpus, args.lens)
+    settings = sections.read_resolved(args.settings)
+    seals.check(args.corpus, args.lens)
     sweep.run(settings, args.corpus, args.lens, args.sweep)
-    sealed.seal(args.sweep)
+    seals.seal(args.sweep)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from settings import REPOSITORY
+
+from tests.support.settings import REPOSITORY
 
 LINES = {
     "import pickle": "TID251",
@@ -19,7 +20,7 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize("folder", ["src/lensmith/edge", "stages", "benchmarks", "demo"])
+@pytest.mark.parametrize("folder", ["src/lensmith/files", "stages", "benchmarks", "demo"])
 def test_what_runs_data_is_refused_in_every_folder(folder):
     """No folder's exceptions switch one of these rules off."""
     code = "\n".join(LINES)

@@ -11,17 +11,20 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lensmith import command
-from lensmith.cli import caches, fleet, releases, upkeep, verdicts
+from lensmith.cli import cache, doctor, fleet, releases
+from lensmith.cli import report as verdicts
 from lensmith.cli.releases import ARTIFACTS, PARAMS
-from lensmith.edge import params, params_file, remotes, resolved, sealed
-from lensmith.errors import InputError, IntegrityError
+from lensmith.files import seals
 from lensmith.judge import prompts
+from lensmith.lab import remotes
+from lensmith.process import command
+from lensmith.process.errors import InputError, IntegrityError
+from lensmith.settings import params_yaml, resolved, sections
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(releases.app)
-app.add_typer(upkeep.app)
-app.add_typer(caches.app, name="cache")
+app.add_typer(doctor.app)
+app.add_typer(cache.app, name="cache")
 app.add_typer(fleet.app, name="fleet")
 
 RESOLVED = Path("resolved")
@@ -41,7 +44,7 @@ def check(
     provenance: Annotated[bool, typer.Option(help="Also compute again what each lens says about itself.")] = False,
 ) -> None:
     """Check params.yaml, every file that it names, and DVC's remotes, without running anything."""
-    models = params_file.read(file)
+    models = params_yaml.read(file)
     resolved.with_inputs(models, Path.cwd())
     for files in dict.fromkeys(tuple(settings.suite.files) for settings in models.values()):
         prompts.read_suite(files)
@@ -63,8 +66,8 @@ def _check_provenance(keys: list[str]) -> None:
         raise InputError(f"{ARTIFACTS}: holds no lens yet. `dvc repro` fits them, `dvc pull` fetches them.")
     n_wrong = 0
     for key in fitted:
-        sealed.check(ARTIFACTS / key / "corpus", ARTIFACTS / key / "lens")
-        settings, code = params.read_resolved(RESOLVED / "models" / f"{key}.json"), RESOLVED / "code" / "fit.json"
+        seals.check(ARTIFACTS / key / "corpus", ARTIFACTS / key / "lens")
+        settings, code = sections.read_resolved(RESOLVED / "models" / f"{key}.json"), RESOLVED / "code" / "fit.json"
         found = audit.audit(settings, code, ARTIFACTS / key / "corpus", ARTIFACTS / key / "lens")
         for line in found.wrong:
             typer.echo(f"error: {line}", err=True)
@@ -90,8 +93,8 @@ def compare(
     out: Annotated[Path, typer.Option(help="The page that --plot writes; <model> is put in its name.")] = COMPARISON,
 ) -> None:
     """Print the variants of `dvc exp run`: the settings and KPIs that differ. With --plot, draw one curve."""
-    from lensmith.edge import experiments
-    from lensmith.release import compare as comparing
+    from lensmith.lab import experiments
+    from lensmith.report import compare as comparing
 
     found = experiments.read(Path.cwd(), rev)
     models = model or sorted({name for one in found.variants for name in one.metrics})

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from lensmith import stopping
-from lensmith.cli import verdicts
+from lensmith.cli import report
 from lensmith.cli.releases import PARAMS
-from lensmith.edge import params_file
-from lensmith.edge.params import ModelParams
-from lensmith.errors import InputError, RemoteError
+from lensmith.process import stopping
+from lensmith.process.errors import InputError, RemoteError
+from lensmith.settings import params_yaml
+from lensmith.settings.sections import ModelParams
 
 if TYPE_CHECKING:
     from lensmith.fleet.driver import Cluster
-    from lensmith.fleet.plan import Phases
+    from lensmith.fleet.jobs import Phases
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -41,7 +41,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run where.")] = False,
 ) -> None:
     """Run what is stale on the cluster, restore it here, and print the verdicts."""
-    from lensmith.fleet import board, head, plan
+    from lensmith.fleet import board, head, jobs
 
     root, settings = Path.cwd(), _chosen(models)
     tree = head.tree(url)
@@ -55,8 +55,8 @@ def run(
             if dry_run:
                 Console().print(board.placement(stale, needs, ray.machines()))
                 return
-            captures = {m: capture_workers if plan.captures(stale[m], settings[m]) else 0 for m in stale}
-            failed = _drive({m: plan.phases(m, needs[m], captures[m]) for m in stale}, ray, retries)
+            captures = {m: capture_workers if jobs.captures(stale[m], settings[m]) else 0 for m in stale}
+            failed = _drive({m: jobs.phases(m, needs[m], captures[m]) for m in stale}, ray, retries)
     elif dry_run:
         typer.echo("Nothing is stale.")
         return
@@ -80,13 +80,13 @@ def restore(
 @app.command()
 def only(model: Annotated[str, typer.Argument(help="The model to keep.")]) -> None:
     """Make this clone a lab of one model, as nodes do with theirs: DVC's own time grows with the models of a lab."""
-    from lensmith.fleet import narrow
+    from lensmith.lab import one_model
 
-    narrow.narrow(model)
+    one_model.narrow(model)
 
 
 def _chosen(models: list[str] | None) -> dict[str, ModelParams]:
-    settings = params_file.read(PARAMS)
+    settings = params_yaml.read(PARAMS)
     for model in models or ():
         if model not in settings:
             raise InputError(f"{PARAMS}: no model {model}; there is {', '.join(settings)}. Nothing was started.")
@@ -109,11 +109,11 @@ def _drive(phases: "dict[str, Phases]", cluster: "Cluster", retries: int) -> lis
 
 def _restore(root: Path, commit: str, models: list[str], *, everything: bool) -> None:
     from lensmith.fleet import restore
-    from lensmith.fleet.plan import Tree
+    from lensmith.fleet.jobs import Tree
 
     if not models:
         return
     typer.echo("Restoring here with `dvc repro --pull`")
     for stage in restore.restore(root, Tree(str(root), commit), models, everything=everything):
         typer.echo(f"warning: {stage} ran on this machine: what a node made of it is not in the remote", err=True)
-    verdicts.show()
+    report.show()

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lensmith.edge import params, params_file
-from lensmith.errors import LINE, InputError, shown
-from lensmith.release import terminal
+from lensmith.process.errors import LINE, InputError, shown
+from lensmith.report import terminal
+from lensmith.settings import params_yaml, sections
 
 app = typer.Typer()
 
@@ -26,9 +26,10 @@ def add(
     key: Annotated[str | None, typer.Option(help="Its name in this lab; made from the id where left out.")] = None,
 ) -> None:
     """Append a model to params.yaml: its key, its commit as it is now, its licence."""
-    from lensmith.edge import catalogue, params_edit
+    from lensmith.lab import catalogue
+    from lensmith.settings import edit
 
-    typer.echo(params_edit.add(PARAMS, catalogue.propose(repo, key)), nl=False)
+    typer.echo(edit.add(PARAMS, catalogue.propose(repo, key)), nl=False)
     typer.echo(f"{PARAMS}: entry added. `dvc repro` fits its lens.")
 
 
@@ -42,7 +43,8 @@ def fetch(
 
     prefetch does it too; where DVC brought the corpus from another machine, prefetch did not run here.
     """
-    from lensmith.edge import hub, hub_imported
+    from lensmith.hub import models as hub
+    from lensmith.hub import published
     from lensmith.source.corpus import Manifest
 
     models = _models(keys or [])
@@ -50,7 +52,7 @@ def fetch(
         manifest = Manifest.read(ARTIFACTS / key / "corpus")
         typer.echo(f"{key}: {hub.fetch_model(manifest.model)}")
         if manifest.lens is not None:
-            typer.echo(f"{key}: {hub_imported.fetch_lens(manifest.lens)}")
+            typer.echo(f"{key}: {published.fetch_lens(manifest.lens)}")
 
 
 @app.command()
@@ -62,15 +64,15 @@ def publish(
     models = _models([key])
     if not dry_run:
         raise InputError(f"`dvc repro publish@{key}` publishes; --dry-run shows what it would send. Nothing was sent.")
-    from lensmith.release import publishing
+    from lensmith.release import publish as publishing
 
     for line in publishing.preview(models[key], RELEASES / key):
         typer.echo(shown(line, LINE))  # the index on the Hub may be others' too
 
 
-def _models(keys: list[str]) -> dict[str, params.ModelParams]:
+def _models(keys: list[str]) -> dict[str, sections.ModelParams]:
     """Every model of the lab; InputError where one of `keys` is none."""
-    models = params_file.read(PARAMS)
+    models = params_yaml.read(PARAMS)
     for key in keys:
         if key not in models:
             raise InputError(f"{PARAMS}: no model {key}; there is {', '.join(models)}")
@@ -89,9 +91,9 @@ def verify_(place: Place, model: Annotated[str | None, typer.Argument()] = None,
 @app.command("list")
 def list_(place: Place, revision: Revision = None) -> None:
     """The lenses of a release."""
-    from lensmith.edge import hub_lenses
+    from lensmith.hub import releases
 
-    index, found = hub_lenses.index_of(place, revision)
+    index, found = releases.index_of(place, revision)
     Console().print(terminal.lenses(index, f"{place}@{found}" if found else place))
 
 
@@ -103,6 +105,6 @@ def download(
     to: Annotated[Path | None, typer.Option(help="A folder; the Hub's cache where left out.")] = None,
 ) -> None:
     """Download lenses, check every byte against INDEX.json, and print the folder."""
-    from lensmith.edge import hub_lenses
+    from lensmith.hub import releases
 
-    typer.echo(hub_lenses.download(place, model, revision, to))
+    typer.echo(releases.download(place, model, revision, to))

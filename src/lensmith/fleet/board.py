@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from lensmith.fleet import plan
-from lensmith.fleet.plan import HEAVY, Machine, Needs
-from lensmith.progress import EVERY
+from lensmith.fleet import jobs
+from lensmith.fleet.jobs import HEAVY, Machine, Needs
+from lensmith.process.progress import EVERY
 
 MARKS = {"waits": "·", "runs": "▶", "there": "✓", "failed": "✕"}
 COLOURS = {"waits": "dim", "runs": "yellow", "there": "green", "failed": "red"}
@@ -149,5 +149,5 @@ def placement(stale: Mapping[str, Sequence[str]], needs: Mapping[str, Needs], ma
         table.add_column(column, overflow="fold")
     for model, stages in stale.items():
         fitting = [machine.name for machine in machines if machine.holds(needs[model])]
-        table.add_row(model, ", ".join(stages), plan.describe(needs[model]), ", ".join(fitting) or "[red]none[/]")
+        table.add_row(model, ", ".join(stages), jobs.describe(needs[model]), ", ".join(fitting) or "[red]none[/]")
     return table

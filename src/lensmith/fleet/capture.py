@@ -7,10 +7,10 @@ Writes  every N-th shard of the bank of the training text, from the I-th on, bel
 import argparse
 from pathlib import Path
 
-from lensmith import command
-from lensmith.edge import params
-from lensmith.errors import InputError
-from lensmith.lens import budget
+from lensmith.lens import memory
+from lensmith.process import command
+from lensmith.process.errors import InputError
+from lensmith.settings import sections
 from lensmith.source import bank, corpus
 from lensmith.source.backbone import Backbone
 
@@ -22,9 +22,9 @@ def main() -> None:
     cli.add_argument("--part", required=True)
     args = cli.parse_args()
     part, parts = _part(args.part)
-    settings, manifest = params.read_resolved(args.settings), corpus.Manifest.read(args.corpus)
+    settings, manifest = sections.read_resolved(args.settings), corpus.Manifest.read(args.corpus)
     backbone = Backbone.load(settings.source, manifest.model)
-    asked = budget.scaled(settings.fit, backbone.d_vocab, backbone.n_layers)
+    asked = memory.scaled(settings.fit, backbone.d_vocab, backbone.n_layers)
     tokens = corpus.read_tokens(args.corpus)
     captured = bank.capture(backbone, manifest.model.files, tokens, asked, part=part - 1, parts=parts)
     print(f"capture: part {part} of {parts}, {captured} shards")

@@ -6,7 +6,7 @@ A program of its own: code between fork and exec could hang in a process that ha
 import os
 import sys
 
-from lensmith import stopping
+from lensmith.process import stopping
 
 if __name__ == "__main__":
     stopping.follow(int(sys.argv[1]))

@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lensmith import stopping
-from lensmith.errors import InputError
 from lensmith.fleet import work
-from lensmith.fleet.plan import Job, Machine, Tree
+from lensmith.fleet.jobs import Job, Machine, Tree
 from lensmith.fleet.work import Outcome
+from lensmith.process import stopping
+from lensmith.process.errors import InputError
 
 try:
     import ray

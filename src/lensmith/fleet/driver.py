@@ -6,11 +6,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from lensmith.errors import ResourceError
-from lensmith.fleet import plan
+from lensmith.fleet import jobs as plan
 from lensmith.fleet.board import Board
-from lensmith.fleet.plan import Job, Machine, Phases
+from lensmith.fleet.jobs import Job, Machine, Phases
 from lensmith.fleet.work import Outcome
+from lensmith.process.errors import ResourceError
 
 
 class Cluster(Protocol):

@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lensmith.edge import dvc, git, hub_size
-from lensmith.edge.params import ModelParams
-from lensmith.errors import InputError
-from lensmith.fleet import plan
-from lensmith.fleet.plan import Machine, Needs, Status, Tree
+from lensmith.fleet import jobs
+from lensmith.fleet.jobs import Machine, Needs, Status, Tree
+from lensmith.hub import model_size
+from lensmith.lab import dvc
+from lensmith.process import git
+from lensmith.process.errors import InputError
+from lensmith.settings.sections import ModelParams
 
 # What DVC rewrites, here and on each node anew. All else in git decides what is computed.
 GENERATED = ("dvc.lock", "metrics", "plots", "resolved")
@@ -61,15 +63,15 @@ def stale(root: Path, models: Sequence[str], *, fetching: bool) -> dict[str, lis
     """
     dvc.run("repro", "resolve", root=root)
     found = _status(root, models)
-    if fetching and (gone := plan.missing(found, models)):
+    if fetching and (gone := jobs.missing(found, models)):
         with suppress(InputError):  # DVC refuses when the remote has not all; what it has is here nevertheless
             dvc.run("pull", *gone, root=root)
         found = _status(root, models)
-    return plan.stale(found, models, missing_too=fetching)
+    return jobs.stale(found, models, missing_too=fetching)
 
 
 def _status(root: Path, models: Sequence[str]) -> Status:
-    stages = [name for model in models for name in plan.of(model, *plan.HEAVY)]
+    stages = [name for model in models for name in jobs.of(model, *jobs.HEAVY)]
     found: Status = json.loads(dvc.run("status", "--json", *stages, root=root))
     return found
 
@@ -77,4 +79,4 @@ def _status(root: Path, models: Sequence[str]) -> Status:
 def needs(settings: Mapping[str, ModelParams], machines: Sequence[Machine]) -> dict[str, Needs]:
     """What the jobs of each model ask of a machine."""
     gpus = sum(machine.gpus for machine in machines)
-    return {model: plan.needs(own, hub_size.parameters(own.source), gpus) for model, own in settings.items()}
+    return {model: jobs.needs(own, model_size.parameters(own.source), gpus) for model, own in settings.items()}

@@ -15,11 +15,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from lensmith.edge import artifacts, cache, dvc
-from lensmith.errors import RemoteError
-from lensmith.fleet import plan, work
-from lensmith.fleet.plan import Tree
-from lensmith.progress import track
+from lensmith.files import artifacts, cache
+from lensmith.fleet import jobs, work
+from lensmith.fleet.jobs import Tree
+from lensmith.lab import dvc
+from lensmith.process.errors import RemoteError
+from lensmith.process.progress import track
 
 FOLDER = Path(".lensmith/restore")  # in the lab, so that files move and are not copied
 LOCK = "dvc.lock"
@@ -43,7 +44,7 @@ def restore(root: Path, tree: Tree, models: Sequence[str], *, everything: bool) 
             for model in track(_changed(root, models), "restore", "model"):
                 _narrow(small, root, tree, model)
                 try:
-                    ran += _repro(small, f"{plan.LIGHT_END}@{model}")
+                    ran += _repro(small, f"{jobs.LIGHT_END}@{model}")
                 except RemoteError as error:
                     failed.append(error)
                 entries |= _moved(small, root, model)
@@ -52,8 +53,8 @@ def restore(root: Path, tree: Tree, models: Sequence[str], *, everything: bool) 
             shutil.rmtree(small, ignore_errors=True)
     if failed:
         raise failed[0]
-    ran += _repro(root, *([] if everything else (f"{plan.LIGHT_END}@{model}" for model in models)))
-    return [stage for stage in ran if stage.partition("@")[0] in plan.HEAVY]
+    ran += _repro(root, *([] if everything else (f"{jobs.LIGHT_END}@{model}" for model in models)))
+    return [stage for stage in ran if stage.partition("@")[0] in jobs.HEAVY]
 
 
 def _changed(root: Path, models: Sequence[str]) -> list[str]:
@@ -72,12 +73,12 @@ def _narrow(small: Path, root: Path, tree: Tree, model: str) -> None:
     if private.exists():
         shutil.copy(private, small / ".dvc")
     dvc.run("cache", "dir", "--local", dvc.run("cache", "dir", root=root).strip(), root=small)
-    _execute(plan.alone(model), small)
+    _execute(jobs.alone(model), small)
 
 
 def _repro(folder: Path, *targets: str) -> list[str]:
     """The stages that ran."""
-    lines = _execute(plan.repro(*targets), folder)
+    lines = _execute(jobs.repro(*targets), folder)
     return [found[1] for line in lines if (found := _RAN.search(line))]
 
 

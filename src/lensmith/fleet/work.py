@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lensmith.edge import cache
-from lensmith.errors import InputError, LensmithError, RemoteError
-from lensmith.fleet.plan import Job, Tree
+from lensmith.files import cache
+from lensmith.fleet.jobs import Job, Tree
+from lensmith.process.errors import InputError, LensmithError, RemoteError
 
 Say = Callable[[str], None]
 

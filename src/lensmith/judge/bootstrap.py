@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lensmith.draws import Stream
+from lensmith.process.draws import Stream
 
 Floats = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lensmith.judge import temperature
-from lensmith.judge.measure import Bench
+from lensmith.judge.bench import Bench
 from lensmith.lens import divergence
 
 ENOUGH = 1000  # positions that a temperature is fitted on, where there are as many

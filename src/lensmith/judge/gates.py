@@ -25,13 +25,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lensmith.edge import artifacts
-from lensmith.edge.params import GatesParams, ModelParams
-from lensmith.errors import IntegrityError
-from lensmith.judge import ladder, tables
+from lensmith.files import artifacts
+from lensmith.judge import attribution
+from lensmith.judge import rows as tables
 from lensmith.judge.kpis import Book, Kpi, Units
-from lensmith.judge.tables import RANKS
+from lensmith.judge.rows import RANKS
 from lensmith.lens.depth import PERCENTILES, depth_row
+from lensmith.process.errors import IntegrityError
+from lensmith.settings.sections import GatesParams, ModelParams
 
 Verdict = Literal["pass", "fail", "inconclusive", "invalid"]
 GATES = "ABCDEFGH"
@@ -148,7 +149,7 @@ def _kpis(book: Book) -> Iterator[tuple[str, Kpi]]:
         for part in range(len(book.measured.run["heldout"]["parts"])):
             kpi = book.heldout.mean_delta_kl(percent, kept=book.measured.positions.part == part)
             yield f"position_delta_kl_bits_{percent}_part_{part}", kpi
-    yield from ladder.attribution(book)
+    yield from attribution.attribution(book)
     yield "last_layer_kl_after_temp_bits", book.last_layer_kl()
     yield "identity_kl_bits", book.identity_kl()
     yield "risk_tier_steps", _risk_tier_steps(book)
@@ -171,7 +172,7 @@ def _plan_kpis(
 def _risk_tier_steps(book: Book) -> Kpi:
     """Tiers of the raw-vs-norm risk between the norm lens and the tuned one: positive where the tuned one is worse."""
     check = book.measured.run["raw_lens_check"]
-    tiers = [TIERS.index(check[lens]["risk_tier"]) for lens in (ladder.start(book), tables.TUNED) if lens in check]
+    tiers = [TIERS.index(check[lens]["risk_tier"]) for lens in (attribution.start(book), tables.TUNED) if lens in check]
     return Kpi.exact(float(tiers[1] - tiers[0]), len(book.measured.run["prompts"])) if len(tiers) == 2 else MISSING
 
 
@@ -215,7 +216,10 @@ def _baselines(book: Book) -> dict[str, Any]:
 def _facts(book: Book) -> dict[str, Any]:
     """What is said beside the numbers: the ladder, the parts of the context, the risk tiers, what ended at a bound."""
     run = book.measured.run
-    flat: dict[str, Any] = {"ladder": " ".join(ladder.rungs(book)), "n_position_parts": len(run["heldout"]["parts"])}
+    flat: dict[str, Any] = {
+        "ladder": " ".join(attribution.rungs(book)),
+        "n_position_parts": len(run["heldout"]["parts"]),
+    }
     for place, part in enumerate(run["heldout"]["parts"]):
         flat |= {f"position_part_{place}_{name}": part[name] for name in ("first", "last")}
     for lens, check in run["raw_lens_check"].items():

@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lensmith.draws import Stream
-from lensmith.edge.params import SweepParams
-from lensmith.judge import tables
-from lensmith.judge.measure import MEASURED, Bench, Target, compare, rows
-from lensmith.judge.tables import RANKS, TUNED, Floats
+from lensmith.judge import rows as tables
+from lensmith.judge.bench import MEASURED, Bench, Target, compare, rows
+from lensmith.judge.rows import RANKS, TUNED, Floats
 from lensmith.lens import divergence
 from lensmith.lens.depth import PERCENTILES, depth_row
-from lensmith.progress import track
+from lensmith.process.draws import Stream
+from lensmith.process.progress import track
+from lensmith.settings.sections import SweepParams
 
 KL, COSINE, AGREE = (MEASURED.index(name) for name in ("kl_final_lens_bits", "cos_to_final", "top1_agree"))
 PART_ENDS = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # of the context

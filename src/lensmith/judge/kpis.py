@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lensmith.draws import Stream
-from lensmith.edge.params import GatesParams
 from lensmith.judge import bootstrap
 from lensmith.judge.bootstrap import Draws, Statistic
-from lensmith.judge.tables import NORMS, RANKS, TUNED, Curves, Floats, Measured
+from lensmith.judge.rows import NORMS, RANKS, TUNED, Curves, Floats, Measured
 from lensmith.lens.depth import PERCENTILES, depth_row, scaled_layers
+from lensmith.process.draws import Stream
+from lensmith.settings.sections import GatesParams
 
 Centre = Callable[[Floats], Any]  # np.mean or np.median
 

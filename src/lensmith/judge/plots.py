@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from lensmith.edge import artifacts
-from lensmith.edge.params import ModelParams
-from lensmith.errors import IntegrityError
-from lensmith.judge import tables
+from lensmith.files import artifacts
+from lensmith.judge import rows as tables
 from lensmith.judge.kpis import KL, Book, first_rows, stronger
 from lensmith.judge.prompts import read_suite
-from lensmith.judge.tables import RANKS, TRAJECTORIES, TUNED, Measured
+from lensmith.judge.rows import RANKS, TRAJECTORIES, TUNED, Measured
 from lensmith.lens.depth import depth_row
+from lensmith.process.errors import IntegrityError
+from lensmith.settings.sections import ModelParams
 
 PERCENTILES = (10, 25, 50, 75, 90)
 DELTA_COLUMNS = ("layer", "percentile", "delta_kl_bits")

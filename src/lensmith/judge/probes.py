@@ -23,23 +23,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lensmith.edge import artifacts
-from lensmith.errors import InputError
-from lensmith.judge import pure
+from lensmith.files import artifacts
+from lensmith.judge import next_token_row
+from lensmith.judge.bench import Bench, rows
 from lensmith.judge.heldout import milestones
-from lensmith.judge.measure import Bench, rows
 from lensmith.judge.prompts import Probe, gold_token
-from lensmith.judge.tables import PRISM, RANKS, RAW, TUNED
+from lensmith.judge.rows import PRISM, RANKS, RAW, TUNED
 from lensmith.judge.trajectories import Shown
 from lensmith.lens import divergence
 from lensmith.lens.depth import PERCENTILES, depth_row
+from lensmith.process.errors import InputError
 from lensmith.source.discovery import max_length
 
 TOPS = 20  # pairs of topN, probN columns, however many are filled
 WHERE = ("fact_key", "fact_index", "prompt_id", "prompt_variant", "layer", "pos", "token", "entropy", "entropy_bits")
 TOP_COLUMNS = tuple(name for i in range(1, TOPS + 1) for name in (f"top{i}", f"prob{i}"))
 RECORD_COLUMNS = (*WHERE, *TOP_COLUMNS, "rest_mass")
-PURE_COLUMNS = (*RECORD_COLUMNS, *pure.COLUMNS)
+PURE_COLUMNS = (*RECORD_COLUMNS, *next_token_row.COLUMNS)
 RAW_COLUMNS = (
     *WHERE[: WHERE.index("pos")],
     *(f"{name}_{lens}" for lens in ("raw", "norm") for name in
@@ -80,7 +80,7 @@ class Read:
     records: dict[str, list[Line]] = field(default_factory=dict)  # by lens
     nexts: dict[str, list[Line]] = field(default_factory=dict)
     raws: list[Line] = field(default_factory=list)  # of the table rawlens
-    facts: dict[tuple[int, str, int], pure.Row] = field(default_factory=dict)  # (case, lens, row)
+    facts: dict[tuple[int, str, int], next_token_row.Row] = field(default_factory=dict)  # (case, lens, row)
 
     def write(self, out: Path, stem: str) -> None:
         """The CSVs, those of the baseline without an ending, the others' with -<lens>."""
@@ -182,24 +182,28 @@ def read(bench: Bench, probes: Iterable[tuple[str, Probe]], temperatures: Sequen
         tokens = torch.tensor([case.ids])
         resid = bench.backbone.capture(tokens, torch.arange(len(case.ids))[None])[0]
         final = bench.final(resid[-1:])[0]
-        prompt = pure.Prompt.of(bench, case.ids, answer=case.answer, gold=case.gold, other=case.other, final=final)
+        prompt = next_token_row.Prompt.of(
+            bench, case.ids, answer=case.answer, gold=case.gold, other=case.other, final=final
+        )
         for lens in lenses:
-            seen = pure.Seen()
+            seen = next_token_row.Seen()
             for row in rows(lens, bench.n_layers):
                 logits = bench.decode(lens, row, resid)
                 lines = _tops(bench, case, row, logits, top_k)
                 found.records.setdefault(lens, []).extend(lines)
                 tau = temperatures[row] if lens == bench.baseline else None
-                facts = pure.row(bench, prompt, seen, lens=lens, layer=row, resid=resid[-1], z=logits[-1], tau=tau)
+                facts = next_token_row.row(
+                    bench, prompt, seen, lens=lens, layer=row, resid=resid[-1], z=logits[-1], tau=tau
+                )
                 found.facts[index, lens, row] = facts
                 end = [*lines[-1][: WHERE.index("token")], NEXT, *lines[-1][WHERE.index("token") + 1 :]]
-                found.nexts.setdefault(lens, []).append([*end, *(facts[name] for name in pure.COLUMNS)])
+                found.nexts.setdefault(lens, []).append([*end, *(facts[name] for name in next_token_row.COLUMNS)])
                 if lens == bench.baseline:
                     found.raws.append(_beside_raw(bench, case, row, facts))
     return found
 
 
-def _beside_raw(bench: Bench, case: Case, row: int, facts: pure.Row) -> Line:
+def _beside_raw(bench: Bench, case: Case, row: int, facts: next_token_row.Row) -> Line:
     """A line of the table rawlens."""
     tops = (facts["top1_raw"], facts["top1"])
     raw = (facts["p_top1_raw"], tops[0], bench.text(tops[0]), facts["p_answer_raw"], facts["answer_rank_raw"])

@@ -10,8 +10,8 @@ from typing import Annotated, NamedTuple, Protocol, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
-from lensmith.edge import artifacts
-from lensmith.errors import InputError
+from lensmith.files import artifacts
+from lensmith.process.errors import InputError
 
 
 def _said(text: str) -> str:

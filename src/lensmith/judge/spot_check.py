@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lensmith.draws import Stream
-from lensmith.errors import InputError
 from lensmith.judge import temperature
 from lensmith.lens.divergence import kl_bits
-from lensmith.lens.translators import Lens
+from lensmith.lens.lens import Lens
+from lensmith.process.draws import Stream
+from lensmith.process.errors import InputError
 from lensmith.source.backbone import Backbone
 
 SEED = 316

@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lensmith.edge import artifacts
-from lensmith.edge.params import ModelParams
-from lensmith.errors import InputError
+from lensmith.files import artifacts
 from lensmith.judge import contamination, trajectories
+from lensmith.judge.bench import Bench, Reading, Target, compare, rows
 from lensmith.judge.heldout import CLOSE_BITS
-from lensmith.judge.measure import Bench, Reading, Target, compare, rows
 from lensmith.judge.prompts import Prompt, gold_token, read_suite
-from lensmith.judge.tables import FIRST_COLUMNS, PROMPT_COLUMNS, RANKS, ROW_COLUMNS
+from lensmith.judge.rows import FIRST_COLUMNS, PROMPT_COLUMNS, RANKS, ROW_COLUMNS
 from lensmith.lens import divergence
-from lensmith.progress import track
+from lensmith.process.errors import InputError
+from lensmith.process.progress import track
+from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus as corpora
 from lensmith.source.discovery import max_length
 

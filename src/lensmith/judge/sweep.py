@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from lensmith.edge import artifacts
-from lensmith.edge.params import ModelParams
-from lensmith.errors import InputError
+from lensmith.files import artifacts
 from lensmith.judge import calibration, heldout, probes, temperature, trajectories
-from lensmith.judge.measure import Bench
+from lensmith.judge.bench import Bench
 from lensmith.judge.prompts import read_probes
-from lensmith.judge.tables import HELDOUT_COLUMNS, POSITION_COLUMNS, TUNED
+from lensmith.judge.rows import HELDOUT_COLUMNS, POSITION_COLUMNS, TUNED
 from lensmith.lens.depth import PERCENTILES
+from lensmith.process.errors import InputError
+from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus as corpora
 from lensmith.source.discovery import max_length
 

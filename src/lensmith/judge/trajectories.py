@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lensmith.edge import artifacts
-from lensmith.judge.measure import Bench
-from lensmith.judge.tables import TRAJECTORIES
-from lensmith.lens import readings
+from lensmith.files import artifacts
+from lensmith.judge import readings
+from lensmith.judge.bench import Bench
+from lensmith.judge.rows import TRAJECTORIES
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lensmith.edge import artifacts, fingerprint, git
-from lensmith.edge.params import ModelParams
-from lensmith.errors import IntegrityError
-from lensmith.lens import budget, imported, provenance, training
-from lensmith.lens.form import PRISM, WEIGHTS
+from lensmith.files import artifacts
+from lensmith.lens import memory, provenance, published, training
+from lensmith.lens.lens import Lens
+from lensmith.lens.lens_file import PRISM, WEIGHTS
 from lensmith.lens.objective import Validation
 from lensmith.lens.prism import Prism
 from lensmith.lens.schedule import Schedule
-from lensmith.lens.translators import Lens
+from lensmith.process import git
+from lensmith.process.errors import IntegrityError
+from lensmith.settings import fingerprint
+from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus
 from lensmith.source.backbone import Backbone
 from lensmith.source.proof import PROOF_LIMIT_BITS
@@ -74,7 +76,7 @@ def _expected(
     expected["weights_sha256"] = artifacts.sha256_file(lens_dir / WEIGHTS)
     best = _best_row(lens_dir)
     expected["val_kl_bits@{25,50,75}%"] = [float(best[f"val_kl_bits_{depth}"]) for depth in (25, 50, 75)]
-    expected["imported"] = imported.load(manifest.lens, backbone)[1] if settings.fit.kind == "imported" else None
+    expected["imported"] = published.load(manifest.lens, backbone)[1] if settings.fit.kind == "imported" else None
     expected["prism"] = None
     if settings.fit.prism != "off":
         prism = lens_dir / PRISM
@@ -94,7 +96,7 @@ def _fit(
     by_layer: tuple[float, ...],
 ) -> training.Fit:
     """The fit that a lens's log, weights, corpus and settings tell of."""
-    s = budget.scaled(settings.fit, d_vocab, lens.n_layers)
+    s = memory.scaled(settings.fit, d_vocab, lens.n_layers)
     blocks, n_seqs = lens.n_layers - 1, manifest.train.sequences
     is_imported = s.kind == "imported"
     if is_imported:

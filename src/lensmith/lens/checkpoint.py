@@ -20,12 +20,12 @@ from typing import Any
 
 from torch import Tensor
 
-from lensmith.edge import environment
-from lensmith.edge.cache import GIB
-from lensmith.errors import IntegrityError, ResourceError
+from lensmith.files import tensor_file
+from lensmith.files.cache import GIB
+from lensmith.lens.lens import Lens
 from lensmith.lens.objective import Validation
-from lensmith.lens.translators import Lens
-from lensmith.source import tensor_file
+from lensmith.process import environment
+from lensmith.process.errors import IntegrityError, ResourceError
 
 SECONDS = "LENSMITH_CHECKPOINT_SECONDS"
 EVERY = 240.0  # seconds: with the time of a write, no more than five minutes are lost

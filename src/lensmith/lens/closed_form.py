@@ -18,12 +18,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lensmith.draws import Stream
-from lensmith.errors import NumericError
 from lensmith.lens import objective
 from lensmith.lens.coordinates import through
 from lensmith.lens.divergence import LinearKL
-from lensmith.lens.translators import Lens
+from lensmith.lens.lens import Lens
+from lensmith.process.draws import Stream
+from lensmith.process.errors import NumericError
 from lensmith.source.head import Head
 from lensmith.source.rows import Batch, Rows
 

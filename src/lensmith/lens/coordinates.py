@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lensmith.lens.translators import Lens
+from lensmith.lens.lens import Lens
 
 
 @dataclass(frozen=True)

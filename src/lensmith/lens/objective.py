@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lensmith.lens.depth import PERCENTILES, depth_row
 from lensmith.lens.divergence import BITS, LinearKL
-from lensmith.lens.translators import Lens
+from lensmith.lens.lens import Lens
 from lensmith.source.head import Head, NormKind
 from lensmith.source.rows import Batch, Rows, ahead
 from lensmith.source.teacher import Teacher

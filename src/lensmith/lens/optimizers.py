@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lensmith.edge.params import FitParams
+from lensmith.settings.sections import FitParams
 
 Optimizer = torch.optim.Optimizer
 MOMENTUM = 0.95  # of Muon

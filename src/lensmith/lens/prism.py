@@ -25,9 +25,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lensmith.edge import artifacts
-from lensmith.errors import IntegrityError, NumericError
-from lensmith.lens.form import PRISM_TENSORS
+from lensmith.files import artifacts
+from lensmith.lens.lens_file import PRISM_TENSORS
+from lensmith.process.errors import IntegrityError, NumericError
 from lensmith.source.backbone import Head
 from lensmith.source.rows import Rows
 

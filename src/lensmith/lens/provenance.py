@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from lensmith.edge import git
-from lensmith.edge.params import ModelParams
 from lensmith.lens.depth import PERCENTILES
 from lensmith.lens.training import Fit
+from lensmith.process import git
+from lensmith.settings.sections import ModelParams
 from lensmith.source import ranks
 from lensmith.source.backbone import Backbone
 from lensmith.source.corpus import Manifest

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lensmith.draws import Stream
-from lensmith.edge.params import FitParams
+from lensmith.process.draws import Stream
+from lensmith.settings.sections import FitParams
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lensmith import stopping
-from lensmith.edge.params import FitParams
-from lensmith.errors import NumericError
 from lensmith.lens import closed_form, objective, optimizers
 from lensmith.lens.checkpoint import Checkpoints, LogRow, State
 from lensmith.lens.closed_form import Solution
 from lensmith.lens.coordinates import Coordinates
 from lensmith.lens.divergence import BITS, LinearKL
+from lensmith.lens.lens import Lens
 from lensmith.lens.objective import Validation
 from lensmith.lens.prism import Prism
 from lensmith.lens.schedule import Schedule
-from lensmith.lens.translators import Lens
-from lensmith.progress import Progress
+from lensmith.process import stopping
+from lensmith.process.errors import NumericError
+from lensmith.process.progress import Progress
+from lensmith.process.stopping import Interrupted, Stop
+from lensmith.settings.sections import FitParams
 from lensmith.source.head import Head
 from lensmith.source.loading import has_fast_bf16
 from lensmith.source.rows import Batch, Rows, ahead
-from lensmith.stopping import Interrupted, Stop
 
 # A fit whose held-out KL is this many times the best, or this many times FLOOR bits where the best is less, is lost.
 DIVERGED, FLOOR = 10.0, 0.1

@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lensmith.edge import artifacts
-from lensmith.edge.params import ModelParams
-from lensmith.edge.release_index import INDEX, MODEL_ID
-from lensmith.errors import InputError, IntegrityError
-from lensmith.lens import form
-from lensmith.lens.form import WEIGHTS
-from lensmith.release import scorecard, wording
+from lensmith.files import artifacts
+from lensmith.hub.index import INDEX, MODEL_ID
+from lensmith.judge import scorecard
+from lensmith.lens import lens_file
+from lensmith.lens.lens_file import WEIGHTS
+from lensmith.process import wording
+from lensmith.process.errors import InputError, IntegrityError
+from lensmith.settings.sections import ModelParams
 
 SCHEMA = 2
 EXPORT = "weights.pt"
@@ -55,7 +56,7 @@ class Inputs:
     provenance: dict[str, Any]
     manifest: dict[str, Any]
     card: scorecard.Scorecard
-    shapes: form.Shapes  # of the lens's tensors, by name
+    shapes: lens_file.Shapes  # of the lens's tensors, by name
     folder: str  # of the lens, relative to the release
     licence: Mapping[str, bytes]  # the base model's licence and notices, by file name
     page: str  # the report of this model
@@ -104,7 +105,7 @@ def _read(  # noqa: PLR0917
     provenance = _record(lens / "provenance.json")
     manifest = _record(corpus / "manifest.json")
     folder = f"tuned_lenses/{_safe_id(settings.model_id)}"
-    card, shapes = scorecard.read(metrics, settings), form.read_header(lens / WEIGHTS)[0]
+    card, shapes = scorecard.read(metrics, settings), lens_file.read_header(lens / WEIGHTS)[0]
     inputs = Inputs(settings, lens, provenance, manifest, card, shapes, folder, licence, page)
     _check_same_model(inputs, corpus)
     recorded, found = provenance["weights_sha256"], artifacts.sha256_file(lens / WEIGHTS)
@@ -193,6 +194,7 @@ def _render(template: str, inputs: Inputs, **more: object) -> str:
     n_layers, d_model, rank = inputs.shapes["U"]
     text = [inputs.manifest.get(key) for key in ("kind", "repo", "name", "split", "revision", "commit")]
     return wording.render(
+        __package__,
         template,
         settings=inputs.settings,
         provenance=inputs.provenance,
@@ -250,7 +252,7 @@ def _index_entry(inputs: Inputs, lens: Path, licences: dict[str, str]) -> dict[s
 
 def dataset_card(index: Mapping[str, Mapping[str, Any]]) -> str:
     """The README of a repository of lenses, from its index alone: whoever adds a lens writes it for all."""
-    return wording.render("dataset.md.j2", index=dict(sorted(index.items())))
+    return wording.render(__package__, "dataset.md.j2", index=dict(sorted(index.items())))
 
 
 def receipt(model_id: str, out: Path, sent: Mapping[str, str | None] | None = None) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
-from lensmith.edge import credentials
-from lensmith.errors import InputError
+from lensmith.process import credentials
+from lensmith.process.errors import InputError
 
 # Tensors hold no text; provenance and cards say where they came from.
 BINARY = (".safetensors", ".pt")

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lensmith.edge import hub_lenses
-from lensmith.edge.params import SourceParams
-from lensmith.errors import NumericError
+from lensmith.hub import releases
+from lensmith.process.errors import NumericError
+from lensmith.settings.sections import SourceParams
 
 if TYPE_CHECKING:
     from lensmith.judge.spot_check import SpotCheck
@@ -33,7 +33,7 @@ def run(place: str | Path, model: str | None = None, revision: str | None = None
         RemoteError: the Hub refused, or could not be reached.
     """
     from lensmith.judge import spot_check
-    from lensmith.lens import pretrained
+    from lensmith.release import pretrained
     from lensmith.source.backbone import Backbone
 
     found = pretrained.find(place, model, revision)
@@ -56,7 +56,7 @@ def run(place: str | Path, model: str | None = None, revision: str | None = None
 
 def every(place: str, model: str | None, revision: str | None) -> Iterator[str]:
     """Verify one lens, or all of a release where `model` is None; a line for each."""
-    index, revision = hub_lenses.index_of(place, revision)
+    index, revision = releases.index_of(place, revision)
     for model_id in [model] if model else sorted(index):
         yield run(place, model_id, revision)
 

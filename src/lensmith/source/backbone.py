@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lensmith.edge.params import SourceParams
-from lensmith.errors import InputError, NumericError
+from lensmith.process.errors import InputError, NumericError
+from lensmith.settings.sections import SourceParams
 from lensmith.source import loading, placement, ranks
 from lensmith.source.discovery import REFUSED, Anatomy, dissect, embedding_rows, max_length
 from lensmith.source.head import Head, NormKind, Transform
@@ -22,7 +22,7 @@ from lensmith.source.proof import Proof, proof_tokens, prove
 from lensmith.source.watching import hidden_in, hidden_out
 
 if TYPE_CHECKING:
-    from lensmith.edge.hub import ModelPin
+    from lensmith.hub.models import ModelPin
 
 __all__ = ["Backbone", "Head", "NormKind", "Proof", "Transform"]
 
@@ -51,7 +51,7 @@ class Backbone:
             NumericError: a weight is not finite, or the model did not pass its proof.
             ResourceError: the model does not fit where `source.placement` puts it.
         """
-        from lensmith.edge.hub import fetch_model  # here, so that a model in memory needs no hub client
+        from lensmith.hub.models import fetch_model  # here, so that a model in memory needs no hub client
 
         folder = fetch_model(pin)
         where = pin.place

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
-from lensmith.edge import artifacts, cache
-from lensmith.edge.params import FitParams
-from lensmith.errors import IntegrityError
-from lensmith.progress import Progress
-from lensmith.source import ranks, tensor_file
+from lensmith.files import artifacts, cache, tensor_file
+from lensmith.process.errors import IntegrityError
+from lensmith.process.progress import Progress
+from lensmith.settings.sections import FitParams
+from lensmith.source import ranks
 from lensmith.source.backbone import Backbone
 from lensmith.source.rows import Batch, Rows, StreamedRows, sample_positions
 from lensmith.source.teacher import Teacher

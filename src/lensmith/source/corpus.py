@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lensmith.edge import artifacts
-from lensmith.edge.hub import ModelPin
-from lensmith.edge.hub_imported import LensPin
-from lensmith.errors import IntegrityError
+from lensmith.files import artifacts
+from lensmith.hub.models import ModelPin
+from lensmith.hub.published import LensPin
+from lensmith.process.errors import IntegrityError
 
 MANIFEST = "manifest.json"
 TOKENS = "tokens.safetensors"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
-from lensmith.errors import InputError
+from lensmith.process.errors import InputError
 from lensmith.source.head import Head, Transform
 from lensmith.source.placement import block_lists, detached_copy, is_quantised
 from lensmith.source.watching import Trace, same, watch

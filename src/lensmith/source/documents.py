@@ -22,12 +22,12 @@ from typing import BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lensmith.draws import Stream
-from lensmith.edge import hub_data
-from lensmith.edge.artifacts import parse_jsonl, sha256_file
-from lensmith.edge.hub_data import DatasetPin
-from lensmith.edge.params import CorpusParams
-from lensmith.errors import InputError
+from lensmith.files.artifacts import parse_jsonl, sha256_file
+from lensmith.hub import datasets
+from lensmith.hub.datasets import DatasetPin
+from lensmith.process.draws import Stream
+from lensmith.process.errors import InputError
+from lensmith.settings.sections import CorpusParams
 
 UNCHANGED = "Nothing was changed."
 NO_FILE = -1  # the file index of rows that a generator made
@@ -116,13 +116,13 @@ def without(documents: Iterable[Document], seen: AbstractSet[bytes]) -> Iterator
 
 
 def _open_hf(corpus: CorpusParams) -> Text:
-    pin = hub_data.pin_dataset(corpus)
+    pin = datasets.pin_dataset(corpus)
     for name in pin.files:
         _reader(name, f"dataset {pin.repo}")
 
     def rows(indices: Iterable[int]) -> Generator[Row]:
         return _rows(
-            pin.files, indices, lambda index: hub_data.open_dataset_file(pin, index), corpus.text_column, pin.repo + "/"
+            pin.files, indices, lambda index: datasets.open_dataset_file(pin, index), corpus.text_column, pin.repo + "/"
         )
 
     return Text(
@@ -131,7 +131,7 @@ def _open_hf(corpus: CorpusParams) -> Text:
         train=rows(pin.train),
         shared=not set(pin.heldout).isdisjoint(pin.train),
         files=pin.files,
-        describe=lambda indices: hub_data.describe_dataset_files(pin, indices),
+        describe=lambda indices: datasets.describe_dataset_files(pin, indices),
         dataset=pin,
     )
 

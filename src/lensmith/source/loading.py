@@ -26,9 +26,9 @@ from transformers import (
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging
 
-from lensmith.edge import cache
-from lensmith.errors import InputError, IntegrityError, NumericError
-from lensmith.source import placement, refusals
+from lensmith.files import cache
+from lensmith.process.errors import InputError, IntegrityError, NumericError
+from lensmith.source import placement, remote_code
 from lensmith.source.placement import Device
 
 # Below this many parameters fp32 costs little anywhere, and spares a demo or a test the rounding of bf16.
@@ -42,7 +42,7 @@ NOT_LOADED = "The model was not loaded."
 
 def read_config(folder: Path, where: str, *, trusted: bool = False) -> PretrainedConfig:
     """config.json of a model that this version of transformers knows, or `trusted` code of the folder."""
-    refusals.check(folder, where)
+    remote_code.check(folder, where)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trusted, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from lensmith.errors import InputError, ResourceError
+from lensmith.process.errors import InputError, ResourceError
 
 GIB = 2**30
 WORKING = 2 * GIB  # activations of a pass and chunks of logits, on each device that runs blocks

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lensmith.errors import NumericError
+from lensmith.process.errors import NumericError
 from lensmith.source.discovery import REFUSED, Anatomy, embedding_rows, max_length
 from lensmith.source.head import Head
 from lensmith.source.watching import hidden_out

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, distributed, nn
 from transformers import PreTrainedModel
 
-from lensmith import command
-from lensmith.errors import InputError, ResourceError
+from lensmith.process import command
+from lensmith.process.errors import InputError, ResourceError
 from lensmith.source import loading, placement
 
 RANKS = "LENSMITH_RANKS"

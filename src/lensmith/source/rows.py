@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lensmith.draws import Stream
-from lensmith.edge.params import FitParams
+from lensmith.process.draws import Stream
+from lensmith.settings.sections import FitParams
 from lensmith.source.backbone import Backbone
 
 # Tokens of one forward pass. On a CPU its activations should stay near the cache; a GPU wants large products.

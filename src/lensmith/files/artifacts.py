@@ -1,0 +1,162 @@
+"""Files as the lab writes them: whole or not at all, the same bytes for the same content, checked on reading."""
+
+import csv
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from lensmith.process.errors import InputError, IntegrityError, ResourceError
+
+# A process that is killed leaves its temporary file behind. git and DVC ignore this name (.gitignore, .dvcignore).
+TEMPORARY = ".tmp-"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; on success it is synced and renamed over `path`, else removed.
+
+    Raises:
+        ResourceError: the disk is full. `path` keeps what it held.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.name, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        temporary.chmod(0o644)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as error:  # safetensors says of a full disk that it cannot serialize
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ResourceError(f"{path}: cannot be written ({reason}). The old file is as it was.") from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):  # renamed, or on a disk that fails: then it is another's to remove
+                temporary.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Indented, keys sorted. NaN and infinity are refused: JSON has no word for them."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def canonical_json(value: object) -> str:
+    """One byte form per value, for hashing and for files that are compared."""
+    return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: missing") from None
+    except ValueError as error:
+        raise IntegrityError(f"{path}: not JSON ({error})") from None
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Comma-separated with a header; floats in their shortest exact form, so that equal rows give equal bytes."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(_Rows(file))
+        writer.writerow(columns)
+        for row in rows:
+            if len(row) != len(columns):
+                raise ValueError(f"{path}: a row of {len(row)} values under {len(columns)} columns")
+            writer.writerow(["" if value is None else value for value in row])
+
+
+class _Rows:
+    """Lines of a csv.writer, which believes that they end in CR LF: else it would not quote a field that holds a CR."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+
+    def write(self, row: str) -> int:
+        return self.file.write(row.removesuffix("\r\n") + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: str | None = None) -> None:
+    """A safetensors file. All metadata is one string: with two keys the bytes would not be reproducible."""
+    with replacing(path) as temporary:
+        save_file(dict(tensors), temporary, metadata=None if metadata is None else {"lensmith": metadata})
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: missing") from None
+    except SafetensorError as error:
+        raise IntegrityError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_tree(folder: Path) -> dict[str, str]:
+    """sha256 by relative path of every file below a folder, hidden ones left out."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    relative = [path.relative_to(folder) for path in files]
+    return {str(rel): sha256_file(folder / rel) for rel in relative if not any(p.startswith(".") for p in rel.parts)}
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each non-empty line.
+
+    Raises:
+        InputError: the file is missing, or a line is not a JSON object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8") from None
+    yield from parse_jsonl(text.split("\n"), str(path))
+
+
+def parse_jsonl(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each non-empty line of a file called `name`. Raises InputError for any other."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{name}:{number}: not JSON ({error}). Nothing was changed.") from None
+        if not isinstance(value, dict):
+            raise InputError(
+                f"{name}:{number}: is a {type(value).__name__}, must be a JSON object. Nothing was changed."
+            )
+        yield number, value

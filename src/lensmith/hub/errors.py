@@ -1,0 +1,96 @@
+"""What the Hub, or the way to it, does wrong, as errors of this lab: one line, without addresses or tokens."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import httpx2
+from huggingface_hub import constants, get_token, is_offline_mode
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    RevisionResolutionError,
+)
+
+from lensmith.process.errors import InputError, RemoteError, ResourceError
+
+RETRY = "What was downloaded stays in the cache; trying again may help."
+UNCHANGED = "Nothing was changed."
+FETCH = "Stages after prefetch have no network: `lensmith fetch` downloads what they need."
+AGAIN = "A release is whole or absent: running this again finishes it."
+
+
+@contextmanager
+def remote(
+    kind: Literal["model", "dataset", "space"], repo: str, revision: str, *, writing: bool = False
+) -> Iterator[None]:
+    """Around every use of the network; `writing` where something is sent.
+
+    Raises:
+        RemoteError: the Hub refused, or could not be reached.
+        InputError: `repo` cannot be a repository's name.
+        ResourceError: the disk is full.
+    """
+    try:
+        yield
+    except HFValidationError as error:
+        raise InputError(f"{kind} {repo!r}: {first_line(error)}. {UNCHANGED}") from None
+    except (HfHubHTTPError, EntryNotFoundError, RevisionResolutionError, httpx2.HTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"{kind} {repo}@{revision}: the disk of the cache is full. {RETRY}") from None
+        page = f"{constants.ENDPOINT}/{'' if kind == 'model' else f'{kind}s/'}{repo}"
+        reason = _reason(error, page, writing)
+        if reason is None:
+            raise
+        raise RemoteError(f"{kind} {repo}@{revision}: {reason}") from None
+
+
+def _reason(error: BaseException, page: str, writing: bool) -> str | None:
+    """The Hub's or the network's part in an error, looked for along its causes; None where there is none."""
+    token = f"token present: {'yes' if get_token() else 'no'}"
+    causes = list(_causes(error))
+    if answer := next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None):
+        return _refusal(answer, page, token) if writing else _answer(answer, page, token)
+    if is_offline_mode():
+        return f"not, or not wholly, in the local cache, and HF_HUB_OFFLINE is set. {FETCH} {UNCHANGED}"
+    network = httpx2.HTTPError | EntryNotFoundError | RevisionResolutionError | ConnectionError
+    if any(isinstance(cause, network) for cause in causes):
+        return f"cannot be reached ({type(causes[-1]).__name__}). {AGAIN if writing else RETRY}"
+    return None
+
+
+def _answer(error: HfHubHTTPError, page: str, token: str) -> str:
+    # From the special to the general: each class below is a subclass of a later one.
+    if isinstance(error, GatedRepoError):
+        return f"needs licence acceptance at its page, {page}; {token}. {UNCHANGED}"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"does not exist, or is private; {token}. {UNCHANGED}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"has no such revision. {UNCHANGED}"
+    return f"the Hub answered HTTP {error.response.status_code}; {token}. {RETRY}"
+
+
+def _refusal(error: HfHubHTTPError, page: str, token: str) -> str:
+    """As `_answer`, for a release that is being sent."""
+    status = error.response.status_code
+    if status in (401, 403, 404):
+        return (
+            f"may not be written (HTTP {status}); {token}. Sending needs a token with the scope `write`, or a "
+            f"fine-grained one with write access to this repository (`hf auth login`, or HF_TOKEN); see {page}. {AGAIN}"
+        )
+    return f"the Hub answered HTTP {status}; {token}. {AGAIN}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

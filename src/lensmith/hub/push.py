@@ -1,0 +1,240 @@
+"""Lenses onto the Hub: one commit and one tag for each release.
+
+Part of the network code, as hub.py is. The protocol, so that a release is whole or absent and a second run finishes
+what a first one began:
+
+    read head, tags and INDEX.json     a release of the same bytes is there already: nothing to do but its tag
+    choose the version                 no tag has it, nor any entry of INDEX.json; a tag is never moved
+    one commit onto that head          files, merged INDEX.json, card; if the head moved (412), begin again
+    one tag on that commit
+    read back                          every sha256 as the Hub has it now
+"""
+
+import datetime as dt
+import difflib
+import hashlib
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx2
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from lensmith.files import untrusted
+from lensmith.hub import index as release_index
+from lensmith.hub.errors import remote
+from lensmith.hub.index import INDEX, Entry
+from lensmith.process.errors import InputError, IntegrityError
+
+KIND: Literal["dataset"] = "dataset"
+CARD = "README.md"
+ATTEMPTS = 20  # commits onto a head that others move
+UNSURE = (409, 412, 500, 502, 503, 504)  # answers to a commit after which only reading again tells what happened
+
+Index = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One lens as it is sent: files in a folder, and its entry of the index, which has no version yet."""
+
+    model_id: str
+    folder: Path
+    entry: Index
+    card: Callable[[Index], str]  # the repository's README, from its whole index
+    tag: str | None = None  # the version that is asked for; None for today's
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """sha256 of each file by its path in the repository."""
+        return dict(Entry.model_validate(self.entry).files())
+
+
+@dataclass(frozen=True)
+class Published:
+    repo: str
+    commit: str
+    tag: str
+
+
+@dataclass(frozen=True)
+class State:
+    """A repository as it is now. Of one that does not exist nothing is set."""
+
+    head: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)  # commit by tag
+    index: Index = field(default_factory=dict)
+
+    @property
+    def taken(self) -> set[str]:
+        # Versions of the index too: between a commit and its tag nobody else may take that tag.
+        return {*self.tags, *(entry["tl_version"] for entry in self.index.values() if entry.get("tl_version"))}
+
+
+def push(parcel: Parcel, repo: str, today: dt.date) -> Published:
+    """Release a parcel in a dataset repository, which is created where it is missing.
+
+    Raises:
+        InputError: the version is taken by other bytes; the message names the next free one.
+        IntegrityError: what the Hub holds afterwards is not what was sent.
+        RemoteError: the Hub refused, or could not be reached. The release is absent or complete.
+    """
+    api = HfApi()
+    if not sys.stderr.isatty():
+        disable_progress_bars()  # in a log file every redraw of a bar is a line
+    with remote(KIND, repo, parcel.tag or "main", writing=True):
+        version, commit = _commit(api, repo, parcel, today)
+        _tag(api, repo, version, commit)
+    _compare(api, repo, commit, parcel.hashes)
+    return Published(repo, commit, version)
+
+
+def preview(parcel: Parcel, repo: str, today: dt.date) -> Iterator[str]:
+    """What `push` would do, in lines: each file with its size, the tag, and the change to INDEX.json."""
+    with remote(KIND, repo, parcel.tag or "main", writing=True):
+        now = _read(HfApi(), repo)
+        if version := _released(repo, now, parcel):
+            yield f"{repo}: {parcel.model_id} is released as {version} with the same bytes; nothing would be sent"
+            return
+    version = _choose(now, parcel, today)
+    yield f"{repo}: {'a new commit' if now.head else 'a new repository'}, tag {version}"
+    for path in (*parcel.hashes, INDEX, CARD):
+        size = f"{(parcel.folder / path).stat().st_size:>12} bytes" if path in parcel.hashes else f"{'merged':>18}"
+        yield f"{size}  {path}"
+    before, after = (_text(index).splitlines() for index in (now.index, _merged(now, parcel, version)))
+    yield from difflib.unified_diff(before, after, f"{INDEX} now", f"{INDEX} then", lineterm="", n=1)
+
+
+def _read(api: HfApi, repo: str) -> State:
+    try:
+        refs = api.list_repo_refs(repo, repo_type=KIND)
+    except RepositoryNotFoundError:
+        return State()
+    head = next((branch.target_commit for branch in refs.branches if branch.name == "main"), None)
+    return State(head, {tag.name: tag.target_commit for tag in refs.tags}, _index_at(repo, head) if head else {})
+
+
+def _index_at(repo: str, commit: str) -> Index:
+    try:
+        path = Path(hf_hub_download(repo, INDEX, repo_type=KIND, revision=commit))
+    except EntryNotFoundError:
+        return {}
+    index: Index = untrusted.read_json(path)
+    release_index.parse(index, f"{repo}@{commit}: {INDEX}")
+    return index
+
+
+def _commit(api: HfApi, repo: str, parcel: Parcel, today: dt.date) -> tuple[str, str]:
+    """The version of the parcel, and the commit that its tag belongs on."""
+    for attempt in itertools.count(1):
+        now = _read(api, repo)
+        if now.head is None:
+            api.create_repo(repo, repo_type=KIND, exist_ok=True)
+            now = _read(api, repo)
+        if version := _released(repo, now, parcel):
+            return version, now.tags.get(version) or str(now.head)
+        version = _choose(now, parcel, today)
+        title = f"{version}: {parcel.model_id}"
+        try:
+            done = api.create_commit(
+                repo, _operations(now, parcel, version), commit_message=title, repo_type=KIND, parent_commit=now.head
+            )
+        except (HfHubHTTPError, httpx2.TransportError) as error:
+            unsure = not isinstance(error, HfHubHTTPError) or error.response.status_code in UNSURE
+            if not unsure or attempt == ATTEMPTS:
+                raise
+        else:
+            return version, done.oid
+    raise AssertionError("the loop ends by returning or raising")
+
+
+def _released(repo: str, now: State, parcel: Parcel) -> str | None:
+    """The version under which the same bytes are there, tagged or about to be."""
+    place = now.index
+    if parcel.tag in now.tags:
+        place = _index_at(repo, now.tags[str(parcel.tag)])
+    there = dict(place.get(parcel.model_id) or {})
+    version: str | None = there.pop("tl_version", None)
+    return version if there == parcel.entry and parcel.tag in (None, version) else None
+
+
+def _choose(now: State, parcel: Parcel, today: dt.date) -> str:
+    day = f"v{today:%Y.%m.%d}"
+    own = str((now.index.get(parcel.model_id) or {}).get("tl_version"))
+    again = own == day or own.startswith(f"{day}.")
+    wanted = parcel.tag or (own if again else None)
+    if wanted is None:
+        return _next_free(day, now.taken)
+    if wanted not in now.taken:
+        return wanted
+    free = _next_free(".".join(wanted.split(".")[:3]), now.taken)
+    raise InputError(
+        f"{wanted} is taken by other bytes, and a tag is never moved. Set publish.tag of {parcel.model_id} to {free} "
+        "to release these. Nothing was sent."
+    )
+
+
+def _next_free(day: str, taken: set[str]) -> str:
+    numbered = (f"{day}.{number}" for number in itertools.count(2))
+    return next(version for version in itertools.chain([day], numbered) if version not in taken)
+
+
+def _merged(now: State, parcel: Parcel, version: str) -> Index:
+    return {**now.index, parcel.model_id: {**parcel.entry, "tl_version": version}}
+
+
+def _text(index: Index) -> str:
+    return json.dumps(index, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _operations(now: State, parcel: Parcel, version: str) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """Made anew for every attempt: a commit changes these objects."""
+    index = _merged(now, parcel, version)
+    contents: dict[str, str | bytes] = {path: str(parcel.folder / path) for path in parcel.hashes}
+    contents |= {INDEX: _text(index).encode(), CARD: parcel.card(index).encode()}
+    kept = {path for entry in index.values() for path, _ in Entry.model_validate(entry).files()}
+    old = now.index.get(parcel.model_id)
+    stale = {path for path, _ in Entry.model_validate(old).files()} - kept if old else set()
+    return [
+        *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in contents.items()),
+        *(CommitOperationDelete(path_in_repo=path) for path in sorted(stale)),
+    ]
+
+
+def _tag(api: HfApi, repo: str, version: str, commit: str) -> None:
+    try:
+        api.create_tag(repo, tag=version, revision=commit, repo_type=KIND)
+    except HfHubHTTPError as error:
+        if error.response.status_code != 409:  # it exists; is it ours?
+            raise
+        found = _read(api, repo).tags.get(version)
+        if found != commit:
+            raise IntegrityError(f"{repo}: tag {version} is on {found}, the release is commit {commit}") from None
+
+
+def _compare(api: HfApi, repo: str, commit: str, hashes: Mapping[str, str]) -> None:
+    """IntegrityError for the first file that the Hub does not hold as it was sent."""
+    with remote(KIND, repo, commit, writing=True):
+        for path, found in _hashes_at(api, repo, commit, hashes):
+            if found != hashes[path]:
+                raise IntegrityError(f"{repo}@{commit}: {path} has sha256 {found} on the Hub, sent was {hashes[path]}")
+
+
+def _hashes_at(api: HfApi, repo: str, commit: str, paths: Iterable[str]) -> Iterator[tuple[str, str | None]]:
+    infos = api.get_paths_info(repo, list(paths), revision=commit, repo_type=KIND)
+    there = {info.path: info for info in infos if isinstance(info, RepoFile)}
+    for path in paths:
+        if path not in there:
+            yield path, None
+        elif lfs := there[path].lfs:
+            yield path, lfs.sha256
+        else:  # of a small file the Hub records no sha256: read it
+            content = HfFileSystem().read_bytes(f"datasets/{repo}@{commit}/{path}")
+            yield path, hashlib.sha256(content).hexdigest()

@@ -1,0 +1,130 @@
+"""Lenses from the Hub: which there are, at which version, and their files, checked byte for byte.
+
+Part of the network code, as hub.py is; hub_release.py is the way there.
+"""
+
+import glob
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import HfApi, hf_hub_download, is_offline_mode, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from lensmith.hub import index as release_index
+from lensmith.hub import models
+from lensmith.hub.errors import remote
+from lensmith.hub.index import INDEX, Entry
+from lensmith.process.errors import InputError, IntegrityError
+
+KIND: Literal["dataset"] = "dataset"
+VERSION = re.compile(r"v(\d{4})\.(\d\d)\.(\d\d)(?:\.(\d+))?")
+LICENCE_FILES = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY)[\w. -]*", re.IGNORECASE | re.ASCII)
+
+
+def download(repo: str, model: str | None, revision: str | None, to: Path | None = None) -> Path:
+    """A folder with the index, one lens (all of them where `model` is None) and their licences, every byte checked.
+
+    Args:
+        revision: a version or commit; None for the newest version.
+        to: where to; None for the Hub's own cache.
+
+    Raises:
+        InputError: the release has no such lens, or the repository no version.
+        IntegrityError: a file is not the one of the index, or larger than such a file can be. It was removed.
+        RemoteError: the Hub refused, or could not be reached.
+    """
+    revision = revision or newest(repo)
+    index, _ = index_of(repo, revision)
+    wanted = [release_index.pick(index, model, f"{repo}@{revision}")] if model else sorted(index)
+    paths = [path for model_id in wanted for path, _ in index[model_id].files()]
+    if to is not None:
+        for model_id in wanted:
+            release_index.refuse_links(to, index[model_id])
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    with remote(KIND, repo, revision):
+        _refuse_large(repo, revision, paths)
+        patterns = [glob.escape(path) for path in (INDEX, *paths)]
+        found = snapshot_download(repo, repo_type=KIND, revision=revision, allow_patterns=patterns, local_dir=to)
+    folder = Path(found)
+    for model_id in wanted:
+        if wrong := release_index.wrong_file(folder, index[model_id]):
+            models.discard(folder / wrong[0])
+            raise IntegrityError(f"{repo}@{revision}: {wrong[0]} {wrong[1]}. It was removed; nothing was read from it.")
+    return folder
+
+
+def index_of(place: str | Path, revision: str | None) -> tuple[dict[str, Entry], str | None]:
+    """The index of a release, and the revision that it was read at: None for a folder.
+
+    Raises:
+        InputError: `place` is no release.
+        RemoteError: it is no folder, and the Hub refused or could not be reached.
+    """
+    if Path(place).is_dir():
+        return release_index.read(Path(place)), None
+    repo = str(place)
+    revision = revision or newest(repo)
+    with remote(KIND, repo, revision):
+        try:
+            _refuse_large(repo, revision, [INDEX])
+            path = hf_hub_download(repo, INDEX, repo_type=KIND, revision=revision)
+        except EntryNotFoundError:
+            if is_offline_mode():
+                raise
+            raise InputError(f"{repo}@{revision}: no {INDEX}, so this is no release of lenses") from None
+    return release_index.read(Path(path).parent), revision
+
+
+def _refuse_large(repo: str, revision: str, paths: list[str]) -> None:
+    """IntegrityError for the first file that the Hub lists with more bytes than such a file can have."""
+    if not is_offline_mode():
+        for entry in HfApi().get_paths_info(repo, paths, revision=revision, repo_type=KIND):
+            models.refuse_large(entry, f"{repo}@{revision}")
+
+
+def newest(repo: str) -> str:
+    """The newest version of a repository of lenses."""
+    with remote(KIND, repo, "main"):
+        if is_offline_mode():
+            raise InputError(f"{repo}: HF_HUB_OFFLINE is set, so say which version (revision) you mean")
+        names = [tag.name for tag in HfApi().list_repo_refs(repo, repo_type=KIND).tags]
+    versions = sorted((match for name in names if (match := VERSION.fullmatch(name))), key=_order)
+    if not versions:
+        raise InputError(f"{repo}: has no version (a tag like v2026.01.31), so say which revision you mean")
+    return versions[-1][0]
+
+
+def licence_texts(repo: str, commit: str) -> dict[str, bytes]:
+    """Licences and notices in the top folder of a model repository at a commit, by file name."""
+    with remote("model", repo, commit):
+        entries = HfApi().list_repo_tree(repo, revision=commit)
+        names = [entry.path for entry in entries if isinstance(entry, RepoFile) and LICENCE_FILES.fullmatch(entry.path)]
+        folder = models.snapshot(repo, commit, [glob.escape(name) for name in names]) if names else Path()
+        return {name: (folder / name).read_bytes() for name in sorted(names)}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the Hub says about a model."""
+
+    commit: str
+    licence: str | None
+    gated: bool
+
+
+def describe_model(repo: str) -> Model:
+    """Commit, licence and gate of a model as it is now."""
+    with remote("model", repo, "main"):
+        info = HfApi().model_info(repo)
+    licence = getattr(info.card_data, "license", None)
+    return Model(str(info.sha), str(licence) if licence else None, bool(info.gated))
+
+
+def _order(version: re.Match[str]) -> tuple[int, ...]:
+    return tuple(int(part or 1) for part in version.groups())

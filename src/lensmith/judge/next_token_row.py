@@ -1,0 +1,202 @@
+"""One row of the pure-next-token CSV: the last position of a probe under one lens at one layer. See `probes.py`."""
+
+import math
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lensmith.judge.bench import Bench
+from lensmith.judge.rows import NORMS
+from lensmith.lens import divergence
+
+Row = dict[str, Any]
+
+# The plan's project's thresholds.
+STRICT, SOFT = (0.95, 0.7, 0.8, 0.9), 0.5
+WINDOWS = (1, 2, 3)
+COLLAPSED_BITS = 1.0
+SEMANTIC_MARGIN = 0.002
+GEOMETRY_MARGIN = 0.02
+WIDE = 50
+
+COPY_COLUMNS = (*(f"copy_strict@{tau}" for tau in STRICT), *(f"copy_soft_k{k}@{SOFT}" for k in WINDOWS))
+COLUMNS = (
+    "copy_collapse", *COPY_COLUMNS, "entropy_collapse", "is_answer", "p_top1", "p_top5", "p_answer",
+    "answer_minus_uniform", "semantic_margin_ok", "teacher_entropy_bits", "kl_to_final_bits",
+    "kl_to_final_bits_norm_temp", "answer_rank", "topk_jaccard_raw_norm@50", "topk_jaccard_consecutive@50",
+    "cos_to_final", "cos_to_answer", "cos_to_prompt_max", "geom_crossover", "echo_mass_prompt", "answer_mass",
+    "answer_minus_echo_mass", "mass_ratio_ans_over_prompt", "topk_prompt_mass@50", "control_margin",
+    "resid_norm_ratio", "delta_resid_cos", "answer_logit_gap", "answer_vs_top1_gap",
+    "kl_final_lens_bits",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What all rows of one text share."""
+
+    ids: list[int]
+    answer: str
+    gold: int | None
+    other: int | None
+    words: Tensor  # distinct ids of the prompt that are more than space and punctuation
+    final: Tensor  # the model's logits, (d_vocab,)
+
+    @classmethod
+    def of(
+        cls, bench: Bench, ids: list[int], *, answer: str, gold: int | None, other: int | None, final: Tensor
+    ) -> "Prompt":
+        words = [token for token in dict.fromkeys(ids) if not trivial(bench.text(token))]
+        return cls(ids, answer, gold, other, torch.tensor(words, dtype=torch.long, device=final.device), final)
+
+
+@dataclass
+class Seen:
+    """What a lens showed at the rows before: the top tokens, and the wider set of the last one."""
+
+    tops: list[int] = field(default_factory=list)
+    wide: set[int] | None = None
+
+
+def trivial(token: str) -> bool:
+    """Whether a token is nothing but space and punctuation."""
+    return all(c.isspace() or c in string.punctuation for c in token)
+
+
+def row(
+    bench: Bench, prompt: Prompt, seen: Seen, *, lens: str, layer: int, resid: Tensor, z: Tensor, tau: float | None
+) -> Row:
+    """COLUMNS, and what the raw lens's table and run.json need beside them.
+
+    Args:
+        seen: of this lens at the rows before; this row is added.
+        resid: (L + 1, d_model). z: the lens's logits, (d_vocab,).
+        tau: the temperature of the norm lens here; None for other lenses.
+    """
+    p = z.softmax(-1)
+    top = int(z.argmax())
+    seen.tops.append(top)
+    raw = bench.backbone.head.logits(resid[layer].float())
+    facts: Row = dict.fromkeys(COLUMNS)
+    facts |= _copies(bench, prompt, seen.tops, p)
+    facts |= {
+        "entropy_collapse": float(divergence.entropy_bits(z)) <= COLLAPSED_BITS,
+        "is_answer": bench.text(top).strip() == prompt.answer,  # by its text, unless `_answer` knows its token
+        "p_top1": float(p[top]),
+        "p_top5": float(p.topk(min(5, len(p))).values.sum()),
+        "teacher_entropy_bits": float(divergence.entropy_bits(prompt.final)),
+        "kl_to_final_bits": float(divergence.kl_bits(z, prompt.final)),
+        "kl_final_lens_bits": float(divergence.kl_bits(prompt.final, z)),
+    }
+    facts |= beside_raw(prompt, z, raw)
+    facts |= _overlap(seen, z, raw, lens) | _answer(prompt, z, p, lens) | _surface(prompt, p)
+    if tau is not None:
+        facts["kl_to_final_bits_norm_temp"] = float(divergence.kl_bits(z / tau, prompt.final))
+    return facts | _geometry(bench, prompt, lens, layer, resid[layer])
+
+
+def beside_raw(prompt: Prompt, z: Tensor, raw: Tensor) -> Row:
+    """A lens's logits against those of the residual without a norm, both (d_vocab,)."""
+    p, q = z.softmax(-1), raw.softmax(-1)
+    middle = (p + q).log() - math.log(2)
+    top = int(raw.argmax())
+    return {
+        "kl_lens_raw_bits": float(divergence.kl_bits(z, raw)),
+        "kl_raw_lens_bits": float(divergence.kl_bits(raw, z)),
+        "js_divergence": float(divergence.kl_bits(z, middle) + divergence.kl_bits(raw, middle)) / 2,
+        "l1_prob_diff": float((p - q).abs().sum()),
+        "entropy_bits": float(divergence.entropy_bits(z)),
+        "entropy_bits_raw": float(divergence.entropy_bits(raw)),
+        "top1": int(z.argmax()),
+        "top1_raw": top,
+        "p_top1_raw": float(q[top]),
+        "p_answer_raw": None if prompt.gold is None else float(q[prompt.gold]),
+        "answer_rank_raw": _rank(raw, prompt.gold),
+    }
+
+
+def _copies(bench: Bench, prompt: Prompt, tops: list[int], p: Tensor) -> Row:
+    # The plan also asks for 0.10 more than the second token has: at these thresholds it always is.
+    first = float(p.max())
+    word = not trivial(bench.text(tops[-1])) and _within(tops[-1:], prompt.ids)
+    strict = {f"copy_strict@{tau}": word and first > tau for tau in STRICT}
+    soft = {
+        f"copy_soft_k{k}@{SOFT}": len(tops) >= k and _within(tops[-k:], prompt.ids) and first > SOFT for k in WINDOWS
+    }
+    return {"copy_collapse": strict[f"copy_strict@{STRICT[0]}"]} | strict | soft
+
+
+def _within(run: Sequence[int], ids: Sequence[int]) -> bool:
+    return any(list(ids[i : i + len(run)]) == list(run) for i in range(len(ids) - len(run) + 1))
+
+
+def _overlap(seen: Seen, z: Tensor, raw: Tensor, lens: str) -> Row:
+    wide, raw_wide = (set(logits.topk(min(WIDE, len(logits))).indices.tolist()) for logits in (z, raw))
+    before, seen.wide = seen.wide, wide
+    return {
+        "topk_jaccard_raw_norm@50": _jaccard(wide, raw_wide) if lens in NORMS else None,
+        "topk_jaccard_consecutive@50": None if before is None else _jaccard(before, wide),
+    }
+
+
+def _jaccard(a: set[int], b: set[int]) -> float:
+    return len(a & b) / len(a | b)
+
+
+def _rank(z: Tensor, gold: int | None) -> int | None:
+    return None if gold is None else 1 + int(divergence.token_rank(z, torch.tensor(gold, device=z.device)))
+
+
+def _answer(prompt: Prompt, z: Tensor, p: Tensor, lens: str) -> Row:
+    gold, rank = prompt.gold, _rank(z, prompt.gold)
+    if gold is None or rank is None:
+        return {}
+    above = float(p[gold]) - 1 / len(p)
+    two = z.topk(2).values
+    return {
+        "is_answer": rank == 1,
+        "p_answer": float(p[gold]),
+        "answer_mass": float(p[gold]),
+        "answer_minus_uniform": above,
+        "semantic_margin_ok": rank == 1 and above >= SEMANTIC_MARGIN if lens in NORMS else None,
+        "answer_rank": rank,
+        "answer_logit_gap": float(z[gold] - two[1]) if rank == 1 else None,
+        "answer_vs_top1_gap": float(z[gold] - two[0]) if rank > 1 else None,
+        "control_margin": None if prompt.other is None else float(p[gold] - p[prompt.other]),
+    }
+
+
+def _surface(prompt: Prompt, p: Tensor) -> Row:
+    echo = float(p[prompt.words].sum())
+    wide = p.topk(min(WIDE, len(p)))
+    facts: Row = {
+        "echo_mass_prompt": echo,
+        "topk_prompt_mass@50": float(wide.values[torch.isin(wide.indices, prompt.words)].sum()),
+    }
+    if prompt.gold is not None:
+        answer = float(p[prompt.gold])
+        facts |= {"answer_minus_echo_mass": answer - echo, "mass_ratio_ans_over_prompt": answer / (echo + 1e-9)}
+    return facts
+
+
+def _geometry(bench: Bench, prompt: Prompt, lens: str, layer: int, resid: Tensor) -> Row:
+    head = bench.backbone.head
+    x, y = (bench.head_input(name, layer, resid[None])[0] for name in (bench.baseline, lens))
+    raw = resid.float()
+    facts: Row = {
+        "cos_to_final": float(divergence.cosine(head.W_U @ y, prompt.final)),
+        "resid_norm_ratio": float(x.norm() / raw.norm()),
+        "delta_resid_cos": float(divergence.cosine(raw, x)),
+    }
+    if len(prompt.words):
+        words = head.W_U[prompt.words]
+        facts["cos_to_prompt_max"] = float(divergence.cosine(y.expand_as(words), words).max())
+    if prompt.gold is not None:
+        facts["cos_to_answer"] = float(divergence.cosine(y, head.W_U[prompt.gold]))
+        if len(prompt.words):
+            facts["geom_crossover"] = facts["cos_to_answer"] >= facts["cos_to_prompt_max"] + GEOMETRY_MARGIN
+    return facts

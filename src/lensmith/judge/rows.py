@@ -1,0 +1,174 @@
+"""What `sweep` and `suite` wrote, as arrays: one curve over depth for each unit, lens and quantity."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lensmith.files import artifacts
+from lensmith.lens.depth import PERCENTILES
+from lensmith.process.errors import IntegrityError
+
+Floats = NDArray[np.float64]
+
+NORMS = ("norm", "norm_next")  # the model's final norm at every layer; the next block's input norm
+RUNGS = ("temperature", "bias", "full")  # smaller and larger lenses of the same form as the tuned one
+RAW, PRISM, TUNED = "raw", "prism", "tuned"  # no norm at all; one decoder for all layers; the lens that is judged
+LENSES = (RAW, *NORMS, *RUNGS, PRISM, TUNED)  # every name that a table may hold, in its order
+ALWAYS = (*NORMS, TUNED)
+RANKS = (10, 5, 1)
+
+DISTANCES = ("kl_final_lens_bits", "kl_lens_final_bits", "entropy_bits", "cos_to_final")
+HELDOUT_COLUMNS = ("seq", "layer", "lens", "n_positions", *DISTANCES, "top1_agree")
+FIRST = (*(f"first_rank_le_{k}" for k in RANKS), "first_kl_le_1_bit")  # rows; empty where it never is so
+AT_DEPTH = tuple(f"kl_final_lens_bits_{percent}" for percent in PERCENTILES)
+POSITION_COLUMNS = ("seq", "position", "part", "lens", *FIRST, "rank1_share", *AT_DEPTH)
+ANSWER = ("answer_token_rank", "p_answer", "top1", "top1_agree", "p_control")
+ROW_COLUMNS = ("id", "domain", "template", "layer", "lens", *DISTANCES, *ANSWER)
+FIRST_COLUMNS = ("id", "domain", "template", "lens", *FIRST)
+FINAL = ("final_answer_token_rank", "final_p_answer")
+TRAJECTORIES = "trajectories.json"  # in both folders: texts read at every position
+PROMPT_COLUMNS = ("id", "domain", "template", "answer", "n_prompt_tokens", "answer_token", "aligned", *FINAL)
+
+
+def first_row(lens: str) -> int:
+    """The first row that a lens has: a translator belongs to a block, so there is none for the embedding."""
+    return int(lens in (*RUNGS, TUNED))
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Quantities of n units (prompts, sequences) at every row of every lens.
+
+    `values[lens][quantity]` is (n, L + 1); NaN where the table has no number (a tuned lens has no row 0).
+    """
+
+    units: tuple[str, ...]
+    n_layers: int
+    values: Mapping[str, Mapping[str, Floats]]
+
+    @property
+    def lenses(self) -> tuple[str, ...]:
+        return tuple(self.values)
+
+    def at(self, lens: str, quantity: str) -> Floats:
+        return self.values[lens][quantity]
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Held-out positions one by one: `values[lens]` is (n, len(POSITION_COLUMNS) - 4), in the order of its columns."""
+
+    seq: NDArray[np.int64]  # (n,)
+    part: NDArray[np.int64]  # (n,), of the context
+    values: Mapping[str, Floats]
+
+    def at(self, lens: str, column: str) -> Floats:
+        return self.values[lens][:, POSITION_COLUMNS.index(column) - 4]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that gates judge."""
+
+    n_layers: int
+    heldout: Curves
+    positions: Positions
+    suite: Curves
+    prompts: tuple[Mapping[str, str], ...]  # rows of prompts.csv, in the order of suite.units
+    run: Mapping[str, Any]  # run.json
+    about: Mapping[str, Any]  # suite.json
+
+    @property
+    def rungs(self) -> tuple[str, ...]:
+        """The smaller lenses that were measured on held-out text and on the suite."""
+        return tuple(lens for lens in RUNGS if lens in self.heldout.lenses)
+
+
+def read(sweep: Path, suite: Path) -> Measured:
+    """Both folders, checked against each other.
+
+    Raises:
+        IntegrityError: a file is missing or cut short, or the folders speak of different lenses.
+    """
+    run, about = artifacts.read_json(sweep / "run.json"), artifacts.read_json(suite / "suite.json")
+    n_layers = run["model_stats"]["num_layers"]
+    lenses = tuple(run["lenses"])
+    for name, ours, other in (
+        ("num_layers", n_layers, about["n_layers"]),
+        ("lens", run["lens"], about["lens"]),
+        ("lenses", [lens for lens in lenses if lens != RAW], about["lenses"]),  # the suite asks no raw lens
+    ):
+        if ours != other:
+            raise IntegrityError(
+                f"{sweep / 'run.json'} and {suite / 'suite.json'} measured different lenses: {name} is {ours} "
+                f"and {other}. Run `dvc repro` so that both measure the same. No metrics were written."
+            )
+    heldout = curves(sweep / "heldout.csv", "seq", DISTANCES, n_layers, lenses)
+    rows = curves(suite / "rows.csv", "id", (*DISTANCES, "answer_token_rank"), n_layers, tuple(about["lenses"]))
+    prompts = {row["id"]: row for row in _read_csv(suite / "prompts.csv")}
+    if tuple(prompts) != rows.units:
+        raise IntegrityError(f"{suite}: rows.csv and prompts.csv do not hold the same prompts")
+    found = positions(sweep / "positions.csv", run["heldout"]["n_positions"], n_layers, lenses)
+    return Measured(n_layers, heldout, found, rows, tuple(prompts.values()), run, about)
+
+
+def curves(path: Path, unit: str, quantities: Sequence[str], n_layers: int, lenses: Sequence[str] = ALWAYS) -> Curves:
+    """The curves of one CSV: one line for each unit, layer and lens.
+
+    Raises:
+        IntegrityError: missing, or not exactly one line for each.
+    """
+    rows = list(_read_csv(path))
+    places = {name: place for place, name in enumerate(dict.fromkeys(row[unit] for row in rows))}
+    # NaN marks both "no number here" and a lens that gave none: either is refused where a KPI needs it.
+    filled = np.full((len(quantities), len(lenses), len(places), n_layers + 1), np.nan)
+    seen = np.zeros(filled.shape[1:], dtype=bool)
+    for number, row in enumerate(rows, 2):
+        try:
+            cell = lenses.index(row["lens"]), places[row[unit]], int(row["layer"])
+            filled[:, *cell] = [float(row[quantity] or "nan") for quantity in quantities]
+        except (TypeError, ValueError, IndexError) as error:
+            raise IntegrityError(f"{path}:{number}: {error}") from None
+        seen[cell] = True
+    expected = len(places) * sum(n_layers + 1 - first_row(lens) for lens in lenses)
+    if seen.sum() != expected or len(rows) != expected:
+        raise IntegrityError(
+            f"{path}: {len(rows)} lines, but {len(places)} units at {n_layers} layers need {expected} different ones"
+        )
+    values = {lens: dict(zip(quantities, filled[:, i], strict=True)) for i, lens in enumerate(lenses)}
+    return Curves(tuple(places), n_layers, values)
+
+
+def positions(path: Path, n_positions: int, n_layers: int, lenses: Sequence[str]) -> Positions:
+    """The lines of positions.csv; a row that is never reached becomes L + 1, a number that is missing NaN.
+
+    Raises:
+        IntegrityError: missing, or not one line for each position and lens.
+    """
+    where: dict[str, list[tuple[int, ...]]] = {lens: [] for lens in lenses}
+    values: dict[str, list[list[float]]] = {lens: [] for lens in lenses}
+    missing = {name: n_layers + 1 if name in FIRST else np.nan for name in POSITION_COLUMNS}
+    for number, row in enumerate(_read_csv(path), 2):
+        try:
+            where[row["lens"]].append((int(row["seq"]), int(row["position"]), int(row["part"])))
+            values[row["lens"]].append([float(row[name] or missing[name]) for name in POSITION_COLUMNS[4:]])
+        except (TypeError, ValueError, KeyError) as error:
+            raise IntegrityError(f"{path}:{number}: no line of a position ({error})") from None
+    one = where[lenses[0]]
+    if any(places != one for places in where.values()) or len(set(one)) != len(one) or len(one) != n_positions:
+        raise IntegrityError(f"{path}: must hold each of {n_positions} positions once for each of {', '.join(lenses)}")
+    seq, _, part = np.array(one, dtype=np.int64).reshape(-1, 3).T
+    return Positions(seq, part, {lens: np.array(found) for lens, found in values.items()})
+
+
+def _read_csv(path: Path) -> Iterator[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            yield from csv.DictReader(file)
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: missing") from None

@@ -1,0 +1,261 @@
+"""Translators carry a middle layer's residual stream to where the model's own head can read it.
+
+Block l of L ends in resid_post[l], (batch, pos, d_model). With N the norm that the head reads through, tau and g the
+temperature and the model's logit transform,
+
+    x = N(resid_post[l])        y = s_l * x + (x U_l) V_l^T + c_l        z_l = g((y W_U + b) / tau_l)
+        U_l, V_l (d_model, rank), s_l, c_l (d_model), tau_l scalar
+
+This is the placement `normed`, the only one that is trained here. Lenses that others publish may translate before the
+norm, placement `residual`: x = resid_post[l] and z_l = g((N(y) W_U + b) / tau_l).
+
+U starts random and V at zero: the lens starts as the norm lens exactly, and V has a gradient from the first step.
+With both at zero neither would ever have one. The last block is the identity and stays it.
+
+The kinds are a ladder, each the same map with fewer free parameters:
+    identity (none)   temperature (tau)   bias (+ c)   low_rank (+ s, U, V)   full (rank = d_model)
+"""
+
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lensmith.files import artifacts
+from lensmith.lens.lens_file import TENSORS, WEIGHTS, check_shapes, read_header
+from lensmith.process.draws import Stream
+from lensmith.process.errors import InputError, IntegrityError, shown
+from lensmith.settings.sections import FitParams
+from lensmith.source.backbone import Backbone, Head, NormKind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lensmith.read.trajectory import Trajectory
+
+Placement = Literal["normed", "residual"]  # the translator reads N(resid_post), or resid_post itself
+KINDS = get_args(FitParams.model_fields["kind"].annotation)
+
+# No fit comes near these, and within them every product that leads to the logits stays finite in float32.
+LARGEST = 1e8
+LARGEST_LOG_TAU = math.log(1e4)
+
+
+def rank_of(settings: FitParams, d_model: int) -> int:
+    """The width of U and V: as asked, or the plan's rule clip(d_model // 32, 64, 256) and never above d_model.
+
+    Raises:
+        InputError: a rank above d_model.
+    """
+    if settings.kind not in ("low_rank", "full"):
+        return 0
+    if settings.kind == "full":
+        return d_model
+    if settings.rank == "auto":
+        return min(d_model, max(64, min(256, d_model // 32)))
+    if settings.rank > d_model:
+        raise InputError(
+            f"params.yaml: fit.rank is {settings.rank}, must be an integer 1..{d_model} (d_model) or auto. "
+            "Nothing was fit."
+        )
+    return settings.rank
+
+
+@dataclass(frozen=True)
+class Lens:
+    """The translators of all L blocks, stacked. float32.
+
+    U, V: (L, d_model, rank); c, scale: (L, d_model); log_tau: (L,).
+    """
+
+    kind: str
+    norm: NormKind
+    U: Tensor
+    V: Tensor
+    c: Tensor
+    scale: Tensor
+    log_tau: Tensor
+    placement: Placement = "normed"
+    w_u_sha256: str | None = None  # of the head it was fit to, where that is known: see check_head
+
+    @classmethod
+    def start(cls, settings: FitParams, n_layers: int, d_model: int) -> "Lens":
+        """The lens before its first step: equal to the norm lens at every layer."""
+        rank = rank_of(settings, d_model)
+        # One draw for all layers: neighbours then share a gauge, and the penalty on their difference has a meaning.
+        drawn = Stream(settings.seed, "translator-init").normal((d_model, rank), step=0)
+        U = (torch.from_numpy(drawn) / math.sqrt(d_model)).expand(n_layers, d_model, rank).clone()
+        U[-1] = 0
+        return cls(
+            settings.kind,
+            settings.norm,
+            U,
+            torch.zeros(n_layers, d_model, rank),
+            torch.zeros(n_layers, d_model),
+            torch.ones(n_layers, d_model),
+            torch.zeros(n_layers),
+        )
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.log_tau)
+
+    @property
+    def d_model(self) -> int:
+        return self.c.shape[-1]
+
+    @property
+    def rank(self) -> int:
+        return self.U.shape[-1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in TENSORS}
+
+    def translate(self, x: Tensor, row: int) -> Tensor:
+        """y of x (n, d_model), what the translator reads after block `row` - 1, `row` in 1..L."""
+        block = row - 1
+        # Two thin products: forming U V^T first would cost d_model**2 memory.
+        return self.scale[block] * x + x @ self.U[block] @ self.V[block].T + self.c[block]
+
+    def head_input(self, head: Head, resid: Tensor, row: int) -> Tensor:
+        """What W_U reads of resid (n, d_model) after block `row` - 1, `row` in 1..L: (n, d_model), float32."""
+        if self.placement == "residual":
+            return head.norm(self.translate(resid.float(), row), row, self.norm)
+        return self.translate(head.norm(resid, row, self.norm), row)
+
+    def logits(self, head: Head, resid: Tensor, row: int) -> Tensor:
+        """What the lens reads in resid (n, d_model) after block `row` - 1: (n, d_vocab), float32."""
+        return head.logits(self.head_input(head, resid, row), self.log_tau[row - 1])
+
+    def trajectory(
+        self, model: "PreTrainedModel | Backbone", tokenizer: "PreTrainedTokenizerBase", text: str, top_k: int = 5
+    ) -> "Trajectory":
+        """What the norm lens and this lens read at every layer and position of a text: `.figure()`, `.frame()`.
+
+        Raises:
+            InputError: the text is empty or too long, or the model is of another shape.
+        """
+        # By name: an import statement would make the code of a picture part of every fit (settings/fingerprint.py).
+        pictures = importlib.import_module("lensmith.read.trajectory")
+        drawn: Trajectory = pictures.Trajectory.of(self, model, tokenizer, text, top_k)
+        return drawn
+
+    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Lens":
+        """The same lens with `change` applied to each tensor."""
+        return self.having({name: change(tensor) for name, tensor in self.tensors().items()})
+
+    def having(self, tensors: Mapping[str, Tensor]) -> "Lens":
+        """The same lens with these tensors in place of its own, by name."""
+        return replace(self, **dict[str, Any](tensors))
+
+    def to(self, device: torch.device) -> "Lens":
+        return self.with_tensors(lambda tensor: tensor.to(device))
+
+    def check_head(self, head: Head) -> None:
+        """IntegrityError where the lens was fit to another head than this one. A lens that does not know is silent."""
+        if self.w_u_sha256 is not None and (found := head.fingerprint()["w_u_sha256"]) != self.w_u_sha256:
+            raise IntegrityError(
+                f"the lens was fit to a head whose W_U has sha256 {self.w_u_sha256}, this model's has {found}: other "
+                "weights, or the same in another precision"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        place: str | Path,
+        *,
+        model: str | None = None,
+        revision: str | None = None,
+        base: "PreTrainedModel | Backbone | None" = None,
+    ) -> "Lens":
+        """A published lens, after its files were checked against the index of its release.
+
+        Args:
+            place: a dataset repository of the Hub, or a folder with INDEX.json.
+            model: the base model's id, org/name; not needed where the release holds one lens.
+            revision: a version; None for the newest one. A folder has none.
+            base: the model as you loaded it. The lens is checked against it and put on its device; without it that
+                is done where the lens is first used with a model.
+
+        Raises:
+            InputError: `place` is no release, or has no such lens; the message says what there is.
+            IntegrityError: a file is another than the index says, or `base` is another model.
+            RemoteError: the Hub refused, or could not be reached.
+        """
+        # By name: an import statement would make the code of a download part of every fit (settings/fingerprint.py).
+        lens: Lens = importlib.import_module("lensmith.release.pretrained").load(place, model, revision, base)
+        return lens
+
+    def save(self, folder: Path) -> None:
+        """Write `folder`/weights.safetensors.
+
+        Raises:
+            AssertionError: the last block is not the identity, or a number is not finite.
+        """
+        self._check(folder / WEIGHTS)
+        form = {"kind": self.kind, "norm": self.norm, "placement": self.placement, "schema": 1}
+        about = artifacts.canonical_json(form)
+        with artifacts.replacing(folder / WEIGHTS) as temporary:
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
+            save_file(tensors, temporary, metadata={"lensmith": about})
+
+    @classmethod
+    def load(cls, folder: Path) -> "Lens":
+        """Read a lens back.
+
+        Raises:
+            IntegrityError: missing, damaged, of another form, or its last block is not the identity.
+        """
+        path = folder / WEIGHTS
+        form = cls.form_of(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in TENSORS}
+        except (OSError, SafetensorError) as error:
+            raise IntegrityError(f"{path}: not a whole lens file ({error})") from None
+        lens = cls(**form, **tensors)
+        lens._check(path)
+        return lens
+
+    @staticmethod
+    def form_of(path: Path) -> dict[str, Any]:
+        """What a lens file says about itself, as arguments of Lens.
+
+        Raises:
+            IntegrityError: it is no lens file, or does not say what kind it is.
+        """
+        _, about = read_header(path)
+        for name, words in (("kind", KINDS), ("norm", get_args(NormKind)), ("placement", get_args(Placement))):
+            if about[name] not in words:
+                raise IntegrityError(f"{path}: {name} is {shown(about[name])!r}, must be one of {', '.join(words)}")
+        return about
+
+    def _check(self, path: Path) -> None:
+        check_shapes({name: tuple(tensor.shape) for name, tensor in self.tensors().items()}, path)
+        check_numbers(self.tensors(), path)
+        check_identity({name: tensor[-1] for name, tensor in self.tensors().items()}, path)
+
+
+def check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """IntegrityError for a number that no fit gives, of all layers or of some: with it logits would not be finite."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise IntegrityError(f"{path}: {name} holds a number that is not finite")
+        if tensor.numel() and (largest := float(tensor.abs().max())) > LARGEST:
+            raise IntegrityError(f"{path}: {name} holds {largest:.3g}, at most {LARGEST:.3g} is allowed")
+    if (tensors["log_tau"].abs() > LARGEST_LOG_TAU).any():
+        low, high = math.exp(-LARGEST_LOG_TAU), math.exp(LARGEST_LOG_TAU)
+        raise IntegrityError(f"{path}: a temperature is outside {low:.0e}..{high:.0e}")
+
+
+def check_identity(last: Mapping[str, Tensor], path: Path) -> None:
+    """IntegrityError where these tensors of the last block are not the identity."""
+    if any(last[name].any() for name in ("U", "V", "c", "log_tau")) or (last["scale"] != 1).any():
+        raise IntegrityError(f"{path}: the last block's translator is not the identity")

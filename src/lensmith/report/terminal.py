@@ -1,0 +1,71 @@
+"""Tables for a terminal: the verdicts of all models, the lenses of a release, what the cache holds."""
+
+import datetime as dt
+from collections.abc import Iterable, Mapping
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from lensmith.files.cache import Kept
+from lensmith.hub.index import Entry
+from lensmith.judge.scorecard import GATES, PERCENTILES, Scorecard
+from lensmith.process import wording
+from lensmith.process.errors import shown
+
+COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "invalid": "magenta"}
+SHORT = 12  # characters of a bank's key, which is a hash
+LEGEND = ", ".join(f"{wording.SYMBOLS[verdict]} {verdict}" for verdict in COLOURS)
+
+
+def verdicts(cards: Iterable[tuple[str, Scorecard]]) -> Table:
+    """One line a model: held-out KL of the better norm lens and of the tuned lens at three depths, and each gate."""
+    table = Table(
+        title="KL(final, lens) in bits on held-out text at three depths: norm → tuned",
+        caption=f"gates: {LEGEND}",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("model", overflow="fold")
+    for percentile in PERCENTILES:
+        table.add_column(f"{percentile} %", justify="right", no_wrap=True)
+    table.add_column(" ".join(GATES), no_wrap=True)  # one column, so that eight gates fit into 80
+    table.add_column("prefer", no_wrap=True)
+    for key, card in cards:
+        marks = [f"[{COLOURS[gate.verdict]}]{wording.SYMBOLS[gate.verdict]}[/]" for gate in card.gates]
+        changes = (_change(card, percentile) for percentile in PERCENTILES)
+        table.add_row(key, *changes, " ".join(marks), card.preferred)
+    return table
+
+
+def lenses(index: Mapping[str, Entry], place: str) -> Table:
+    """One line a lens of a release."""
+    table = Table(title=Text(shown(place)), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("model", overflow="fold")
+    for column in ("version", "lens", f"gates {GATES[0]}-{GATES[-1]}", "prefer"):
+        table.add_column(column, no_wrap=True)
+    for model_id, entry in sorted(index.items()):
+        gates = " ".join(wording.symbol(str(entry.verdicts.get(f"gate_{gate}"))) for gate in GATES)
+        rank = "?" if entry.rank is None else entry.rank
+        cells = (entry.tl_version or "not sent", f"{entry.kind or '?'}, rank {rank}", gates, entry.preferred or "?")
+        # As Text: a string of a stranger's index could hold rich's own markup.
+        table.add_row(*(Text(shown(cell)) for cell in (model_id, *cells)))
+    return table
+
+
+def kept(found: Iterable[Kept]) -> Table:
+    """One line a residual bank or a fit's checkpoints."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("kind", "key", "size", "last used", "holds"):
+        table.add_column(column, no_wrap=column != "holds", justify="right" if column == "size" else "left")
+    for one in found:
+        used = dt.datetime.fromtimestamp(one.used).astimezone().strftime("%Y-%m-%d %H:%M")
+        table.add_row(one.kind, one.key[:SHORT], wording.size(one.size), used, one.holds())
+    return table
+
+
+def _change(card: Scorecard, percentile: int) -> str:
+    """The norm lens that is nearer to the model, and the tuned lens."""
+    norms = [card.number(f"heldout_kl_{lens}_bits_{percentile}") for lens in ("norm", "norm_next")]
+    nearer = min((value for value in norms if value is not None), default=None)
+    return f"{wording.number(nearer)} → {wording.number(card.number(f'heldout_kl_tuned_bits_{percentile}'))}"

@@ -1,0 +1,323 @@
+"""Each benchmark runs in its tiny mode and its numbers are sane. Nothing here asserts a time."""
+
+import csv
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import (
+    capture,
+    checkpoint,
+    common,
+    contenders,
+    cost,
+    engine,
+    gpu_shapes,
+    growth,
+    held_out,
+    linear_kl,
+    overhead,
+    quality_per_second,
+    recipe,
+    shapes,
+    variants,
+)
+from lensmith.lens.divergence import kl_bits
+from lensmith.source.rows import Batch
+from tests.support.bench import write_stages
+from tests.support.settings import atlas, fit_params
+from tests.support.tiny import tiny_model
+
+
+@pytest.fixture(autouse=True)
+def _one_process(monkeypatch):
+    """Children are called and not started: torch alone takes seconds to import."""
+
+    def called(module, function, spec, python=None):
+        return json.loads(json.dumps(getattr(importlib.import_module(module), function)(json.loads(json.dumps(spec)))))
+
+    monkeypatch.setattr(common, "in_own_process", called)
+
+
+def rows_of(path: Path) -> list[dict[str, float | str | None]]:
+    def number(text: str) -> float | str | None:
+        try:
+            return float(text) if text else None
+        except ValueError:
+            return text
+
+    with path.open() as file:
+        return [{name: number(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def run(module, folder: Path, *arguments: str) -> list[dict]:
+    """A benchmark's tiny mode; the rows of its result."""
+    module.main(["--quick", "--out", str(folder), *arguments])
+    name = module.__name__.rsplit(".", 1)[-1]
+    page = (folder / f"{name}.md").read_text()
+    assert all(word in page for word in ("- command: `", "- date: `", "- device: `", "- commit: `"))
+    return rows_of(folder / f"{name}.csv")
+
+
+@pytest.fixture
+def packed(tmp_path) -> tuple[Path, str]:
+    """A corpus of a tiny model, and the model's folder."""
+    model = str(tmp_path / "model")
+    corpus, _ = write_stages(tmp_path, atlas(source={"path": model}))
+    return corpus, model
+
+
+@pytest.fixture
+def tiny_fit(monkeypatch):
+    """Settings of params.yaml at the size of a tiny model."""
+    own = contenders.settings_of
+    small = {"positions_per_seq": 8, "batch_seqs": 2, "rank": 4}
+    monkeypatch.setattr(contenders, "settings_of", lambda spec: own(spec | {"fit": small | spec.get("fit", {})}))
+    monkeypatch.setattr(recipe, "settings_of", contenders.settings_of)
+
+
+@pytest.mark.parametrize("way", [way for way in linear_kl.WAYS if way not in ("compiled", linear_kl.HARD)])
+def test_every_way_of_the_kl_computes_the_same(way):
+    """KL and gradient against float64 autograd, written with plain torch."""
+    case = linear_kl.Case.draw(61, 12, 3, 7)
+    kl, gradient = linear_kl.WAYS[way](case)
+    y = case.y.double().requires_grad_()
+    p, q = (case.final.double() @ case.W_U.double().T).expand(3, -1, -1), y @ case.W_U.double().T
+    exact = torch.nn.functional.kl_div(q.log_softmax(-1), p.softmax(-1), reduction="none").sum(-1).mean(-1)
+    exact.sum().backward()
+
+    assert torch.allclose(kl.double(), exact, atol=1e-5)
+    assert torch.allclose(gradient.double(), y.grad, atol=1e-5)
+
+
+def test_linear_kl_names_a_row_for_every_way_and_size(tmp_path):
+    found = run(linear_kl, tmp_path)
+
+    assert {row["d_vocab"] for row in found} == {64, 128}
+    assert all(row["seconds"] > 0 and row["memory_bytes"] >= 0 for row in found)
+    assert all(row["gradient_error"] < 1e-5 for row in found if row["gradient_error"] is not None)
+    assert all(row["ratio_to_ours"] == 1 for row in found if row["way"] == "ours")
+    assert "<svg" in (tmp_path / "linear_kl_time.svg").read_text()
+
+
+def test_one_step_of_the_engine_is_the_step_of_the_naive_graph():
+    """What is timed against each other has the same gradients, all positions and a sampled few alike."""
+    spec = {"config": engine.shape_of(97, quick=True).config(), "seqs": 2, "seq_len": 9, "positions": 5, "rank": 3}
+    steps = engine.Steps(spec)
+    ours, naive = steps.ours(), steps.naive()
+
+    assert all(torch.allclose(ours[name], naive[name], rtol=1e-3, atol=1e-6) for name in naive)
+    assert all(naive[name].abs().max() > 0 for name in naive)
+
+
+@pytest.mark.parametrize("module", [capture, engine, growth])
+def test_a_benchmark_runs_and_measures_something(module, tmp_path):
+    found = run(module, tmp_path)
+
+    amounts = [row[name] for row in found for name in ("seconds", "tokens_per_second", "tok_s") if name in row]
+    assert amounts and all(amount > 0 for amount in amounts)
+
+
+def test_distance_from_a_line_is_zero_on_one_and_a_share_off_it():
+    """1, 2, 4 to 10, 20, 40 is a line; with 20 at the end the least-squares line is far off."""
+    assert max(growth.off_line([1, 2, 4], [10, 20, 40])) < 1e-9
+    assert max(growth.off_line([1, 2, 4], [10, 20, 20])) > 0.1
+
+
+def test_shapes_have_the_parameters_and_flop_of_the_models_they_name():
+    """Against the models that transformers builds: the published counts are theirs."""
+    for name, billions in {"mistral-7b": 7.24, "llama-3-8b": 8.03, "qwen3-8b": 8.19, "gemma-2-9b": 9.24}.items():
+        assert shapes.SHAPES[name].parameters() / 1e9 == pytest.approx(billions, abs=0.01)
+    assert shapes.SHAPES["mistral-7b"].forward_flop(512) / 1e9 == pytest.approx(14.09, abs=0.01)
+    for shape in shapes.TINY.values():
+        model = shape.model(torch.device("cpu"), torch.float32)
+        matrices = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+        assert shape.parameters() == matrices
+
+
+def test_gpu_shapes_runs_tiny_shapes_on_a_cpu_and_says_so(tmp_path):
+    found = run(gpu_shapes, tmp_path)
+
+    assert [row["shape"] for row in found] == list(shapes.TINY)
+    assert all(0 < row["capture_share"] < 1 and 0 < row["fit_floor_s"] < row["fit_s"] for row in found)
+    assert "Figures wait for a GPU" in (tmp_path / "gpu_shapes.md").read_text()
+
+
+def test_rows_in_memory_are_the_rows_of_the_capture():
+    backbone = gpu_shapes.Backbone.of(tiny_model("llama"))
+    fit = fit_params(positions_per_seq=4)
+    tokens = np.random.default_rng(0).integers(0, 97, (5, 12)).astype(np.uint32)
+    streamed = gpu_shapes.StreamedRows(backbone, tokens, gpu_shapes.sample_positions(fit, *tokens.shape))
+    kept, seqs = gpu_shapes.MemoryRows.capture(streamed), np.array([1, 4])
+
+    assert torch.allclose(kept.read(seqs).resid, streamed.read(seqs).resid, atol=1e-5)
+    assert kept.tokens_forwarded == tokens.size
+
+
+def test_held_out_measure_is_the_kl_of_the_models_own_states():
+    """With the model's head as lens: the logit lens, layer by layer, against our own divergence."""
+    model, tokens = tiny_model("llama", n_layers=3), torch.randint(0, 97, (3, 10))
+    positions = torch.tensor([[1, 4], [0, 9], [5, 6]])
+    head = torch.nn.Sequential(model.model.norm, model.lm_head)
+    found = held_out.kl_bits(model, tokens, positions, lambda h, row: head(h))
+    with torch.no_grad():
+        seen = model(tokens, output_hidden_states=True)
+        at = torch.arange(3)[:, None], positions
+        expected = [kl_bits(seen.logits[at], head(seen.hidden_states[row])[at]).mean().item() for row in (1, 2)]
+
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_quality_per_second_fits_and_measures_every_contender(tmp_path, packed, tiny_fit, monkeypatch):
+    """The peer is absent here; the saddle keeps U = V = 0 and so is never below the proper start by more than noise."""
+    monkeypatch.setattr(quality_per_second, "PEER_PYTHON", tmp_path / "absent")
+    corpus, model = packed
+    arguments = ("--seeds", "1", "--model", model, "--corpus", str(corpus))
+    found = run(quality_per_second, tmp_path / "out", *arguments)
+
+    assert {row["contender"] for row in found} == {"ours", "plan", "plan, U = V = 0"}
+    assert all(row["kl_bits"] > 0 and 0 < row["forward_s"] < row["cpu_s"] for row in found)
+    plan, saddle = (next(row for row in found if row["contender"] == name) for name in ("plan", "plan, U = V = 0"))
+    assert plan["forward_s"] == saddle["forward_s"], "the same tokens cost both starts the same, bank or not"
+    assert plan["tokens"] == max(quality_per_second.BUDGETS["quick"]["plan"])
+
+
+def test_cost_of_a_kl_is_read_off_between_budgets():
+    """Halfway between 100 and 400 tokens on a log scale is 200; better than the cheapest is the cheapest; else None."""
+
+    def point(tokens: int, kl: float) -> quality_per_second.Point:
+        return quality_per_second.Point("ours", 0, tokens, 2.0 * tokens, None, kl, kl, kl, kl)
+
+    curve = [point(400, 1.0), point(100, 2.0)]
+    assert quality_per_second.reaches(curve, 1.5, "tokens") == pytest.approx(200)
+    assert quality_per_second.reaches(curve, 1.5, "cpu_s") == pytest.approx(400)
+    assert quality_per_second.reaches(curve, 3.0, "tokens") == 100
+    assert quality_per_second.reaches(curve, 0.5, "tokens") is None
+
+
+def test_resampled_rows_are_other_positions_of_the_same_sequences():
+    """Eight of sixteen positions a reading: rows of the right sequence, and not the same ones twice."""
+    stored = torch.arange(3 * 16).reshape(3, 16, 1, 1).float()
+    rows = SimpleNamespace(
+        n_seqs=3,
+        positions_per_seq=16,
+        tokens_forwarded=0,
+        read=lambda seqs: Batch(stored[torch.from_numpy(seqs)].flatten(0, 1), None),
+    )
+    fresh = contenders.Resampled(rows, 8, seed=0)
+    first, second = (fresh.read(np.array([2, 0])).resid.flatten().reshape(2, 8) for _ in range(2))
+
+    assert ((first // 16) == torch.tensor([[2.0], [0.0]])).all()
+    assert all(len(set(row.tolist())) == 8 for row in first)
+    assert not torch.equal(first, second)
+
+
+def test_recipe_measures_each_value_of_a_curve(tmp_path, packed, tiny_fit):
+    corpus, model = packed
+    only = (
+        "--only",
+        "rank",
+        "ridge",
+        "metric",
+        "inputs alone",
+        "--model",
+        model,
+        "--corpus",
+        str(corpus),
+        "--tokens",
+        "240",
+    )
+    found = run(recipe, tmp_path / "out", *only)
+
+    assert [row["curve"] for row in found] == ["rank"] * 2 + ["ridge"] * 2 + ["metric"] * 2 + ["inputs alone"] * 2
+    assert all(row["kl_bits"] > 0 for row in found)
+    assert found[2]["kl_bits"] != found[3]["kl_bits"] and found[4]["kl_bits"] != found[5]["kl_bits"]
+    assert (tmp_path / "out" / "recipe_rank.svg").exists()
+
+
+def test_variants_keep_the_stage_apart_from_what_dvc_adds(tmp_path, monkeypatch):
+    """The clone is a stand-in: a run of DVC takes seconds, and `test_pipeline` has real ones."""
+    walls = {"prefetch": 1.0, "repro": 12.0, "exp": 4.0}
+
+    class Clone(variants.Clone):
+        def __init__(self, root, *_):
+            self.clock = root / "clock.json"
+
+        def __call__(self, *words):
+            if words[2] != "prefetch@atlas":
+                self.clock.write_text(json.dumps({"wall_s": 10.0 if words[1] == "repro" else 1.0, "cpu_s": 9.0}))
+            return walls[words[1]]
+
+    monkeypatch.setattr(variants, "Clone", Clone)
+    first, variant = run(variants, tmp_path, "--source", str(tmp_path))
+
+    assert (first["dvc_s"], first["share_of_first"]) == (2.0, 1.0)
+    assert (variant["dvc_s"], variant["share_of_first"]) == (3.0, 0.1)
+
+
+def test_a_checkpoint_is_measured_whole(tmp_path):
+    """Trained tensors, two moments of each and the best lens: 3 blocks of 8, rank 2, two of them trained."""
+    (row,) = run(checkpoint, tmp_path)
+
+    trained, best = 2 * (8 * 2 * 2 + 8), 3 * (8 * 2 * 2 + 8 + 8 + 1)
+    assert row["bytes"] > 4 * (3 * trained + best)
+    assert 0 < row["held_up_s"] <= row["written_s"] and row["lost_s"] > 240
+
+
+def test_bytes_of_bank_and_lens_are_those_of_the_formula(tmp_path, monkeypatch):
+    """Of files that the stage's own code writes, up to their headers."""
+    monkeypatch.setenv("LENSMITH_HOME", str(tmp_path))  # so that what the benchmark sets is undone
+    found = run(cost, tmp_path)
+    page = (tmp_path / "cost.md").read_text()
+
+    measured = {
+        line.split("|")[1].strip(): float(line.split("|")[4]) for line in page.splitlines() if ", bytes" in line
+    }
+    assert measured == {name: pytest.approx(1.05, abs=0.06) for name in ("bank, bytes", "lens, bytes")}
+    assert {row["model"]: round(row["weights GiB"]) for row in found}["llama-3-405b"] == 756
+
+
+@pytest.mark.long
+def test_a_lab_grown_from_one_model_is_up_to_date_to_dvc(tmp_path):
+    """Else `overhead` raises, as wherever other stages run than those that a change makes stale."""
+    (row,) = run(overhead, tmp_path)
+
+    assert row["models"] == 3 and all(row[name] > 0 for name in overhead.COLUMNS)
+
+
+def test_peak_memory_is_what_a_call_held_and_gave_back():
+    """64 MiB that are gone again at the end count; what was there at the start does not."""
+    kept = torch.ones(2**22)
+    peak = common.PeakMemory()
+    torch.ones(2**24).sum()
+
+    assert 60 * 2**20 < peak.over_start() < 90 * 2**20
+    assert len(kept) == 2**22
+
+
+def test_cases_take_turns():
+    """a, b warm up; then rounds of a, b: never all of one and then all of the other."""
+    called = []
+    common.in_turns({name: lambda name=name: called.append(name) for name in "ab"}, 2)
+
+    assert called == ["a", "b"] * 3
+
+
+@pytest.mark.long
+def test_requests_are_counted_by_command(tmp_path):
+    """In a process of its own, since moto takes botocore apart. A push of what is there sends no object again."""
+    command = [sys.executable, "-m", "benchmarks.requests", "--quick", "--out", str(tmp_path)]
+    subprocess.run(command, cwd=common.REPOSITORY, check=True)
+    rows = rows_of(tmp_path / "requests.csv")
+
+    assert [row["command"] for row in rows] == [
+        "push of one", "the same again", "push of all", "the same again", "pull", "restore"
+    ]  # fmt: skip
+    assert rows[0]["PUT"] > rows[1]["PUT"] > 0 and rows[4]["GET"] > 0 == rows[4]["PUT"]

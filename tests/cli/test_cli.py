@@ -1,0 +1,118 @@
+"""The command `lensmith`, as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from tests.support.released import save_release
+
+REPOSITORY = Path(__file__).parents[2]
+RUN = "import sys; from lensmith.cli import app; sys.argv[0] = 'lensmith'; app.run()"
+
+
+def lensmith(*words: str, cwd: Path = REPOSITORY, width: int = 80) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-X", "importtime", "-c", RUN, *words]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": str(width)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def test_check_reads_every_setting_and_file_without_torch():
+    """It must answer at once: torch alone takes three seconds to import."""
+    done = lensmith("check")
+
+    assert done.returncode == 0
+    assert "2 models, every setting and every file is valid: atlas, atlas-plan" in done.stdout
+    assert not any(line.endswith((" torch", " transformers")) for line in done.stderr.splitlines())
+
+
+def test_check_names_what_is_wrong_and_exits_with_2(tmp_path):
+    """One line on stderr, with the nearest name."""
+    file = tmp_path / "params.yaml"
+    file.write_text((REPOSITORY / "params.yaml").read_text().replace("position_max: 1.0", "position_mox: 1.0"))
+    done = lensmith("check", str(file))
+
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 2
+    assert len(errors) == 1 and "defaults.fit.position_mox is not a setting; did you mean position_max?" in errors[0]
+
+
+def test_report_without_metrics_says_how_to_get_them(tmp_path):
+    """A fresh clone has none of its own models judged."""
+    (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
+    done = lensmith("report", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert "error: metrics: holds no metrics yet. `dvc repro` writes them." in done.stderr
+
+
+def test_add_writes_an_entry_and_says_so(tmp_path):
+    """Without a network, from the catalogue."""
+    (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
+    done = lensmith("add", "openai-community/gpt2", cwd=tmp_path)
+
+    assert done.returncode == 0
+    assert "  gpt2:\n    source:\n      repo: openai-community/gpt2\n" in done.stdout
+    assert done.stdout.endswith("params.yaml: entry added. `dvc repro` fits its lens.\n")
+    assert "gpt2:" in (tmp_path / "params.yaml").read_text()
+
+
+def test_publish_shows_only(tmp_path):
+    """DVC publishes; a second way would leave DVC with an out that it does not know."""
+    plain, dry, unknown = (lensmith("publish", *words) for words in (["atlas"], ["atlas", "--dry-run"], ["atlantis"]))
+
+    assert (plain.returncode, dry.returncode, unknown.returncode) == (2, 2, 2)
+    assert "`dvc repro publish@atlas` publishes; --dry-run shows" in plain.stderr
+    assert "models.atlas.publish.repo is not set, so nothing would be sent" in dry.stderr
+    assert "no model atlantis; there is atlas, atlas-plan" in unknown.stderr
+
+
+def test_list_and_verify_read_a_folder(tmp_path):
+    """And say what is wrong with one that is no release, in one line."""
+    release, _, _ = save_release(tmp_path)
+    listed, verified = lensmith("list", str(release)), lensmith("verify", str(release))
+    wrong = lensmith("verify", str(tmp_path))
+
+    assert (listed.returncode, verified.returncode) == (0, 0)
+    assert "local/atlas" in listed.stdout and "not sent" in listed.stdout
+    assert verified.stdout.startswith("local/atlas: verified. KL saved at the median +")
+    assert wrong.returncode == 2 and "no INDEX.json, so this is no release of lenses" in wrong.stderr
+
+
+def test_cache_lists_what_a_bank_holds_and_prunes_the_oldest(tmp_path, monkeypatch):
+    """A bank's name is a hash: only its shapes and the machine say what it is of."""
+    monkeypatch.setenv("LENSMITH_HOME", str(tmp_path))
+    for age, name in enumerate(("young", "old")):
+        save_bank(tmp_path / "bank" / name, n_seqs=3 + age, used=10**9 - 1000 * age)
+    (tmp_path / "bank" / "empty").mkdir()
+    os.utime(tmp_path / "bank" / "empty", (1, 1))
+    listed = lensmith("cache", "ls", width=240)
+
+    lines = [line for line in listed.stdout.splitlines() if "shards" in line or "positions" in line]
+    assert [line.split()[:2] for line in lines] == [["bank", "young"], ["bank", "old"], ["bank", "empty"]]
+    assert "4 positions of each of 3 sequences, 2 layers, d_model 8; bfloat16 on cpu, torch 2.0" in lines[0]
+    assert "4 positions of each of 4 sequences" in lines[1] and "0 shards, not readable" in lines[2]
+    assert not any(line.endswith(" torch") for line in listed.stderr.splitlines())
+
+    size = sum(file.stat().st_size for file in (tmp_path / "bank" / "young").iterdir())
+    pruned = lensmith("cache", "prune", "--keep", str((size + 1) / 2**30))
+    assert pruned.returncode == 0 and pruned.stdout.startswith("deleted bank old, ")
+    assert "young" in {path.name for path in (tmp_path / "bank").iterdir()}
+    assert not (tmp_path / "bank" / "old").exists()
+    assert lensmith("cache", "prune", "--keep", "-1").returncode == 2
+
+
+def save_bank(folder: Path, n_seqs: int, used: int) -> None:
+    """A bank of shards of two sequences, the last one not full, as `source.bank` names things."""
+    for shard, start in enumerate(range(0, n_seqs, 2)):
+        folder.mkdir(parents=True, exist_ok=True)
+        resid = np.zeros((min(2, n_seqs - start), 4, 2, 8), np.float16)
+        save_file({"resid_post": resid}, folder / f"shard-{shard:05d}.safetensors")
+    key = {"dtype": "torch.bfloat16", "device": "cpu", "torch": "2.0", "capture_seqs": 8}
+    (folder / "key.json").write_text(json.dumps(key))
+    (folder / ".lock").touch()
+    os.utime(folder / ".lock", (used, used))

@@ -1,0 +1,577 @@
+"""Gates: hand-computed KPIs on small tables, signs, verdicts, intervals."""
+
+import csv
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lensmith.files import artifacts
+from lensmith.judge import bootstrap, gates
+from lensmith.judge import rows as tables
+from lensmith.judge.kpis import Kpi, first_rows
+from lensmith.lens.depth import depth_row, scaled_layers
+from lensmith.process.draws import Stream
+from lensmith.process.errors import IntegrityError
+from tests.support.judged import LENSES, World, rows_of, settings
+from tests.support.settings import REPOSITORY
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_a_good_lens_passes_every_gate(world: World) -> None:
+    """KL 3 -> 1 bits before the last block, the answer 3 of 4 layers earlier: far inside every limit."""
+    found = world.judge()
+
+    assert {gate: found[f"gate_{gate}"] for gate in "ABCDEFGH"} == dict.fromkeys("ABCDEFGH", "pass")
+    assert found["preferred"] == 1
+    assert found["median_delta_kl_bits_50"] == 2.0
+    assert found["earliness_shift_first_rank_le_10_layers"] == 3.0
+    assert found["rank1_coverage_gain"] == pytest.approx(3 / 4)  # at the top from row 1, not only at row 4
+    assert found["heldout_kl_tuned_bits_mean"] == 1.0
+    assert found["final_rank1_share"] == 1.0
+
+
+def break_nothing(world: World) -> None:
+    pass
+
+
+def break_a(world: World) -> None:
+    """0.1 bits are saved, less than any limit of A."""
+    world.kl = lambda unit, layer, lens: (
+        0.0 if layer == 4 else {"tuned": 2.9, "bias": 3.5, "temperature": 4}.get(lens, 3)
+    )
+
+
+def break_b(world: World) -> None:
+    world.rank = lambda unit, layer, lens: 0 if layer == 4 else 50
+
+
+def break_c(world: World) -> None:
+    world.last_layer = [0.2] * 5
+
+
+def break_d(world: World) -> None:
+    """On prompts half a bit is lost at row 3, which is 75 %; on held-out text nothing is."""
+    good = world.kl
+    world.kl = lambda unit, layer, lens: 3.5 if (layer, lens) == (3, "tuned") else good(unit, layer, lens)
+    world.at_position = lambda place, lens, percent: -2.5 if lens == "tuned" else 0.0
+
+
+def break_e(world: World) -> None:
+    good = world.kl
+    world.kl = lambda unit, layer, lens: 1e-3 if (layer, lens) == (4, "tuned") else good(unit, layer, lens)
+
+
+def break_f(world: World) -> None:
+    """On held-out text the bias lens is as close to the model as the tuned one."""
+    world.at_position = lambda place, lens, percent: -1.0 if lens == "bias" else 0.0
+
+
+def break_g(world: World) -> None:
+    """In the first half of the context the tuned lens loses half a bit; over all of it, it still gains."""
+    world.at_position = lambda place, lens, percent: {True: 2.5, False: -0.9}[place < 2] if lens == "tuned" else 0.0
+    good = world.kl
+    world.kl = lambda unit, layer, lens: good(unit, layer, lens) + (layer < 4 and lens in ("bias", "temperature"))
+
+
+def break_h(world: World) -> None:
+    world.tiers["norm"] = "medium"
+
+
+@pytest.mark.parametrize(
+    ("damage", "failed"),
+    [
+        (break_nothing, ""), (break_a, "A"), (break_b, "B"), (break_c, "C"), (break_d, "AD"), (break_e, "E"),
+        (break_f, "F"), (break_g, "G"), (break_h, "H"),
+    ],
+)  # fmt: skip
+def test_each_gate_can_fail_alone(world: World, damage: Callable[[World], None], failed: str) -> None:
+    """One fact is broken at a time: its gate says so, no other one does, and the tuned lens is not preferred.
+
+    D alone cannot fail with the plan's limits: what it calls a loss, A calls too small a gain.
+    """
+    damage(world)
+    found = world.judge()
+
+    assert "".join(gate for gate in gates.GATES if found[f"gate_{gate}"] == "fail") == failed
+    assert all(found[f"gate_{gate}"] in ("pass", "fail") for gate in gates.GATES)
+    assert found["preferred"] == (not failed)
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "gate"),
+    [
+        ("delta_kl_bits_50", 2.1, "A"), ("earliness_le_5_layers", 99.0, "B"), ("last_layer_kl_bits", 0.001, "C"),
+        ("worst_delta_kl_bits", 2.1, "D"), ("ladder_gain_bits", 1.1, "F"), ("position_delta_kl_bits", 2.1, "G"),
+    ],
+)  # fmt: skip
+def test_each_limit_is_the_settings(world: World, limit: str, value: float, gate: str) -> None:
+    """The same rows under another limit: that gate fails, and the limit is in the metrics."""
+    found = world.judge(**{limit: value})
+
+    assert (found[f"gate_{gate}"], found["preferred"]) == ("fail", 0)
+    assert found[f"limit_{limit}"] == (value if gate != "B" else scaled_layers(value, 4))
+
+
+@pytest.mark.parametrize("missing", ["temperature", "bias"])
+def test_without_a_ladder_gate_f_is_invalid(world: World, missing: str) -> None:
+    """Nothing was fit to compare with: that is no pass. The other gates do not need it."""
+    world.lenses = tuple(lens for lens in LENSES if lens != missing)
+    found = world.judge()
+
+    assert {g for g in gates.GATES if found[f"gate_{g}"] != "pass"} == {"F"}
+    assert (found["gate_F"], found["gate_F_point"], found["preferred"]) == ("invalid", "invalid", 0)
+
+
+def test_without_probes_gate_h_is_invalid(world: World) -> None:
+    """No text was read without a norm: the risk is not known."""
+    world.tiers = {}
+    found = world.judge()
+    assert (found["gate_H"], found["preferred"]) == ("invalid", 0)
+
+
+def test_the_ladder_says_what_each_rung_explains(world: World) -> None:
+    """3 -> 2.5 -> 2 -> 1 bits: gains 0.5, 0.5 and 1 of 2 bits."""
+    found = world.judge()
+
+    assert found["ladder"] == "identity temperature bias low_rank"
+    assert [found[f"ladder_kl_bits_{rung}_50"] for rung in found["ladder"].split()] == [3.0, 2.5, 2.0, 1.0]
+    assert [found[f"ladder_gain_bits_{rung}_50"] for rung in found["ladder"].split()[1:]] == [0.5, 0.5, 1.0]
+    assert [found[f"ladder_share_{rung}_50"] for rung in found["ladder"].split()[1:]] == [0.25, 0.25, 0.5]
+    assert found["heldout_median_delta_kl_bits_50_vs_temperature"] == 1.5
+    assert found["median_delta_kl_bits_50_vs_temperature"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "order"),
+    [("full", "identity temperature bias full"), ("imported", "identity temperature bias imported"),
+     ("bias", "identity temperature bias")],
+)  # fmt: skip
+def test_the_judged_lens_stands_at_its_own_rung(world: World, kind: str, order: str) -> None:
+    """Its own numbers are on that rung, whatever else was fit of the kind."""
+    world.kind = kind
+    found = world.judge()
+    assert found["ladder"] == order
+    assert found[f"ladder_kl_bits_{kind}_50"] == 1.0
+
+
+def test_parts_of_the_context_are_judged_apart(world: World) -> None:
+    """1 bit more in the first part, for both norms: 3 bits are saved there, 2 in the other, 2.5 over both."""
+    world.at_position = lambda place, lens, percent: 1.0 if place < 2 and "norm" in lens else 0.0
+    found = world.judge()
+
+    assert [found[f"position_delta_kl_bits_50_part_{part}"] for part in (0, 1)] == [3.0, 2.0]
+    assert found["heldout_delta_kl_bits_50"] == 2.5
+    assert (found["position_part_1_first"], found["position_part_1_last"]) == (8, 15)
+
+
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("depth", [25, 50, 75])
+def test_one_part_at_one_depth_fails_gate_g(world: World, part: int, depth: int) -> None:
+    """Half a bit is lost there and nowhere else: the other five numbers do not make up for it."""
+    world.at_position = lambda place, lens, percent: (
+        2.5 if (lens, place // 2, percent) == ("tuned", part, depth) else 0.0
+    )
+    found = world.judge()
+    assert (found["gate_G"], found["preferred"]) == ("fail", 0)
+
+
+def test_heldout_earliness_is_of_the_models_own_token(world: World) -> None:
+    """At rank 1 from row 1 on under the tuned lens, from row 4 on under the norms, at every position."""
+    found = world.judge()
+
+    assert found["heldout_earliness_shift_first_rank_le_1_layers"] == 3.0
+    assert found["heldout_earliness_share_le_10"] == 1.0
+    assert found["heldout_rank1_coverage_gain"] == 0.75
+
+
+def test_neighbouring_sequences_are_drawn_together(tmp_path: Path) -> None:
+    """Two alike sequences in a row, as of one long document: drawn one by one they would promise too much."""
+    world = World(tmp_path, seqs=40)
+    world.kl = lambda unit, layer, lens: (unit // 2 % 2) * (layer < 4 and lens != "tuned")
+    one = world.judge()
+    world.block_seqs = 2
+    two = world.judge()
+    width = [found["heldout_delta_kl_bits_50_hi"] - found["heldout_delta_kl_bits_50_lo"] for found in (one, two)]
+
+    assert (one["heldout_resampled_by"], two["heldout_resampled_by"]) == ("sequence", "run of 2 sequences")
+    assert width[1] > 1.2 * width[0]
+
+
+def test_exchanging_the_lenses_turns_the_signs(world: World) -> None:
+    """Positive means in favour of the tuned lens: with norm and tuned exchanged, every sign turns."""
+    good = world.judge()
+    kl, rank = world.kl, world.rank
+    swapped = dict.fromkeys(LENSES, "tuned") | {"tuned": "norm"}
+    world.kl = lambda unit, layer, lens: kl(unit, layer, swapped[lens])
+    world.rank = lambda unit, layer, lens: rank(unit, layer, swapped[lens])
+    bad = world.judge()
+
+    for name in ("median_delta_kl_bits_25", "heldout_delta_kl_bits_50", "earliness_shift_first_rank_le_5_layers"):
+        assert bad[name] == -good[name] != 0
+    assert bad["rank1_coverage_gain"] == -good["rank1_coverage_gain"]
+    assert (bad["gate_A"], bad["gate_B"], bad["gate_D"], bad["preferred"]) == ("fail", "fail", "fail", 0)
+
+
+def test_the_baseline_is_the_stronger_norm_at_each_depth(world: World) -> None:
+    """At row 1 norm_next is closer to the model, at row 2 norm is: the tuned lens must beat the closer one."""
+    kl = {("norm", 1): 5.0, ("norm_next", 1): 2.0, ("norm", 2): 2.5, ("norm_next", 2): 9.0}
+    world.kl = lambda unit, layer, lens: kl.get((lens, layer), 1.0 if layer < 4 else 0.0)
+    found = world.judge()
+
+    assert (found["baseline_25"], found["baseline_50"]) == ("norm_next", "norm")
+    assert (found["median_delta_kl_bits_25"], found["median_delta_kl_bits_50"]) == (1.0, 1.5)
+    assert (found["heldout_delta_kl_bits_25"], found["heldout_delta_kl_bits_50"]) == (1.0, 1.5)
+    assert found["heldout_kl_norm_bits_25"] == 5.0
+
+
+def test_a_baseline_without_numbers_is_not_the_stronger_one(world: World) -> None:
+    """NaN < 2 is false, and so is 2 < NaN: a careless minimum would return whichever came first."""
+    world.kl = lambda unit, layer, lens: float("nan") if lens == "norm" and layer == 2 else 1.0 * (layer < 4)
+    assert world.judge()["baseline_50"] == "norm_next"
+
+
+def test_the_baseline_of_ranks_is_the_norm_that_gets_there_first(world: World) -> None:
+    """Rank 1 at row 4 under norm, at row 2 under norm_next, at row 1 tuned: one layer is gained, not three."""
+    start = {"norm": 4, "norm_next": 2}
+    world.rank = lambda unit, layer, lens: 0 if layer >= start.get(lens, 1) else 3
+    found = world.judge()
+
+    assert (found["baseline_earliness_le_1"], found["baseline_rank1_coverage"]) == ("norm_next", "norm_next")
+    assert found["earliness_shift_first_rank_le_1_layers"] == 1.0
+    assert found["rank1_coverage_gain"] == pytest.approx(1 / 4)
+    assert found["earliness_shift_first_rank_le_5_layers"] == 0.0  # token_rank 3 from row 1 on, under every lens
+
+
+def test_a_crossing_is_where_half_of_the_prompts_are(world: World) -> None:
+    """Of six prompts the third arrives at row 2 under the tuned lens, and only three arrive before row 4."""
+    start = [1, 2, 2, 4, 4, 4]
+    world.rank = lambda unit, layer, lens: 0 if layer >= (start[unit] if lens == "tuned" else 3) else 50
+    world.judge()
+    lines = (world.folder / "kl.csv").read_text().splitlines()
+
+    marked = [line.split(",")[:4] for line in lines if "rank" in line]
+    assert marked == [["3", "norm", "3.0", "rank<=10/5/1"], ["2", "tuned", "1.0", "rank<=10/5/1"]]
+
+
+def test_earliness_counts_a_prompt_that_never_arrives_as_beyond_the_last_layer(world: World) -> None:
+    """L = 4. Norm never (row 5), tuned at row 2: shift 3. Never under either: left out and counted."""
+    world.rank = lambda unit, layer, lens: 0 if lens == "tuned" and layer >= 2 and unit < 4 else 99
+    found = world.judge()
+
+    assert found["earliness_shift_first_rank_le_1_layers"] == 3.0
+    assert found["earliness_never_le_1_prompts"] == 2
+    assert found["earliness_share_le_10"] == 1.0
+
+
+def test_the_median_is_of_prompts_and_the_share_counts_those_at_the_limit(world: World) -> None:
+    """Shifts 3 3 1 1 0 0 (L = 4, limit 1 layer): median 1, share of shifts >= 1 is 4/6."""
+    start = [1, 1, 3, 3, 4, 4]
+    world.rank = lambda unit, layer, lens: 0 if layer >= (start[unit] if lens == "tuned" else 4) else 50
+    found = world.judge()
+
+    assert found["limit_earliness_le_10_layers"] == 1.0
+    assert found["earliness_shift_first_rank_le_10_layers"] == 1.0
+    assert found["earliness_share_le_10"] == pytest.approx(4 / 6)
+    assert (found["gate_B"], found["gate_B_point"]) == ("inconclusive", "pass")
+
+
+@pytest.mark.parametrize(
+    ("rank", "k", "within"), [(9, 10, True), (10, 10, False), (4, 5, True), (0, 1, True), (1, 1, False)]
+)
+def test_rank_k_counts_from_one_and_token_rank_from_zero(rank: int, k: int, within: bool) -> None:
+    """Rank <= 10 in the plan's words is token_rank 0..9."""
+    found = first_rows(np.array([[99.0, 99.0, float(rank)]]), k)
+    assert found.tolist() == [2.0 if within else 3.0]
+
+
+def test_the_embedding_does_not_count_for_earliness() -> None:
+    """A tuned lens has no row 0; a norm lens that has the answer there must not win by a row nobody else has."""
+    assert first_rows(np.array([[0.0, 0.0, 0.0]]), 1).tolist() == [1.0]
+
+
+def test_unaligned_prompts_are_counted_and_left_out_of_ranks(world: World) -> None:
+    """Their answer has no first token: no rank, but their KL is as good as any other's."""
+    world.aligned = lambda unit: unit > 0
+    found = world.judge()
+
+    assert (found["n_prompts"], found["n_prompts_unaligned"], found["n_prompts_in_training_text"]) == (6, 1, 1)
+    assert found["gate_B"] == found["gate_A"] == "pass"
+
+
+KPI = Kpi(value=0.5, lo=0.4, hi=0.6, units=10)
+
+
+@pytest.mark.parametrize(
+    ("limit", "at_least", "verdict", "point"),
+    [
+        (0.3, True, "pass", "pass"), (0.4, True, "pass", "pass"), (0.45, True, "inconclusive", "pass"),
+        (0.55, True, "inconclusive", "fail"), (0.6, True, "inconclusive", "fail"), (0.7, True, "fail", "fail"),
+        (0.7, False, "pass", "pass"), (0.55, False, "inconclusive", "pass"), (0.45, False, "inconclusive", "fail"),
+        (0.3, False, "fail", "fail"),
+    ],
+)  # fmt: skip
+def test_a_check_passes_fails_or_straddles(limit: float, at_least: bool, verdict: str, point: str) -> None:
+    """0.5 with interval 0.4..0.6 against limits on every side of it, both directions."""
+    check = gates.Check(KPI, limit, at_least)
+    assert (check.verdict, check.point) == (verdict, point)
+
+
+@pytest.mark.parametrize("at_least", [True, False])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("field", ["value", "lo", "hi"])
+def test_a_number_that_is_not_finite_is_invalid(at_least: bool, broken: float, field: str) -> None:
+    """NaN passes `not value < limit`, and infinity passes `value >= limit`."""
+    numbers = {"value": 0.5, "lo": 0.4, "hi": 0.6, field: broken}
+    check = gates.Check(Kpi(**numbers, units=10), 0.0 if at_least else 1.0, at_least)
+    assert check.verdict == check.point == "invalid"
+
+
+@pytest.mark.parametrize(
+    ("words", "word"),
+    [
+        (["pass", "pass"], "pass"), (["pass", "inconclusive"], "inconclusive"),
+        (["inconclusive", "fail"], "fail"), (["fail", "invalid", "pass"], "invalid"),
+    ],
+)  # fmt: skip
+def test_the_worst_word_stands_for_the_gate(words: list[gates.Verdict], word: str) -> None:
+    """One number on the wrong side fails a gate whatever the others say; a broken one judges nothing."""
+    assert gates.verdict_of(words) == word
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_broken_row_makes_its_gates_invalid_and_never_reaches_json(world: World, broken: float) -> None:
+    """One infinite KL of six would leave the median finite: finiteness is asked of rows, not of results."""
+    good = world.kl
+    world.kl = lambda unit, layer, lens: broken if (unit, layer, lens) == (3, 2, "tuned") else good(unit, layer, lens)
+    found = world.judge()
+
+    assert found["median_delta_kl_bits_50_finite"] == 0
+    assert "median_delta_kl_bits_50" not in found
+    assert (found["gate_A"], found["gate_D"], found["gate_C"], found["preferred"]) == ("invalid", "invalid", "pass", 0)
+
+
+def test_an_empty_suite_is_invalid(tmp_path: Path) -> None:
+    """Nothing was asked: no gate on prompts may pass."""
+    found = World(tmp_path, prompts=0).judge()
+    assert [found[f"gate_{gate}"] for gate in "ABCDE"] == ["invalid", "invalid", "pass", "invalid", "pass"]
+    assert found["n_prompts"] == 0
+
+
+def test_fewer_prompts_than_the_minimum_are_invalid(world: World) -> None:
+    """Six prompts where seven are asked for."""
+    found = world.judge(min_prompts=7)
+    assert [found[f"gate_{gate}"] for gate in "ABCDE"] == ["invalid", "invalid", "pass", "invalid", "pass"]
+
+
+def test_the_last_layer_and_the_identity_have_limits_from_above(world: World) -> None:
+    """C and E ask for small numbers: 0.2 bits is too far from the model, 0.001 no identity."""
+    world.last_layer = [0.2] * 5
+    good = world.kl
+    world.kl = lambda unit, layer, lens: 1e-3 if (layer, lens) == (4, "tuned") else good(unit, layer, lens)
+    found = world.judge()
+
+    assert (found["gate_C"], found["gate_E"]) == ("fail", "fail")
+    assert found["identity_kl_bits"] == 1e-3
+    world.last_layer = [None, 0.01, 0.01, 0.01, 0.01]
+    assert world.judge()["gate_C"] == "invalid"
+
+
+def test_templates_are_drawn_as_a_whole(tmp_path: Path) -> None:
+    """Two values in 10 templates of 6 alike prompts: drawn prompt by prompt the interval would be much narrower."""
+    world = World(tmp_path, prompts=60)
+    world.kl = lambda unit, layer, lens: 2.0 + (unit // 6) % 2 if lens != "tuned" and layer < 4 else 0.0
+    world.rank = lambda unit, layer, lens: 0 if layer >= (1 if lens == "tuned" and (unit // 6) % 2 else 4) else 50
+    world.template = lambda unit: f"t{unit // 6}"
+    by_template = world.judge(bootstrap_samples=2000)
+    world.template = lambda unit: f"t{unit}"
+    by_prompt = world.judge(bootstrap_samples=2000)
+
+    def width(found: dict[str, Any]) -> float:
+        return float(found["earliness_share_le_10_hi"] - found["earliness_share_le_10_lo"])
+
+    assert width(by_template) > 1.8 * width(by_prompt)
+
+
+def test_few_templates_are_not_resampled(world: World) -> None:
+    """One template drawn once is always itself: an interval of no width would turn every `inconclusive` to a word."""
+    world.template = lambda unit: "only"
+    start = [1, 1, 3, 3, 4, 4]
+    world.rank = lambda unit, layer, lens: 0 if layer >= (start[unit] if lens == "tuned" else 4) else 50
+    found = world.judge()
+
+    assert found["suite_resampled_by"] == "prompt"
+    assert found["earliness_share_le_10_lo"] < found["earliness_share_le_10_hi"]
+
+
+@pytest.mark.parametrize("statistic", [bootstrap.mean, bootstrap.median])
+def test_intervals_cover_a_known_truth(statistic: bootstrap.Statistic) -> None:
+    """200 samples of 60 draws around 1.0: a 90 % interval should cover it in about 180 of them."""
+    source = np.random.default_rng(5)
+    covered = 0
+    for trial in range(200):
+        draws = bootstrap.draw(range(60), 400, Stream(trial, "test"))
+        low, high = bootstrap.interval(statistic, source.normal(1.0, 2.0, 60), draws, 0.9)
+        covered += low <= 1.0 <= high
+    assert 165 <= covered <= 195
+
+
+def test_resampled_statistics_are_those_of_the_written_out_sample() -> None:
+    """Weighted by counts or repeated so often, the same numbers, odd and even sizes alike."""
+    values = np.array([3.0, -1.0, 7.0, 7.0, 2.0, 0.5])
+    draws = bootstrap.draw("aabbcd", 50, Stream(1, "test"))
+    other = values**2 + 1
+    written = [np.repeat(np.arange(6), row) for row in draws.counts[:, draws.member]]
+
+    assert bootstrap.median(values, draws) == pytest.approx([np.median(values[w]) for w in written])
+    assert bootstrap.mean(values, draws) == pytest.approx([np.mean(values[w]) for w in written])
+    both = np.stack([values, other], axis=1)
+    assert bootstrap.ratio(both, draws) == pytest.approx([values[w].sum() / other[w].sum() for w in written])
+    kept = np.array([True, False, True, True, False, True])
+    of_kept = [values[[i for i in w if kept[i]]] for w in written]
+    assert bootstrap.median(values[kept], draws.only(kept)) == pytest.approx([np.median(w) for w in of_kept])
+    assert (draws.counts[:, draws.member[0]] == draws.counts[:, draws.member[1]]).all()
+
+
+def test_judging_twice_gives_the_same_bytes_and_another_seed_another_interval(world: World) -> None:
+    """Draws are a function of the seed: a re-run changes no file."""
+    start = [1, 1, 3, 3, 4, 4]
+    world.kl = lambda unit, layer, lens: 0.0 if lens == "tuned" else start[unit] * 1.37
+    first, bytes_ = world.judge(), (world.folder / "metrics.json").read_bytes()
+
+    assert world.judge() == first
+    assert (world.folder / "metrics.json").read_bytes() == bytes_
+    assert world.judge(seed=1, bootstrap_samples=100) != first
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "rows"),
+    [
+        (1, (1, 1, 1)), (2, (1, 1, 2)), (3, (1, 2, 2)), (4, (1, 2, 3)), (5, (1, 2, 4)), (32, (8, 16, 24)),
+        (42, (10, 21, 32)),
+    ],
+)  # fmt: skip
+def test_percentiles_of_depth_are_the_plans_rows(n_layers: int, rows: tuple[int, ...]) -> None:
+    """round(L * p), halves to even as the plan's code does (42 -> 10, 21, 32), never the embedding, never beyond L."""
+    assert tuple(depth_row(n_layers, percent) for percent in (25, 50, 75)) == rows
+
+
+@pytest.mark.parametrize(
+    ("limit", "n_layers", "scaled"), [(4, 32, 4), (4, 80, 4), (4, 12, 2), (4, 6, 1), (4, 2, 1), (2, 24, 2), (0, 6, 0)]
+)
+def test_limits_in_layers_shrink_with_the_model(limit: float, n_layers: int, scaled: float) -> None:
+    """4 of 32 layers are an eighth of the depth; at least one layer; a limit of none stays none."""
+    assert scaled_layers(limit, n_layers) == scaled
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 3])
+def test_shallow_models_are_judged(tmp_path: Path, n_layers: int) -> None:
+    """One block is the last block: the lens can win nothing, and says so without an error."""
+    found = World(tmp_path, n_layers=n_layers).judge()
+    assert found["gate_E"] == "pass"
+    if n_layers == 1:
+        assert found["median_delta_kl_bits_50"] == 0.0
+
+
+def test_rows_of_another_lens_are_refused(world: World) -> None:
+    """A sweep of the new lens and a suite of the old one give metrics of neither."""
+    world.write()
+    about = artifacts.read_json(world.suite / "suite.json")
+    for changed in ({"lens": {"weights_sha256": "1" * 64}}, {"lenses": ["norm", "norm_next", "tuned"]}):
+        artifacts.write_json(world.suite / "suite.json", {**about, **changed})
+        with pytest.raises(IntegrityError, match=f"different lenses: {next(iter(changed))} is"):
+            tables.read(world.sweep, world.suite)
+
+
+def test_an_edited_suite_is_refused(world: World) -> None:
+    """The settings know the suite's sha256 as resolve saw it; the rows know the one that was measured."""
+    world.write()
+    changed = settings()
+    suite = changed.suite.model_copy(update={"inputs": {"suites/atlas.jsonl": "f" * 64}})
+    out = [world.folder / name for name in ("m.json", "k.csv", "c.csv")]
+    with pytest.raises(IntegrityError, match=r"suites/atlas\.jsonl: not the edition"):
+        gates.run(changed.model_copy(update={"suite": suite}), world.sweep, world.suite, *out)
+    assert not out[0].exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[: text.rindex("\n", 0, -1) + 1], "must hold each of 20 positions once"),
+        (lambda text: text.replace("\n0,4,", "\n0,0,", 1), "must hold each of 20 positions once"),
+        (lambda text: text.replace(",tuned,", ",tunnel,", 1), "positions.csv:82"),
+        (lambda text: text.replace(",3.0,", ",3.0.0,", 1), "positions.csv:2"),
+    ],
+)
+def test_damaged_positions_are_refused(world: World, damage: Callable[[str], str], message: str) -> None:
+    """Position by position each lens must have its number, or a KPI would be of other text than it says."""
+    world.write()
+    path = world.sweep / "positions.csv"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(IntegrityError, match=message):
+        tables.read(world.sweep, world.suite)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[: text.rindex("\n", 0, -1) + 1], "need"),  # the last line is gone
+        (lambda text: text.replace(",tuned,", ",tuned,", 1) + text.splitlines()[-1] + "\n", "need"),  # one line twice
+        (lambda text: text.replace(",tuned,", ",tunnel,", 1), "rows.csv:20"),
+        (lambda text: text.replace(",3.0,", ",3.0.0,", 1), "rows.csv:2"),
+    ],
+)
+def test_damaged_rows_are_refused(world: World, damage: Callable[[str], str], message: str) -> None:
+    """A CSV cut short would otherwise be judged as a smaller suite."""
+    world.write()
+    path = world.suite / "rows.csv"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(IntegrityError, match=message):
+        tables.read(world.sweep, world.suite)
+
+
+def test_plots_have_every_lens_and_the_crossings(world: World) -> None:
+    """Norm rows 0..4, fitted rows 1..4; the answer is first at the top at row 4 under norm, at row 1 under tuned."""
+    world.lenses = ("raw", *LENSES)  # of which the suite was not asked
+    world.kl = lambda unit, layer, lens: 0.0 if layer == 4 else unit + {"tuned": 1.0}.get(lens, 3.0)
+    world.judge()
+    with (world.folder / "kl.csv").open() as file:
+        rows = list(csv.DictReader(file))
+
+    assert list(rows[0]) == ["layer", "lens", "kl_final_lens_bits", "crossing", "lo", "hi", "guide"]
+    wanted = [(lens, layer) for lens in world.lenses for layer in rows_of(lens, 4)]
+    assert [(row["lens"], int(row["layer"])) for row in rows] == wanted
+    # Sequences differ by whole bits: the interval is around the mean, and none where all are equal.
+    for row in rows:
+        value, lo, hi = (float(row[name]) for name in ("kl_final_lens_bits", "lo", "hi"))
+        assert lo < value < hi if row["layer"] != "4" else lo == value == hi == 0
+    guides = [(row["lens"], row["layer"], row["guide"]) for row in rows if row["guide"]]
+    assert guides == [("tuned", "1", "25 %"), ("tuned", "2", "50 %"), ("tuned", "3", "75 %")]
+    # Marks of more lenses would hide each other.
+    marked = {(row["lens"], row["layer"]): row["crossing"] for row in rows if row["crossing"]}
+    assert marked == {("norm", "4"): "rank<=10/5/1", ("tuned", "1"): "rank<=10/5/1"}
+    cosine = (world.folder / "cosine.csv").read_text()
+    assert cosine.startswith("layer,lens,cos_to_final,crossing,lo,hi,guide\n0,raw,0.5,,")
+
+
+def test_every_metric_is_flat_and_sorted(world: World) -> None:
+    """DVC diffs and tables read flat files; a dot in a key would be read as a level."""
+    found = world.judge()
+    assert list(found) == sorted(found)
+    assert all(isinstance(value, (int, float, str)) for value in found.values())
+    assert not any(set(key) & set("./@") for key in found)
+
+
+def test_gates_start_without_torch() -> None:
+    """The stage runs for every edit of a limit, also where torch is not installed."""
+    code = "import sys; import lensmith.judge.gates; sys.exit(any(m in sys.modules for m in ('torch', 'pandas')))"
+    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(REPOSITORY / "src")}, check=False)
+    assert done.returncode == 0

@@ -1,0 +1,170 @@
+"""Provenance is measured: each recorded fact of a real fit, edited, is objected to."""
+
+import copy
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+from lensmith.cli import app
+from lensmith.files import artifacts, seals
+from lensmith.lens import stage
+from lensmith.lens.audit import NOT_CHECKED, audit
+from lensmith.lens.lens import Lens
+from lensmith.lens.prism import Prism
+from lensmith.settings import fingerprint
+from lensmith.source import prefetch
+from tests.support.settings import REPOSITORY, atlas
+from tests.support.tiny import save_tiny
+
+FIT = {"positions_per_seq": 4, "epochs": 2, "batch_seqs": 4, "rank": 2, "validation_seqs": 2, "prism": "lens"}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A lens with a Prism, in folders as the stages leave them; its code is that of this checkout."""
+    root = tmp_path_factory.mktemp("audit")
+    (root / "text.txt").write_text("\n\n".join(f"The king went to the market on day {i}." for i in range(200)))
+    settings = atlas(
+        source={"path": str(save_tiny(root / "model"))},
+        corpus={"kind": "files", "files": [str(root / "text.txt")], "seq_len": 16, "train_tokens": 176,
+                "heldout_tokens": 128},
+        fit=FIT, sweep={"heldout_seqs": 4, "positions_per_seq": 4},
+    )  # fmt: skip
+    artifacts.write_json(root / "resolved/models/atlas.json", settings.model_dump(mode="json"))
+    code = root / "resolved/code/fit.json"
+    artifacts.write_json(code, fingerprint.fingerprint(REPOSITORY / "stages/fit.py", REPOSITORY))
+    prefetch.build(settings, root / "artifacts/atlas/corpus")
+    stage.run(settings, code, root / "artifacts/atlas/corpus", root / "artifacts/atlas/lens")
+    return settings, root
+
+
+def examine(lab) -> object:
+    settings, root = lab
+    code = root / "resolved/code/fit.json"
+    return audit(settings, code, root / "artifacts/atlas/corpus", root / "artifacts/atlas/lens")
+
+
+@pytest.fixture
+def record(lab):
+    """provenance.json, put back afterwards."""
+    path = lab[1] / "artifacts/atlas/lens/provenance.json"
+    whole = path.read_bytes()
+    yield path, artifacts.read_json(path)
+    path.write_bytes(whole)
+
+
+def leaves(value: object, path: tuple = ()) -> list[tuple]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = [leaf for name, below in items for leaf in leaves(below, (*path, name))]
+    return found or [path]
+
+
+def edited(value: object) -> object:
+    """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return "0" * 40 if value is None or isinstance(value, str) else [1]
+
+
+def test_a_true_record_is_not_objected_to(lab):
+    """And what cannot be known any more is named."""
+    found = examine(lab)
+
+    assert found.wrong == () and found.right > 50
+    assert {"versions.torch", "machine.threads"} <= set(found.not_checked)
+    assert not any(key.startswith(("measured", "model", "head", "settings", "code")) for key in found.not_checked)
+
+
+def test_every_recorded_fact_is_objected_to_when_it_is_edited(lab, record, monkeypatch):
+    """One by one: counters, steps, hashes, commits, settings. The model is loaded once, for the time it takes."""
+    from lensmith.lens import audit as module
+
+    path, about = record
+    loaded = module.Backbone.load(lab[0].source, module.corpus.Manifest.read(lab[1] / "artifacts/atlas/corpus").model)
+    monkeypatch.setattr(module.Backbone, "load", lambda *_: loaded)
+    monkeypatch.setattr(module.git, "run", lambda *_: None)  # commits have a test of their own
+    unseen = []
+    for leaf in leaves(about):
+        if leaf[0] in NOT_CHECKED and leaf[0] != "val_kl_bits_by_layer":
+            continue
+        changed = copy.deepcopy(about)
+        place = changed
+        for name in leaf[:-1]:
+            place = place[name]
+        place[leaf[-1]] = edited(place[leaf[-1]])
+        artifacts.write_json(path, changed)
+        if not examine(lab).wrong:
+            unseen.append(leaf)
+
+    assert unseen == []
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "prism.safetensors", "fit_log.csv"])
+def test_an_artifact_that_is_another_is_objected_to(lab, record, file):
+    """The other side of each fact: the record stays, the file changes."""
+    path = record[0].parent / file
+    whole = path.read_bytes()
+    if file == "weights.safetensors":
+        lens = Lens.load(path.parent)
+        lens.c[0] += 1
+        lens.save(path.parent)
+    elif file == "prism.safetensors":
+        prism = Prism.load(path)
+        replace(prism, mean=prism.mean + 1).save(path)
+    else:
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    wrong = examine(lab).wrong
+    path.write_bytes(whole)
+
+    assert wrong
+
+
+def test_the_commit_must_hold_the_recorded_code(tmp_path, monkeypatch):
+    """An unknown commit, other code at that commit, and a clean tree that is called dirty."""
+    from lensmith.lens.audit import _commit_faults
+
+    monkeypatch.chdir(tmp_path)
+
+    def git(*words: str) -> str:
+        command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert _commit_faults({"git_commit": "0" * 40, "git_dirty": False, "code": {}}) == ([], False)  # no repository
+    git("init", "--quiet")
+    (tmp_path / "fit.py").write_text("a = 1\n")
+    git("add", "fit.py")
+    git("commit", "--quiet", "--message", "one")
+    code = {"fit.py": fingerprint.of_source("a = 1  # the same code\n")}
+    right = {"git_commit": git("rev-parse", "HEAD"), "git_dirty": False, "code": code}
+
+    assert _commit_faults(right) == ([], True)
+    assert "does not have" in _commit_faults(right | {"git_commit": "0" * 40})[0][0]
+    assert "all code is as recorded" in _commit_faults(right | {"git_dirty": True})[0][0]
+    assert "is other code" in _commit_faults(right | {"code": {"fit.py": "0" * 64}})[0][0]
+
+
+def test_the_command_objects_line_by_line_and_exits_with_4(lab, record, monkeypatch, capsys):
+    """As a user runs it, in a lab of its own."""
+    path, about = record
+    about["measured"]["tokens_forwarded"] += 1
+    about["seed"] = 17
+    artifacts.write_json(path, about)
+    root = lab[1]
+    for folder in ("corpus", "lens"):  # a record that was sealed so: what fsck cannot see
+        seals.seal(root / "artifacts/atlas" / folder)
+    (root / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
+    (root / "demo").mkdir()
+    for folder in ("demo/atlas", "suites"):
+        (root / folder).symlink_to(REPOSITORY / folder)
+    monkeypatch.chdir(root)
+    monkeypatch.setattr("sys.argv", ["lensmith", "check", "--provenance"])
+
+    with pytest.raises(SystemExit) as exited:
+        app.run()
+    said = capsys.readouterr().err
+    assert exited.value.code == 4
+    assert "measured.tokens_forwarded is 177, but the artifacts say 176" in said
+    assert "seed is 17, but the artifacts say 316" in said and "2 recorded facts are wrong" in said

@@ -1,0 +1,171 @@
+"""Checkpoints and the folders that they lie in. That a fit goes on bit for bit is shown in test_resume."""
+
+import fcntl
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lensmith.files import cache, tensor_file
+from lensmith.lens import checkpoint, stage
+from lensmith.lens.checkpoint import Checkpoints, State
+from lensmith.lens.lens import Lens
+from lensmith.lens.objective import Validation
+from lensmith.process.errors import InputError, ResourceError
+from tests.support.settings import fit_params
+
+START = Lens.start(fit_params(rank=2), n_layers=3, d_model=4)
+
+
+def state(step: int, **changes) -> State:
+    made = State(
+        step=step,
+        trained={"U": torch.full((2, 4, 2), float(step))},
+        optimizers=[{0: {"exp_avg": torch.ones(4)}}],
+        best_lens=START,
+        best=Validation((2.0, 1.0, 0.0)),
+        best_step=0,
+        waited=0,
+        log=[],
+        train_kl=[0.1 + 0.2],
+        ridge=(1e-3, 1e-2),
+        tokens_forwarded=5,
+    )
+    return replace(made, **changes)
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    """Every field, to the last bit."""
+    Checkpoints(tmp_path).save(state(7), wait=True)
+    found = Checkpoints(tmp_path).newest(START)
+
+    assert torch.equal(found.trained["U"], state(7).trained["U"])
+    assert torch.equal(found.optimizers[0][0]["exp_avg"], torch.ones(4))
+    assert torch.equal(found.best_lens.U, START.U)
+    facts = ("step", "best", "best_step", "waited", "log", "train_kl", "ridge", "tokens_forwarded", "finished")
+    assert all(getattr(found, name) == getattr(state(7), name) for name in facts)
+
+
+def test_the_newest_two_stay_and_the_last_outlives_the_fit(tmp_path):
+    """And what only training needs is left out of the last."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        checkpoints.save(state(step), wait=True)
+    assert names(tmp_path) == ["step-00000002.safetensors", "step-00000003.safetensors"]
+
+    checkpoints.save(state(3, finished=True))
+    assert names(tmp_path) == [checkpoint.FINISHED]
+    assert set(tensor_file.read(tmp_path / checkpoint.FINISHED)[0]) == {f"best/{name}" for name in START.tensors()}
+
+
+def test_the_clock_says_when_and_the_environment_how_often(tmp_path, monkeypatch):
+    """Four minutes by default; a number that is none is refused before anything is fit."""
+    now = [0.0]
+    checkpoints = Checkpoints(tmp_path, clock=lambda: now[0])
+    assert not checkpoints.is_due
+    now[0] = checkpoint.EVERY
+    assert checkpoints.is_due
+    checkpoints.save(state(1), wait=True)
+    assert not checkpoints.is_due
+
+    for text in ("soon", "-1", "nan", "inf"):
+        monkeypatch.setenv(checkpoint.SECONDS, text)
+        with pytest.raises(InputError, match=r"LENSMITH_CHECKPOINT_SECONDS is .*, must be a number of seconds >= 0"):
+            Checkpoints(tmp_path)
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_first_step(tmp_path, monkeypatch):
+    """With both sizes; in the middle of a fit it would cost what was not saved."""
+    usage = checkpoint.shutil.disk_usage("/")._replace(free=10)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
+
+    with pytest.raises(ResourceError, match=r"checkpoints need .* GiB, 0\.0 GiB are free.* No step was taken"):
+        Checkpoints(tmp_path).reserve(state(0).trained)
+
+
+def test_a_second_process_says_whom_it_waits_for(tmp_path):
+    """It neither writes beside the first nor fails: it waits, and then it has the folder."""
+    program = (
+        "import sys; from pathlib import Path; from lensmith.files import cache\n"
+        "with cache.held(Path(sys.argv[1])): print('mine')"
+    )
+    with cache.held(tmp_path):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        second = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], **pipes)
+        assert second.stderr.readline().startswith(f"{tmp_path}: busy, waiting for process ")
+        assert second.poll() is None
+    said, _ = second.communicate(timeout=30)
+
+    assert said == "mine\n" and second.returncode == 0
+
+
+def test_a_lock_is_free_once_its_process_is_gone(tmp_path):
+    """The kernel frees it, whatever killed the process; there is no stale lock to remove by hand."""
+    with cache.held(tmp_path):
+        pass
+    with (tmp_path / cache.LOCK).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class Anything:
+    """A manifest and a backbone, of which the key of a fit reads a few facts."""
+
+    def __init__(self, **facts) -> None:
+        self.facts = {"lens": None} | facts
+
+    def __getattr__(self, name):
+        return self.facts.get(name, self)
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Anything)
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("fit", {"asked": fit_params(lr=0.5)}),
+        ("code", {"code": {"lens/training.py": "2"}}),
+        ("tokens_sha256", {"manifest": Anything(tokens_sha256="other")}),
+        ("model_files", {"manifest": Anything(model=Anything(files={"a": "other"}))}),
+        ("machine", {"threads": 2}),
+    ],
+)
+def test_what_decides_a_bit_decides_the_folder(part, change, monkeypatch):
+    """A checkpoint of other text, weights, settings, code or threads can never be gone on from."""
+
+    def key(*, threads=1, **changes):
+        monkeypatch.setattr(stage.provenance, "machine", lambda _: {"threads": threads})
+        same = {
+            "asked": fit_params(),
+            "manifest": Anything(),
+            "backbone": Anything(),
+            "code": {"lens/training.py": "1"},
+        }
+        return stage.work_key("one", **same | changes)
+
+    before, after = key(), key(**change)
+    assert {name for name in before if before[name] != after[name]} == {part}
+
+
+def test_the_cache_command_lists_and_prunes_checkpoints_too(tmp_path, monkeypatch):
+    """By what was used last, banks and fits alike; what is held stays."""
+    monkeypatch.setenv("LENSMITH_HOME", str(tmp_path))
+    for key in ("old", "new"):
+        folder = cache.folder("fit", key)
+        with cache.held(folder):
+            Checkpoints(folder / "low_rank").save(state(3), wait=True)
+            (folder / "key.json").write_text('{"model_key": "atlas"}')
+    (cache.folder("fit", "old") / cache.LOCK).touch()
+
+    assert {entry.holds() for entry in cache.entries()} == {"checkpoints of atlas: low_rank step-00000003"}
+    with cache.held(cache.folder("fit", "old")):
+        assert {entry.key for entry in cache.prune(0)} == {"new"}
+    assert [entry.key for entry in cache.entries()] == ["old"]

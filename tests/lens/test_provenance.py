@@ -1,0 +1,90 @@
+"""Provenance: measured counters, hashes that can be checked, and nothing of the clock."""
+
+import hashlib
+import subprocess
+
+import numpy as np
+import pytest
+
+from lensmith.files import artifacts
+from lensmith.lens import provenance, stage
+from lensmith.source import prefetch
+from tests.support.settings import atlas
+from tests.support.tiny import save_tiny
+
+FIT = {"positions_per_seq": 4, "epochs": 3, "batch_seqs": 4, "rank": 2, "validation_seqs": 2}
+
+
+@pytest.fixture
+def fitted(tmp_path):
+    """A folder in which a tiny model was really fit, twice: `lens`, and `again` from the bank of the first."""
+    (tmp_path / "text.txt").write_text("\n\n".join(f"The king went to the market on day {i}." for i in range(200)))
+    source = {"path": str(save_tiny(tmp_path / "model"))}
+    text = {"kind": "files", "files": [str(tmp_path / "text.txt")], "seq_len": 16}
+    budget = {"train_tokens": 176, "heldout_tokens": 128}
+    settings = atlas(source=source, corpus=text | budget, fit=FIT, sweep={"heldout_seqs": 4, "positions_per_seq": 4})
+    prefetch.build(settings, tmp_path / "corpus")
+    artifacts.write_json(tmp_path / "code.json", {"stages/fit.py": "0" * 64})
+    stage.run(settings, tmp_path / "code.json", tmp_path / "corpus", tmp_path / "lens")
+    stage.run(settings, tmp_path / "code.json", tmp_path / "corpus", tmp_path / "again")
+    return tmp_path
+
+
+def test_counters_are_what_happened_not_what_was_asked(fitted):
+    """11 sequences of 16 tokens in batches of 4: 2 whole batches an epoch, 3 epochs, 4 positions a sequence."""
+    about = artifacts.read_json(fitted / "lens/provenance.json")
+
+    assert about["measured"]["tokens_forwarded"] == 11 * 16
+    assert about["measured"]["steps"] == about["optim"]["total_steps"] == 6
+    assert about["measured"]["positions_trained"] == 6 * 4 * 4
+    assert about["measured"]["low_rank_norms"][0] > 0 and about["measured"]["low_rank_norms"][-1] == 0
+    assert about["temperatures"][-1] == 1.0
+
+
+def test_hashes_are_those_of_the_files(fitted):
+    """Weights, tokens and every file of the model can be checked against what the lens says."""
+    about = artifacts.read_json(fitted / "lens/provenance.json")
+
+    assert about["weights_sha256"] == artifacts.sha256_file(fitted / "lens/weights.safetensors")
+    assert about["model"]["files"]["model.safetensors"] == artifacts.sha256_file(fitted / "model/model.safetensors")
+    tokens = artifacts.read_tensors(fitted / "corpus/tokens.safetensors")["tokens"]
+    assert about["dataset"]["tokens_sha256"] == hashlib.sha256(tokens.astype("<u4").tobytes()).hexdigest()
+    assert np.isfinite(about["val_kl_bits@{25,50,75}%"]).all()
+
+
+def test_the_same_fit_gives_the_same_bytes(fitted):
+    """Weights, log and provenance: nothing depends on the clock, or on whether the bank was there already."""
+    files = artifacts.sha256_tree(fitted / "lens")
+
+    lens = {"weights.safetensors", "provenance.json", "fit_log.csv"}
+    assert set(files) == lens | {f"ladder/{kind}/{name}" for kind in ("temperature", "bias") for name in lens}
+    assert artifacts.sha256_tree(fitted / "again") == files
+
+
+def test_a_fit_runs_without_the_model(fitted, monkeypatch):
+    """Once the bank holds its residuals: a model of hundreds of GiB would lie beside the fit for hours."""
+    held = []
+    monkeypatch.setattr(stage, "fit_all", lambda backbone, *_, **__: held.extend(backbone.model.parameters()) or {})
+    settings = atlas(source={"path": str(fitted / "model")}, fit=FIT)
+    stage.run(settings, fitted / "code.json", fitted / "corpus", fitted / "none")
+
+    assert held and not any(parameter.numel() for parameter in held)
+
+
+def test_the_commit_is_the_one_that_changed_the_fit(tmp_path, monkeypatch):
+    """Committing a fit's results must not make the next run of the same fit look like another."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    monkeypatch.chdir(tmp_path)
+    git("init", "--quiet")
+    for name in ("fit.py", "metrics.json"):
+        (tmp_path / name).write_text(name)
+        git("add", name)
+        git("commit", "--quiet", "--message", name)
+
+    assert provenance._git(["fit.py"]) == {"git_commit": git("rev-parse", "HEAD~1"), "git_dirty": False}
+    (tmp_path / "fit.py").write_text("edited")
+    assert provenance._git(["fit.py"])["git_dirty"] is True

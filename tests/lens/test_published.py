@@ -1,0 +1,222 @@
+"""Lenses published by tuned-lens: their file form, their formula in fp64, their own package where it is installed."""
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lensmith.files import artifacts
+from lensmith.hub import published as hub_published
+from lensmith.judge.bench import Bench
+from lensmith.lens import published, stage
+from lensmith.lens.divergence import kl_bits
+from lensmith.lens.lens import Lens
+from lensmith.process.errors import InputError, IntegrityError, NumericError
+from lensmith.settings.sections import ImportedParams
+from lensmith.source import prefetch
+from lensmith.source.backbone import Backbone
+from tests.support.held_rows import HeldRows
+from tests.support.settings import atlas, fit_params
+from tests.support.tiny import save_tiny, tiny_model
+
+L, D = 3, 32
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return Backbone.of(tiny_model("gpt_neox"))
+
+
+def drawn() -> dict[str, Tensor]:
+    """A state dictionary as tuned-lens saves it, in half precision as its published ones are."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = {f"{i}.weight": (D, D) for i in range(L)} | {f"{i}.bias": (D,) for i in range(L)}
+    return {name: (0.2 * torch.randn(shape, generator=generator)).half() for name, shape in shapes.items()}
+
+
+def publish(folder: Path, backbone: Backbone, *, tensors: object = None, **config: object) -> Path:
+    """A folder as TunedLens.save writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"base_model_name_or_path": "tiny", "d_model": D, "num_hidden_layers": L, "bias": True,
+             "base_model_revision": None, "lens_type": "linear_tuned_lens",
+             "unembed_hash": published.unembed_hash(backbone.head.W_U)}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(facts | config))
+    torch.save(drawn() if tensors is None else tensors, folder / "params.pt")
+    return folder
+
+
+def read(folder: Path, backbone: Backbone) -> tuple[Lens, dict]:
+    settings = ImportedParams(repo=None, repo_type="space", revision="main", folder=str(folder))
+    return published.load(hub_published.pin_lens(settings), backbone)
+
+
+def residuals(backbone: Backbone) -> Tensor:
+    """(pos, L + 1, d_model)."""
+    tokens = torch.arange(1, 13)[None]
+    return backbone.capture(tokens, torch.arange(12)[None])[0]
+
+
+def test_logits_are_their_formula_in_fp64(tmp_path, backbone):
+    """h + A_i h + b_i, LayerNorm, W_U: translator i reads what block i reads, and the last row is the model."""
+    lens, about = read(publish(tmp_path, backbone), backbone)
+    resid, state = residuals(backbone), drawn()
+    norm = backbone.model.gpt_neox.final_layer_norm
+
+    for row in range(1, L + 1):
+        h = resid[:, row].double()
+        if row < L:
+            h = h + h @ state[f"{row}.weight"].double().T + state[f"{row}.bias"].double()
+        centred = h - h.mean(-1, keepdim=True)
+        normed = centred / (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+        y = normed * norm.weight.double() + norm.bias.double()
+        expected = y @ backbone.model.get_output_embeddings().weight.double().T
+        torch.testing.assert_close(
+            lens.logits(backbone.head, resid[:, row], row).double(), expected, rtol=1e-4, atol=1e-5
+        )
+    assert "translator 0" in about["left_out"] and about["unembed_hash_checked"]
+
+
+def test_their_own_package_reads_the_same(tmp_path, backbone):
+    """TunedLens.forward on the hidden states that transformers returns."""
+    theirs = pytest.importorskip("tuned_lens.nn.lenses")
+    lens, _ = read(publish(tmp_path, backbone), backbone)
+    tokens = torch.arange(1, 13)[None]
+    with torch.no_grad():
+        hidden = backbone.model(tokens, output_hidden_states=True).hidden_states
+        tuned = theirs.TunedLens.from_model_and_pretrained(backbone.model, str(tmp_path)).float()
+        for i in range(1, L):
+            ours = lens.logits(backbone.head, hidden[i][0], i)
+            torch.testing.assert_close(ours, tuned(hidden[i], i)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_lens_without_biases_has_none(tmp_path, backbone):
+    """`bias` of their configuration is false, and so are the entries."""
+    weights = {name: tensor for name, tensor in drawn().items() if name.endswith("weight")}
+    lens, _ = read(publish(tmp_path, backbone, tensors=weights, bias=False), backbone)
+
+    assert not lens.c.any() and lens.U[0].any()
+
+
+def test_the_unembed_hash_is_theirs():
+    """By their definition: sha256 of what NumPy prints of W_U with one digit."""
+    W_U = torch.tensor([[0.14, -2.0], [3.26, 0.0]])
+
+    assert published.unembed_hash(W_U) == hashlib.sha256(b"[[ 0.1 -2. ]\n [ 3.3  0. ]]").hexdigest()
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (Path("canary"),))
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "error", "message"),
+    [
+        ({"num_hidden_layers": 4}, None, IntegrityError, r"made for a model of .* \(4, 32\), this one has \(3, 32\)"),
+        ({"d_model": 64}, None, IntegrityError, r"\(3, 64\)"),
+        ({"unembed_hash": "0" * 64}, None, IntegrityError, "unembed_hash 0000"),
+        ({"lens_type": "lora"}, None, InputError, "lens_type is 'lora', only linear_tuned_lens"),
+        ({}, {"0.down.weight": torch.zeros(4, D)}, InputError, "no low-rank or MLP"),
+        ({}, drawn() | {"1.weight": torch.zeros(D, 4)}, InputError, r"1.weight is \(32, 4\), must be \(32, 32\)"),
+        ({}, {k: v for k, v in drawn().items() if k != "2.bias"}, InputError, "2.bias is missing"),
+        ({}, drawn() | {"1.bias": torch.full((D,), torch.nan)}, NumericError, "1.bias holds a number that is not"),
+        ({}, [1, 2], IntegrityError, "params.pt is not tensors alone .*EMPTY_LIST"),
+        ({}, Evil(), IntegrityError, "params.pt is not tensors alone"),
+    ],
+)  # fmt: skip
+def test_what_is_not_such_a_lens_is_refused(tmp_path, backbone, monkeypatch, config, tensors, error, message):
+    """Another model's, another kind, a broken one, code: each with one line that says so, and nothing runs."""
+    monkeypatch.chdir(tmp_path)
+    publish(tmp_path / "lens", backbone, tensors=tensors, **config)
+
+    with pytest.raises(error, match=message) as caught:
+        read(tmp_path / "lens", backbone)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncate", "pickle", "empty"])
+def test_a_broken_file_is_refused(tmp_path, backbone, damage):
+    """Half a file, a plain pickle, an empty one."""
+    path = publish(tmp_path, backbone) / "params.pt"
+    whole = path.read_bytes()
+    path.write_bytes({"truncate": whole[:-200], "pickle": pickle.dumps(np.float64), "empty": b""}[damage])
+
+    with pytest.raises(IntegrityError, match=r"params\.pt is not tensors alone"):
+        read(tmp_path, backbone)
+
+
+def test_files_that_are_missing_or_changed_after_the_pin_are_refused(tmp_path, backbone):
+    """At prefetch a missing file is bad input; afterwards the pin was broken."""
+    settings = ImportedParams(repo=None, repo_type="space", revision="main", folder=str(tmp_path))
+    with pytest.raises(InputError, match=r"no config\.json and no params\.pt"):
+        hub_published.pin_lens(settings)
+    pin = hub_published.pin_lens(settings.model_copy(update={"folder": str(publish(tmp_path / "lens", backbone))}))
+    publish(tmp_path / "lens", backbone, base_model_revision="another")
+
+    with pytest.raises(IntegrityError, match=r"config\.json has sha256"):
+        published.load(pin, backbone)
+    with pytest.raises(IntegrityError, match="Run prefetch again"):
+        published.load(None, backbone)
+
+
+def test_validation_is_of_the_lens_as_it_stands(tmp_path, backbone):
+    """KL of every block by its own logits; no step is taken and no training token is counted."""
+    lens, _ = read(publish(tmp_path, backbone), backbone)
+    resid = residuals(backbone)[:, 1:]
+    result = published.measure(backbone.head, lens, HeldRows(resid, 12, 12), fit_params(kind="imported"))
+
+    final = backbone.head.logits(backbone.head.norm(resid[:, -1], L))
+    expected = [float(kl_bits(final, lens.logits(backbone.head, resid[:, b], b + 1)).mean()) for b in range(L)]
+    assert result.best.kl_bits == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert (result.steps, result.tokens_forwarded) == (0, 0)
+    assert all(torch.equal(tensor, result.lens.tensors()[name]) for name, tensor in lens.tensors().items())
+
+
+def test_settings_say_where_a_lens_comes_from_or_that_there_is_none():
+    """Kind and folder go together; nothing is fit beside it."""
+    for fit, place in (({"kind": "imported"}, {}), ({}, {"folder": "lens/gpt2"})):
+        with pytest.raises(ValueError, match=r"kind imported needs a folder, and no other kind may have one"):
+            atlas(fit=fit, imported=place)
+    with pytest.raises(ValueError, match=r"fit\.prism is lens, must be off"):
+        atlas(fit={"kind": "imported", "prism": "lens"}, imported={"folder": "lens/gpt2"})
+    with pytest.raises(ValueError, match="repo needs folder"):
+        atlas(imported={"repo": "AlignmentResearch/tuned-lens"})
+
+
+@pytest.fixture
+def stages(tmp_path) -> tuple:
+    """An imported lens through prefetch and fit, in folders as the stages leave them."""
+    (tmp_path / "text.txt").write_text("\n\n".join(f"The king went to the market on day {i}." for i in range(200)))
+    model = save_tiny(tmp_path / "model", "gpt_neox")
+    backbone = Backbone.of(tiny_model("gpt_neox"))
+    text = {"kind": "files", "files": [str(tmp_path / "text.txt")], "seq_len": 16}
+    settings = atlas(
+        source={"path": str(model)},
+        corpus=text | {"train_tokens": 176, "heldout_tokens": 128},
+        imported={"folder": str(publish(tmp_path / "published", backbone))},
+        fit={"kind": "imported", "positions_per_seq": 4, "validation_seqs": 2},
+        sweep={"heldout_seqs": 4, "positions_per_seq": 4},
+    )
+    prefetch.build(settings, tmp_path / "corpus")
+    artifacts.write_json(tmp_path / "code.json", {"stages/fit.py": "0" * 64})
+    stage.run(settings, tmp_path / "code.json", tmp_path / "corpus", tmp_path / "lens")
+    return settings, tmp_path
+
+
+def test_an_imported_lens_goes_through_the_stages_as_ours_do(stages):
+    """The bench that measures it reads what the published files say; its provenance names them."""
+    settings, folder = stages
+    bench = Bench.load(settings, folder / "corpus", folder / "lens")
+    lens, _ = read(folder / "published", bench.backbone)
+    about = artifacts.read_json(folder / "lens/provenance.json")
+
+    assert (bench.lens.kind, bench.lens.placement) == ("imported", "residual")
+    assert all(torch.equal(tensor, bench.lens.tensors()[name]) for name, tensor in lens.tensors().items())
+    assert about["imported"]["files"] == artifacts.sha256_tree(folder / "published")
+    assert about["measured"]["steps"] == about["measured"]["tokens_forwarded"] == 0

@@ -1,0 +1,151 @@
+"""The pipeline through real `dvc repro`: exactly what a change makes stale runs, and nothing else."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.canaries import GIT_URL, Listener, hits, hits_below
+from tests.support.lab import Lab
+
+STAGES = ("prefetch", "fit", "sweep", "suite-eval", "gates", "plots", "publish")
+
+
+def of(model: str, *stages: str) -> set[str]:
+    return {f"{stage}@{model}" for stage in stages or STAGES}
+
+
+FROM_FIT = STAGES[1:]
+
+
+def assert_diffs_show(lab: Lab, model: str) -> None:
+    """What is committed is enough for both diffs: KPIs moved in one model only, its curves are drawn for both."""
+    changes = json.loads(lab.run("dvc", "metrics", "diff", "--json"))
+    moved = changes[f"metrics/{model}.json"]
+    assert all(moved[f"heldout_kl_tuned_bits_{depth}"]["diff"] for depth in (25, 50))
+    assert list(changes) == [f"metrics/{model}.json"]
+    lab.run("dvc", "plots", "diff", "HEAD", "--out", "diff")
+    page = (lab.root / "diff/index.html").read_text()
+    assert f"plots/kl/{model}.csv" in page and '"rev": "HEAD"' in page and '"rev": "workspace"' in page
+
+
+@pytest.fixture(scope="module")
+def listener() -> Iterator[Listener]:
+    """Every way out of the machine leads to it, and every credential is a canary, in all of this module."""
+    with Listener() as listener, pytest.MonkeyPatch.context() as patch:
+        for name, value in listener.environment().items():
+            patch.setenv(name, value)
+        yield listener
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory, listener) -> Lab:
+    lab = Lab.make(tmp_path_factory.mktemp("lab"))
+    lab.run("git", "remote", "add", "origin", GIT_URL)
+    ran, _ = lab.repro()
+    assert ran == of("one") | of("two") | {"resolve", "report"}
+    lab.commit("first build")
+    return lab
+
+
+def test_exactly_what_changed_runs(lab):
+    """One lab through a user's day. `resolve` is cheap and may always run; the sets are of all other stages."""
+
+    def ran() -> set[str]:
+        return lab.repro()[0] - {"resolve"}
+
+    assert ran() == set(), "nothing changed"
+
+    lab.edit("models.one.fit.rank", 3)
+    assert ran() == of("one", *FROM_FIT) | {"report"}, "one model's rank"
+    assert_diffs_show(lab, "one")
+
+    lab.edit("defaults.gates.worst_delta_kl_bits", -0.2)
+    expected = of("one", "gates") | of("two", "gates")
+    assert expected <= ran() <= expected | of("one", "publish") | of("two", "publish") | {"report"}, "a threshold"
+
+    lab.edit("defaults.fit.epochs", 3)
+    assert ran() == of("one", *FROM_FIT) | {"report"}, "a default that model two overrides"
+
+    lab.edit("models.three.fit.kind", "bias")
+    assert ran() == of("three") | {"report"}, "a new model"
+
+    lab.edit("models.three", None)
+    assert ran() == {"report"}, "a model removed"
+
+    lab.replace("src/lensmith/lens/lens.py", "# Two thin products", "# Two slim products")
+    assert ran() == set(), "a comment"
+
+    lab.replace("src/lensmith/report/page.py", "def build(", "UNUSED = 1\n\n\ndef build(")
+    assert ran() == {"report"} | of("one", "publish") | of("two", "publish"), "the report goes out with its lens"
+
+    lab.edit("models.one.fit.rank", 4)
+    lab.edit("defaults.fit.epochs", 2)
+    lab.edit("defaults.gates.worst_delta_kl_bits", -0.1)
+    rerun, restored = lab.repro()
+    packaged = {"report"} | of("one", "publish") | of("two", "publish")  # as the report's code is still another
+    assert rerun <= {"resolve"} | packaged, "reverted: nothing is computed again"
+    assert {"fit@one", "sweep@one", "suite-eval@one"} <= restored, "reverted: restored from the cache"
+
+
+@pytest.mark.long
+def test_a_line_of_code_refits_every_lens_and_only_from_the_fit_on(lab):
+    """The corpus does not depend on the translators; every lens does."""
+    lab.replace("src/lensmith/lens/lens.py", "# One draw for all", "_ = rank\n        # One draw for all")
+    ran, _ = lab.repro()
+
+    heavy = of("one", "fit", "sweep", "suite-eval") | of("two", "fit", "sweep", "suite-eval")
+    assert heavy <= ran
+    assert not ran & (of("one", "prefetch") | of("two", "prefetch"))
+    lab.run("git", "checkout", "--", "src")
+    lab.repro()
+
+
+def test_metrics_are_flat_numbers_and_words(lab):
+    """`dvc metrics` and a person read the same file: no nesting, a word and a 0 or 1 for each verdict."""
+    metrics = json.loads((lab.root / "metrics/one.json").read_text())
+
+    assert all(isinstance(value, int | float | str) for value in metrics.values())
+    assert all(metrics[f"gate_{gate}_pass"] == (metrics[f"gate_{gate}"] == "pass") for gate in "ABCDEFGH")
+
+
+def test_plots_draw_without_a_network(lab):
+    """The page holds its scripts and both lenses of both models in one chart each."""
+    lab.run("dvc", "plots", "show", "--out", "page")
+    page = (lab.root / "page/index.html").read_text()
+
+    assert "<script src" not in page and "vegaEmbed" in page
+    assert all(word in page for word in ("one.csv", "two.csv", '"lens": "tuned"', '"lens": "norm"'))
+    # A random model never has the answer among ten: its earliness is empty, and DVC leaves that chart out.
+    assert all(f"plots/{name}/one.csv" in page for name in ("kl", "cosine", "delta_kl", "training"))
+
+
+def test_a_bad_value_stops_before_anything_is_touched(lab):
+    """One line, and every artifact is as it was."""
+    before = {path: path.stat().st_mtime_ns for path in sorted((lab.root / "artifacts").rglob("*"))}
+    lab.edit("models.one.fit.rnak", 3)
+    done = lab.attempt("dvc", "repro")
+    lab.edit("models.one.fit.rnak", None)
+
+    assert done.returncode != 0
+    assert "params.yaml: models.one.fit.rnak is not a setting; did you mean rank?" in done.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in sorted((lab.root / "artifacts").rglob("*"))}
+
+
+def test_light_stages_import_no_torch(lab: Lab, tmp_path: Path):
+    """`resolve` and `gates` answer in a second; torch alone takes three."""
+    for stage in ("resolve", "gates", "plots", "report", "publish", "prefetch"):
+        lab.run("python", "-c", f"import sys, stages.{stage}; assert 'torch' not in sys.modules")
+
+
+def test_nobody_was_asked_and_no_secret_stands_anywhere(lab, listener, record_property):
+    """After all of the above, failing runs included: in what was printed, in every file, in git's and DVC's own."""
+    lab.commit("as it is now")
+    found = [*hits("\n".join(lab.said)), *hits_below(lab.root)]
+
+    assert found == []
+    assert listener.connections == 0
+    assert hits((lab.root / ".git/config").read_text()) == ["password"], "the search can find"
+    record_property("connections of a whole `dvc repro`", listener.connections)
+    record_property("secrets in what a whole `dvc repro` printed and wrote", len(found))

@@ -1,0 +1,122 @@
+"""Progress: bars for people, plain lines for logs."""
+
+import fcntl
+import io
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from lensmith.process import progress
+from lensmith.process.progress import Progress
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def run(seconds_each: float, steps: int = 10, **facts) -> list[str]:
+    """The lines of a log of `steps` steps."""
+    clock, log = Clock(), io.StringIO()
+    with Progress("fit", steps, "step", stream=log, clock=clock) as bar:
+        for _ in range(steps):
+            clock.now += seconds_each
+            bar.advance(**facts)
+    assert "\r" not in log.getvalue()
+    return log.getvalue().splitlines()
+
+
+def test_a_log_gets_one_line_every_half_minute():
+    """Ten steps of ten seconds: lines at 30, 60 and 90 s, and one at the end. 12,300 tokens a step: 1.23k a second."""
+    lines = run(10, tokens=12_300, kl_bits=(2.746, 1.836, 1.107))
+
+    assert lines == [
+        "fit: 3 of 10 steps, 1.23k tokens/s, KL 2.746 / 1.836 / 1.107 bits, 1 min 10 s left",
+        "fit: 6 of 10 steps, 1.23k tokens/s, KL 2.746 / 1.836 / 1.107 bits, 40 s left",
+        "fit: 9 of 10 steps, 1.23k tokens/s, KL 2.746 / 1.836 / 1.107 bits, 10 s left",
+        "fit: 10 of 10 steps in 1 min 40 s",
+    ]
+
+
+def test_short_work_says_nothing_in_a_log():
+    """A test suite or a demo would drown in lines that nobody needs."""
+    assert run(2.9) == []
+
+
+def test_the_last_kl_stays_until_the_next_is_measured():
+    """KL is measured once in many steps; a line between two measurements still says the last."""
+    clock, log = Clock(), io.StringIO()
+    with Progress("fit", None, "step", stream=log, clock=clock) as bar:
+        bar.advance(kl_bits=(3, 2, 1))
+        clock.now = 31
+        bar.advance()
+    assert log.getvalue().splitlines()[0] == "fit: 2 steps, KL 3.000 / 2.000 / 1.000 bits"
+
+
+def test_broken_work_does_not_claim_to_be_done():
+    """After an error the last line is the error's."""
+    clock, log = Clock(), io.StringIO()
+
+    def work() -> None:
+        with Progress("fit", 10, "step", stream=log, clock=clock) as bar:
+            clock.now = 31
+            bar.advance()
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        work()
+    assert len(log.getvalue().splitlines()) == 1
+
+
+def test_a_tracked_loop_gives_its_items(capsys):
+    """One line of code at a loop; a short loop says nothing."""
+    assert list(progress.track([3, 4], "sweep", "chunk", tokens=lambda n: n)) == [3, 4]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_gets_a_bar():
+    """The same code under a pseudo-terminal: one line that is drawn over, with speed and KL; a note stays above it."""
+    code = (
+        "from lensmith.process.progress import Progress\n"
+        "with Progress('fit', 3, 'step') as bar:\n"
+        "    for step in range(3): bar.advance(tokens=1000, kl_bits=(3, 2, 1))\n"
+        "    bar.note('a note')\n"
+    )
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    with subprocess.Popen([sys.executable, "-c", code], stderr=child) as process:
+        os.close(child)
+        seen = b""
+        while True:
+            try:
+                part = os.read(parent, 4096)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            seen += part
+        assert process.wait() == 0
+    os.close(parent)
+    text = seen.decode()
+    assert "\r" in text and "3/3" in text and "tokens/s" in text and "KL 3.000 / 2.000 / 1.000 bits" in text
+    assert "a note" in text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(950, "950"), (12_300, "12.3k"), (4_560_000, "4.56M"), (999.9, "1.00k"), (0.4, "0")]
+)
+def test_numbers_are_short(number, text):
+    assert progress._short(number) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(59.4, "59 s"), (61, "1 min 01 s"), (3725, "1 h 02 min")])
+def test_durations_are_short(seconds, text):
+    assert progress._duration(seconds) == text

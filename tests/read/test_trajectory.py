@@ -1,0 +1,185 @@
+"""Trajectories: the numbers against plain transformers in fp64, and pictures that no token can break."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from lensmith.judge import readings
+from lensmith.judge.readings import STATISTICS
+from lensmith.process.errors import InputError
+from lensmith.read.trajectory import Trajectory
+from lensmith.report import heatmap
+from tests.support.bench import random_lens, tiny_bench
+from tests.support.tiny import tiny_model, tiny_tokenizer
+
+TEXT = "The capital of Ostra is Lume."
+
+
+@pytest.fixture(scope="module")
+def parts():
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    lens = random_lens(model.config.num_hidden_layers, model.config.hidden_size)
+    return model, tokenizer, lens
+
+
+@pytest.fixture(scope="module")
+def trajectory(parts) -> Trajectory:
+    model, tokenizer, lens = parts
+    return lens.trajectory(model, tokenizer, TEXT)
+
+
+def plain_logits(parts) -> tuple[list[int], torch.Tensor, dict[str, torch.Tensor]]:
+    """(ids, final logits (n, v), lens -> (rows, n, v)) in fp64 from `output_hidden_states` and written-out formulas."""
+    model, tokenizer, lens = parts
+    ids = tokenizer(TEXT)["input_ids"]
+    with torch.no_grad():
+        out = model(input_ids=torch.tensor([ids]), output_hidden_states=True, use_cache=False)
+        # The last of them is normed already: it stands for the last row.
+        *hidden, last = (state[0].double() for state in out.hidden_states)
+    norm, W_U = model.model.norm, model.lm_head.weight.detach().double()
+
+    def normed(x: torch.Tensor) -> torch.Tensor:
+        return x / (x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).sqrt() * norm.weight.detach().double()
+
+    xs = [*(normed(h) for h in hidden), last]
+    tuned = []
+    for block, x in enumerate(xs[1:]):
+        U, V, c, s, t = (getattr(lens, name)[block].double() for name in ("U", "V", "c", "scale", "log_tau"))
+        tuned.append((s * x + x @ U @ V.T + c) @ W_U.T / t.exp())
+    by_lens = {"norm": torch.stack([x @ W_U.T for x in xs]), "tuned": torch.stack(tuned)}
+    return ids, out.logits[0].double(), by_lens
+
+
+def written_out(final: torch.Tensor, q_logits: torch.Tensor, following: list[int]) -> dict[str, torch.Tensor]:
+    p, q = final.softmax(-1), q_logits.softmax(-1)
+    answer = final.argmax(-1).expand(q.shape[:-1])[..., None]
+    after = torch.tensor(following).expand(q.shape[:-1])[..., None]
+    own, theirs = q.gather(-1, answer), q.gather(-1, after)
+    last = torch.arange(q.shape[1]) == q.shape[1] - 1
+    return {
+        "entropy_bits": -(q * q.log2()).sum(-1),
+        "kl_final_lens_bits": (p * (p / q).log2()).sum(-1),
+        "kl_lens_final_bits": (q * (q / p).log2()).sum(-1),
+        "final_token_rank": (q > own).sum(-1).double(),
+        "p_final_token": own[..., 0],
+        "next_token_rank": torch.where(last, torch.nan, (q > theirs).sum(-1).double()),
+        "next_token_bits": torch.where(last, torch.nan, -theirs[..., 0].log2()),
+    }
+
+
+def test_every_number_is_that_of_plain_transformers(parts, trajectory):
+    """Independent: hidden states as transformers gives them, the lens written out, all in fp64."""
+    ids, final, by_lens = plain_logits(parts)
+    found = trajectory.readings
+
+    assert list(found.ids) == ids and list(found.final_ids) == final.argmax(-1).tolist()
+    for name, logits in by_lens.items():
+        reading, q = found.by_lens[name], logits.softmax(-1)
+        wanted = written_out(final, logits, [*ids[1:], 0])
+        assert set(wanted) == set(STATISTICS)
+        for key, values in wanted.items():
+            np.testing.assert_allclose(reading.statistics[key], values, rtol=1e-4, atol=2e-5, err_msg=f"{name} {key}")
+        np.testing.assert_allclose(reading.top_p, q.topk(5).values, rtol=1e-4, atol=1e-6)
+        assert (reading.top_ids[..., 0] == q.argmax(-1).numpy()).all()
+
+
+def test_a_text_in_pieces_reads_as_in_one(parts, monkeypatch):
+    """Positions are decoded a few at a time; how many must not matter."""
+    model, tokenizer, lens = parts
+    whole = lens.trajectory(model, tokenizer, TEXT).frame()
+    monkeypatch.setattr(readings, "LOGITS", 3 * model.config.vocab_size)
+    pieces = lens.trajectory(model, tokenizer, TEXT).frame()
+
+    assert list(pieces.columns) == list(whole.columns)
+    for name in STATISTICS:
+        np.testing.assert_allclose(pieces[name], whole[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_frame_has_a_row_for_each_lens_layer_and_position(parts, trajectory):
+    """Layer 0 is the embedding, which the tuned lens does not read; the last layer is the model itself."""
+    frame = trajectory.frame()
+    n, L = len(trajectory.readings.ids), parts[0].config.num_hidden_layers
+
+    assert len(frame) == n * (L + 1) + n * L
+    assert sorted(frame[frame.lens == "tuned"].layer.unique()) == list(range(1, L + 1))
+    last = frame[frame.layer == L]
+    assert (last.final_token_rank == 0).all() and (last.top1 == last.final_token).all()
+    assert last.kl_final_lens_bits.abs().max() < 1e-4
+    assert frame[frame.pos == n - 1].next_token_bits.isna().all()
+    assert frame[frame.pos < n - 1].next_token_bits.notna().all()
+
+
+@pytest.mark.parametrize("colour", list(heatmap.COLOURS))
+def test_the_figure_shows_both_lenses_on_one_scale(trajectory, colour):
+    """Side by side is only fair where equal colours mean equal numbers, and cells hold what the frame holds."""
+    figure = trajectory.figure(colour)
+    norm, tuned = figure.data
+    frame = trajectory.frame()
+    key = {"kl": "kl_final_lens_bits", "entropy": "entropy_bits", "rank": "final_token_rank"}.get(
+        colour, "p_final_token"
+    )
+
+    assert (norm.zmin, norm.zmax) == (tuned.zmin, tuned.zmax)
+    for trace, name in ((norm, "norm"), (tuned, "tuned")):
+        rows = frame[frame.lens == name]
+        values = rows[key].to_numpy().reshape(len(trace.y), -1)
+        wanted = np.log10(1 + values) if colour == "rank" else values
+        np.testing.assert_allclose(np.array(trace.z, dtype=float), wanted, atol=0.0051)
+        assert trace.hovertext[0][0].count("<br>") == 7
+    with pytest.raises(InputError, match="must be one of kl, entropy, rank, probability"):
+        trajectory.figure("colour")
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        (" Paris", "Paris"),
+        ("\n\n", "⏎⏎"),
+        ("\x1b[31m", "␛[31m"),
+        ("\u202eno", "⟨202E⟩no"),
+        ("\u05e9\u05dc\u05d5", "\u2068\u05e9\u05dc\u05d5\u2069"),
+        ("a\u2028b", "a␣b"),
+        ("internationalisation", "internat…"),
+    ],
+)
+def test_a_token_is_one_line_that_changes_nothing_around_it(word, shown):
+    """Control characters, newlines and writing direction would otherwise act on the page."""
+    assert heatmap.label(word, 9) == shown
+
+
+def test_labels_are_escaped_for_plotly():
+    """Plotly reads tags in labels; a token is text. A blank token is shown by its sign."""
+    assert heatmap.labels(["<b>x</b>", "  ", ""], 40) == ["&lt;b&gt;x&lt;/b&gt;", "␣␣", "␣"]
+
+
+def test_what_cannot_be_read_is_refused(parts):
+    """Empty and too long texts, and a lens of another model, each in one clear line."""
+    model, tokenizer, lens = parts
+    with pytest.raises(InputError, match="has 0 tokens"):
+        readings.read(tiny_bench().backbone, lens, [], tokenizer)
+    with pytest.raises(InputError, match="tokens, must have 1"):
+        lens.trajectory(model, tokenizer, "river " * model.config.max_position_embeddings)
+    with pytest.raises(InputError, match="the lens is of 2 layers"):
+        random_lens(2, lens.d_model).trajectory(model, tokenizer, TEXT)
+
+
+def test_numbers_are_packed_to_the_last_shown_digit(trajectory):
+    """A page holds hundredths of bits and per mille; a rank is exact."""
+    packed, found = trajectory.readings.packed(), trajectory.readings.by_lens["tuned"]
+
+    kl = np.array(packed["lenses"]["tuned"]["kl"]) / 100
+    assert np.abs(kl - found.statistics["kl_final_lens_bits"]).max() <= 0.005 + 1e-9
+    assert packed["lenses"]["tuned"]["rank"] == found.statistics["final_token_rank"].astype(int).tolist()
+    assert [packed["words"][place] for place in packed["tokens"]] == [
+        trajectory.readings.words[token] for token in trajectory.readings.ids
+    ]
+
+
+def test_a_lens_is_loaded_without_its_pictures():
+    """A fit must not depend on the code that draws; importing it would also cost plotly's second."""
+    code = "import sys, lensmith.lens.lens; sys.exit(any(m.startswith(('plotly', 'pandas')) for m in sys.modules))"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

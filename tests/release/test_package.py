@@ -1,0 +1,327 @@
+"""The packaged release: the same bytes for the same lens, true hashes, and nothing at all where an input is wrong."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ruamel.yaml import YAML
+from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM
+
+from lensmith.files import artifacts
+from lensmith.process.errors import InputError, IntegrityError
+from lensmith.release import package
+from lensmith.settings.sections import ModelParams
+from lensmith.source.backbone import Backbone
+from tests.support.scores import passing
+from tests.support.settings import atlas
+from tests.support.tiny import save_tiny
+
+L, D, RANK = 3, 8, 2
+FOLDER = "tuned_lenses/local/atlas"
+PIN = {"repo": None, "path": "demo/atlas", "commit": None, "files": {"model.safetensors": "ab" * 32}}
+
+
+def write_lens(folder: Path, n_layers: int = L, d_model: int = D, **provenance: Any) -> None:
+    """A lens with the identity at the last block, and what it says about itself."""
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.normal(size=(n_layers, d_model, RANK)).astype(np.float32) for name in ("U", "V")}
+    tensors |= {"c": rng.normal(size=(n_layers, d_model)).astype(np.float32) / 10}
+    tensors |= {"scale": np.ones((n_layers, d_model), np.float32), "log_tau": np.zeros(n_layers, np.float32)}
+    for name in ("U", "V", "c"):
+        tensors[name][-1] = 0
+    about = artifacts.canonical_json({"kind": "low_rank", "norm": "final", "schema": 1})
+    artifacts.write_tensors(folder / "weights.safetensors", tensors, metadata=about)
+    record: dict[str, Any] = {key: {} for key in package.REQUIRED["provenance.json"]}
+    record |= {"model_id": "local/atlas", "model": PIN, "kind": "low_rank", "norm": "final", "seed": 316}
+    record |= {"measured": {"tokens_forwarded": 262144, "steps": 64}, "preconditioner": {"type": "none"}}
+    record["weights_sha256"] = artifacts.sha256_file(folder / "weights.safetensors")
+    artifacts.write_json(folder / "provenance.json", record | provenance)
+
+
+class Bench:
+    """The inputs of one release."""
+
+    def __init__(self, root: Path) -> None:
+        self.settings = atlas()
+        self.corpus, self.lens = root / "corpus", root / "lens"
+        self.metrics, self.out = root / "metrics.json", root / "release" / "atlas"
+        self.licence = {"LICENSE": b"the base model's terms"}
+        write_lens(self.lens)
+        manifest = {"kind": "atlas", "model": PIN, "tokenizer": {}, "content_hash": "c1"}
+        artifacts.write_json(
+            self.corpus / "manifest.json", manifest | {"tokens_sha256": "c2", "heldout_sha256": "c3", "commit": None}
+        )
+        artifacts.write_json(self.metrics, passing())
+
+    def build(self, out: Path | None = None) -> Path:
+        out = out or self.out
+        page = "<html>curves</html>"
+        package.build(self.settings, self.corpus, self.lens, self.metrics, out, licence=self.licence, page=page)
+        return out
+
+    def read(self, name: str) -> Any:
+        return json.loads((self.out / name).read_text(encoding="utf-8"))
+
+    def changed(self, section: str, **values: Any) -> ModelParams:
+        return self.settings.model_copy(update={section: getattr(self.settings, section).model_copy(update=values)})
+
+
+@pytest.fixture
+def bench(tmp_path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_the_same_inputs_give_the_same_bytes(bench, tmp_path):
+    """A release that differs without a reason would be sent, and read as news, again and again."""
+    first = artifacts.sha256_tree(bench.build())
+    (tmp_path / "elsewhere").mkdir()
+
+    assert artifacts.sha256_tree(bench.build(tmp_path / "elsewhere" / "two")) == first
+
+
+def test_the_index_holds_the_hash_of_every_file_of_the_lens(bench):
+    """A consumer checks what it downloaded against the index; a file that is not in it is not checked."""
+    entry = (bench.build() and bench.read("INDEX.json"))["local/atlas"]
+
+    assert entry["path"] == FOLDER
+    assert entry["sha256"] == {name: artifacts.sha256_file(bench.out / FOLDER / name) for name in entry["sha256"]}
+    assert set(entry["sha256"]) == {path.name for path in (bench.out / FOLDER).iterdir()}
+    assert set(entry["sha256"]) == {
+        "weights.safetensors", "weights.pt", "provenance.json", "README.md", "NOTICE", "report.html",
+    }  # fmt: skip
+    assert (entry["kind"], entry["rank"], entry["preferred"]) == ("low_rank", RANK, "tuned")
+
+
+def test_the_receipt_lists_every_file_and_claims_nothing(bench):
+    """Nothing was sent anywhere, and the receipt says so."""
+    bench.build()
+    receipt = bench.read("receipt.json")
+
+    files = {path.relative_to(bench.out).as_posix(): path for path in bench.out.rglob("*") if path.is_file()}
+    assert receipt["repo"] is receipt["commit"] is receipt["tag"] is None
+    assert set(receipt["files"]) == set(files) - {"receipt.json"}
+    for name, about in receipt["files"].items():
+        assert about == {"sha256": artifacts.sha256_file(files[name]), "size": files[name].stat().st_size}
+
+
+def test_both_forms_of_the_weights_hold_the_same_tensors(bench):
+    """The plan names weights.pt; what it holds must be the lens, as plain tensors, and the other form its copy."""
+    folder = bench.build() / FOLDER
+    tensors = load_file(folder / "weights.safetensors")
+    exported = torch.load(folder / "weights.pt", weights_only=True)
+
+    assert type(exported) is dict and set(exported) == set(tensors)
+    assert all(np.array_equal(exported[name].numpy(), tensors[name]) for name in tensors)
+    assert (folder / "weights.safetensors").read_bytes() == (bench.lens / "weights.safetensors").read_bytes()
+
+
+def test_the_packaged_provenance_adds_kpis_and_verdicts(bench):
+    """The plan's acceptance block is true or false; a word there would be true for `fail` as well."""
+    artifacts.write_json(bench.metrics, passing(gate_B="fail", gate_D="inconclusive", preferred=0))
+    bench.build()
+    record = bench.read(f"{FOLDER}/provenance.json")
+
+    assert record["acceptance"] == {f"gate_{gate}": gate not in "BD" for gate in "ABCDEFGH"}
+    assert record["acceptance_verdicts"]["gate_D"] == "inconclusive"
+    assert record["kpis"]["median_delta_kl_bits@{25,50,75}%"] == [3.25, 2.5, 1.125]
+    assert record["corpus"] == {"content_hash": "c1", "tokens_sha256": "c2", "heldout_sha256": "c3"}
+    assert record["files"]["weights.pt"] == artifacts.sha256_file(bench.out / FOLDER / "weights.pt")
+    assert record["seed"] == 316
+
+
+def test_the_card_says_that_a_gate_failed(bench):
+    """The card is what a stranger reads first."""
+    artifacts.write_json(bench.metrics, passing(gate_B="fail", preferred=0))
+    card = (bench.build() / FOLDER / "README.md").read_text(encoding="utf-8")
+
+    assert "Not every gate passes" in card and "gate B (fail)" in card and "Every gate passes:" not in card
+    row = next(line for line in card.splitlines() if line.startswith("| A Closer"))
+    assert row == "| A Closer to the model | at 25 % depth, bits | ≥ +0.30 | +3.25 | +3.00 to +3.50 | ✓ pass |"
+
+
+def test_the_base_models_terms_are_in_the_package_as_they_are(bench):
+    """A consumer must be able to read them without the base model, and the index must vouch for them."""
+    entry = (bench.build() and bench.read("INDEX.json"))["local/atlas"]
+    path = "LICENSES/local/atlas/LICENSE"
+
+    assert (bench.out / path).read_bytes() == b"the base model's terms"
+    assert entry["licenses"] == {p: artifacts.sha256_file(bench.out / p) for p in (path, "LICENSES/MIT.txt")}
+    assert "LICENSES/local/atlas/: LICENSE" in (bench.out / FOLDER / "NOTICE").read_text()
+
+
+def test_only_the_main_lens_goes_out(bench):
+    """Rungs of the ladder and the prism baseline are the lab's; a preconditioner is part of its lens."""
+    write_lens(bench.lens / "ladder" / "bias")
+    for name in ("prism.safetensors", "precond.safetensors"):
+        artifacts.write_tensors(bench.lens / name, {"x": np.zeros(1, np.float32)})
+    entry = (bench.build() and bench.read("INDEX.json"))["local/atlas"]
+
+    assert "precond.safetensors" in entry["sha256"]
+    assert not [path for path in bench.out.rglob("*") if "prism" in path.name or "ladder" in path.parts]
+
+
+def test_the_card_of_the_repository_has_metadata_and_a_line_for_each_lens(bench):
+    """Written from the index alone, also from entries of another program that say less."""
+    bench.build()
+    index = bench.read("INDEX.json")
+    less = {"path": "tuned_lenses/org/other", "sha256": {}}
+    card = package.dataset_card({**index, "org/other": less})
+
+    front = YAML(typ="safe").load(card.split("---\n")[1])
+    assert front["viewer"] is False and front["license"] == "other"
+    assert (
+        "| [local/atlas](tuned_lenses/local/atlas) | not sent | low_rank, rank 2 | +3.25, +2.50, +1.12 | ✓ ✓ ✓ ✓ ✓ |"
+        in card
+    )
+    assert "| [org/other](tuned_lenses/org/other) | not sent | ?, rank ? |" in card
+    assert (bench.out / "README.md").read_text(encoding="utf-8") == package.dataset_card(index)
+
+
+def test_an_unknown_base_licence_is_said_to_be_unknown(bench):
+    """Silence would read as permission."""
+    bench.licence = {}
+    bench.settings = bench.changed("publish", base_license=None, license="Apache-2.0")
+    notice = (bench.build() / FOLDER / "NOTICE").read_text(encoding="utf-8")
+
+    assert "not recorded" in notice and "find out its terms" in notice
+    assert "https://spdx.org/licenses/Apache-2.0.html" in (bench.out / "LICENSES" / "Apache-2.0.txt").read_text()
+
+
+@pytest.mark.parametrize("key", package.REQUIRED["provenance.json"])
+def test_provenance_that_lacks_a_key_is_refused_by_name(bench, key):
+    """A lens that does not say what it was fit on cannot be fit again."""
+    record = artifacts.read_json(bench.lens / "provenance.json")
+    artifacts.write_json(bench.lens / "provenance.json", {k: v for k, v in record.items() if k != key})
+
+    with pytest.raises(IntegrityError, match=re.escape(key)):
+        bench.build()
+    assert not bench.out.exists()
+
+
+@pytest.mark.parametrize("repo", ["../..", "org/..", "./name", "org/.hidden", "org/na\nme", "a/b/c"])
+def test_a_model_id_cannot_lead_out_of_the_release(bench, repo):
+    """The id becomes a path, here and at whoever downloads it."""
+    bench.settings = bench.changed("source", repo=repo, path=None)
+
+    with pytest.raises(InputError, match="must be org/name"):
+        bench.build()
+    assert not bench.out.exists()
+
+
+def test_a_licence_cannot_lead_out_of_the_release(bench):
+    bench.settings = bench.changed("publish", license="../../MIT")
+
+    with pytest.raises(InputError, match="SPDX"):
+        bench.build()
+    assert not bench.out.exists()
+
+
+def damage_weights(bench: Bench) -> None:
+    data = (bench.lens / "weights.safetensors").read_bytes()
+    (bench.lens / "weights.safetensors").write_bytes(data[:-4])
+
+
+def flip_recorded_weights(bench: Bench) -> None:
+    write_lens(bench.lens, weights_sha256="0" * 64)
+
+
+def other_model(bench: Bench) -> None:
+    write_lens(bench.lens, model_id="org/other")
+
+
+def other_pin(bench: Bench) -> None:
+    write_lens(bench.lens, model={**PIN, "commit": "f" * 40})
+
+
+def other_tensors(bench: Bench) -> None:
+    artifacts.write_tensors(bench.lens / "weights.safetensors", {"U": np.zeros((1, 2, 3), np.float32)})
+
+
+def no_verdict(bench: Bench) -> None:
+    artifacts.write_json(bench.metrics, passing(gate_A=None))
+
+
+def no_metrics(bench: Bench) -> None:
+    bench.metrics.unlink()
+
+
+def no_lens(bench: Bench) -> None:
+    shutil.rmtree(bench.lens)
+
+
+def no_object(bench: Bench) -> None:
+    artifacts.write_json(bench.corpus / "manifest.json", ["model"])
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        damage_weights,
+        flip_recorded_weights,
+        other_model,
+        other_pin,
+        other_tensors,
+        no_verdict,
+        no_metrics,
+        no_lens,
+        no_object,
+    ],
+)
+def test_a_wrong_input_leaves_the_old_release_as_it_was(bench, harm):
+    """Half a release, or one of two lenses, is worse than an old one."""
+    before = artifacts.sha256_tree(bench.build())
+    harm(bench)
+
+    with pytest.raises(IntegrityError):
+        bench.build()
+    assert artifacts.sha256_tree(bench.out) == before
+    assert [path.name for path in bench.out.parent.iterdir()] == [bench.out.name]
+
+
+def test_a_release_replaces_an_older_one_whole(bench):
+    """A file of the older release that stayed would be published under the new one's name."""
+    bench.build()
+    (bench.out / FOLDER / "precond.pt").write_bytes(b"old")
+
+    assert not (bench.build() / FOLDER / "precond.pt").exists()
+
+
+def test_a_folder_that_is_no_release_is_left_alone(bench):
+    """A mistyped path must not cost anyone a folder."""
+    bench.out.mkdir(parents=True)
+    (bench.out / "thesis.tex").write_text("years")
+
+    with pytest.raises(InputError, match=r"no receipt\.json"):
+        bench.build()
+    assert [path.name for path in bench.out.iterdir()] == ["thesis.tex"]
+
+
+def test_packaging_starts_without_torch():
+    """Only the export needs it; a wrong input should be told in a moment."""
+    code = "import sys; import lensmith.release.package; sys.exit('torch' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_quick_start_of_the_card_runs(bench, tmp_path, monkeypatch, capsys):
+    """It is the first thing that a stranger tries."""
+    model = tmp_path / "model"
+    save_tiny(model, n_layers=L)
+    d_model = json.loads((model / "config.json").read_text())["hidden_size"]
+    head = Backbone.of(AutoModelForCausalLM.from_pretrained(model)).head.fingerprint()
+    write_lens(bench.lens, d_model=d_model, head=head)
+    bench.settings = bench.changed("source", path=str(model))
+    card = (bench.build() / FOLDER / "README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(bench.out)
+
+    exec(card.split("```python\n")[1].split("```")[0], {})
+
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1", "2", "3"]

@@ -1,0 +1,151 @@
+"""A published lens as its readers get it: every file checked, and never with another model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lensmith.files import artifacts
+from lensmith.lens.lens import Lens
+from lensmith.process.errors import InputError, IntegrityError
+from lensmith.release import pretrained
+from lensmith.release.pretrained import StreamedLens
+from lensmith.source.backbone import Backbone
+from tests.support.released import TINY, save_release
+from tests.support.settings import REPOSITORY
+from tests.support.tiny import tiny_model
+
+LENS = f"tuned_lenses/{TINY}"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return save_release(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture
+def release(made, tmp_path) -> Path:
+    """A copy that a test may harm."""
+    return Path(shutil.copytree(made[0], tmp_path / "release"))
+
+
+def reindex(release: Path, name: str) -> None:
+    """Let the index vouch for a file as it is now."""
+    index = artifacts.read_json(release / "INDEX.json")
+    index[TINY]["sha256"][name] = artifacts.sha256_file(release / LENS / name)
+    artifacts.write_json(release / "INDEX.json", index)
+
+
+def test_a_folder_gives_the_lens_that_was_packaged(made):
+    """With and without the model's id: there is only one."""
+    folder, backbone, lens = made
+    for read in (Lens.from_pretrained(folder), Lens.from_pretrained(str(folder), model=TINY, base=backbone.model)):
+        assert all(torch.equal(read.tensors()[name], tensor) for name, tensor in lens.tensors().items())
+        read.check_head(backbone.head)
+
+
+def test_a_model_is_asked_for_by_name(release):
+    with pytest.raises(InputError, match="no lens for org/other; there is local/atlas"):
+        Lens.from_pretrained(release, model="org/other")
+    with pytest.raises(InputError, match=r"no INDEX\.json"):
+        Lens.from_pretrained(release / LENS)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "provenance.json", "README.md", "weights.pt"])
+def test_a_file_that_is_not_the_indexs_is_refused_by_name(release, name):
+    """A flipped bit in a weight is still a weight; only the hash tells."""
+    data = bytearray((release / LENS / name).read_bytes())
+    data[-9] ^= 1
+    (release / LENS / name).write_bytes(data)
+
+    with pytest.raises(IntegrityError, match=rf"{name}: has sha256 .*INDEX\.json records"):
+        Lens.from_pretrained(release)
+    (release / LENS / name).unlink()
+    with pytest.raises(IntegrityError, match=rf"{name}: is missing"):
+        Lens.from_pretrained(release)
+
+
+def test_pickles_are_never_read(release):
+    """weights.pt is an export: whatever it holds, the lens is the safetensors."""
+    (release / LENS / "weights.pt").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    reindex(release, "weights.pt")
+
+    assert Lens.from_pretrained(release).n_layers == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("c"), "must hold"),
+        (lambda t: t.update(extra=torch.zeros(1)), "must hold"),
+        (lambda t: t.update(c=torch.zeros(4, 3)), r"c is \(4, 3\)"),
+    ],
+)
+def test_a_header_of_another_form_is_refused(release, change, words):
+    path = release / LENS / "weights.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    about = artifacts.canonical_json({"kind": "low_rank", "norm": "final", "schema": 1})
+    save_file(tensors, path, metadata={"lensmith": about})
+    reindex(release, "weights.safetensors")
+
+    with pytest.raises(IntegrityError, match=words):
+        Lens.from_pretrained(release)
+
+
+def test_another_model_is_refused_when_it_is_given_and_when_it_is_used(release):
+    """The same shapes, other weights: every number would be plausible and wrong."""
+    other = tiny_model("llama", n_layers=4, seed=1)
+
+    with pytest.raises(IntegrityError, match=r"fit on float32 weights.*W_U"):
+        Lens.from_pretrained(release, base=other)
+    with pytest.raises(IntegrityError, match="W_U"):
+        Lens.from_pretrained(release).check_head(Backbone.of(other).head)
+    with pytest.raises(IntegrityError, match=r"\(layers, d_model\) \(4, 32\), this model has \(3, 32\)"):
+        Lens.from_pretrained(release, base=tiny_model("llama", n_layers=3))
+
+
+def test_a_check_survives_a_move_to_another_device(made):
+    """`to` makes a new lens; it must go on knowing whose it is."""
+    assert Lens.from_pretrained(made[0]).to(torch.device("cpu")).w_u_sha256 == made[1].head.fingerprint()["w_u_sha256"]
+
+
+def test_a_streamed_lens_reads_one_layer_and_the_same_numbers(made):
+    """For a lens that is larger than memory: no call may hold another layer's tensors."""
+    folder, backbone, lens = made
+    streamed = StreamedLens.open(pretrained.find(folder).folder)
+    resid = torch.randn(5, backbone.d_model, generator=torch.Generator().manual_seed(0))
+
+    for row in range(1, lens.n_layers + 1):
+        expected = lens.logits(backbone.head, resid, row)
+        assert torch.equal(streamed.logits(backbone.head, resid, row), expected)
+    one_layer = lens.U[0].numel() * lens.U.element_size()
+    assert streamed.layer(2).U.untyped_storage().nbytes() == one_layer
+    with pytest.raises(ValueError, match=r"row is 0, must be in 1\.\.4"):
+        streamed.layer(0)
+
+
+def test_an_index_that_is_no_index_is_refused(release):
+    for text in ("[]", "{", json.dumps({TINY: {"path": "tuned_lenses/../x", "sha256": {}}})):
+        (release / "INDEX.json").write_text(text)
+        with pytest.raises(IntegrityError, match=r"INDEX\.json"):
+            Lens.from_pretrained(release)
+
+
+def test_the_readmes_five_lines_run_as_printed(made, tmp_path, monkeypatch):
+    """They are the first thing that a reader tries; here with a tiny model in the place of the bundled one."""
+    for name, place in (("model", "demo/atlas"), ("release", "release/atlas")):
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).symlink_to(made[0].parent / name)
+    monkeypatch.chdir(tmp_path)
+    code = (REPOSITORY / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line]) == 5
+
+    names: dict[str, object] = {}
+    exec(code, names)
+
+    assert names["lens"].w_u_sha256 is not None
+    assert "plotly" in (tmp_path / "trajectory.html").read_text()

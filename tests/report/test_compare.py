@@ -1,0 +1,181 @@
+"""`lensmith compare`: finished variants, and only what tells them apart."""
+
+import copy
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from lensmith.lab import experiments
+from lensmith.lab.experiments import Variant
+from lensmith.process.errors import InputError
+from lensmith.report import compare
+from tests.support.scores import passing
+
+
+def state(name: str | None, rank: object, kl: float, **executor: Any) -> dict[str, Any]:
+    """A state as `dvc exp show --json` gives it: model `one`, of one rank and one KL."""
+    metrics = passing(heldout_kl_tuned_bits_50=kl)
+    settings = {"fit": {"rank": rank, "lr": 0.01, "inputs": {"a": "b"}}, "gates": {"seed": 316}}
+    data = {
+        "params": {"resolved/models/one.json": {"data": settings}, "params.yaml": {"data": {"models": {}}}},
+        "metrics": {"metrics/one.json": {"data": metrics}},
+    }
+    return {"rev": "0123456789abcdef", "name": name, "data": data, "experiments": None}
+
+
+def shown(*ranges: tuple[str, object, float, str | None]) -> list[dict[str, Any]]:
+    head = state("main", "auto", 2.0)
+    head["experiments"] = [
+        {"name": name, "revs": [state(name, rank, kl)], "executor": None if done is None else {"state": done}}
+        for name, rank, kl, done in ranges
+    ]
+    return [state("workspace", "auto", 2.0), head]
+
+
+RANKS = (("r-1", 8, 2.5, None), ("r-2", 16, 2.25, "success"))
+
+
+def text(found: compare.Comparison) -> str:
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(compare.table(found))
+    return console.export_text()
+
+
+def test_finished_variants_are_read_and_others_counted():
+    """DVC lists what is queued or runs with the metrics of the workspace: shown as its own they would be a lie."""
+    found = experiments.of(shown(*RANKS, ("r-3", 32, 2.0, "running"), ("r-4", 64, 2.0, "queued")))
+
+    assert [one.name for one in found.variants] == ["main", "r-1", "r-2"] and found.unfinished == 2
+    assert found.variants[1].settings["one"] == {"fit.rank": 8, "fit.lr": 0.01, "gates.seed": 316}
+
+
+def test_a_workspace_that_is_as_committed_is_no_variant():
+    """It would be HEAD twice; one that differs is shown."""
+    data = shown()
+    assert [one.name for one in experiments.of(data).variants] == ["main"]
+    data[0] = state("workspace", 4, 3.0)
+    assert [one.name for one in experiments.of(data).variants] == ["main", "workspace"]
+
+
+def test_only_what_differs_is_compared():
+    """Two numbers that are shown alike do not tell variants apart."""
+    variants = experiments.of(shown(*RANKS)).variants
+    variants[1].metrics["one"]["rank1_coverage_gain"] += 1e-9
+    found = compare.compare(variants, "one")
+
+    assert found.settings == ["fit.rank"] and found.kpis == ["heldout_kl_tuned_bits_50"]
+    printed = text(found)
+    assert all(word in printed for word in ("r-1", "8", "2.50", "r-2", "16", "2.25", "main", "auto", "A B C D E F G H"))
+    assert "lr" not in printed and "coverage" not in printed
+
+
+@pytest.mark.parametrize("lacking", ["resolved", "newer", "layout"])
+def test_a_setting_that_a_variant_lacks_is_no_difference(lacking):
+    """An old commit has no resolved/, or not the newest settings, or another layout: no column of dashes for each."""
+    data = shown(*RANKS)
+    files = data[1]["data"]["params"]
+    if lacking == "resolved":
+        del files["resolved/models/one.json"]
+    elif lacking == "newer":
+        del files["resolved/models/one.json"]["data"]["fit"]["lr"]
+    else:
+        files["resolved/models/one.json"]["data"] = {"version": 1}
+    found = compare.compare(experiments.of(data).variants, "one")
+
+    assert found.settings == ["fit.rank"]
+    (head,) = (line.split() for line in text(found).splitlines() if line.strip().startswith("main"))
+    assert head[1] == ("auto" if lacking == "newer" else "–")  # noqa: RUF001, a dash in a table
+    points = compare.curve(found, "rank").data[0].x
+    assert list(dict.fromkeys(points)) == ["8", "16", "auto"], "auto is the workspace's"
+
+
+def test_a_setting_that_only_one_variant_has_tells_nothing():
+    """What it is in the others nobody knows: two values are needed for a difference."""
+    data = shown(*RANKS)
+    data[1]["experiments"][0]["revs"][0]["data"]["params"]["resolved/models/one.json"]["data"]["fit"]["new"] = 7
+
+    assert compare.compare(experiments.of(data).variants, "one").settings == ["fit.rank"]
+
+
+def test_no_value_is_a_value():
+    """params.yaml's null differs from a word, is written so, and has a place in a curve."""
+    found = compare.compare(experiments.of(shown(("r-1", None, 2.5, None), ("r-2", 16, 2.25, None))).variants, "one")
+
+    assert found.settings == ["fit.rank"] and "null" in text(found)
+    assert list(compare.curve(found, "rank").data[0].x) == ["16", "auto", "null"]
+
+
+def test_an_interval_stands_with_its_number():
+    """A difference within the interval is none."""
+    found = compare.compare(experiments.of(shown(*RANKS)).variants, "one", ["median_delta_kl_bits_50"])
+
+    assert found.kpis == ["median_delta_kl_bits_50"]
+    assert "2.25 to 2.75" in text(found)
+
+
+def test_the_curve_has_a_point_for_each_variant_in_the_order_of_the_setting():
+    """8 before 16, words last; the same numbers as in the metrics."""
+    found = compare.compare(experiments.of(shown(RANKS[1], RANKS[0])).variants, "one")
+    figure = compare.curve(found, "rank")
+
+    line = next(trace for trace in figure.data if trace.name == "heldout_kl_tuned_bits_50")
+    assert (list(line.x), list(line.y)) == (["8", "16", "auto"], [2.5, 2.25, 2.0])
+    assert figure.layout.xaxis.type == "category"
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (lambda v: compare.compare(v, "two"), "no finished variant has metrics of 'two'; models with metrics: one"),
+        (lambda v: compare.compare(v, "one", ["kl"]), "'kl' is no metric of one"),
+        (lambda v: compare.curve(compare.compare(v, "one"), "lr"), "'lr' must be one setting .* differ in: fit.rank"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(ask, says):
+    with pytest.raises(InputError, match=says):
+        ask(experiments.of(shown(*RANKS)).variants)
+
+
+def test_names_of_experiments_are_text():
+    """A name may hold what a terminal's markup would swallow."""
+    data = copy.deepcopy(shown(("[bold]x[/]", 8, 2.5, None)))
+
+    assert "[bold]x[/]" in text(compare.compare(experiments.of(data).variants, "one"))
+
+
+def test_outside_a_repository_the_reason_is_given(tmp_path):
+    with pytest.raises(InputError, match=r"dvc exp show HEAD: .*not inside of a DVC repository"):
+        experiments.read(tmp_path)
+
+
+def test_variants_without_the_model_are_left_out():
+    """A variant from before the model was added has no numbers of it."""
+    variants = [*experiments.of(shown(*RANKS)).variants, Variant("old", {}, {"other": {}})]
+
+    assert [one.name for one in compare.compare(variants, "one").variants] == ["main", "r-1", "r-2"]
+
+
+def test_each_verdict_stands_below_the_letter_of_its_gate():
+    """Also where a variant is from before a gate: the others do not move into its place."""
+    data = shown(*RANKS)
+    metrics = data[1]["experiments"][0]["revs"][0]["data"]["metrics"]["metrics/one.json"]["data"]
+    del metrics["gate_A"]
+    metrics["gate_C"] = "fail"
+    lines = text(compare.compare(experiments.of(data).variants, "one")).splitlines()
+    letters = next(line for line in lines if "A B C" in line)
+    row = next(line for line in lines if line.strip().startswith("r-1"))
+
+    assert [row[letters.index(gate)] for gate in "ABC"] == [" ", "✓", "✕"]
+
+
+def test_a_curve_joins_only_what_differs_in_its_setting():
+    """A variant of half the text at the rank of another would stand above it on the same line."""
+    data = shown(*RANKS, ("half", "auto", 2.75, None))
+    data[1]["experiments"][2]["revs"][0]["data"]["params"]["resolved/models/one.json"]["data"]["fit"]["lr"] = 0.5
+    found = compare.compare(experiments.of(data).variants, "one")
+
+    assert found.settings == ["fit.lr", "fit.rank"]
+    assert list(compare.curve(found, "rank").data[0].x) == ["8", "16", "auto"]
+    assert list(compare.curve(found, "lr").data[0].x) == ["0.01", "0.5"]

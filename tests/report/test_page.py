@@ -1,0 +1,242 @@
+"""The report in a real browser, with no network: it draws, sorts, switches, and no word of a prompt is markup."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.browser import Browser
+from tests.support.desk import Desk
+from tests.support.scores import N_LAYERS, detail
+from tests.support.settings import REPOSITORY
+
+# What a token or prompt may hold: markup, the end of a script, a terminal's colours, writing from right to left,
+# overrides of direction, line breaks of several kinds.
+HOSTILE = (
+    "</script><script>document.title='gone'</script>", "<script>document.title='gone'</script>",
+    "<img src=x onerror=\"document.title='gone'\">", "\x1b[31mred", "\u05e9\u05dc\u05d5\u05dd", "\u202egnorw",
+    "\n\n", "\u2028", "&lt;b&gt;", "<b>bold</b>", "--><!--", "{{ models }}", "%{z}", "\U0001f642",
+)  # fmt: skip
+
+# The document's structure: each element's name, and how deep it lies.
+STRUCTURE = """[...document.querySelectorAll('body *')].filter((e) => !e.closest('svg, .heat, .chart')).map((e) => {
+  let depth = 0;
+  for (let up = e; up; up = up.parentElement) depth++;
+  return depth + e.tagName;
+})"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
+def page(folder: Path, about: dict[str, Any] | None = None) -> Path:
+    desk = Desk(folder).add("one", about=about)
+    desk.build()
+    return desk.html
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    return page(tmp_path_factory.mktemp("plain"), detail(prompts=40))
+
+
+def drawn(browser: Browser) -> None:
+    """Bring every chart and heat map into view, one after another, and wait for each."""
+    for place in range(browser.run("document.querySelectorAll('.chart, .heat').length")):
+        one = f"document.querySelectorAll('.chart, .heat')[{place}]"
+        browser.run(f"{one}.scrollIntoView()")
+        browser.until(f"{one}.querySelector('svg.main-svg') !== null")
+
+
+def column(browser: Browser, number: int) -> list[str]:
+    return list(
+        browser.run(f"[...document.querySelectorAll('.sortable tbody tr')].map(r => r.cells[{number}].textContent)")
+    )
+
+
+def asked_for(browser: Browser) -> list[str]:
+    """Requests beyond the page itself; Plotly measures pictures that it holds as data."""
+    own = browser.run("location.href")
+    return [url for url in browser.requests if url != own and not url.startswith(("data:", "blob:"))]
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_it_draws_everything_and_asks_for_nothing(browser, plain, width, dark):
+    """On a desk in the light and on a telephone in the dark: every chart, no complaint, no request, nothing cut off."""
+    browser.open(plain, width=width, dark=dark)
+    drawn(browser)
+
+    assert browser.errors == [] and asked_for(browser) == []
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.run("document.querySelectorAll('.chart').length") == 7
+    colour = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert colour == ("rgb(13, 17, 21)" if dark else "rgb(246, 247, 249)")
+
+
+def test_the_table_sorts_and_searches(browser, plain):
+    """Once up, twice down; numbers as numbers; what is missing stays last either way."""
+    browser.open(plain)
+    press = "document.querySelector('[data-column=\"{}\"] button').click()".format
+    rank, tuned, saved, norm = 3, 5, 10, 6
+
+    assert len(column(browser, tuned)) == 15
+    browser.run("document.querySelector('.more').click()")
+    assert len(column(browser, tuned)) == 40
+    browser.run(press("tuned_le_10"))
+    assert column(browser, tuned) == [str(3 + i) for i in range(40)]
+    assert browser.run("document.querySelector('[data-column=\"tuned_le_10\"]').ariaSort") == "ascending"
+    browser.run(press("saved"))
+    browser.run(press("saved"))
+    assert [float(value.replace("\N{MINUS SIGN}", "-")) for value in column(browser, saved)] == [
+        1.75 - i / 2 for i in range(40)
+    ]
+    assert set(column(browser, norm)) == {"\N{EN DASH}"}
+    for turn in (1, -1):
+        browser.run(press("final_rank"))
+        assert column(browser, rank)[:32] == sorted(column(browser, rank)[:32], key=lambda text: turn * int(text))
+        assert column(browser, rank)[32:] == ["\N{EN DASH}"] * 8
+    browser.run("Object.assign(document.querySelector('.find'), {value: 'prompt 7'}).dispatchEvent(new Event('input'))")
+    assert column(browser, 0) == ["river prompt 7"]
+    assert browser.errors == []
+
+
+def heat(browser: Browser, lens: str) -> Any:
+    return browser.run(f"document.querySelector('.heat[data-lens={lens}]').data[0]")
+
+
+def test_prompts_and_colours_switch(browser, plain):
+    """The same numbers as in the data, both maps on one scale; a prompt of the table leads to its maps."""
+    browser.open(plain)
+    drawn(browser)
+    shown = detail()["trajectories"]
+    choose = (
+        "Object.assign(document.querySelector('.choose-{}'), {{value: '{}'}}).dispatchEvent(new Event('change'))".format
+    )
+
+    for index in (0, 2):
+        browser.run(choose("prompt", index))
+        lenses = shown[index]["lenses"]
+        for name, first in (("norm", 0), ("tuned", 1)):
+            map_ = heat(browser, name)
+            assert map_["z"] == [[number / 100 for number in row] for row in lenses[name]["kl"]]
+            assert map_["y"] == list(range(first, N_LAYERS + 1))
+            words = [word.strip() for word in shown[index]["words"]]
+            assert map_["text"] == [[words[cell[0]] for cell in row] for row in lenses[name]["top"]]
+            assert (map_["zmin"], map_["zmax"]) == (0, 10)
+    browser.run(choose("colour", "probability"))
+    assert heat(browser, "norm")["z"][0] == [0, 0, 0] and heat(browser, "tuned")["zmax"] == 1
+    browser.run("document.querySelectorAll('.jump')[1].click()")
+    assert browser.run("document.querySelector('.choose-prompt').value") == "1"
+    assert browser.run("document.activeElement.className") == "choose-prompt"
+    assert browser.errors == []
+
+
+def test_a_cell_is_reached_by_keyboard(browser, plain):
+    """Hover is not for everyone: with the arrow keys a cell is chosen in both maps, and read out below them."""
+    browser.open(plain)
+    drawn(browser)
+    browser.run("document.querySelector('.choose-colour').focus()")
+    browser.key("Tab")
+    assert browser.run("document.activeElement.dataset.lens") == "norm"
+    browser.key("ArrowDown")
+    top = browser.run("document.querySelector('.cell').innerText")
+    browser.key("ArrowDown")
+    browser.key("ArrowLeft")
+    below = browser.run("document.querySelector('.cell').innerText")
+
+    assert f"Layer {N_LAYERS}, after sea" in top and f"Layer {N_LAYERS - 1}, after river" in below
+    assert "norm lens" in below and "tuned lens" in below and "50.0 %" in below
+    frames = browser.run("[...document.querySelectorAll('.heat')].map(m => m.layout.shapes.length)")
+    assert frames == [1, 1]
+
+
+def test_no_word_of_a_prompt_is_markup(browser, tmp_path):
+    """Prompts and tokens come from files that others may send: they change nothing in the document's structure."""
+    tame = page(tmp_path / "tame", detail(words=[f"word{i}" for i in range(len(HOSTILE))], prompts=len(HOSTILE)))
+    browser.open(tame)
+    drawn(browser)
+    wanted = browser.run(STRUCTURE)
+    browser.open(page(tmp_path / "hostile", detail(words=HOSTILE, prompts=len(HOSTILE))))
+    drawn(browser)
+
+    assert browser.run(STRUCTURE) == wanted
+    assert browser.run("document.title") == "Lensmith report"
+    assert browser.errors == [] and asked_for(browser) == []
+    for index in range(3):
+        browser.run(f"document.querySelector('.choose-prompt').selectedIndex = {index}")
+        browser.run("document.querySelector('.choose-prompt').dispatchEvent(new Event('change'))")
+        browser.run("document.querySelector('.heat').focus()")
+        for _ in range(4):  # five tokens in each cell: between them all words are read out
+            browser.key("ArrowDown")
+            tags = set(browser.run("[...document.querySelectorAll('.cell *')].map(e => e.tagName)"))
+            assert tags == {"P", "BDI", "DIV"}
+    shown = browser.run("document.body.innerText + [...document.querySelectorAll('option')].map(o => o.text).join()")
+    assert not any(char in shown for char in "\x1b\u202e\u2028")
+    assert browser.run("document.querySelectorAll('.heat b, .heat img, .heat script').length") == 0
+    assert browser.run("document.title") == "Lensmith report" and browser.errors == []
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "<script>document.title='gone'</script>",
+        "<img src=x onerror=\"document.title='gone'\">",
+        "<svg onload=\"document.title='gone'\"></svg>",
+        "<iframe srcdoc=\"<script>parent.document.title='gone'</script>\"></iframe>",
+        "<script src='data:text/javascript,document.title=1'></script>",
+        "<base href='https://example.org/'>",
+    ],
+)
+def test_markup_that_escaping_had_missed_runs_nothing(browser, plain, tmp_path, markup):
+    """The second wall: the browser runs the scripts that the page's policy names by their sha256, and no other."""
+    text = plain.read_text(encoding="utf-8")
+    (tmp_path / "page.html").write_text(text.replace("<main>", f"<main>{markup}", 1), encoding="utf-8")
+    browser.open(tmp_path / "page.html")
+    drawn(browser)
+
+    assert browser.run("document.title") == "Lensmith report"
+    assert any("Content Security Policy" in error for error in browser.errors)
+    assert browser.run("document.baseURI").startswith("file:")
+
+
+def test_no_template_says_that_a_value_is_safe():
+    """What is markup in a page stands in a template, or in the one line of page.py that ruff points at."""
+    for template in (REPOSITORY / "src/lensmith").glob("*/templates/*"):
+        text = template.read_text(encoding="utf-8")
+        assert not re.search(r"\|\s*safe\b", text), template
+        assert "autoescape false" not in text or template.name == "notice.j2", template
+
+
+def test_a_missing_browser_is_a_failure_where_it_is_asked_for(monkeypatch):
+    """`.ci/run` sets LENSMITH_BROWSER: a skip there would look like a pass."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("LENSMITH_BROWSER", raising=False)
+    from tests.support.browser import find
+
+    with pytest.raises(pytest.skip.Exception, match="apt-get install chromium"):
+        find()
+    monkeypatch.setenv("LENSMITH_BROWSER", "required")
+    with pytest.raises(pytest.fail.Exception, match="none of chromium"):
+        find()
+
+
+def test_ten_models_of_a_real_size_stay_below_eight_megabytes(tmp_path):
+    """Ten models of 32 layers, 6 texts of 20 tokens and 240 prompts each; what is left out is said."""
+    big = json.loads(json.dumps(detail(words=[f"word{i}" for i in range(20)], prompts=240)))
+    text = big["trajectories"][0]
+    for lens in text["lenses"].values():
+        for name in ("top", "p", "entropy", "kl", "rank", "p_final"):
+            lens[name] = [lens[name][i % 6] for i in range(33 - lens["first_row"])]
+    big["trajectories"] = [{**text, "id": f"p{i}"} for i in range(6)]
+    desk = Desk(tmp_path)
+    for index in range(10):
+        desk.add(f"model{index}", about=big)
+    shown = desk.build()
+
+    assert 6_000_000 < desk.html.stat().st_size <= 8_000_000
+    assert "would make this page too large" in shown

@@ -1,0 +1,312 @@
+"""The report page: whole in itself, honest, safe to open, and the same for the same inputs."""
+
+import subprocess
+import sys
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from lensmith.judge import scorecard
+from lensmith.judge.scorecard import Estimate, Part
+from lensmith.process import wording
+from lensmith.process.errors import InputError, IntegrityError
+from lensmith.report import charts, curves
+from tests.support.desk import Desk
+from tests.support.judged import World
+from tests.support.scores import N_LAYERS, passing
+from tests.support.settings import atlas
+
+FAILING: dict[str, Any] = {"preferred": 0, "gate_B": "fail", "gate_B_pass": 0, "gate_B_point": "fail"}
+FAILING |= {"gate_D": "inconclusive", "gate_D_pass": 0}
+
+
+class Page(HTMLParser):
+    """A page's elements, and the text of each element with a class."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.badges: list[tuple[str, str]] = []  # (class, text)
+        self._open: list[tuple[str, int]] = []
+        self._spans = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag == "span":
+            self._spans += 1
+            classes = dict(attrs).get("class") or ""
+            if classes.startswith("badge"):
+                self._open.append((classes, self._spans))
+                self.badges.append((classes, ""))
+
+    def handle_endtag(self, tag):
+        if tag == "span":
+            if self._open and self._open[-1][1] == self._spans:
+                self._open.pop()
+            self._spans -= 1
+
+    def handle_data(self, data):
+        if self._open:
+            classes, text = self.badges[-1]
+            self.badges[-1] = (classes, text + data)
+
+
+@pytest.fixture
+def desk(tmp_path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_the_page_asks_no_server_for_anything(desk):
+    """It is read offline, from mails and build artefacts; a CDN that is gone would leave it blank."""
+    page = Page(desk.add("one").build())
+
+    targets = [
+        v for _, attrs in page.elements for name, v in attrs.items() if name in ("src", "href", "data", "srcset")
+    ]
+    assert targets and all(target.startswith("#") for target in targets)
+    assert "link" not in {tag for tag, _ in page.elements}
+    policy = next(
+        attrs["content"] for _, attrs in page.elements if attrs.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert "default-src 'none'" in policy and "http" not in policy
+
+
+def test_style_loads_nothing(desk):
+    """A font or an image of a style sheet is a request as well."""
+    style = desk.add("one").build().split("<style>")[1].split("</style>")[0]
+
+    assert "@import" not in style and "url(" not in style and "{{" not in style
+
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+def test_hostile_names_and_words_stay_text(desk):
+    """Keys, words and curves come from files that others may send."""
+    plain = Page(desk.add("one").build())
+    words = {f"baseline_{p}": "</dd><script>alert(1)</script>" for p in (25, 50, 75)}
+    text = (
+        Desk(desk.root / "hostile")
+        .add(HOSTILE, passing(**words), crossing="</script><script>alert(2)</script>")
+        .build()
+    )
+    page = Page(text)
+
+    assert [tag for tag, _ in page.elements] == [tag for tag, _ in plain.elements]
+    assert not any(name.startswith("on") for _, attrs in page.elements for name in attrs)
+    assert "alert(2)" in text and "<script>alert" not in text and "&lt;img" in text
+
+
+def test_hostile_names_stay_text_in_charts(desk):
+    """Plotly reads a few HTML tags in the names of lines."""
+    desk.add("one")
+    found = curves.read(desk.folders["kl"] / "one.csv", "kl_final_lens_bits")
+
+    names = [line["name"] for line in charts.overview({HOSTILE: found})["data"]]
+    assert names == ["&lt;img src=x onerror=alert(1)&gt;"]
+
+
+def test_the_same_inputs_give_the_same_bytes(desk, tmp_path):
+    """A page that differs without a reason makes every stage after it stale, and every diff noise."""
+    first = desk.add("one").add("two", passing(**FAILING)).build()
+    second = Desk(tmp_path / "again").add("two", passing(**FAILING)).add("one").build()
+
+    assert first == second
+
+
+def test_a_failed_gate_is_shown_as_failed(desk):
+    """A report that hides a red gate is worth nothing."""
+    text = desk.add("one", passing(**FAILING)).build()
+
+    assert "Norm lens preferred." in text and "Tuned lens preferred." not in text
+    assert "gate B (fail), gate D (inconclusive)." in text
+    assert '<p class="verdict fail">' in text
+    assert sorted(verdict_badges(text)) == ["fail", "inconclusive", *["pass"] * 6]
+
+
+def test_a_lens_that_passes_is_preferred(desk):
+    text = desk.add("one").build()
+
+    assert "Tuned lens preferred." in text and "Norm lens preferred." not in text
+    assert set(verdict_badges(text)) == {"pass"}
+
+
+def verdict_badges(text: str) -> list[str]:
+    """Classes of the badges in the gates' table."""
+    table = text.split('<table class="cards gates">')[1].split("</table>", maxsplit=1)[0]
+    return [classes.removeprefix("badge ") for classes, _ in Page(table).badges]
+
+
+def test_no_verdict_is_told_by_colour_alone(desk):
+    """One reader in twelve men cannot tell red from green: each badge has its word and its sign."""
+    page = Page(desk.add("one", passing(**FAILING, gate_E="invalid")).build())
+
+    assert {classes.split()[-1] for classes, _ in page.badges} == set(scorecard.VERDICTS)
+    for classes, text in page.badges:
+        verdict = classes.split()[-1]
+        assert verdict in text and wording.SYMBOLS[verdict] in text
+
+
+def test_a_removed_model_vanishes(desk):
+    """DVC leaves the files of a removed model in place; only `resolved` says which models there are."""
+    desk.add("one").add("gone")
+    (desk.folders["resolved"] / "gone.json").unlink()
+
+    assert "gone" not in desk.build().split("<script>")[0]
+    assert {row["model"] for row in desk.table()} == {"one"}
+
+
+def test_the_overview_holds_the_tuned_curve_by_relative_depth(desk):
+    """Models of different depth share one axis: layer 3 of 6 lies at 50 %."""
+    desk.add("one").build()
+
+    rows = desk.table()
+    assert [int(row["layer"]) for row in rows] == list(range(1, N_LAYERS + 1))
+    assert [float(row["depth_pct"]) for row in rows][2::3] == [50, 100]
+    assert [float(row["kl_final_lens_bits"]) for row in rows] == [2.5, 2.0, 1.5, 1.0, 0.5, 0.0]
+
+
+def test_limits_are_those_that_the_gates_used(desk):
+    """Settings may have been edited since the metrics were written; the page shows what was judged."""
+    shown = desk.add("one", passing(limit_delta_kl_bits_50=0.625)).build()
+
+    assert "≥ +0.63" in shown or "≥ +0.62" in shown
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "rank1_coverage_gain",
+        "median_delta_kl_bits_50",
+        "last_layer_kl_after_temp_bits",
+        "final_rank1_share",
+        "n_prompts",
+    ],
+)
+def test_a_missing_number_is_shown_as_missing(desk, key):
+    """A number that was not finite is left out by `gates`; the page must come all the same, and say so."""
+    assert "n/a" in desk.add("one", passing(**{key: None})).build().split("<script>")[0]
+    assert "n/a" not in Desk(desk.root / "whole").add("one").build().split("<script>")[0]
+
+
+def test_everything_that_a_gate_asks_for_is_what_gates_write(tmp_path):
+    """One name spelt differently here and there would show a measured number as missing."""
+    world = World(tmp_path)
+    metrics = world.judge()
+    card = scorecard.read(tmp_path / "metrics.json", atlas())
+
+    assert [gate.letter for gate in card.gates] == sorted({key[5] for key in metrics if key.startswith("gate_")})
+    for gate in card.gates:
+        for part in gate.parts:
+            assert part.measured.value is not None and part.limit is not None, f"{gate.letter}: {part.label}"
+    assert "None" not in str(card.plan_kpis()) and card.preferred == ("tuned" if metrics["preferred"] else "norm")
+
+
+def test_the_ladder_is_shown_with_its_shares(desk):
+    """A reader must see what a temperature alone would do: 4.00 bits to 3.50, a quarter of what the lens saves."""
+    text = desk.add("one").build()
+    table = text[text.index("What each part of the lens explains") :].split("</table>")[0]
+
+    assert table.index("norm lens") < table.index("+ temperature") < table.index("+ scale and low-rank map")
+    for value, interval in (("3.50", "3.00 to 4.00"), ("25 %", "12 % to 38 %")):
+        assert f'>{value}<span class="interval">{interval}</span>' in table
+    assert "What each part" not in Desk(desk.root / "bare").add("one", passing(ladder="identity low_rank")).build()
+
+
+def test_the_ladders_chart_has_a_bar_for_each_rung():
+    """Heights and whiskers are those of the table, and no two rungs look alike."""
+    drawn = charts.ladder(scorecard.Scorecard(passing(), atlas()))
+    assert drawn is not None
+
+    bars = drawn["data"]
+    assert [(bar["name"], bar["y"]) for bar in bars] == [
+        ("norm lens", [4.0] * 3), ("+ temperature", [3.5] * 3), ("+ scale and low-rank map", [2.0] * 3),
+    ]  # fmt: skip
+    assert bars[1]["error_y"]["array"] == bars[1]["error_y"]["arrayminus"] == [0.5] * 3
+    assert len({bar["marker"]["color"] for bar in bars}) == len(bars)
+    assert charts.ladder(scorecard.Scorecard(passing(ladder=None), atlas())) is None
+
+
+def test_gate_g_shows_the_worst_part_of_the_context(desk):
+    """Six parts at three depths would hide the one that matters; a part without a number comes first."""
+    worst = {"position_delta_kl_bits_50_part_1": -0.5}
+    card = scorecard.Scorecard(passing(**worst), atlas())
+    labels = [part.label for part in card.gates[6].parts]
+
+    assert card.gates[6].parts[1].measured.value == -0.5
+    assert ["tokens 0 to 15" in label for label in labels] == [True, False, True]
+    missing = scorecard.Scorecard(passing(position_delta_kl_bits_25_part_1=None), atlas())
+    assert missing.gates[6].parts[0].measured.value is None
+
+
+def test_crossings_are_marked_where_they_lie(desk):
+    """The plan's first-rank crossings, one diamond for each lens, with the ranks that are crossed there."""
+    desk.add("one")
+    found = curves.read(desk.folders["kl"] / "one.csv", "kl_final_lens_bits")
+    card = scorecard.read(desk.folders["metrics"] / "one.json", atlas())
+
+    marked = [trace for trace in charts.kl(found, card)["data"] if trace.get("text")]
+    assert [(trace["x"], trace["text"]) for trace in marked] == [([3], ["≤ 10, 5"])] * 2
+
+
+@pytest.mark.parametrize(("lo", "limit", "clears"), [(0.4, 0.3, True), (0.2, 0.3, False), (-3.0, -0.1, False)])
+def test_a_drawn_interval_lies_on_the_side_of_its_limit(lo, limit, clears):
+    """The picture must say what the numbers say."""
+    span = Part("at 50 %", Estimate(lo + 1, lo, lo + 2), limit, True, wording.signed).span
+
+    assert span is not None and (span.lo >= span.limit) == clears
+    assert min(span.lo, span.limit) >= 0 and max(span.hi, span.limit) <= 100
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (2.314, "2.31"),
+        (-0.5, "\u22120.50"),
+        (31.26, "31.3"),
+        (0.0421, "0.042"),
+        (3.1e-8, "3.1 \u00d7 10⁻⁸"),
+        (0, "0"),
+        (None, "n/a"),
+    ],
+)
+def test_numbers_have_the_digits_that_a_reader_can_use(value, text):
+    assert wording.number(value) == text
+
+
+def test_damage_is_named_and_the_old_page_stays(desk):
+    """A report over half of a file would look like a report."""
+    before = desk.add("one").build()
+    path = desk.folders["kl"] / "one.csv"
+    good = path.read_text(encoding="utf-8")
+    for broken in (good.replace("tuned", "turned"), good.replace("2.0", "nan"), good.replace("crossing", "mark"), ""):
+        path.write_text(broken, encoding="utf-8")
+        with pytest.raises(IntegrityError, match=r"kl.one\.csv"):
+            desk.build()
+    path.unlink()
+    with pytest.raises(IntegrityError, match=r"kl.one\.csv: missing"):
+        desk.build()
+
+    assert desk.html.read_text(encoding="utf-8") == before
+
+
+@pytest.mark.parametrize("changed", [{"gate_C": None}, {"gate_C": "splendid"}])
+def test_a_gate_without_a_verdict_is_refused(desk, changed):
+    """No verdict is no pass."""
+    with pytest.raises(IntegrityError, match="gate_C"):
+        desk.add("one", passing(**changed)).build()
+
+
+def test_no_models_is_an_error(desk):
+    """An empty page would read as `nothing failed`."""
+    with pytest.raises(InputError, match="no model"):
+        desk.build()
+
+
+def test_the_page_is_made_without_torch():
+    """`report` runs after every change of any model: it must start in a moment, and where no torch is."""
+    code = "import sys; import lensmith.report.page; sys.exit('torch' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

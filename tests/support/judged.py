@@ -1,0 +1,113 @@
+"""The folders that gates read, written from functions: hand-made rows with known KPIs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lensmith.files import artifacts
+from lensmith.judge import gates
+from lensmith.judge import rows as tables
+from lensmith.lens.depth import depth_row
+from lensmith.settings.sections import ModelParams
+from tests.support.settings import atlas
+
+Cell = Callable[[int, int, str], float]  # (unit, layer, lens) -> value
+LIMITS: dict[str, Any] = {
+    "delta_kl_bits_25": 0.2, "delta_kl_bits_50": 0.3, "delta_kl_bits_75": 0.3, "earliness_le_10_layers": 4.0,
+    "earliness_le_5_layers": 2.0, "earliness_share": 0.6, "last_layer_kl_bits": 0.05, "worst_delta_kl_bits": -0.1,
+    "identity_kl_bits": 1e-4, "ladder_gain_bits": 0.01, "position_delta_kl_bits": -0.1, "risk_tier_steps": 0.0,
+    "min_prompts": 3, "bootstrap_samples": 200, "confidence": 0.95, "seed": 316,
+}  # fmt: skip
+
+
+def settings(**limits: Any) -> ModelParams:
+    return atlas(gates={**LIMITS, **limits})
+
+
+LENSES = ("norm", "norm_next", "temperature", "bias", "tuned")
+KL = {"tuned": 1.0, "bias": 2.0, "temperature": 2.5}  # of World.kl before the last block; 3 of the others
+PLACES = 4  # positions in a sequence, two in each of two parts of the context
+
+
+def rows_of(lens: str, n_layers: int) -> range:
+    return range(tables.first_row(lens), n_layers + 1)
+
+
+class World:
+    """The two folders that gates read, written from functions of (unit, layer, lens)."""
+
+    def __init__(self, folder: Path, *, n_layers: int = 4, prompts: int = 6, seqs: int = 5) -> None:
+        self.sweep, self.suite = folder / "sweep", folder / "suite"
+        self.n_layers, self.prompts, self.seqs = n_layers, prompts, seqs
+        self.kl: Cell = lambda unit, layer, lens: 0.0 if layer == n_layers else KL.get(lens, 3.0)
+        self.rank: Cell = lambda unit, layer, lens: 0 if layer >= (1 if lens == "tuned" else n_layers) else 50
+        self.template: Callable[[int], str] = lambda unit: f"t{unit}"
+        self.aligned: Callable[[int], bool] = lambda unit: True
+        self.last_layer: list[float | None] = [0.01] * seqs
+        self.lenses: tuple[str, ...] = LENSES
+        self.kind, self.block_seqs = "low_rank", 1
+        self.at_position: Callable[[int, str, int], float] = lambda place, lens, percent: 0.0  # added to the KL there
+        self.tiers: dict[str, str] = {"norm": "high", "tuned": "high"}
+        self.folder = folder
+
+    def judge(self, **limits: Any) -> dict[str, Any]:
+        self.write()
+        out = {name: self.folder / name for name in ("metrics.json", "kl.csv", "cosine.csv")}
+        gates.run(settings(**limits), self.sweep, self.suite, *out.values())
+        found: dict[str, Any] = json.loads(out["metrics.json"].read_text())
+        return found
+
+    def write(self) -> None:
+        lens = {"weights_sha256": "0" * 64, "kind": self.kind, "norm": "final"}
+        parts = [{"first": 8 * part, "last": 8 * part + 7, "n_positions": 2 * self.seqs} for part in range(2)]
+        run = {
+            "model_stats": {"num_layers": self.n_layers}, "lens": lens, "lenses": self.lenses, "prompts": [1, 2],
+            "heldout": {"n_positions": PLACES * self.seqs, "parts": parts, "block_seqs": self.block_seqs},
+            "last_layer_consistency": {
+                "kl_final_lens_after_temp_bits_by_seq": self.last_layer, "temp_at_bound": False,
+            },
+            "raw_lens_check": {
+                name: {"risk_tier": tier, "lens_artifact_score": 0.5} for name, tier in self.tiers.items()
+            },
+        }  # fmt: skip
+        artifacts.write_json(self.sweep / "run.json", run)
+        about = {"n_layers": self.n_layers, "lens": lens, "files": {}, "in_training_text": ["p0"]}
+        artifacts.write_json(
+            self.suite / "suite.json", {**about, "lenses": [name for name in self.lenses if name != "raw"]}
+        )
+        self._write_heldout()
+        self._write_suite()
+
+    def _write_heldout(self) -> None:
+        heldout = [
+            [unit, layer, name, PLACES, self.kl(unit, layer, name), 0, 0, 0.5, 0]
+            for unit in range(self.seqs) for name in self.lenses for layer in rows_of(name, self.n_layers)
+        ]  # fmt: skip
+        artifacts.write_csv(self.sweep / "heldout.csv", tables.HELDOUT_COLUMNS, heldout)
+        lines = []
+        for name in self.lenses:
+            for unit, place in np.ndindex(self.seqs, PLACES):
+                ranks = [self.rank(unit, layer, name) for layer in range(1, self.n_layers + 1)]
+                first = [next((i for i, rank in enumerate(ranks, 1) if rank < k), None) for k in (10, 5, 1)]
+                at = [self.kl(unit, depth_row(self.n_layers, p), name) for p in (25, 50, 75)]
+                kl = [bits + self.at_position(place, name, p) for bits, p in zip(at, (25, 50, 75), strict=True)]
+                share = sum(rank < 1 for rank in ranks) / self.n_layers
+                lines.append([unit, 4 * place, place // 2, name, *first, None, share, *kl])
+        artifacts.write_csv(self.sweep / "positions.csv", tables.POSITION_COLUMNS, lines)
+
+    def _write_suite(self) -> None:
+        rows, prompts = [], []
+        for unit in range(self.prompts):
+            aligned = self.aligned(unit)
+            for name in (lens for lens in self.lenses if lens != "raw"):
+                for layer in rows_of(name, self.n_layers):
+                    rank = self.rank(unit, layer, name) if aligned else None
+                    row = [f"p{unit}", "d", self.template(unit), layer, name, self.kl(unit, layer, name)]
+                    rows.append([*row, 0, 0, 0.5, rank, 0.1, "x", 0, None])
+            final = self.rank(unit, self.n_layers, "norm") if aligned else None
+            prompts.append([f"p{unit}", "d", self.template(unit), "a", 3, "a", int(aligned), final, 0.1])
+        artifacts.write_csv(self.suite / "rows.csv", tables.ROW_COLUMNS, rows)
+        artifacts.write_csv(self.suite / "prompts.csv", tables.PROMPT_COLUMNS, prompts)

@@ -1,0 +1,68 @@
+"""A release of a tiny model in a folder, packaged by the real code; without a fit, which most tests do not need."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lensmith.files import artifacts
+from lensmith.hub import models
+from lensmith.lens.lens import Lens
+from lensmith.release import package
+from lensmith.settings.sections import SourceParams
+from lensmith.source.backbone import Backbone
+from tests.support.scores import passing
+from tests.support.settings import atlas
+from tests.support.tiny import save_tiny
+
+TINY = "local/atlas"  # the id of a model from a folder
+
+
+def save_release(root: Path, *, n_layers: int = 4, better: bool = True, **tiny: Any) -> tuple[Path, Backbone, Lens]:
+    """A model in root/model, its release in root/release. The lens is a bias that helps or, not `better`, noise."""
+    model = save_tiny(root / "model", n_layers=n_layers, **tiny)
+    source = SourceParams(
+        repo=None,
+        path=str(model),
+        revision="main",
+        dtype="float32",
+        device="cpu",
+        placement="single",
+        trust_remote_code=False,
+    )
+    pin = models.pin_model(source)
+    backbone = Backbone.load(source, pin)
+    settings = atlas(source={"path": str(model)}, fit={"rank": 2})
+    lens = _lens(Lens.start(settings.fit, n_layers, backbone.d_model), backbone, better=better)
+    lens.save(root / "lens")
+    record: dict[str, Any] = {key: {} for key in package.REQUIRED["provenance.json"]}
+    record |= {
+        "model_id": TINY,
+        "model": pin.model_dump(mode="json"),
+        "kind": lens.kind,
+        "norm": lens.norm,
+        "seed": 316,
+    }
+    record |= {"measured": {"tokens_forwarded": 1, "steps": 1}, "preconditioner": {"type": "none"}}
+    record |= {"head": backbone.head.fingerprint(), "machine": {"dtype": "float32"}}
+    record["weights_sha256"] = artifacts.sha256_file(root / "lens" / "weights.safetensors")
+    artifacts.write_json(root / "lens" / "provenance.json", record)
+    manifest = {"kind": "atlas", "model": record["model"], "tokenizer": {}, "content_hash": "c1", "commit": None}
+    artifacts.write_json(root / "corpus" / "manifest.json", manifest | {"tokens_sha256": "c2", "heldout_sha256": "c3"})
+    artifacts.write_json(root / "metrics.json", passing())
+    places = (root / name for name in ("corpus", "lens", "metrics.json", "release"))
+    package.build(settings, *places, licence={}, page="")
+    return root / "release", backbone, lens
+
+
+def _lens(start: Lens, backbone: Backbone, *, better: bool) -> Lens:
+    """Of the middle layers, `c` moves the mean input of the head to where the model has it in the end."""
+    tokens = torch.randint(backbone.d_vocab, (8, 16), generator=torch.Generator().manual_seed(0))
+    resid = backbone.capture(tokens, torch.arange(16).expand_as(tokens)).flatten(0, 1)
+    final = backbone.head.norm(resid[:, -1], start.n_layers)
+    c, log_tau = start.c.clone(), start.log_tau.clone()
+    for row in range(1, start.n_layers):
+        y = backbone.head.norm(resid[:, row], row, start.norm)
+        c[row - 1] = (final - y).mean(0) if better else 9 * torch.randn(y.shape[1], generator=torch.manual_seed(row))
+    return replace(start, c=c, log_tau=log_tau)
