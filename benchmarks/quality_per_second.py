@@ -138,7 +138,7 @@ def run(
         asked = spec | {"budgets": own}
         found = common.in_own_process("benchmarks.peers.tuned_lens_fit", "curve", asked, PEER_PYTHON)
     elif contender == PLAN:
-        spec |= {"entry": "atlas-plan", "fit": {"positions_per_seq": min(PLAN_POSITIONS, _window(work))}}
+        spec |= {"entry": "atlas-reference", "fit": {"positions_per_seq": min(PLAN_POSITIONS, _window(work))}}
         spec |= {"text": min(PLAN_TEXT, own[0] // 2), "positions_a_pass": 8}
         spec |= {"fits": [("proper", n) for n in own] + [("saddle", n) for n in budgets[SADDLE]]}
         found = common.in_own_process("benchmarks.contenders", "curve", spec)

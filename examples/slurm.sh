@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A Slurm array with a task for each model:
 #
-#     sbatch --array=0-1 examples/slurm.sh atlas atlas-plan
+#     sbatch --array=0-1 examples/slurm.sh atlas atlas-reference
 #     dvc repro --pull && lensmith report                  # on the head, when all are done
 #
 #SBATCH --job-name=lensmith

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Models over machines by ssh, one at a time on each:
 #
-#     examples/ssh.sh "gpu1 gpu2" atlas atlas-plan
+#     examples/ssh.sh "gpu1 gpu2" atlas atlas-reference
 #
 # Each machine has an environment with lensmith in ~/.venv, or where LENSMITH_ENV says. A model that fails is named at the end.
 set -euo pipefail

@@ -26,7 +26,7 @@ def test_check_reads_every_setting_and_file_without_torch():
     done = lensmith("check")
 
     assert done.returncode == 0
-    assert "2 models, every setting and every file is valid: atlas, atlas-plan" in done.stdout
+    assert "2 models, every setting and every file is valid: atlas, atlas-reference" in done.stdout
     assert not any(line.endswith((" torch", " transformers")) for line in done.stderr.splitlines())
 
 
@@ -68,7 +68,7 @@ def test_publish_shows_only(tmp_path):
     assert (plain.returncode, dry.returncode, unknown.returncode) == (2, 2, 2)
     assert "`dvc repro publish@atlas` publishes; --dry-run shows" in plain.stderr
     assert "models.atlas.publish.repo is not set, so nothing would be sent" in dry.stderr
-    assert "no model atlantis; there is atlas, atlas-plan" in unknown.stderr
+    assert "no model atlantis; there is atlas, atlas-reference" in unknown.stderr
 
 
 def test_list_and_verify_read_a_folder(tmp_path):

@@ -129,7 +129,7 @@ def test_cuda_that_is_not_there_is_named_by_model(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(text.replace("device: auto", "device: cuda"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
-    assert "params.yaml: atlas, atlas-plan: source.device is cuda" in str(only(doctor.devices, tmp_path))
+    assert "params.yaml: atlas, atlas-reference: source.device is cuda" in str(only(doctor.devices, tmp_path))
 
 
 def test_a_path_without_this_environment_is_named(tmp_path, monkeypatch):
