@@ -26,9 +26,9 @@ COLUMNS = ("model", "dtype", "way", "tokens_per_second", "spread", "memory_bytes
 def backbone(spec: dict[str, Any]) -> Backbone:
     dtype = getattr(torch, spec["dtype"])
     if spec["model"] in SHAPES:
-        return Backbone.of(SHAPES[spec["model"]].model(loading.pick_device("auto"), dtype))
+        return Backbone.from_model(SHAPES[spec["model"]].model(loading.pick_device("auto"), dtype))
     model: Any = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=dtype)
-    return Backbone.of(model.to(loading.pick_device("auto")))
+    return Backbone.from_model(model.to(loading.pick_device("auto")))
 
 
 SHAPES = {shape.name: shape for shape in (MIDDLE, TINY)}

@@ -25,7 +25,7 @@ from lensmith.settings import params_yaml
 from lensmith.settings.sections import FitParams, ModelParams
 from lensmith.source import bank
 from lensmith.source.backbone import Backbone
-from lensmith.source.rows import Batch, Rows
+from lensmith.source.residuals import Batch, Residuals
 
 RATE_SEQS = 32  # that a forward pass's rate is measured on
 
@@ -42,9 +42,9 @@ def curve(spec: dict[str, Any]) -> list[dict[str, Any]]:
     seq_len = text["train"].shape[1]
     largest = text["train"][: spec["text"] // seq_len]
     began = common.clock()
-    validation = bank.rows(backbone, pin.files, text["validation"], settings.fit)
+    validation = bank.residuals(backbone, pin.files, text["validation"], settings.fit)
     validation_s = common.clock() - began
-    train: Any = bank.rows(backbone, pin.files, largest, settings.fit)
+    train: Any = bank.residuals(backbone, pin.files, largest, settings.fit)
     forward_s = common.clock() - began - validation_s
     points, rate = [], 0.0
     if "positions_a_pass" in spec:  # once: asked again, the bank would be there
@@ -52,7 +52,7 @@ def curve(spec: dict[str, Any]) -> list[dict[str, Any]]:
     for start, budget in spec["fits"]:
         n_seqs = min(budget // seq_len, len(largest))
         share = validation_s + forward_s * budget / largest.size
-        rows: Rows = dataclasses.replace(train, n_seqs=n_seqs)
+        rows: Residuals = dataclasses.replace(train, n_seqs=n_seqs)
         fit = settings.fit
         if "positions_a_pass" in spec:
             passes = budget / (n_seqs * seq_len)
@@ -74,14 +74,14 @@ def _forward_rate(
     """CPU-seconds a token of a capture of so few positions, on some of the text."""
     text = tokens[:RATE_SEQS]
     fewer = fit.model_copy(update={"positions_per_seq": positions, "seed": fit.seed + 1})
-    return common.seconds(lambda: bank.rows(backbone, files, text, fewer)) / text.size
+    return common.seconds(lambda: bank.residuals(backbone, files, text, fewer)) / text.size
 
 
 @dataclasses.dataclass
 class Resampled:
     """Rows of which every reading takes other positions, as a recipe that forwards its text anew would."""
 
-    rows: Rows
+    rows: Residuals
     positions_per_seq: int
     seed: int
     tokens_forwarded: int = 0

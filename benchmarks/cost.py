@@ -98,14 +98,14 @@ def checks(args: argparse.Namespace, fit: FitParams) -> list[list[Any]]:
     """A capture and a fit through the stage's own code."""
     shape, n_seqs, seq_len = (TINY, 8, 32) if args.quick else (MIDDLE, 32, 256)
     own = fit.model_copy(update={"epochs": 1, "rank": 8, "validate_every": 999, "start": "norm_lens"} | SMALL)
-    backbone = Backbone.of(shape.model(torch.device("cpu"), torch.float32))
+    backbone = Backbone.from_model(shape.model(torch.device("cpu"), torch.float32))
     tokens = np.random.default_rng(0).integers(0, shape.d_vocab, (n_seqs, seq_len), dtype=np.uint32)
     expected = Cost.of(shape, own, tokens.size, seq_len, 4)
     rate = product_rate()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LENSMITH_HOME"] = folder
-        capture_s = common.seconds(lambda: bank.rows(backbone, {}, tokens, own))
-        rows = bank.rows(backbone, {}, tokens, own)
+        capture_s = common.seconds(lambda: bank.residuals(backbone, {}, tokens, own))
+        rows = bank.residuals(backbone, {}, tokens, own)
         shards = sum(path.stat().st_size for path in Path(folder).glob("bank/*/shard-*"))
         start = Lens.start(own, backbone.n_layers, backbone.d_model)
         few = replace(rows, n_seqs=1)  # type: ignore[type-var]

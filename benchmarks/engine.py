@@ -38,7 +38,7 @@ class Steps:
     def __init__(self, spec: dict[str, Any]) -> None:
         torch.manual_seed(0)
         config = AutoConfig.for_model(**spec["config"])
-        self.backbone = Backbone.of(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+        self.backbone = Backbone.from_model(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
         self.head = self.backbone.head
         self.tokens = torch.randint(0, self.backbone.d_vocab, (spec["seqs"], spec["seq_len"]))
         self.positions = torch.arange(spec["positions"]).expand(spec["seqs"], -1)
@@ -53,7 +53,7 @@ class Steps:
 
     def ours(self) -> dict[str, Tensor]:
         resid = self.resid()
-        teacher = Teacher.of(self.head, self.head.norm(resid[:, -1], self.backbone.n_layers))
+        teacher = Teacher.from_head_input(self.head, self.head.norm(resid[:, -1], self.backbone.n_layers))
         x = objective.normed(self.head, resid, self.blocks, "final")
         return objective.layer_gradients(self.linear_kl, teacher, x, self.translator)[1]
 

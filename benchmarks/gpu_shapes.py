@@ -28,7 +28,7 @@ from lensmith.lens.lens import Lens
 from lensmith.settings import params_yaml
 from lensmith.settings.sections import FitParams, ModelParams
 from lensmith.source.backbone import Backbone
-from lensmith.source.rows import Batch, StreamedRows, sample_positions
+from lensmith.source.residuals import Batch, StreamedResiduals, sample_positions
 from lensmith.source.teacher import Teacher
 
 CAPTURE_LIMIT = 0.6  # of the floor's tokens per second
@@ -69,7 +69,7 @@ class MemoryRows:
     reads_ahead = True
 
     @classmethod
-    def capture(cls, rows: StreamedRows) -> "MemoryRows":
+    def capture(cls, rows: StreamedResiduals) -> "MemoryRows":
         head, pin = rows.backbone.head, rows.backbone.device.type == "cuda"
         shape = (rows.n_seqs, rows.positions_per_seq)
         resid = torch.empty(
@@ -79,7 +79,7 @@ class MemoryRows:
         for start in range(0, rows.n_seqs, rows.capture_seqs):
             seqs = np.arange(start, min(start + rows.capture_seqs, rows.n_seqs))
             found = rows.read(seqs).resid
-            own = Teacher.of(head, head.norm(found[:, -1], rows.backbone.n_layers)).packed
+            own = Teacher.from_head_input(head, head.norm(found[:, -1], rows.backbone.n_layers)).packed
             resid[start : start + len(seqs)].copy_(found.unflatten(0, (len(seqs), -1)), non_blocking=True)
             if packed is not None and own is not None:
                 packed[start : start + len(seqs)].copy_(own.unflatten(0, (len(seqs), -1)), non_blocking=True)
@@ -136,7 +136,7 @@ def measure(
     fit = default_fit(settings.fit, tiny=tiny)
     model = shape.model(device, dtype)
     peak = common.PeakMemory(device)
-    backbone = Backbone.of(model)
+    backbone = Backbone.from_model(model)
     train, capture_s = captured(backbone, tokens // seq_len, seq_len, fit, "train")
     held_out, _ = captured(backbone, HELD_SEQS, seq_len, fit, "held-out")
     start = Lens.start(fit, backbone.n_layers, backbone.d_model).to(device)
@@ -164,7 +164,7 @@ def captured(backbone: Backbone, n_seqs: int, seq_len: int, fit: FitParams, name
     """Random tokens through the model, and the seconds they took; one pass before that is not timed."""
     draw = np.random.default_rng(len(name))
     tokens = draw.integers(0, backbone.d_vocab, (n_seqs, seq_len)).astype(np.uint32)
-    streamed = StreamedRows(backbone, tokens, sample_positions(fit, *tokens.shape))
+    streamed = StreamedResiduals(backbone, tokens, sample_positions(fit, *tokens.shape))
     streamed.read(np.arange(min(n_seqs, streamed.capture_seqs)))
     streamed.tokens_forwarded = 0
     began = common.clock(backbone.device)

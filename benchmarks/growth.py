@@ -32,7 +32,7 @@ COLUMNS = ("axis", "size", "seconds", "spread", "off_line", "memory_bytes", "row
 
 def case_of(sizes: dict[str, int], d_model: int) -> tuple[Case, LinearKL, Teacher]:
     case = Case.draw(sizes["d_vocab"], d_model, sizes["layers"], sizes["positions"])
-    return case, LinearKL(case.head), Teacher.of(case.head, case.final)
+    return case, LinearKL(case.head), Teacher.from_head_input(case.head, case.final)
 
 
 def memory(spec: dict[str, Any]) -> int:
@@ -103,7 +103,7 @@ def _step(case: Case, linear_kl: LinearKL, teacher: Teacher) -> tuple[Tensor, Te
 
 def capture_rows(base: int, repeats: int, *, quick: bool) -> list[list[Any]]:
     """The frozen model's forward pass and what is taken from it, batch by batch."""
-    backbone = Backbone.of((TINY if quick else BODY).model(torch.device("cpu"), torch.float32))
+    backbone = Backbone.from_model((TINY if quick else BODY).model(torch.device("cpu"), torch.float32))
     seq_len = min(SEQ_LEN, base)
     tokens = torch.randint(0, backbone.d_vocab, (base // seq_len * max(FACTORS), seq_len))
     positions = torch.arange(0, seq_len, 8).expand(len(tokens), -1)

@@ -55,7 +55,7 @@ class Case:
 
 
 def ours(case: Case) -> tuple[Tensor, Tensor]:
-    teacher = Teacher.of(case.head, case.final)
+    teacher = Teacher.from_head_input(case.head, case.final)
     kl, gradient, _ = LinearKL(case.head)(teacher, case.y, torch.zeros(len(case.y)))
     return kl.mean(-1), gradient / case.y.shape[1]
 

@@ -29,7 +29,7 @@ from lensmith.lens.lens import Lens
 from lensmith.settings.sections import FitParams
 from lensmith.source import bank, corpus
 from lensmith.source.backbone import Backbone
-from lensmith.source.rows import Rows
+from lensmith.source.residuals import Residuals
 
 K = 1024
 # Of each curve: the setting, its values, and other settings that every one of its points has.
@@ -63,8 +63,8 @@ class Study:
         self.tokens, heldout = corpus.read_tokens(args.corpus), corpus.read_heldout(args.corpus)
         self.validation, self.measured = heldout[: min(16, len(heldout) // 2)], heldout[len(heldout) // 2 :][:64]
 
-    def rows(self, tokens: Any, settings: FitParams) -> Rows:
-        return bank.rows(self.backbone, self.pin.files, tokens, settings)
+    def rows(self, tokens: Any, settings: FitParams) -> Residuals:
+        return bank.residuals(self.backbone, self.pin.files, tokens, settings)
 
     def point(self, curve: str, value: Any, seed: int) -> list[Any]:
         """A row of the table: the fit of one value."""

@@ -30,7 +30,7 @@ from benchmarks import (
     variants,
 )
 from lensmith.lens.divergence import kl_bits
-from lensmith.source.rows import Batch
+from lensmith.source.residuals import Batch
 from tests.support.bench import write_stages
 from tests.support.settings import atlas, fit_params
 from tests.support.tiny import tiny_model
@@ -151,10 +151,10 @@ def test_gpu_shapes_runs_tiny_shapes_on_a_cpu_and_says_so(tmp_path):
 
 
 def test_rows_in_memory_are_the_rows_of_the_capture():
-    backbone = gpu_shapes.Backbone.of(tiny_model("llama"))
+    backbone = gpu_shapes.Backbone.from_model(tiny_model("llama"))
     fit = fit_params(positions_per_seq=4)
     tokens = np.random.default_rng(0).integers(0, 97, (5, 12)).astype(np.uint32)
-    streamed = gpu_shapes.StreamedRows(backbone, tokens, gpu_shapes.sample_positions(fit, *tokens.shape))
+    streamed = gpu_shapes.StreamedResiduals(backbone, tokens, gpu_shapes.sample_positions(fit, *tokens.shape))
     kept, seqs = gpu_shapes.MemoryRows.capture(streamed), np.array([1, 4])
 
     assert torch.allclose(kept.read(seqs).resid, streamed.read(seqs).resid, atol=1e-5)

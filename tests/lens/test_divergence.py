@@ -86,7 +86,7 @@ def test_the_gradient_is_exact(transform, has_bias, monkeypatch):
     log_tau = torch.tensor([0.3, -0.2], dtype=torch.float64)
     linear_kl = LinearKL(head, budget=1)
 
-    kl, d_y, d_log_tau = linear_kl(Teacher.of(head, y_final), y, log_tau)
+    kl, d_y, d_log_tau = linear_kl(Teacher.from_head_input(head, y_final), y, log_tau)
 
     assert linear_kl.rows == 3
     for layer in range(2):
@@ -98,7 +98,9 @@ def test_the_gradient_is_exact(transform, has_bias, monkeypatch):
         torch.testing.assert_close(d_log_tau[layer], expected_tau, rtol=1e-12, atol=1e-13)
         decoded = kl_bits(head.logits(y_final), head.logits(y[layer], log_tau[layer]))
         torch.testing.assert_close(kl[layer] * BITS, decoded)
-    torch.testing.assert_close(linear_kl.value(Teacher.of(head, y_final), y, log_tau), kl, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(
+        linear_kl.value(Teacher.from_head_input(head, y_final), y, log_tau), kl, rtol=1e-12, atol=1e-13
+    )
 
 
 def test_low_precision_products_change_the_kl_little():
@@ -107,7 +109,7 @@ def test_low_precision_products_change_the_kl_little():
     head = dataclasses.replace(head, W_U=head.W_U.float())
     generator = torch.Generator().manual_seed(2)
     y_final, y = torch.randn(N, D_MODEL, generator=generator), torch.randn(1, N, D_MODEL, generator=generator)
-    teacher, tau = Teacher.of(head, y_final), torch.zeros(1)
+    teacher, tau = Teacher.from_head_input(head, y_final), torch.zeros(1)
 
     exact, rounded = LinearKL(head)(teacher, y, tau), LinearKL(head, torch.bfloat16)(teacher, y, tau)
 

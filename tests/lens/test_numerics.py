@@ -92,7 +92,7 @@ def test_a_token_that_is_masked_costs_nothing():
     head = Head(W_U, bias, Transform(), torch.nn.Identity(), (None,) * L, "")
     final, y = (torch.randn(9, D, generator=draw) for _ in range(2))
 
-    kl, d_y, _ = LinearKL(head)(Teacher.of(head, final), y[None], torch.zeros(1))
+    kl, d_y, _ = LinearKL(head)(Teacher.from_head_input(head, final), y[None], torch.zeros(1))
 
     exact = kl_bits(final.double() @ W_U.double().T + bias.double(), y.double() @ W_U.double().T + bias.double())
     assert torch.allclose(kl[0].double() * BITS, exact, atol=1e-4) and d_y.isfinite().all()

@@ -29,7 +29,7 @@ L, D = 3, 32
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return Backbone.of(tiny_model("gpt_neox"))
+    return Backbone.from_model(tiny_model("gpt_neox"))
 
 
 def drawn() -> dict[str, Tensor]:
@@ -194,7 +194,7 @@ def stages(tmp_path) -> tuple:
     """An imported lens through prefetch and fit, in folders as the stages leave them."""
     (tmp_path / "text.txt").write_text("\n\n".join(f"The king went to the market on day {i}." for i in range(200)))
     model = save_tiny(tmp_path / "model", "gpt_neox")
-    backbone = Backbone.of(tiny_model("gpt_neox"))
+    backbone = Backbone.from_model(tiny_model("gpt_neox"))
     text = {"kind": "files", "files": [str(tmp_path / "text.txt")], "seq_len": 16}
     settings = atlas(
         source={"path": str(model)},

@@ -15,7 +15,7 @@ from lensmith.lens.schedule import Schedule
 from lensmith.lens.training import Bases, fit, trainable
 from lensmith.process import progress
 from lensmith.process.errors import NumericError
-from lensmith.source.rows import Batch
+from lensmith.source.residuals import Batch
 from tests.support.held_rows import HeldRows
 from tests.support.settings import fit_params
 from tests.support.toy_fit import D, L, P, toy, toy_head

@@ -278,6 +278,6 @@ def test_a_good_published_lens_is_the_control(good, tmp_path):
     """Its folder is refused for what was done to it alone."""
     params(lambda: saved(tensors()))(tmp_path / "lens")
     settings = ImportedParams(repo=None, repo_type="space", revision="main", folder=str(tmp_path / "lens"))
-    lens, _ = published.load(hub_published.pin_lens(settings), Backbone.of(tiny_model("llama", n_layers=L)))
+    lens, _ = published.load(hub_published.pin_lens(settings), Backbone.from_model(tiny_model("llama", n_layers=L)))
 
     assert lens.n_layers == L and json.loads(config())["num_hidden_layers"] == L

@@ -316,7 +316,7 @@ def test_the_quick_start_of_the_card_runs(bench, tmp_path, monkeypatch, capsys):
     model = tmp_path / "model"
     save_tiny(model, n_layers=L)
     d_model = json.loads((model / "config.json").read_text())["hidden_size"]
-    head = Backbone.of(AutoModelForCausalLM.from_pretrained(model)).head.fingerprint()
+    head = Backbone.from_model(AutoModelForCausalLM.from_pretrained(model)).head.fingerprint()
     write_lens(bench.lens, d_model=d_model, head=head)
     bench.settings = bench.changed("source", path=str(model))
     card = (bench.build() / FOLDER / "README.md").read_text(encoding="utf-8")

@@ -103,7 +103,7 @@ def test_another_model_is_refused_when_it_is_given_and_when_it_is_used(release):
     with pytest.raises(IntegrityError, match=r"fit on float32 weights.*W_U"):
         Lens.from_pretrained(release, base=other)
     with pytest.raises(IntegrityError, match="W_U"):
-        Lens.from_pretrained(release).check_head(Backbone.of(other).head)
+        Lens.from_pretrained(release).check_head(Backbone.from_model(other).head)
     with pytest.raises(IntegrityError, match=r"\(layers, d_model\) \(4, 32\), this model has \(3, 32\)"):
         Lens.from_pretrained(release, base=tiny_model("llama", n_layers=3))
 

@@ -90,7 +90,7 @@ def test_sampled_text_follows_the_models_own_distribution():
         model.model.norm.weight.fill_(1)
         model.model.embed_tokens.weight[:, 0] = 100.0
         model.lm_head.weight[5, 0] = 100.0
-    tokens = spot_check.sample(Backbone.of(model))
+    tokens = spot_check.sample(Backbone.from_model(model))
 
     assert (tokens[:, 1:] == 5).all()
     assert len(set(tokens[:, 0].tolist())) > 1

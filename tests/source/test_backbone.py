@@ -69,7 +69,7 @@ def test_rows_are_the_models_own_residuals_and_the_head_its_logits(family):
     """Checked against what transformers itself returns: hidden_states[i] is the input of block i, the last one is
     already normed, and the logits are the model's.
     """
-    backbone = Backbone.of(tiny_model(family))
+    backbone = Backbone.from_model(tiny_model(family))
     tokens = ids()
     rows = backbone.capture(tokens, everywhere(tokens))
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_rows_are_the_models_own_residuals_and_the_head_its_logits(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_middle_row_is_normed_by_the_block_that_reads_it(family):
     """`next_input` is the norm of the block's own input, found without its name; the last row is read by the head."""
-    backbone = Backbone.of(tiny_model(family))
+    backbone = Backbone.from_model(tiny_model(family))
     head, name = backbone.head, INPUT_NORMS[family]
     resid = torch.randn(5, 32)
 
@@ -106,7 +106,7 @@ def test_a_middle_row_is_normed_by_the_block_that_reads_it(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_in_bfloat16_passes_the_same_proof(family):
     """Its tail is run in fp32: bf16 logits are too coarse for the limit, and residuals keep the model's dtype."""
-    backbone = Backbone.of(tiny_model(family), dtype=torch.bfloat16)
+    backbone = Backbone.from_model(tiny_model(family), dtype=torch.bfloat16)
     rows = backbone.capture(ids(), torch.tensor([[0, 5], [1, 19]]))
 
     assert backbone.proof.max_kl_bits <= 1e-6
@@ -122,22 +122,25 @@ def test_a_missed_scale_or_softcap_is_refused(family, dtype, monkeypatch):
     monkeypatch.setattr(discovery, "SOFTCAPS", ())
 
     with pytest.raises(NumericError, match=r"KL over 64 positions.*limit 0.0001 bits.*tried: none.*No lens was made"):
-        Backbone.of(tiny_model(family), dtype=dtype)
+        Backbone.from_model(tiny_model(family), dtype=dtype)
 
 
 def test_the_models_logits_decide_what_a_setting_means():
     """`logits_scaling` divides in Granite and multiplies in HyperCLOVA X."""
-    granite, clova = Backbone.of(tiny_model("granite")).head, Backbone.of(tiny_model("hyperclovax")).head
+    granite, clova = (
+        Backbone.from_model(tiny_model("granite")).head,
+        Backbone.from_model(tiny_model("hyperclovax")).head,
+    )
 
     assert (granite.scale, granite.transform.source) == (1 / 4.0, "divided by logits_scaling")
     assert (clova.scale, clova.transform.source) == (0.25, "times logits_scaling")
-    assert Backbone.of(tiny_model("gemma2")).head.softcap == 5.0
+    assert Backbone.from_model(tiny_model("gemma2")).head.softcap == 5.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_head_that_is_not_the_models_is_refused(dtype):
     """Each part of the head counts: gain of the final norm, bias, one row of W_U, which norm it is."""
-    backbone = Backbone.of(tiny_model("phi"), dtype=dtype)
+    backbone = Backbone.from_model(tiny_model("phi"), dtype=dtype)
     head = backbone.head
     gain, rows = head.final_norm.weight.clone(), head.W_U.clone()
     gain[3] *= 1.1
@@ -155,7 +158,7 @@ def test_a_head_that_is_not_the_models_is_refused(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_that_changed_after_loading_is_refused(dtype):
     """The head is a copy; weights changed behind it are another model."""
-    backbone = Backbone.of(tiny_model("llama"), dtype=dtype)
+    backbone = Backbone.from_model(tiny_model("llama"), dtype=dtype)
     backbone.model.model.norm.weight.data[0] += 0.3
 
     with pytest.raises(NumericError, match="bits from the model's own logits"):
@@ -164,7 +167,7 @@ def test_a_model_that_changed_after_loading_is_refused(dtype):
 
 def test_residuals_of_the_wrong_block_are_refused():
     """A head that is right on residuals that are wrong is a wrong lens."""
-    backbone = Backbone.of(tiny_model("llama"))
+    backbone = Backbone.from_model(tiny_model("llama"))
     shallow = dataclasses.replace(backbone.anatomy, blocks=backbone.anatomy.blocks[:-1])
 
     with pytest.raises(NumericError, match="No lens was made"):
@@ -174,7 +177,7 @@ def test_residuals_of_the_wrong_block_are_refused():
 @pytest.mark.parametrize(("dtype", "wrong"), [(torch.float32, 1), (torch.bfloat16, 64)])
 def test_rows_that_were_captured_wrong_are_refused(dtype, wrong):
     """The head may be right and the hooks not. In fp32 one wrong position shows; bf16 kernels may differ in some."""
-    backbone = Backbone.of(tiny_model("llama"), dtype=dtype)
+    backbone = Backbone.from_model(tiny_model("llama"), dtype=dtype)
     tokens = ids(1, 64)
     rows = backbone.capture(tokens, everywhere(tokens))[:, :, -1]
     parts = (backbone.model, backbone.anatomy, backbone.head, tokens)
@@ -188,7 +191,7 @@ def test_rows_that_were_captured_wrong_are_refused(dtype, wrong):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nan_does_not_pass_the_proof(dtype):
     """NaN compares as false with every limit."""
-    backbone = Backbone.of(tiny_model("llama"), dtype=dtype)
+    backbone = Backbone.from_model(tiny_model("llama"), dtype=dtype)
     backbone.model.model.layers[1].mlp.down_proj.weight.data[0, 0] = math.nan
 
     with pytest.raises(NumericError):
@@ -199,7 +202,7 @@ def test_some_families_return_tuples_from_their_blocks():
     """Otherwise the first test would not show that tuples are read."""
     seen = {}
     for family in ("bloom", "falcon", "gpt_neo", "gptj", "llama"):
-        backbone = Backbone.of(tiny_model(family))
+        backbone = Backbone.from_model(tiny_model(family))
         handle = backbone.anatomy.blocks[1].register_forward_hook(
             lambda module, args, output, family=family: seen.update({family: type(output)})
         )
@@ -213,7 +216,7 @@ def test_some_families_return_tuples_from_their_blocks():
 @pytest.mark.parametrize("family", ["llama", "gpt_neo"])
 def test_positions_come_in_the_order_asked(family):
     """Each sequence has its own positions, in any order, also twice."""
-    backbone = Backbone.of(tiny_model(family))
+    backbone = Backbone.from_model(tiny_model(family))
     tokens = ids(3)
     positions = torch.tensor([[19, 0, 7, 7], [3, 2, 1, 0], [10, 19, 0, 11]])
     everything = backbone.capture(tokens, everywhere(tokens))
@@ -227,7 +230,7 @@ def test_positions_come_in_the_order_asked(family):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "bloom", "gemma2", "qwen3_next", "falcon"])
 def test_padding_on_the_right_changes_nothing(family):
     """A prompt's residuals may not depend on the longer prompts of its batch."""
-    backbone = Backbone.of(tiny_model(family))
+    backbone = Backbone.from_model(tiny_model(family))
     tokens, length = ids(2, 20), 12
     mask = torch.ones_like(tokens)
     mask[1, length:] = 0
@@ -239,7 +242,7 @@ def test_padding_on_the_right_changes_nothing(family):
 
 def test_the_mask_reaches_the_model():
     """A causal model does not need it on the right, but a family that mixes tokens otherwise would."""
-    backbone = Backbone.of(tiny_model("llama"))
+    backbone = Backbone.from_model(tiny_model("llama"))
     mask, seen = torch.ones_like(ids()), []
     backbone.model.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True
@@ -251,7 +254,7 @@ def test_the_mask_reaches_the_model():
 
 def test_capture_leaves_the_head_out():
     """(batch, pos, d_vocab) is most of a forward pass's memory."""
-    backbone = Backbone.of(tiny_model("llama"))
+    backbone = Backbone.from_model(tiny_model("llama"))
     backbone.model.lm_head.register_forward_hook(lambda *_: pytest.fail("the head ran"))
 
     assert backbone.capture(ids(), everywhere(ids())).shape == (2, 20, 4, 32)
@@ -259,7 +262,7 @@ def test_capture_leaves_the_head_out():
 
 def test_no_hook_is_left_behind_even_by_an_error(monkeypatch):
     """A hook that stays would slow down and falsify whatever runs next."""
-    backbone = Backbone.of(tiny_model("llama"))
+    backbone = Backbone.from_model(tiny_model("llama"))
     assert hooks(backbone.model) == 0
 
     def fail(*_args, **_kwargs):
@@ -269,7 +272,7 @@ def test_no_hook_is_left_behind_even_by_an_error(monkeypatch):
     for run in (
         lambda: backbone.capture(ids(), everywhere(ids())),
         backbone.prove,
-        lambda: Backbone.of(backbone.model),
+        lambda: Backbone.from_model(backbone.model),
     ):
         with pytest.raises(RuntimeError, match="out of memory"):
             run()
@@ -278,7 +281,7 @@ def test_no_hook_is_left_behind_even_by_an_error(monkeypatch):
 
 def test_captured_rows_can_be_trained_on():
     """Tensors made in inference mode cannot: autograd refuses to keep them."""
-    backbone = Backbone.of(tiny_model("gemma2"))
+    backbone = Backbone.from_model(tiny_model("gemma2"))
     bias = torch.zeros(32, requires_grad=True)
     x = backbone.head.norm(backbone.capture(ids(), everywhere(ids()))[:, :, 1], 1)
     backbone.head.logits(x * bias.exp()).logsumexp(-1).sum().backward()
@@ -303,7 +306,7 @@ def test_captured_rows_can_be_trained_on():
 )
 def test_a_batch_that_cannot_be_read_is_refused(tokens, positions, mask, message):
     """An id beyond the embedding is a crash on a CPU and garbage on a GPU; position -1 would be the last one."""
-    backbone = Backbone.of(tiny_model("llama"))
+    backbone = Backbone.from_model(tiny_model("llama"))
 
     with pytest.raises(InputError, match=message):
         backbone.capture(
@@ -316,13 +319,13 @@ def test_a_batch_that_cannot_be_read_is_refused(tokens, positions, mask, message
 def test_a_model_like_opt_350m_is_refused():
     """It projects to another width and has no final norm: there is no N to decode a middle layer with."""
     with pytest.raises(InputError, match=r"no norm stands between.*\(1, 64, 32\) to \(1, 64, 16\).*No lens was made"):
-        Backbone.of(tiny_model("opt_350m"))
+        Backbone.from_model(tiny_model("opt_350m"))
 
 
 def test_a_model_without_a_final_norm_is_refused():
     """OPT-350m without its projection: the head reads the last block itself."""
     with pytest.raises(InputError, match="there is no final norm"):
-        Backbone.of(tiny_model("opt_350m", word_embed_proj_dim=32))
+        Backbone.from_model(tiny_model("opt_350m", word_embed_proj_dim=32))
 
 
 @pytest.mark.parametrize("stand_in", [nn.Linear(32, 32), nn.Sequential(nn.Linear(32, 32), nn.GELU())])
@@ -332,7 +335,7 @@ def test_a_layer_in_the_place_of_the_final_norm_is_refused(stand_in):
     model.model.norm = stand_in
 
     with pytest.raises(InputError, match="no norm stands between"):
-        Backbone.of(model)
+        Backbone.from_model(model)
 
 
 def test_blocks_that_run_twice_are_refused():
@@ -341,7 +344,7 @@ def test_blocks_that_run_twice_are_refused():
     model.model.layers[1] = model.model.layers[0]
 
     with pytest.raises(InputError, match=r"no ModuleList of num_hidden_layers \(3\) modules"):
-        Backbone.of(model)
+        Backbone.from_model(model)
 
 
 def test_blocks_that_call_each_other_are_refused():
@@ -352,12 +355,12 @@ def test_blocks_that_call_each_other_are_refused():
     first.forward = lambda resid, **rest: second(forward(resid, **rest), **rest)
 
     with pytest.raises(InputError, match=r"the modules of model.layers are not called once each, in order"):
-        Backbone.of(model)
+        Backbone.from_model(model)
 
 
 def test_the_text_blocks_of_a_multimodal_model_are_found():
     """The vision tower has as many blocks; only those that the text runs through count."""
-    backbone = Backbone.of(tiny_model("gemma3"))
+    backbone = Backbone.from_model(tiny_model("gemma3"))
 
     assert type(backbone.model).__name__ == "Gemma3ForConditionalGeneration"
     assert list(backbone.anatomy.blocks) == list(backbone.model.model.language_model.layers)
@@ -386,7 +389,7 @@ def test_a_norm_is_known_by_what_it_does(module, expected):
 
 def test_temperature_acts_before_the_softcap():
     """g((y W_Uᵀ + b) / τ): at τ = 1 the lens is the model, at any τ it stays under the cap."""
-    head = Backbone.of(tiny_model("gemma2")).head
+    head = Backbone.from_model(tiny_model("gemma2")).head
     y = 3 * torch.randn(2, 4, 32)
     log_tau = torch.tensor([[0.0, 0.5, -0.5, 1.0]])
 
@@ -398,7 +401,7 @@ def test_temperature_acts_before_the_softcap():
 
 def test_a_row_that_does_not_exist_is_our_own_bug():
     """Row -1 would silently be the last block's."""
-    head = Backbone.of(tiny_model("llama")).head
+    head = Backbone.from_model(tiny_model("llama")).head
 
     for row in (-1, 4):
         with pytest.raises(ValueError, match=r"must be in 0..3"):
@@ -415,17 +418,17 @@ def test_the_fingerprint_is_of_the_fp32_bytes():
             bias.detach().numpy().tobytes() + weight.detach().numpy().tobytes()
         ).hexdigest(),
     }
-    assert Backbone.of(model).head.fingerprint() == expected
+    assert Backbone.from_model(model).head.fingerprint() == expected
 
     weight.data[7] += 1e-6
-    changed = Backbone.of(model).head.fingerprint()
+    changed = Backbone.from_model(model).head.fingerprint()
     assert changed["w_u_sha256"] == expected["w_u_sha256"]
     assert changed["final_norm_sha256"] != expected["final_norm_sha256"]
 
 
 def test_w_u_is_hashed_whole_however_it_is_cut(monkeypatch):
     """It is hashed in pieces for the memory; the pieces may not show."""
-    head = Backbone.of(tiny_model("llama")).head
+    head = Backbone.from_model(tiny_model("llama")).head
     whole = head.fingerprint()
     monkeypatch.setattr("lensmith.source.head._HASH_ROWS", 5)
 
@@ -438,7 +441,7 @@ def test_w_u_is_hashed_whole_however_it_is_cut(monkeypatch):
 def test_a_released_model_leaves_its_head():
     """Tied to the embedding or not, and nothing of its size: a fit runs for hours beside what it no longer needs."""
     for family in ("llama", "gemma2"):
-        backbone = Backbone.of(tiny_model(family))
+        backbone = Backbone.from_model(tiny_model(family))
         before, about = backbone.head.fingerprint(), (backbone.dtype, backbone.device, backbone.n_layers)
         backbone.release()
 
@@ -453,7 +456,7 @@ def test_a_saved_folder_loads_as_the_same_model(tmp_path):
     tokens = backbone.tokenizer("The capital of Ostra is", return_tensors="pt")["input_ids"]
 
     assert backbone.tokenizer.convert_ids_to_tokens(int(tokens[0, 0])) == BOS
-    torch.testing.assert_close(backbone.logits(tokens), Backbone.of(tiny_model("gemma2")).logits(tokens))
+    torch.testing.assert_close(backbone.logits(tokens), Backbone.from_model(tiny_model("gemma2")).logits(tokens))
     assert (backbone.dtype, backbone.device.type) == (torch.float32, "cpu")
     assert backbone.proof.n_positions >= 64
     assert not any(p.requires_grad for p in backbone.model.parameters())

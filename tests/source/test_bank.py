@@ -11,7 +11,7 @@ from lensmith.process import progress
 from lensmith.process.errors import InputError, ResourceError
 from lensmith.source import bank
 from lensmith.source.backbone import Backbone
-from lensmith.source.rows import sample_positions
+from lensmith.source.residuals import sample_positions
 from tests.support.settings import fit_params
 from tests.support.tiny import tiny_model
 
@@ -21,7 +21,7 @@ FILES = {"model.safetensors": "0" * 64}
 
 @pytest.fixture(scope="module")
 def backbone():
-    return Backbone.of(tiny_model("llama"))
+    return Backbone.from_model(tiny_model("llama"))
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def tokens(seed: int = 0) -> np.ndarray:
 
 def rows(backbone, **values):
     chosen = values.pop("tokens", tokens())
-    return bank.rows(backbone, FILES, chosen, fit_params(positions_per_seq=P, **values))
+    return bank.residuals(backbone, FILES, chosen, fit_params(positions_per_seq=P, **values))
 
 
 def shards() -> list:
@@ -96,7 +96,7 @@ def test_other_text_or_positions_have_another_bank(backbone, change):
     """What decides the numbers is in the key; a stale bank cannot be read."""
     rows(backbone)
     values = {"positions_per_seq": P} | change
-    bank.rows(backbone, FILES, values.pop("tokens", tokens()), fit_params(**values))
+    bank.residuals(backbone, FILES, values.pop("tokens", tokens()), fit_params(**values))
 
     assert len({path.parent for path in shards()}) == 2
 
@@ -193,12 +193,13 @@ def test_a_bank_captured_in_parts_is_the_same_bytes(backbone, monkeypatch, worke
         path.unlink()
     settings = fit_params(positions_per_seq=P)
     captured = [
-        bank.capture(backbone, FILES, tokens(), settings, part=part, parts=workers) for part in reversed(range(workers))
+        bank.capture_part(backbone, FILES, tokens(), settings, part=part, parts=workers)
+        for part in reversed(range(workers))
     ]
 
     assert sum(captured) == len(whole) == 3
     assert {path.name: path.read_bytes() for path in shards()} == whole
-    assert bank.capture(backbone, FILES, tokens(), settings, part=0, parts=1) == 0
+    assert bank.capture_part(backbone, FILES, tokens(), settings, part=0, parts=1) == 0
     monkeypatch.setattr(Backbone, "capture", None)
     assert rows(backbone).tokens_forwarded == SEQS * SEQ_LEN
 

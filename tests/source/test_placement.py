@@ -17,7 +17,7 @@ from lensmith.lens import memory as budget
 from lensmith.process.errors import InputError, ResourceError
 from lensmith.source import placement
 from lensmith.source.backbone import Backbone
-from lensmith.source.placement import GIB, Beside, Needs
+from lensmith.source.placement import GIB, LensMemory, Needs
 from tests.support.lab import REPOSITORY, Lab
 from tests.support.settings import atlas, fit_params
 from tests.support.tiny import save_tiny, tiny_model
@@ -33,7 +33,7 @@ def little_memory(monkeypatch):
 
     def room(frame) -> None:
         blocks = placement.block_lists(frame)[0][1]
-        need = placement.needs(frame, placement.NOTHING).total
+        need = placement.needs(frame, placement.NO_LENS).total
         monkeypatch.setattr(placement, "free_memory", lambda: {"cpu": need - 2 * placement._size(blocks[0])})
 
     monkeypatch.setattr(placement, "WORKING", 1000)
@@ -65,7 +65,7 @@ def test_blocks_fill_the_devices_in_their_order(monkeypatch):
     """Two GPUs, memory, disk: a pass goes through each once, and what is no block is where the lens is fit."""
     frame = placement.skeleton(tiny_model("llama", n_layers=6).config, torch.float32)
     blocks = placement.block_lists(frame)[0][1]
-    beside = Beside(lambda *_: 500)
+    beside = LensMemory(lambda *_: 500)
     size, need = placement._size(blocks[0]), placement.needs(frame, beside)
     monkeypatch.setattr(placement, "WORKING", 1000)
     rest = need.weights - 6 * size + need.head + 500
@@ -82,11 +82,11 @@ def test_a_lens_that_is_fit_after_the_capture_takes_the_room_of_the_weights(monk
     frame = placement.skeleton(tiny_model("llama", n_layers=6).config, torch.float32)
     size, weights = (
         placement._size(placement.block_lists(frame)[0][1][0]),
-        placement.needs(frame, placement.NOTHING).weights,
+        placement.needs(frame, placement.NO_LENS).weights,
     )
     monkeypatch.setattr(placement, "WORKING", 1000)
     for lens, most in ((weights - 2 * size, weights), (weights + 1, weights + 1)):
-        together, later = (Beside(lambda *_, n=lens: n, follows) for follows in (False, True))
+        together, later = (LensMemory(lambda *_, n=lens: n, after_release) for after_release in (False, True))
         need = placement.needs(frame, later)
         assert placement.needs(frame, together).total - need.total == weights + lens - most
         monkeypatch.setattr(placement, "free_memory", lambda total=need.total: {0: total, "cpu": 0})
@@ -112,7 +112,7 @@ def test_released_weights_are_nowhere():
         seen += map(weakref.ref, kept.values())
         cpu_offload(block, execution_device=CPU, state_dict=kept)
     del kept
-    backbone = Backbone.of(model)
+    backbone = Backbone.from_model(model)
     before = backbone.head.fingerprint()
     assert seen and all(ref() is not None for ref in seen)
     backbone.release()
@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_said_with_numbers(monkeypatch, asked, free, said):
     monkeypatch.setattr(placement, "free_memory", lambda: {"cpu": free})
 
     with pytest.raises(ResourceError, match=said):
-        placement.device_map(frame, asked, CPU, "org/x", placement.NOTHING)
+        placement.device_map(frame, asked, CPU, "org/x", placement.NO_LENS)
 
 
 def test_needs_are_those_of_the_loaded_model():
@@ -159,7 +159,7 @@ def test_needs_are_those_of_the_loaded_model():
     for family in ("llama", "llama_tied"):
         model = tiny_model(family)
         frame = placement.skeleton(model.config, torch.bfloat16)
-        found = placement.needs(frame, placement.NOTHING)
+        found = placement.needs(frame, placement.NO_LENS)
         assert found.weights == sum(2 * parameter.numel() for parameter in model.parameters())
         assert found.head == 4 * model.lm_head.weight.numel()
 

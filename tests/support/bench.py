@@ -53,7 +53,7 @@ def random_prism(d_model: int) -> Prism:
 def tiny_bench(family: str = "llama", norm: str = "final", *, every: bool = False) -> Bench:
     """A bench of a random model; `adds_bos` as its tokenizer does. `every` adds all lenses that may be measured."""
     tokenizer = tiny_tokenizer()
-    backbone = Backbone.of(tiny_model(family), tokenizer)
+    backbone = Backbone.from_model(tiny_model(family), tokenizer)
     lens = random_lens(backbone.n_layers, backbone.d_model, norm)
     rungs = {kind: rung_of(lens, kind) for kind in ("temperature", "bias")}
     others = {**rungs, "prism": random_prism(backbone.d_model)} if every else {}

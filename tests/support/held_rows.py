@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lensmith.source.rows import Batch
+from lensmith.source.residuals import Batch
 
 
 @dataclass
 class HeldRows:
-    """The interface of `rows.Rows` over a tensor."""
+    """The interface of `residuals.Residuals` over a tensor."""
 
     resid: Tensor  # (n_seqs * positions_per_seq, L, d_model)
     positions_per_seq: int

@@ -109,7 +109,7 @@ def main() -> None:
     signal.signal(signal.SIGALRM, late)
     root = Path(sys.argv[1])
     torch.set_num_threads(1)
-    base = Backbone.of(AutoModelForCausalLM.from_pretrained(root / "model"))
+    base = Backbone.from_model(AutoModelForCausalLM.from_pretrained(root / "model"))
     spot_check.measure(base, Lens.load(root / "good" / LENS))  # or its imports would count for the first bundle
     start, before = status("VmSize"), status("VmRSS")
     resource.setrlimit(resource.RLIMIT_AS, (start + EXTRA, start + EXTRA))

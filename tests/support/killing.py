@@ -33,7 +33,7 @@ from lensmith.lens.lens import Lens
 from lensmith.process import stopping
 from lensmith.process.errors import LensmithError
 from lensmith.source.head import Head, Transform
-from lensmith.source.rows import Batch
+from lensmith.source.residuals import Batch
 from tests.support.held_rows import HeldRows
 from tests.support.settings import fit_params
 

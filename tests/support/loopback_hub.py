@@ -341,7 +341,7 @@ def _calls() -> dict[str, Any]:
 
     def logits(place: str, model: str, base: str, revision: str | None = None) -> Any:
         """What a published or local lens reads after each block at the last of a few tokens."""
-        backbone = Backbone.of(AutoModelForCausalLM.from_pretrained(base))
+        backbone = Backbone.from_model(AutoModelForCausalLM.from_pretrained(base))
         local = (Path(place) / "weights.safetensors").exists()
         lens = (
             Lens.load(Path(place))

@@ -26,7 +26,7 @@ def main() -> None:
     backbone = Backbone.load(settings.source, manifest.model)
     asked = memory.scaled(settings.fit, backbone.d_vocab, backbone.n_layers)
     tokens = corpus.read_tokens(args.corpus)
-    captured = bank.capture(backbone, manifest.model.files, tokens, asked, part=part - 1, parts=parts)
+    captured = bank.capture_part(backbone, manifest.model.files, tokens, asked, part=part - 1, parts=parts)
     print(f"capture: part {part} of {parts}, {captured} shards")
 
 

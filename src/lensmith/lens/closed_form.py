@@ -25,7 +25,7 @@ from lensmith.lens.lens import Lens
 from lensmith.process.draws import Stream
 from lensmith.process.errors import NumericError
 from lensmith.source.head import Head
-from lensmith.source.rows import Batch, Rows
+from lensmith.source.residuals import Batch, Residuals
 
 RIDGES = (1e-3, 1e-2, 1e-1)
 FISHER_RIDGE = 1e-6  # of the mean of its diagonal: W_U may not use every dimension
@@ -80,7 +80,7 @@ class Fisher:
         return cls(*_roots(spectrum, FISHER_RIDGE), _roots(spectrum, FISHER_STEP_RIDGE)[1].float())
 
 
-def solve(linear_kl: LinearKL, train: Rows, held_out: Rows, start: Lens) -> Solution:
+def solve(linear_kl: LinearKL, train: Residuals, held_out: Residuals, start: Lens) -> Solution:
     """The factors for a lens of the norm and rank of `start`.
 
     One pass over `train`, and one over a part of `held_out`; more where the moments of all layers would not fit.
@@ -118,7 +118,7 @@ class Moments:
     fisher: Tensor  # (d_model, d_model), or empty
 
     @classmethod
-    def of(cls, head: Head, rows: Rows, start: Lens, blocks: Sequence[int], *, with_fisher: bool) -> "Moments":
+    def of(cls, head: Head, rows: Residuals, start: Lens, blocks: Sequence[int], *, with_fisher: bool) -> "Moments":
         """One pass over all rows: products of a chunk in the head's precision, sums in fp64.
 
         Raises:
@@ -161,7 +161,7 @@ class _FisherSum:
         self.outer = head.W_U.new_zeros(2 * (head.W_U.shape[1],), dtype=torch.float64)
 
     def add(self, f: Tensor) -> None:
-        for part in f.split(self.head.rows_at_once()):
+        for part in f.split(self.head.positions_at_once()):
             z = self.head.logits(part)
             p, j = z.softmax(-1), 1.0 if self.head.softcap is None else 1 - (z / self.head.softcap) ** 2
             pj = p * j
@@ -223,7 +223,7 @@ def _top_singular(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _best(
-    linear_kl: LinearKL, candidates: Sequence[Solution], held_out: Rows, start: Lens, blocks: list[int]
+    linear_kl: LinearKL, candidates: Sequence[Solution], held_out: Residuals, start: Lens, blocks: list[int]
 ) -> Solution:
     """Block by block the candidate of the lowest held-out KL."""
     few = _few(linear_kl.head, held_out)
@@ -248,13 +248,13 @@ def _score(linear_kl: LinearKL, candidate: Solution, few: Batch, start: Lens, bl
     return linear_kl.value(objective.teacher_of(head, few), y, y.new_zeros(len(blocks))).mean(1)
 
 
-def _few(head: Head, rows: Rows) -> Batch:
+def _few(head: Head, rows: Residuals) -> Batch:
     """Positions far apart, of the first sequences."""
     batch = next(objective.read(head, rows, FEW_SEQS))
     return batch.every(-(-len(batch.resid) // FEW_POSITIONS))
 
 
-def temperatures(linear_kl: LinearKL, lens: Lens, train: Rows) -> Tensor:
+def temperatures(linear_kl: LinearKL, lens: Lens, train: Residuals) -> Tensor:
     """log tau (L,) of each layer of a lens, by KL at some positions of a few sequences; the last one stays 0."""
     batch = _few(linear_kl.head, train)
     teacher, blocks = objective.teacher_of(linear_kl.head, batch), list(range(lens.n_layers - 1))

@@ -78,7 +78,7 @@ class LinearKL:
         """`budget`: bytes of a chunk's logits; by default what suits the device."""
         self.head = head
         self._W = head.W_U if products in {None, torch.float32} else head.W_U.to(products)
-        self.rows = head.rows_at_once(budget)
+        self.rows = head.positions_at_once(budget)
         self._buffers: list[Tensor] = []
 
     def __call__(self, teacher: Teacher, y: Tensor, log_tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,7 +114,7 @@ class LinearKL:
     def _parts(self, teacher: Teacher, n: int) -> Iterator[tuple[slice, "_Target"]]:
         for start in range(0, n, self.rows):
             part = slice(start, min(start + self.rows, n))
-            yield part, _Target.of(self.head, teacher.rows(part))
+            yield part, _Target.of(self.head, teacher.part(part))
 
     def _linear(self, p: "_Target", y: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         agreement = p.agreement(y, a)

@@ -22,7 +22,7 @@ from lensmith.lens.depth import PERCENTILES, depth_row
 from lensmith.lens.divergence import BITS, LinearKL
 from lensmith.lens.lens import Lens
 from lensmith.source.head import Head, NormKind
-from lensmith.source.rows import Batch, Rows, ahead
+from lensmith.source.residuals import Batch, Residuals, read_ahead
 from lensmith.source.teacher import Teacher
 
 READ_SEQS = 8  # at a time
@@ -66,7 +66,7 @@ def teacher_of(head: Head, batch: Batch) -> Teacher:
     """The model's own distribution: as the bank keeps it, else from resid_post."""
     if batch.teacher is not None:
         return Teacher(batch.teacher, None)
-    return Teacher.of(head, head.norm(batch.resid[:, -1], batch.resid.shape[1], "final"))
+    return Teacher.from_head_input(head, head.norm(batch.resid[:, -1], batch.resid.shape[1], "final"))
 
 
 def layer_gradients(
@@ -95,7 +95,7 @@ def layer_gradients(
     }
 
 
-def validate(linear_kl: LinearKL, lens: Lens, rows: Rows) -> Validation:
+def validate(linear_kl: LinearKL, lens: Lens, rows: Residuals) -> Validation:
     """KL of every layer over all rows, in bits."""
     total = torch.zeros(lens.n_layers, dtype=torch.float64)
     blocks = list(range(lens.n_layers - 1))  # the last one is the model
@@ -106,11 +106,11 @@ def validate(linear_kl: LinearKL, lens: Lens, rows: Rows) -> Validation:
     return Validation(tuple((total / (rows.n_seqs * rows.positions_per_seq) * BITS).tolist()))
 
 
-def read(head: Head, rows: Rows, n_seqs: int | None = None) -> Iterator[Batch]:
+def read(head: Head, rows: Residuals, n_seqs: int | None = None) -> Iterator[Batch]:
     """All sequences of `rows`, or the first ones, a few at a time on the head's device."""
     seqs = np.arange(rows.n_seqs if n_seqs is None else min(n_seqs, rows.n_seqs))
     parts = np.array_split(seqs, max(1, len(seqs) // READ_SEQS))
-    return (batch.to(head.W_U.device) for batch in ahead(rows, parts))
+    return (batch.to(head.W_U.device) for batch in read_ahead(rows, parts))
 
 
 def penalty_gradients(

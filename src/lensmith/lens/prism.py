@@ -29,7 +29,7 @@ from lensmith.files import artifacts
 from lensmith.lens.lens_file import PRISM_TENSORS
 from lensmith.process.errors import IntegrityError, NumericError
 from lensmith.source.backbone import Head
-from lensmith.source.rows import Rows
+from lensmith.source.residuals import Residuals
 
 MAX_DIRECTIONS = 512
 READ_SEQS = 8  # at a time
@@ -49,7 +49,7 @@ class Prism:
     residuals: int  # that it was fit on, those of each block counted
 
     @classmethod
-    def fit(cls, head: Head, rows: Rows, directions: int = MAX_DIRECTIONS) -> "Prism":
+    def fit(cls, head: Head, rows: Residuals, directions: int = MAX_DIRECTIONS) -> "Prism":
         """The Prism of all blocks' normed residuals in `rows`, in one pass over them.
 
         Raises:
@@ -138,7 +138,7 @@ def procrustes(seen: Tensor, read: Tensor) -> Tensor:
     return rotation
 
 
-def _moments(head: Head, rows: Rows) -> tuple[Tensor, Tensor, int]:
+def _moments(head: Head, rows: Residuals) -> tuple[Tensor, Tensor, int]:
     """Mean (d_model,) and covariance (d_model, d_model) of all blocks' normed residuals in float64, and how many."""
     d_model = head.W_U.shape[1]
     total = torch.zeros(d_model, dtype=torch.float64, device=head.W_U.device)
@@ -151,7 +151,7 @@ def _moments(head: Head, rows: Rows) -> tuple[Tensor, Tensor, int]:
     return mean, second / residuals - torch.outer(mean, mean), residuals
 
 
-def _normed(head: Head, rows: Rows) -> Iterator[Tensor]:
+def _normed(head: Head, rows: Residuals) -> Iterator[Tensor]:
     for seqs in np.array_split(np.arange(rows.n_seqs), max(1, rows.n_seqs // READ_SEQS)):
         resid = rows.read(seqs).resid
         for block in range(resid.shape[1]):

@@ -29,7 +29,7 @@ from lensmith.process.errors import InputError, IntegrityError, NumericError, sh
 from lensmith.settings.sections import FitParams
 from lensmith.source.backbone import Backbone
 from lensmith.source.head import Head
-from lensmith.source.rows import Rows
+from lensmith.source.residuals import Residuals
 
 LENS_TYPE = "linear_tuned_lens"
 UNREAD = "Nothing was imported."
@@ -57,7 +57,7 @@ def load(pin: LensPin | None, backbone: Backbone) -> tuple[Lens, dict[str, Any]]
     return _lens(tensors, backbone.n_layers, backbone.d_model), about
 
 
-def measure(head: Head, lens: Lens, held_out: Rows, settings: FitParams) -> training.Fit:
+def measure(head: Head, lens: Lens, held_out: Residuals, settings: FitParams) -> training.Fit:
     """The Fit of a lens that is not trained: validated once, no step taken, no training token read."""
     untrained = settings.model_copy(update={"kind": "identity"})
     return replace(training.fit(head, held_out, held_out, untrained, lens), tokens_forwarded=0, settings=settings)

@@ -21,22 +21,22 @@ from lensmith.lens.training import Bases, Fit
 from lensmith.settings.sections import FitParams, ModelParams
 from lensmith.source import bank, corpus
 from lensmith.source.backbone import Backbone
-from lensmith.source.placement import Beside
-from lensmith.source.rows import Rows
+from lensmith.source.placement import LensMemory
+from lensmith.source.residuals import Residuals
 
 
 def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
     """Fit the lens of one model, and the rungs beside it, into `out`; go on where an earlier process stopped."""
     manifest, fingerprint = corpus.Manifest.read(corpus_dir), artifacts.read_json(code)
-    lens = Beside(partial(memory.memory, settings.fit), follows=settings.fit.bank == "disk")
-    backbone = Backbone.load(settings.source, manifest.model, beside=lens)
+    lens = LensMemory(partial(memory.memory, settings.fit), after_release=settings.fit.bank == "disk")
+    backbone = Backbone.load(settings.source, manifest.model, lens_memory=lens)
     asked = memory.scaled(settings.fit, backbone.d_vocab, backbone.n_layers)
     key = work_key(settings.key, asked, manifest, backbone, fingerprint)
     work = cache.folder("fit", artifacts.sha256_text(artifacts.canonical_json(key))[:32])
     with cache.held(work):
         artifacts.write_json(work / "key.json", key)
         train, held_out = (
-            bank.rows(backbone, manifest.model.files, tokens, asked)
+            bank.residuals(backbone, manifest.model.files, tokens, asked)
             for tokens in (corpus.read_tokens(corpus_dir), corpus.read_heldout(corpus_dir)[: asked.validation_seqs])
         )
         if asked.bank == "disk":
@@ -75,7 +75,7 @@ def work_key(
 
 
 def fit_all(
-    backbone: Backbone, train: Rows, held_out: Rows, asked: FitParams, *, prism: Prism | None, work: Path
+    backbone: Backbone, train: Residuals, held_out: Residuals, asked: FitParams, *, prism: Prism | None, work: Path
 ) -> dict[str, Fit]:
     """The lens as asked and the rungs of its ladder, by kind; what they share is computed once. `work`: checkpoints."""
     kinds = {kind: rung(asked, kind) for kind in (asked.kind, *asked.ladder) if kind != "imported"}

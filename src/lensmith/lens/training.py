@@ -27,7 +27,7 @@ from lensmith.process.stopping import Interrupted, Stop
 from lensmith.settings.sections import FitParams
 from lensmith.source.head import Head
 from lensmith.source.loading import has_fast_bf16
-from lensmith.source.rows import Batch, Rows, ahead
+from lensmith.source.residuals import Batch, Residuals, read_ahead
 
 # A fit whose held-out KL is this many times the best, or this many times FLOOR bits where the best is less, is lost.
 DIVERGED, FLOOR = 10.0, 0.1
@@ -61,8 +61,8 @@ class Bases:
 
 def fit(
     head: Head,
-    train: Rows,
-    held_out: Rows,
+    train: Residuals,
+    held_out: Residuals,
     settings: FitParams,
     start: Lens,
     *,
@@ -111,8 +111,8 @@ class _Run:
     def __init__(
         self,
         head: Head,
-        train: Rows,
-        held_out: Rows,
+        train: Residuals,
+        held_out: Residuals,
         settings: FitParams,
         start: Lens,
         *,
@@ -170,7 +170,7 @@ class _Run:
         progress.advance(0, kl_bits=state.best.at_depths)
         plan = [self.schedule.batch(step) for step in range(state.step, self.schedule.total_steps)]
         with stopping.deferred() as stop:
-            for batch in ahead(self.train, plan):
+            for batch in read_ahead(self.train, plan):
                 self._step(batch.to(self.head.W_U.device), state)
                 progress.advance()
                 if self.schedule.is_judged(state.step):

@@ -33,7 +33,7 @@ class Trajectory:
         Raises:
             InputError: the text is empty or too long, or the lens is of another shape than the model.
         """
-        backbone = model if isinstance(model, Backbone) else Backbone.of(model, tokenizer)
+        backbone = model if isinstance(model, Backbone) else Backbone.from_model(model, tokenizer)
         if (lens.n_layers, lens.d_model) != (backbone.n_layers, backbone.d_model):
             raise InputError(
                 f"trajectory: the lens is of {lens.n_layers} layers and d_model {lens.d_model}, the model has "

@@ -63,7 +63,7 @@ class Found:
         Raises:
             IntegrityError: `base` is another model than the lens was fit to.
         """
-        backbone = base if isinstance(base, Backbone) else Backbone.of(base)
+        backbone = base if isinstance(base, Backbone) else Backbone.from_model(base)
         shape, wanted = (backbone.n_layers, backbone.d_model), (lens.n_layers, lens.d_model)
         if shape != wanted:
             raise IntegrityError(

@@ -17,7 +17,7 @@ from lensmith.settings.sections import SourceParams
 from lensmith.source import loading, placement, ranks
 from lensmith.source.discovery import REFUSED, Anatomy, dissect, embedding_rows, max_length
 from lensmith.source.head import Head, NormKind, Transform
-from lensmith.source.placement import NOTHING, Beside
+from lensmith.source.placement import NO_LENS, LensMemory
 from lensmith.source.proof import Proof, proof_tokens, prove
 from lensmith.source.watching import hidden_in, hidden_out
 
@@ -38,11 +38,10 @@ class Backbone:
     proof: Proof
 
     @classmethod
-    def load(cls, source: SourceParams, pin: "ModelPin", *, verify: bool = True, beside: Beside = NOTHING) -> Self:
+    def load(cls, source: SourceParams, pin: "ModelPin", *, lens_memory: LensMemory = NO_LENS) -> Self:
         """The model of `pin`, from files that were checked against it.
 
-        `verify` looks for NaN and infinity in every weight; the proof runs in any case. What the caller
-        needs `beside` the model must fit too.
+        `lens_memory`, what the caller holds for its lens, must fit too.
 
         Raises:
             InputError: the model cannot be used: unknown architecture, no safetensors, no final norm,
@@ -63,18 +62,18 @@ class Backbone:
         if placement.is_quantised(config):
             placement.pack(frame, sum((folder / n).stat().st_size for n in pin.files if n.endswith(".safetensors")))
         n_ranks = ranks.asked(device) if source.placement == "tp" else 1
-        device_map = placement.device_map(frame, source.placement, device, where, beside, n_ranks=n_ranks)
+        device_map = placement.device_map(frame, source.placement, device, where, lens_memory, n_ranks=n_ranks)
         if n_ranks > 1:
             model = ranks.load(ranks.Spec.of(folder, where, dtype, device, n_ranks, trusted=trusted))
         else:
             model = loading.load_model(folder, where, dtype, device_map, trusted=trusted)
         tokenizer = loading.load_tokenizer(folder, where, config, embedding_rows(model), trusted=trusted)
-        if verify and n_ranks == 1:
+        if n_ranks == 1:
             loading.check_finite(model, where)
-        return cls.of(model, tokenizer)
+        return cls.from_model(model, tokenizer)
 
     @classmethod
-    def of(
+    def from_model(
         cls,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None = None,

@@ -1,7 +1,7 @@
 """The residual bank: the frozen model's forward pass is paid once, then every epoch and every variant reads it.
 
 A bank holds resid_post of all L blocks at `positions_per_seq` sampled positions of each sequence, in the dtype that the
-model ran in, and the model's own distribution there as `Teacher` packs it. It is a cache (`edge.cache`),
+model ran in, and the model's own distribution there as `Teacher` packs it. It is a cache (`files.cache`),
 content-addressed: what decides its numbers is hashed into its folder's name, so a hit is exact and a stale bank cannot
 be read. It is written in shards, each whole or absent and digest-checked, while the next one is being captured; an
 interrupted capture goes on where it stopped, and a damaged shard is captured anew.
@@ -30,15 +30,15 @@ from lensmith.process.progress import Progress
 from lensmith.settings.sections import FitParams
 from lensmith.source import ranks
 from lensmith.source.backbone import Backbone
-from lensmith.source.rows import Batch, Rows, StreamedRows, sample_positions
+from lensmith.source.residuals import Batch, Residuals, StreamedResiduals, sample_positions
 from lensmith.source.teacher import Teacher
 
 SHARD_SEQS = 64
 
 
 @dataclass
-class BankedRows:
-    """Rows read from the shards of a bank on disk."""
+class BankedResiduals:
+    """Residuals read from the shards of a bank on disk."""
 
     folder: Path
     n_seqs: int
@@ -61,17 +61,19 @@ class BankedRows:
         return slices["resid_post"][offset], slices["teacher"][offset] if "teacher" in slices else None
 
 
-def rows(backbone: Backbone, model_files: dict[str, str], tokens: NDArray[np.uint32], settings: FitParams) -> Rows:
+def residuals(
+    backbone: Backbone, model_files: dict[str, str], tokens: NDArray[np.uint32], settings: FitParams
+) -> Residuals:
     """The residuals of these sequences, from a bank on disk or streamed, as `fit.bank` asks.
 
     Raises:
         ResourceError: the bank would not fit, by LENSMITH_BANK_GIB or on the disk.
     """
-    streamed = StreamedRows(backbone, tokens, sample_positions(settings, *tokens.shape))
+    streamed = StreamedResiduals(backbone, tokens, sample_positions(settings, *tokens.shape))
     return streamed if settings.bank == "stream" else _banked(streamed, model_files)
 
 
-def capture(
+def capture_part(
     backbone: Backbone,
     model_files: dict[str, str],
     tokens: NDArray[np.uint32],
@@ -87,7 +89,7 @@ def capture(
     Raises:
         ResourceError: the bank would not fit, by LENSMITH_BANK_GIB or on the disk.
     """
-    source = StreamedRows(backbone, tokens, sample_positions(settings, *tokens.shape))
+    source = StreamedResiduals(backbone, tokens, sample_positions(settings, *tokens.shape))
     key, folder = _place(source, model_files)
     with cache.held(folder, shared=True):
         mine = [shard for shard in range(_n_shards(source))[part::parts] if _tokens(_shard(folder, shard)) is None]
@@ -95,27 +97,27 @@ def capture(
     return len(mine)
 
 
-def _banked(source: StreamedRows, model_files: dict[str, str]) -> BankedRows:
+def _banked(source: StreamedResiduals, model_files: dict[str, str]) -> BankedResiduals:
     key, folder = _place(source, model_files)
     with cache.held(folder):
         tokens = {shard: _tokens(_shard(folder, shard)) for shard in range(_n_shards(source))}
         missing = [shard for shard, n_tokens in tokens.items() if n_tokens is None]
         tokens |= _capture_missing(folder, key, missing, source)
         tokens_forwarded = sum(n_tokens or 0 for n_tokens in tokens.values())
-    return BankedRows(folder, source.n_seqs, source.positions_per_seq, tokens_forwarded)
+    return BankedResiduals(folder, source.n_seqs, source.positions_per_seq, tokens_forwarded)
 
 
-def _place(source: StreamedRows, model_files: dict[str, str]) -> tuple[dict[str, object], Path]:
+def _place(source: StreamedResiduals, model_files: dict[str, str]) -> tuple[dict[str, object], Path]:
     key = _key(source, model_files)
     return key, cache.folder("bank", hashlib.sha256(artifacts.canonical_json(key).encode()).hexdigest()[:32])
 
 
-def _n_shards(source: StreamedRows) -> int:
+def _n_shards(source: StreamedResiduals) -> int:
     return -(-source.n_seqs // SHARD_SEQS)
 
 
 def _capture_missing(
-    folder: Path, key: dict[str, object], missing: list[int], source: StreamedRows, share: int = 1
+    folder: Path, key: dict[str, object], missing: list[int], source: StreamedResiduals, share: int = 1
 ) -> dict[int, int]:
     """Capture these shards, where there are any; `share` processes need as much room as this one."""
     if not missing:
@@ -128,7 +130,7 @@ def _capture_missing(
         return _capture(folder, missing, source, progress)
 
 
-def _key(source: StreamedRows, model_files: dict[str, str]) -> dict[str, object]:
+def _key(source: StreamedResiduals, model_files: dict[str, str]) -> dict[str, object]:
     """Everything that decides a bank's bytes."""
     backbone = source.backbone
     is_cpu = backbone.device.type == "cpu"
@@ -147,7 +149,7 @@ def _key(source: StreamedRows, model_files: dict[str, str]) -> dict[str, object]
     }
 
 
-def _bytes_per_seq(source: StreamedRows) -> int:
+def _bytes_per_seq(source: StreamedResiduals) -> int:
     backbone = source.backbone
     resid = backbone.n_layers * backbone.d_model * backbone.dtype.itemsize
     teacher = 0 if backbone.head.softcap is not None else 4 * (backbone.d_model + 2)
@@ -171,7 +173,7 @@ def _tokens(path: Path) -> int | None:
     return int(facts["tokens"])
 
 
-def _capture(folder: Path, shards: list[int], source: StreamedRows, progress: Progress) -> dict[int, int]:
+def _capture(folder: Path, shards: list[int], source: StreamedResiduals, progress: Progress) -> dict[int, int]:
     """Capture these shards, one being written while the next is in the model; the tokens forwarded for each."""
     tokens = {}
     with ThreadPoolExecutor(max_workers=1) as writer:
@@ -187,13 +189,13 @@ def _capture(folder: Path, shards: list[int], source: StreamedRows, progress: Pr
     return tokens
 
 
-def _captured(shard: int, source: StreamedRows) -> tuple[dict[str, Tensor], int]:
+def _captured(shard: int, source: StreamedResiduals) -> tuple[dict[str, Tensor], int]:
     before, head = source.tokens_forwarded, source.backbone.head
     seqs = np.arange(shard * SHARD_SEQS, min((shard + 1) * SHARD_SEQS, source.n_seqs))
     parts: dict[str, list[Tensor]] = {}
     for start in range(0, len(seqs), source.capture_seqs):
         resid = source.read(seqs[start : start + source.capture_seqs]).resid
-        teacher = Teacher.of(head, head.norm(resid[:, -1], resid.shape[1], "final")).packed
+        teacher = Teacher.from_head_input(head, head.norm(resid[:, -1], resid.shape[1], "final")).packed
         for name, tensor in (("resid_post", resid), ("teacher", teacher)):
             if tensor is not None:
                 parts.setdefault(name, []).append(tensor.cpu())

@@ -88,7 +88,7 @@ class Head:
         z = nn.functional.linear(y, self.W_U, self.bias)
         return self.transform(z if log_tau is None else z * torch.exp(-log_tau).unsqueeze(-1))
 
-    def rows_at_once(self, budget: int | None = None) -> int:
+    def positions_at_once(self, budget: int | None = None) -> int:
         """Of how many positions the logits are held at a time, in `budget` bytes, by default what suits the device."""
         row = len(self.W_U) * self.W_U.itemsize
         return max(MIN_ROWS, (budget or CHUNK_BYTES[self.W_U.device.type]) // row)

@@ -31,14 +31,14 @@ Device = int | str  # a GPU's index, "cpu" or "disk", as accelerate names them
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What a caller holds on the device that fits the lens."""
+class LensMemory:
+    """Memory that fitting a lens takes on the device of the head."""
 
     size: Callable[[int, int], int]  # bytes for a lens of so many blocks of so many dimensions
-    follows: bool = False  # it comes when the weights are released
+    after_release: bool = False  # allocated once the weights are freed
 
 
-NOTHING = Beside(lambda _n_layers, _d_model: 0)  # of a caller that fits no lens
+NO_LENS = LensMemory(lambda _n_layers, _d_model: 0)  # of a caller that fits no lens
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Needs:
     weights: int
     head: int  # W_U in fp32
     lens: int  # while it is trained
-    follows: bool = False  # when it is, the weights are there no more
+    after_release: bool = False  # the lens is trained once the weights are freed
 
     @property
     def total(self) -> int:
@@ -56,10 +56,10 @@ class Needs:
 
     def beside(self, weights: int) -> int:
         """The most at any time, where so much of the weights is on that device."""
-        return self.head + WORKING + (max(weights, self.lens) if self.follows else weights + self.lens)
+        return self.head + WORKING + (max(weights, self.lens) if self.after_release else weights + self.lens)
 
     def __str__(self) -> str:
-        word = ", then " if self.follows else ", "
+        word = ", then " if self.after_release else ", "
         held = f"{_gib(self.weights)} weights{word}{_gib(self.lens)} lens"
         return f"{_gib(self.total)} ({held}, {_gib(self.head)} head in fp32, {_gib(WORKING)} working memory)"
 
@@ -97,14 +97,14 @@ def _put(module: nn.Module, name: str, weight: torch.Tensor) -> None:
     module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
 
 
-def needs(model: PreTrainedModel, beside: Beside) -> Needs:
+def needs(model: PreTrainedModel, lens_memory: LensMemory) -> Needs:
     """What a skeleton needs."""
     W_U = model.get_output_embeddings()
     head = 0 if W_U is None else 4 * W_U.weight.numel()
     text = model.config.get_text_config()
-    lens = beside.size(text.num_hidden_layers, text.hidden_size)
+    lens = lens_memory.size(text.num_hidden_layers, text.hidden_size)
     weights = sum(map(_bytes, model.parameters()))  # a tied weight is one parameter
-    return Needs(weights, head, lens, beside.follows)
+    return Needs(weights, head, lens, lens_memory.after_release)
 
 
 def device_map(
@@ -112,11 +112,11 @@ def device_map(
     asked: Placement,
     device: torch.device,
     where: str,
-    beside: Beside,
+    lens_memory: LensMemory,
     *,
     n_ranks: int = 1,
 ) -> dict[str, Device]:
-    """Where each part of a skeleton goes, as `from_pretrained` takes it; `beside` is what the caller needs there.
+    """Where each part of a skeleton goes, as `from_pretrained` takes it; `lens_memory` is what the caller holds there.
 
     Blocks are shared by `n_ranks` processes, whose memory is one on a CPU.
 
@@ -124,7 +124,7 @@ def device_map(
         ResourceError: it does not fit; with numbers, and the setting that would do.
         InputError: it cannot be shared so.
     """
-    need = needs(model, beside)
+    need = needs(model, lens_memory)
     if asked == "auto" and (lists := block_lists(model)):
         return _spread(model, lists[0][1], need, device, where)
     if asked == "tp":
@@ -195,7 +195,7 @@ def _spread(
             f"{_gib(free[main])} free. The model was not loaded."
         )
     room = {key: free[key] - WORKING for key in order}
-    room[main] -= rest + need.head + (0 if need.follows else need.lens)
+    room[main] -= rest + need.head + (0 if need.after_release else need.lens)
     placed: dict[nn.Module, Device] = {}
     for block in blocks:
         while order and room[order[0]] < _size(block):

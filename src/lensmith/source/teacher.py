@@ -26,11 +26,11 @@ class Teacher:
     y: Tensor | None  # (n, d_model): the head's input at the last block; None where `packed` says all
 
     @classmethod
-    def of(cls, head: Head, y_final: Tensor) -> Self:
+    def from_head_input(cls, head: Head, y_final: Tensor) -> Self:
         """From the head's input at the last block, y_final (n, d_model)."""
         if head.softcap is not None:
             return cls(None, y_final)
-        return cls(torch.cat([_pack(head, part) for part in y_final.split(head.rows_at_once())]), None)
+        return cls(torch.cat([_pack(head, part) for part in y_final.split(head.positions_at_once())]), None)
 
     @property
     def e_p(self) -> Tensor:
@@ -47,7 +47,7 @@ class Teacher:
         assert self.packed is not None
         return self.packed[:, -1]
 
-    def rows(self, part: slice) -> "Teacher":
+    def part(self, part: slice) -> "Teacher":
         """The same for some of the positions."""
         return Teacher(*(None if held is None else held[part] for held in (self.packed, self.y)))
 

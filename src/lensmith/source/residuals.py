@@ -33,7 +33,7 @@ class Batch(NamedTuple):
         return Batch(self.resid[::nth], None if self.teacher is None else self.teacher[::nth])
 
 
-class Rows(Protocol):
+class Residuals(Protocol):
     """Residuals by sequence."""
 
     tokens_forwarded: int  # through the frozen model, to make what was read; a fit that goes on sets it back
@@ -52,7 +52,7 @@ class Rows(Protocol):
         """These sequences' sampled positions, len(seqs) * positions_per_seq of them."""
 
 
-def ahead(rows: Rows, plan: Iterable[NDArray[np.int64]]) -> Iterator[Batch]:
+def read_ahead(rows: Residuals, plan: Iterable[NDArray[np.int64]]) -> Iterator[Batch]:
     """The batches of a plan, each read while the one before is in use."""
     if not rows.reads_ahead:
         yield from map(rows.read, plan)
@@ -76,7 +76,7 @@ def sample_positions(settings: FitParams, n_seqs: int, seq_len: int) -> NDArray[
 
 
 @dataclass
-class StreamedRows:
+class StreamedResiduals:
     """Rows captured anew each time they are asked for: no disk, one forward pass an epoch."""
 
     backbone: Backbone
