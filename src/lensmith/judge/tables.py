@@ -1,0 +1,32 @@
+"""Names that the tables of `sweep` and `suite-eval` hold: lenses, quantities, columns."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lensmith.lens.depth import PERCENTILES
+
+Floats = NDArray[np.float64]
+
+NORMS = ("norm", "norm_next")  # the model's final norm at every layer; the next block's input norm
+RUNGS = ("temperature", "bias", "full")  # smaller and larger lenses of the same form as the tuned one
+RAW, PRISM, TUNED = "raw", "prism", "tuned"  # no norm at all; one decoder for all layers; the lens that is judged
+LENSES = (RAW, *NORMS, *RUNGS, PRISM, TUNED)  # every name that a table may hold, in its order
+ALWAYS = (*NORMS, TUNED)
+RANKS = (10, 5, 1)
+
+DISTANCES = ("kl_final_lens_bits", "kl_lens_final_bits", "entropy_bits", "cos_to_final")
+HELDOUT_COLUMNS = ("seq", "layer", "lens", "n_positions", *DISTANCES, "top1_agree")
+FIRST = (*(f"first_rank_le_{k}" for k in RANKS), "first_kl_le_1_bit")  # rows; empty where it never is so
+AT_DEPTH = tuple(f"kl_final_lens_bits_{percent}" for percent in PERCENTILES)
+POSITION_COLUMNS = ("seq", "position", "part", "lens", *FIRST, "rank1_share", *AT_DEPTH)
+ANSWER = ("answer_token_rank", "p_answer", "top1", "top1_agree", "p_control")
+ROW_COLUMNS = ("id", "domain", "template", "layer", "lens", *DISTANCES, *ANSWER)
+FIRST_COLUMNS = ("id", "domain", "template", "lens", *FIRST)
+FINAL = ("final_answer_token_rank", "final_p_answer")
+TRAJECTORIES = "trajectories.json"  # in both folders: texts read at every position
+PROMPT_COLUMNS = ("id", "domain", "template", "answer", "n_prompt_tokens", "answer_token", "aligned", *FINAL)
+
+
+def layers(lens: str, n_layers: int) -> range:
+    """The layers that a lens reads: a translator belongs to a block, so it reads none at the embedding (layer 0)."""
+    return range(int(lens in (*RUNGS, TUNED)), n_layers + 1)
