@@ -3,9 +3,9 @@
 import pytest
 
 from lensmith.lab import catalogue
-from lensmith.lab.catalogue import Proposal
 from lensmith.process.errors import InputError
-from lensmith.settings import edit, params_yaml
+from lensmith.settings import params_yaml
+from lensmith.settings.params_yaml import Proposal
 from tests.support.settings import REPOSITORY
 
 NEW = Proposal(
@@ -23,7 +23,7 @@ def file(tmp_path):
 def test_nothing_else_in_the_file_changes(file):
     """Comments, blank lines, notation: a round trip through a YAML library would lose some of them."""
     before = file.read_text()
-    entry = edit.add(file, NEW)
+    entry = params_yaml.add(file, NEW)
 
     assert file.read_text() == before + entry
     assert entry.startswith("  # A note.\n  new:\n    source:\n      repo: org/new\n      revision: ")
@@ -37,7 +37,7 @@ def test_an_entry_goes_to_the_end_of_models_wherever_that_is(file):
     models = "".join("  " + line if line.strip() else line for line in models.splitlines(keepends=True))
     head, comment = "models:\n" + models, "\n# Everything else.\n"
     file.write_text(head + comment + defaults[defaults.index("defaults:") :] + "\n")
-    entry = edit.add(file, NEW)
+    entry = params_yaml.add(file, NEW)
 
     assert file.read_text().startswith(head + entry + comment)
     assert entry.splitlines()[1] == "    new:"
@@ -46,7 +46,7 @@ def test_an_entry_goes_to_the_end_of_models_wherever_that_is(file):
 
 def test_a_file_without_a_last_newline_gets_one(file):
     file.write_text(file.read_text().rstrip("\n"))
-    edit.add(file, NEW)
+    params_yaml.add(file, NEW)
 
     assert "new" in params_yaml.read(file)
 
@@ -61,17 +61,17 @@ def test_a_file_without_a_last_newline_gets_one(file):
 def test_a_key_that_cannot_be_changes_nothing(file, proposal, words):
     before = file.read_text()
     with pytest.raises(InputError, match=words):
-        edit.add(file, proposal)
+        params_yaml.add(file, proposal)
 
     assert file.read_text() == before
 
 
 def test_a_model_is_added_once(file):
-    edit.add(file, NEW)
+    params_yaml.add(file, NEW)
     before = file.read_text()
 
     with pytest.raises(InputError, match=r"models\.new is org/new already"):
-        edit.add(file, Proposal("again", NEW.settings, ()))
+        params_yaml.add(file, Proposal("again", NEW.settings, ()))
     assert file.read_text() == before
 
 
@@ -79,7 +79,7 @@ def test_a_broken_file_is_told_and_left(file):
     file.write_text(file.read_text().replace("lr: 2e-3", "lr: fast"))
     before = file.read_text()
     with pytest.raises(InputError, match=r"defaults\.fit\.lr is 'fast'"):
-        edit.add(file, NEW)
+        params_yaml.add(file, NEW)
 
     assert file.read_text() == before
 
@@ -89,7 +89,7 @@ def test_models_in_braces_are_refused(file):
     file.write_text(text[: text.index("\nmodels:")] + "\nmodels: {a: {source: {path: demo/atlas}}}\n")
 
     with pytest.raises(InputError, match="block style"):
-        edit.add(file, NEW)
+        params_yaml.add(file, NEW)
 
 
 PLAN = (
@@ -124,7 +124,7 @@ def test_the_catalogue_has_the_plans_models_and_every_common_family():
 def test_every_model_of_the_catalogue_makes_a_valid_file(file, monkeypatch):
     """All at once, without a network."""
     monkeypatch.setattr(catalogue, "is_offline_mode", lambda: True)
-    entries = [edit._entry(catalogue.propose(repo, None), indent=2) for repo in catalogue.catalogue()]
+    entries = [params_yaml._entry(catalogue.propose(repo, None), "  ") for repo in catalogue.catalogue()]
     file.write_text(file.read_text() + "".join(entries))
     models = params_yaml.read(file)
 

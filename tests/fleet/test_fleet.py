@@ -16,7 +16,6 @@ from rich.console import Console
 from ruamel.yaml import YAML
 from transformers import AutoModelForCausalLM
 
-from lensmith.files.cache import GIB
 from lensmith.fleet import head, jobs, work
 from lensmith.fleet.board import Board, Row
 from lensmith.fleet.driver import Driver
@@ -24,6 +23,7 @@ from lensmith.fleet.jobs import Job, Machine, Needs, Tree
 from lensmith.fleet.work import Outcome
 from lensmith.hub import model_size
 from lensmith.lab import one_model
+from lensmith.process.amounts import GIB
 from lensmith.process.errors import InputError, RemoteError
 from lensmith.process.progress import Progress
 from lensmith.settings import params_yaml, resolved
@@ -116,7 +116,7 @@ def test_a_need_that_no_machine_meets_is_said_with_what_there_is():
     machines = [Machine("n1", 4, 0, 8 * GIB), Machine("n2", 1, 2, 4 * GIB)]
     jobs.check_fits("a", Needs(1, 2, 4 * GIB), machines)
 
-    with pytest.raises(Exception, match=r"models\.a\.fleet: no machine has 4 CPUs, 1 GPUs, 8 GiB; there is 1 CPUs"):
+    with pytest.raises(Exception, match=r"models\.a\.fleet: no machine has 4 CPUs, 1 GPUs, 8\.0 GiB; there is 1 CPUs"):
         jobs.check_fits("a", Needs(4, 1, 8 * GIB), machines)
 
 
@@ -210,7 +210,7 @@ def test_the_board_reads_what_dvc_and_the_stages_print():
             row.read(line)
         row.read("Running stage 'fit@a':")
         row.read(stream.getvalue().strip())
-        assert (row.where, row.now, row.left) == ("n1", "fit 25/100 steps", "2 min 00 s")
+        assert (row.where, row.now, row.left) == ("n1", "fit 25/100 steps", "02:00")
         assert list(row.stages.values()) == ["there", "runs", "waits", "waits"]
         clock = iter([50.0, 50.0])
     row.read("Running stage 'sweep@a':")

@@ -85,7 +85,7 @@ def test_a_disk_that_is_too_small_is_said_before_the_first_step(tmp_path, monkey
     usage = checkpoint.shutil.disk_usage("/")._replace(free=10)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
 
-    with pytest.raises(ResourceError, match=r"checkpoints need .* GiB, 0\.0 GiB are free.* No step was taken"):
+    with pytest.raises(ResourceError, match=r"checkpoints need .* Bytes, 10 Bytes are free.* No step was taken"):
         Checkpoints(tmp_path).reserve(state(0).trained)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from lensmith.files import artifacts, cache
 from lensmith.process import progress
+from lensmith.process.amounts import GIB
 from lensmith.process.errors import InputError, ResourceError
 from lensmith.source import bank
 from lensmith.source.backbone import Backbone
@@ -150,7 +151,7 @@ def test_a_full_disk_is_said_before_the_capture(backbone, monkeypatch):
     usage = cache.shutil.disk_usage("/")._replace(free=10)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage)
 
-    with pytest.raises(ResourceError, match=r"needs .* GiB, 0\.0 GiB are free"):
+    with pytest.raises(ResourceError, match=r"needs .*iB, 10 Bytes are free"):
         rows(backbone)
     assert shards() == []
 
@@ -161,7 +162,7 @@ def test_a_capture_tells_shards_and_tokens_in_whole_lines(backbone, monkeypatch,
     rows(backbone)
     said = capsys.readouterr().err
 
-    assert "\r" not in said and "GiB of residuals into" in said
+    assert "\r" not in said and "iB of residuals into" in said
     assert "capture: 1 of 3 shards, " in said and "tokens/s" in said and "capture: 3 of 3 shards in" in said
     rows(backbone)
     assert capsys.readouterr().err == ""
@@ -171,7 +172,7 @@ def test_the_limit_of_all_banks_is_kept_by_dropping_the_oldest(backbone, monkeyp
     """Room for one bank and a half: the second one takes the first one's place, and neither fits into nothing."""
     rows(backbone)
     size = sum(bank.size for bank in cache.entries("bank"))
-    monkeypatch.setenv(cache.LIMIT, str(1.5 * size / cache.GIB))
+    monkeypatch.setenv(cache.LIMIT, str(1.5 * size / GIB))
     first = {bank.key for bank in cache.entries("bank")}
     rows(backbone, tokens=tokens(1))
 

@@ -16,13 +16,13 @@ def fsck(
 ) -> None:
     """Read every byte of DVC's cache and of the outputs again, and put what is damaged in quarantine."""
     from lensmith.lab import fsck as checking
-    from lensmith.process import wording
+    from lensmith.process import amounts
 
     found = checking.run(Path(), subset)
     for line in found.wrong:
         typer.echo(f"error: {line}", err=True)
     typer.echo(
-        f"{found.objects} objects of the cache ({wording.size(found.size)}) and {found.files} files of the workspace "
+        f"{found.objects} objects of the cache ({amounts.size(found.size)}) and {found.files} files of the workspace "
         f"read, {len(found.wrong)} wrong"
     )
     if found.wrong:

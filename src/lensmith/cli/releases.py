@@ -27,9 +27,9 @@ def add(
 ) -> None:
     """Append a model to params.yaml: its key, its commit as it is now, its licence."""
     from lensmith.lab import catalogue
-    from lensmith.settings import edit
+    from lensmith.settings import params_yaml
 
-    typer.echo(edit.add(PARAMS, catalogue.propose(repo, key)), nl=False)
+    typer.echo(params_yaml.add(PARAMS, catalogue.propose(repo, key)), nl=False)
     typer.echo(f"{PARAMS}: entry added. `dvc repro` fits its lens.")
 
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from lensmith.files.artifacts import TEMPORARY
-from lensmith.process import environment
+from lensmith.process import amounts, environment
+from lensmith.process.amounts import GIB
 from lensmith.process.errors import ResourceError
 
-GIB = 2**30
 LIMIT = "LENSMITH_BANK_GIB"
 LOCK = ".lock"
 KINDS = ("bank", "fit", "fleet")
@@ -122,14 +122,14 @@ def reserve(folder: Path, need: int) -> None:
     if limit is not None:
         if need > limit * GIB:
             raise ResourceError(
-                f"{folder}: the residual bank needs {need / GIB:.1f} GiB, {LIMIT} allows {limit:.1f}. "
+                f"{folder}: the residual bank needs {amounts.size(need)}, {LIMIT} allows {amounts.size(limit * GIB)}. "
                 "Raise it, or set fit.bank to stream. Nothing was captured."
             )
         prune(int(limit * GIB) - need, "bank", spare=folder)
     free = shutil.disk_usage(folder).free
     if need > free:
         raise ResourceError(
-            f"{folder}: the residual bank needs {need / GIB:.1f} GiB, {free / GIB:.1f} GiB are free. `lensmith cache "
+            f"{folder}: the residual bank needs {amounts.size(need)}, {amounts.size(free)} are free. `lensmith cache "
             "prune` frees others; or set LENSMITH_HOME to a larger disk, or fit.bank to stream. Nothing was captured."
         )
 

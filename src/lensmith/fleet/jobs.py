@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lensmith.files.cache import GIB
+from lensmith.process import amounts
+from lensmith.process.amounts import GIB
 from lensmith.process.errors import ResourceError
 from lensmith.settings.sections import ModelParams
 
@@ -150,7 +151,7 @@ def check_fits(model: str, needs: Needs, machines: Sequence[Machine]) -> None:
 
 
 def describe(needs: Needs) -> str:
-    memory = "memory unknown" if needs.memory is None else f"{needs.memory / GIB:.0f} GiB"
+    memory = "memory unknown" if needs.memory is None else amounts.size(needs.memory)
     return f"{needs.cpus} CPUs, {needs.gpus} GPUs, {memory}"
 
 

@@ -13,9 +13,9 @@ from huggingface_hub import HfApi, HfFileSystem, is_offline_mode
 from huggingface_hub.hf_api import RepoFile
 from pydantic import BaseModel, ConfigDict
 
-from lensmith.hub.errors import first_line, remote
+from lensmith.hub.errors import remote
 from lensmith.process.draws import Stream
-from lensmith.process.errors import InputError, IntegrityError, RemoteError
+from lensmith.process.errors import InputError, IntegrityError, RemoteError, first_line
 from lensmith.settings.sections import CorpusParams
 
 

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 
-from lensmith.process.errors import InputError, RemoteError, ResourceError
+from lensmith.process.errors import InputError, RemoteError, ResourceError, first_line
 
 RETRY = "What was downloaded stays in the cache; trying again may help."
 UNCHANGED = "Nothing was changed."
@@ -90,7 +90,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

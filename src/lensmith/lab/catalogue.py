@@ -2,10 +2,8 @@
 
 import difflib
 import re
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import is_offline_mode
 from pydantic import BaseModel, ConfigDict
@@ -13,7 +11,7 @@ from ruamel.yaml import YAML
 
 from lensmith.hub import releases
 from lensmith.process.errors import InputError
-from lensmith.settings.params_yaml import MODEL_KEY
+from lensmith.settings.params_yaml import MODEL_KEY, Proposal
 
 # The Hub's words for licences, where SPDX has its own.
 SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "cc-by-4.0": "CC-BY-4.0"}
@@ -27,15 +25,6 @@ class Known(BaseModel):
     license: str
     gated: bool = False
     note: str | None = None
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """An entry for params.yaml, and what its author should know."""
-
-    key: str
-    settings: dict[str, Any]  # section: setting: value
-    notes: tuple[str, ...]
 
 
 def propose(repo: str, key: str | None) -> Proposal:

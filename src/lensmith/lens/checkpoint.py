@@ -21,10 +21,9 @@ from typing import Any
 from torch import Tensor
 
 from lensmith.files import tensor_file
-from lensmith.files.cache import GIB
 from lensmith.lens.lens import Lens
 from lensmith.lens.objective import Validation
-from lensmith.process import environment
+from lensmith.process import amounts, environment
 from lensmith.process.errors import IntegrityError, ResourceError
 
 SECONDS = "LENSMITH_CHECKPOINT_SECONDS"
@@ -112,7 +111,7 @@ class Checkpoints:
         free = shutil.disk_usage(self.folder).free
         if need > free:
             raise ResourceError(
-                f"{self.folder}: checkpoints need {need / GIB:.1f} GiB, {free / GIB:.1f} GiB are free. `lensmith cache "
+                f"{self.folder}: checkpoints need {amounts.size(need)}, {amounts.size(free)} are free. `lensmith cache "
                 "prune` frees others; or set LENSMITH_HOME to a larger disk. No step was taken."
             )
 

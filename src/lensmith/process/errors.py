@@ -26,6 +26,11 @@ def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode()
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message without its full stop; the error's class where it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 class LensmithError(Exception):
     """A failure that its message explains: where, what was found, what is allowed, what was kept."""
 

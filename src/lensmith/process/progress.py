@@ -9,7 +9,6 @@ and `track` for a loop that has nothing else to say. A log gets whole lines and 
 before the first half minute says nothing there.
 """
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -55,7 +54,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         elif kind is None and self._said > self._started:
-            self._print(f"{self._counted()} in {_duration(self._clock() - self._started)}")
+            self._print(f"{self._counted()} in {tqdm.format_interval(self._clock() - self._started)}")
 
     def advance(self, n: int = 1, *, tokens: int = 0, kl_bits: Sequence[float] = ()) -> None:
         """`n` more units are done.
@@ -86,7 +85,7 @@ class Progress:
 
     def _facts(self) -> list[str]:
         seconds = self._clock() - self._started
-        facts = [f"{_short(self._tokens / seconds)} tokens/s"] if self._tokens and seconds > 0 else []
+        facts = [f"{tqdm.format_sizeof(self._tokens / seconds)} tokens/s"] if self._tokens and seconds > 0 else []
         if self._kl_bits:
             facts.append(f"KL {' / '.join(f'{value:.3f}' for value in self._kl_bits)} bits")
         return facts
@@ -95,7 +94,7 @@ class Progress:
         if self._total is None or self._done == self._begun:
             return []
         seconds = (self._clock() - self._started) / (self._done - self._begun) * (self._total - self._done)
-        return [f"{_duration(seconds)} left"]
+        return [f"{tqdm.format_interval(seconds)} left"]
 
     def _print(self, text: str) -> None:
         self._print_line(f"{self._name}: {text}")
@@ -110,22 +109,3 @@ def track(items: Sequence[Item], name: str, unit: str, tokens: Callable[[Item], 
         for item in items:
             yield item
             progress.advance(tokens=tokens(item) if tokens else 0)
-
-
-def _short(number: float) -> str:
-    """Three digits: 950, 12.3k, 4.56M."""
-    for unit in ("", "k", "M", "G"):
-        if number < 999.5 or unit == "G":
-            digits = 0 if not unit else max(0, 2 - int(math.log10(max(number, 1))))
-            return f"{number:.{digits}f}{unit}"
-        number /= 1000
-    raise AssertionError("the last unit takes any number")
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -58,15 +58,6 @@ def count(value: float | None) -> str:
     return "n/a" if value is None else f"{value:,.0f}".replace(",", "\u202f")
 
 
-def size(value: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    raise AssertionError("the last unit takes any value")
-
-
 def lens(name: object) -> str:
     return LENSES.get(str(name), str(name))
 
@@ -101,7 +92,7 @@ def environment(package: str) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    forms = (number, signed, percent, count, size, lens, symbol, cell, digest)
+    forms = (number, signed, percent, count, lens, symbol, cell, digest)
     env.filters |= {form.__name__: form for form in forms}
     env.globals |= {"as_number": number, "as_signed": signed, "as_percent": percent}
     return env

@@ -10,7 +10,7 @@ from rich.text import Text
 from lensmith.files.cache import Kept
 from lensmith.hub.index import Entry
 from lensmith.judge.scorecard import GATES, PERCENTILES, Scorecard
-from lensmith.process import wording
+from lensmith.process import amounts, wording
 from lensmith.process.errors import shown
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "invalid": "magenta"}
@@ -60,7 +60,7 @@ def kept(found: Iterable[Kept]) -> Table:
         table.add_column(column, no_wrap=column != "holds", justify="right" if column == "size" else "left")
     for one in found:
         used = dt.datetime.fromtimestamp(one.used).astimezone().strftime("%Y-%m-%d %H:%M")
-        table.add_row(one.kind, one.key[:SHORT], wording.size(one.size), used, one.holds())
+        table.add_row(one.kind, one.key[:SHORT], amounts.size(one.size), used, one.holds())
     return table
 
 

@@ -1,9 +1,9 @@
 """Fingerprints of the code that a stage runs, so that only an edit which can change its result makes it stale.
 
-The fingerprint of a stage is one hash for each file in the import closure of its script: of the file's syntax
-tree without docstrings (comments are not in the tree at all). Imports are found by reading, never by running, also
-those inside functions; one below `if TYPE_CHECKING` never runs and does not count. A module outside the repository is
-left out, its version is pinned elsewhere. Templates count as code of the modules beside them.
+The fingerprint of a stage is one hash for each file in the import closure of its script: of the file's syntax tree
+without docstrings (comments are not in the tree at all). Imports are found by reading the code, never by running it,
+also those inside functions. A module outside the repository is left out: its version is pinned elsewhere. Templates
+count as code of the modules beside them.
 """
 
 import ast
@@ -20,20 +20,32 @@ ROOTS = (Path("src"), Path())
 # Where a package keeps the templates that its modules fill.
 TEMPLATES = "templates"
 
-# Files that cannot change a stage's result. The schema of params.yaml is one: a stage sees only the values of its own
-# sections, which DVC compares by themselves; a new gate's limit must not refit every lens.
-RESULT_FREE = (
-    "src/lensmith/process/command.py",
-    "src/lensmith/process/credentials.py",
-    "src/lensmith/settings/sections.py",
-    "src/lensmith/settings/values.py",
-    "src/lensmith/process/errors.py",
-    "src/lensmith/process/progress.py",
-)
+# Files that cannot change a stage's result, each with its reason. What they import does not count either.
+RESULT_FREE = {
+    "src/lensmith/__init__.py": "re-exports the API; a stage imports modules by their full names",
+    "src/lensmith/files/cache.py": "where caches lie and who holds them; readers check what a cache holds",
+    "src/lensmith/hub/errors.py": "messages",
+    "src/lensmith/process/amounts.py": "messages",
+    "src/lensmith/process/command.py": "arguments and exit codes",
+    "src/lensmith/process/credentials.py": "what a message or a child process may not hold",
+    "src/lensmith/process/environment.py": "names of variables that decide where and when, not what",
+    "src/lensmith/process/errors.py": "messages",
+    "src/lensmith/process/git.py": "the commit that provenance records; no number depends on it",
+    "src/lensmith/process/offline.py": "denies the network; a stage fails or does the same",
+    "src/lensmith/process/progress.py": "messages",
+    "src/lensmith/process/stopping.py": "signals; a stage that is stopped has no result",
+    # DVC compares the values of a stage's own sections by themselves: a new gate's limit must not refit every lens.
+    "src/lensmith/settings/sections.py": "the schema of params.yaml",
+    "src/lensmith/settings/values.py": "the schema of params.yaml",
+}
 
 
 def fingerprint(script: Path, root: Path) -> dict[str, str]:
-    """sha256 by path (relative to `root`) of every file that `script` imports, itself included."""
+    """sha256 by path (relative to `root`) of every file that `script` imports, itself included.
+
+    Raises:
+        InputError: a file has a syntax error, or a relative import.
+    """
     hashes: dict[str, str] = {}
     todo = [script]
     while todo:
@@ -41,8 +53,11 @@ def fingerprint(script: Path, root: Path) -> dict[str, str]:
         name = path.relative_to(root).as_posix()
         if name in hashes or name in RESULT_FREE:
             continue
-        tree = _parse(path)
-        todo += _imports(tree, path, root)
+        try:
+            tree = ast.parse(path.read_bytes(), filename=str(path))
+        except SyntaxError as error:
+            raise InputError(f"{path}:{error.lineno}: {error.msg}. Nothing was changed.") from None
+        todo += _imported_files(tree, path, root)
         hashes[name] = _hash(tree)
         for template in path.parent.glob(f"{TEMPLATES}/*"):
             hashes[template.relative_to(root).as_posix()] = artifacts.sha256_file(template)
@@ -55,61 +70,24 @@ def of_source(text: str) -> str:
 
 
 def _hash(tree: ast.Module) -> str:
-    return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
-
-
-def _parse(path: Path) -> ast.Module:
-    try:
-        return ast.parse(path.read_bytes(), filename=str(path))
-    except SyntaxError as error:
-        raise InputError(f"{path}:{error.lineno}: {error.msg}. Nothing was changed.") from None
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
+    """sha256 of a syntax tree, which loses its docstrings."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:]
-    return tree
+        has_docstring = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if has_docstring and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
-def _imports(tree: ast.Module, path: Path, root: Path) -> Iterator[Path]:
-    for node in _running(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield from _files(alias.name, root)
-        elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                raise InputError(
-                    f"{path}:{node.lineno}: relative import; name the module in full. Nothing was changed."
-                )
-            for alias in node.names:
-                yield from _files(f"{node.module}.{alias.name}", root)
-
-
-def _running(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node below this one but those that only a type checker reads."""
-    for child in ast.iter_child_nodes(node):
-        yield child
-        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
-            for other in child.orelse:
-                yield other
-                yield from _running(other)
-        else:
-            yield from _running(child)
-
-
-def _files(module: str, root: Path) -> Iterator[Path]:
-    """The files that importing `module` runs: each package's __init__ on the way, and the module itself."""
-    parts = module.split(".")
-    for base in ROOTS:
-        for depth in range(1, len(parts) + 1):
-            stem = root.joinpath(base, *parts[:depth])
-            for candidate in (stem.with_suffix(".py"), stem / "__init__.py"):
-                if candidate.is_file():
-                    yield candidate
+def _imported_files(tree: ast.Module, path: Path, root: Path) -> Iterator[Path]:
+    """The files that the imports of a module run: each package's __init__ on the way, and the module itself."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            raise InputError(f"{path}:{node.lineno}: relative import; name the module in full. Nothing was changed.")
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        package = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+        for parts in (f"{package}{alias.name}".split(".") for alias in node.names):
+            for base in ROOTS:
+                for depth in range(1, len(parts) + 1):
+                    stem = root.joinpath(base, *parts[:depth])
+                    yield from (f for f in (stem.with_suffix(".py"), stem / "__init__.py") if f.is_file())

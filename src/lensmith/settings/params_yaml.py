@@ -1,4 +1,4 @@
-"""params.yaml: read as DVC reads it, merged, checked, and what is said where it is wrong.
+"""params.yaml: read it as DVC does, merge, validate, explain errors, add a model.
 
 The file has two top-level keys. `defaults` holds every section with every value; `models` maps a key to the values in
 which that model differs. A model's settings are `defaults` with its own entry laid over them.
@@ -8,22 +8,27 @@ DVC reads YAML 1.2 (ruamel): `1e-3` is a number and `on` is a word. PyYAML would
 
 import difflib
 import re
+import textwrap
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, Event, NodeEvent, ScalarEvent
 
+from lensmith.files import artifacts
 from lensmith.process.errors import InputError, shown
 from lensmith.settings.sections import ModelParams, Section
 
 MODEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
-MAX_BYTES = 2**20  # thousands of models; a longer file is none that somebody wrote
+MAX_BYTES = 2**20  # thousands of models; nobody writes a longer file by hand
 MAX_DEPTH = 8
+WIDTH = 120  # columns of a comment that `add` writes
 UNCHANGED = "Nothing was changed."
 SECTIONS = tuple(name for name in ModelParams.model_fields if name != "key")
 
@@ -32,7 +37,7 @@ def read(path: Path) -> dict[str, ModelParams]:
     """Every model of a params.yaml, by key, in the file's order.
 
     Raises:
-        InputError: the first thing that is wrong with the file, with its dotted key.
+        InputError: the first mistake in the file, with its dotted key.
     """
     try:
         with path.open("rb") as file:
@@ -48,25 +53,30 @@ def read(path: Path) -> dict[str, ModelParams]:
 
 def parse(path: Path, text: str) -> dict[str, ModelParams]:
     """As `read`, of a text; `path` names it in messages."""
-    if len(text.encode()) > MAX_BYTES:
-        raise InputError(
-            f"{path}: is longer than {MAX_BYTES} bytes, the most that a file of settings may be. {UNCHANGED}"
-        )
-    raw = _load(path, text)
-    _known(path, raw, ("defaults", "models"), "")
-    defaults = _mapping(path, raw.get("defaults"), "defaults")
-    models = _mapping(path, raw.get("models"), "models")
-    _known(path, defaults, SECTIONS, "defaults")
-    return {key: _model(path, key, defaults, entry) for key, entry in _keyed(path, models)}
+    data = _load(path, text)
+    _refuse_unknown(path, data, ("defaults", "models"), "")
+    defaults = _mapping(path, data.get("defaults"), "defaults")
+    _refuse_unknown(path, defaults, SECTIONS, "defaults")
+    models: dict[str, ModelParams] = {}
+    for key, value in _mapping(path, data.get("models"), "models").items():
+        if not isinstance(key, str) or not MODEL_KEY.fullmatch(key):
+            raise InputError(
+                f"{path}: models.{_abridged(key).strip(chr(39))} is not a model key, must match {MODEL_KEY.pattern} "
+                f"(the Hub id belongs in source.repo). {UNCHANGED}"
+            )
+        models[key] = _merged(path, key, defaults, _mapping(path, value, f"models.{key}"))
+    return models
 
 
 def _load(path: Path, text: str) -> Mapping[str, Any]:
+    """The file as plain data: nothing is built before every YAML event of it is known to be plain."""
+    if len(text.encode()) > MAX_BYTES:
+        raise InputError(f"{path}: is longer than {MAX_BYTES} bytes, the limit of a file of settings. {UNCHANGED}")
     try:
-        # Before anything is built: aliases of aliases take gigabytes, and tags name what is to be made.
         depth = 0
         for event in YAML(typ="safe", pure=True).parse(text):
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-            if (problem := _forbidden(event, depth)) is not None:
+            if (problem := _problem(event, depth)) is not None:
                 raise InputError(f"{path}: line {event.start_mark.line + 1} {problem}. {UNCHANGED}")
         return _mapping(path, YAML(typ="safe", pure=True).load(text), "")
     except MarkedYAMLError as error:
@@ -76,12 +86,15 @@ def _load(path: Path, text: str) -> Mapping[str, Any]:
     except RecursionError:
         raise InputError(f"{path}: nested too deeply to be settings. {UNCHANGED}") from None
     except (YAMLError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
-        # ruamel's own checks do not reach everything: a control character, a date that is none, a tag of odd form.
+        # ruamel does not check everything: a control character, an impossible date, a malformed tag.
         raise InputError(f"{path}: not YAML that can be read ({shown(error)}). {UNCHANGED}") from None
 
 
-def _forbidden(event: Event, depth: int) -> str | None:
-    """What YAML knows and a file of settings may not have, in words; None where the event is plain."""
+def _problem(event: Event, depth: int) -> str | None:
+    """Why a file of settings may not hold this YAML event; None where it may.
+
+    Aliases of aliases take gigabytes, and a tag names an object to build.
+    """
     if isinstance(event, AliasEvent) or (isinstance(event, NodeEvent) and event.anchor):
         return "uses a YAML anchor or alias, which `dvc exp run -S` breaks silently; write the value out"
     if isinstance(event, NodeEvent) and (tag := getattr(event, "tag", None)) is not None:
@@ -97,70 +110,119 @@ def _forbidden(event: Event, depth: int) -> str | None:
 
 def _mapping(path: Path, value: object, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise InputError(f"{path}: {where or 'the file'} is {_shown(value)}, must be a mapping. {UNCHANGED}")
+        raise InputError(f"{path}: {where or 'the file'} is {_abridged(value)}, must be a mapping. {UNCHANGED}")
     return value
 
 
-def _shown(value: object) -> str:
+def _abridged(value: object) -> str:
     """A value in a message: one line has no room for a whole list of models."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _known(path: Path, found: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
-    for key in found:
+def _refuse_unknown(path: Path, data: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
+    for key in data:
         if key not in allowed:
-            dotted = f"{where}.{key}" if where else str(key)
-            raise InputError(f"{path}: {dotted} is not a setting{_suggest(str(key), allowed)} {UNCHANGED}")
+            near = difflib.get_close_matches(str(key), allowed, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(allowed)}."
+            raise InputError(f"{path}: {f'{where}.' if where else ''}{key} is not a setting; {hint} {UNCHANGED}")
 
 
-def _suggest(word: str, allowed: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; allowed: {', '.join(allowed)}."
-
-
-def _keyed(path: Path, models: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for key, entry in models.items():
-        if not isinstance(key, str) or not MODEL_KEY.fullmatch(key):
-            raise InputError(
-                f"{path}: models.{_shown(key).strip(chr(39))} is not a model key, must match {MODEL_KEY.pattern} "
-                f"(the Hub id belongs in source.repo). {UNCHANGED}"
-            )
-        yield key, _mapping(path, entry, f"models.{key}")
-
-
-def _model(path: Path, key: str, defaults: Mapping[str, Any], entry: Mapping[str, Any]) -> ModelParams:
-    _known(path, entry, SECTIONS, f"models.{key}")
+def _merged(path: Path, key: str, defaults: Mapping[str, Any], entry: Mapping[str, Any]) -> ModelParams:
+    """One model's settings: `defaults` with its entry laid over them, value by value."""
+    _refuse_unknown(path, entry, SECTIONS, f"models.{key}")
     merged: dict[str, Any] = {"key": key}
     for section in SECTIONS:
-        base = _mapping(path, defaults.get(section), f"defaults.{section}")
-        own = _mapping(path, entry.get(section, {}), f"models.{key}.{section}")
-        _known(path, base, _settings(section), f"defaults.{section}")
-        _known(path, own, _settings(section), f"models.{key}.{section}")
-        merged[section] = {**base, **own}
+        kind = ModelParams.model_fields[section].annotation
+        assert isinstance(kind, type) and issubclass(kind, Section)
+        allowed = tuple(name for name in kind.model_fields if name != "inputs")
+        merged[section] = {}
+        for where, data in (("defaults", defaults.get(section)), (f"models.{key}", entry.get(section, {}))):
+            values = _mapping(path, data, f"{where}.{section}")
+            _refuse_unknown(path, values, allowed, f"{where}.{section}")
+            merged[section] |= values
     try:
         return ModelParams.model_validate(merged)
     except ValidationError as error:
-        raise InputError(_explain(path, key, entry, error)) from None
+        raise InputError(f"{path}: {_explanation(key, entry, error)}") from None
 
 
-def _settings(section: str) -> tuple[str, ...]:
-    kind = ModelParams.model_fields[section].annotation
-    assert isinstance(kind, type) and issubclass(kind, Section)
-    return tuple(name for name in kind.model_fields if name != "inputs")
-
-
-def _explain(path: Path, key: str, entry: Mapping[str, Any], error: ValidationError) -> str:
+def _explanation(key: str, entry: Mapping[str, Any], error: ValidationError) -> str:
+    """The first mistake by the dotted key where its author must look: in the model's entry, or in the defaults."""
     first, more = error.errors()[0], error.error_count() - 1
     location = [str(part) for part in first["loc"]]
-    own = len(location) > 1 and location[1] in entry.get(location[0], {})
-    parts = [f"models.{key}" if own or len(location) < 2 else "defaults", *location]
-    dotted = ".".join(parts)
+    is_own = len(location) < 2 or location[1] in entry.get(location[0], {})
+    dotted = ".".join([f"models.{key}" if is_own else "defaults", *location])
     rule = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         text = f"{dotted} is missing"
     elif first["type"] == "value_error" and isinstance(first["input"], Mapping):
         text = f"{dotted}: {rule}"
     else:
-        text = f"{dotted} is {_shown(first['input'])}, {rule.replace('Input should be', 'must be')}"
-    return f"{path}: {text}. {UNCHANGED}" + (f" ({more} more)" if more else "")
+        text = f"{dotted} is {_abridged(first['input'])}, {rule.replace('Input should be', 'must be')}"
+    return f"{text}. {UNCHANGED}" + (f" ({more} more)" if more else "")
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A model to add to params.yaml, and what its author should know."""
+
+    key: str
+    settings: dict[str, Any]  # section: setting: value
+    notes: tuple[str, ...]  # comments above the entry
+
+
+def add(path: Path, proposal: Proposal) -> str:
+    """Append an entry to `models`, and return its text. Every other byte of the file stays.
+
+    Raises:
+        InputError: the file is invalid, has that key or model already, or would become invalid.
+    """
+    before = read(path)
+    source = proposal.settings["source"]
+    for key, settings in before.items():
+        if key == proposal.key:
+            raise InputError(f"{path}: models.{key} exists; choose another key with --key. {UNCHANGED}")
+        if settings.source.repo == source.get("repo") and settings.source.path == source.get("path"):
+            raise InputError(
+                f"{path}: models.{key} is {settings.source.repo or settings.source.path} already. {UNCHANGED}"
+            )
+    text = path.read_text(encoding="utf-8")
+    line, indent = _end_of_models(path, text)
+    entry = _entry(proposal, " " * indent)
+    lines = text.splitlines(keepends=True)
+    head = "".join(lines[:line])
+    new = head + ("" if head.endswith("\n") else "\n") + entry + "".join(lines[line:])
+    after = parse(path, new)
+    assert {key: after[key] for key in before} == before, "an entry was added"
+    artifacts.write_text(path, new)
+    return entry
+
+
+def _end_of_models(path: Path, text: str) -> tuple[int, int]:
+    """The line after the last one of `models`, and the column of its keys."""
+    data = YAML().load(text)
+    models = data["models"]
+    if not isinstance(models, CommentedMap) or not models or models.fa.flow_style():
+        raise InputError(f"{path}: models must hold an entry in block style. {UNCHANGED}")
+    start = data.lc.key("models")[0]
+    lines = text.splitlines()
+    end = min((line for key in data if (line := data.lc.key(key)[0]) > start), default=len(lines))
+    # Empty lines, and comments at the margin, belong to what follows.
+    while end > start and (not lines[end - 1].strip() or lines[end - 1].startswith("#")):
+        end -= 1
+    return end, models.lc.key(next(iter(models)))[1]
+
+
+def _entry(proposal: Proposal, indent: str) -> str:
+    """The entry as YAML in block style, its notes as comments above it."""
+    lines = [f"# {line}" for note in proposal.notes for line in textwrap.wrap(note, WIDTH - len(indent) - 2)]
+    lines.append(f"{proposal.key}:")
+    for section, values in proposal.settings.items():
+        if values:
+            lines.append(f"  {section}:")
+        for name, value in values.items():
+            # A commit of digits alone would be read as a number, and `no` or `1e5` as another value.
+            is_plain = isinstance(YAML(typ="safe", pure=True).load(value), str) and not re.search(r": |#", value)
+            lines.append(f"    {name}: {value if is_plain else artifacts.canonical_json(value)}")
+    return "".join(f"{indent}{line}\n" for line in lines)

@@ -25,6 +25,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lensmith.files import artifacts, cache, tensor_file
+from lensmith.process import amounts
 from lensmith.process.errors import IntegrityError
 from lensmith.process.progress import Progress
 from lensmith.settings.sections import FitParams
@@ -126,7 +127,7 @@ def _capture_missing(
     cache.reserve(folder, need)
     artifacts.write_json(folder / "key.json", key)
     with Progress("capture", len(missing), "shard") as progress:
-        progress.note(f"capture: {need / cache.GIB:.2f} GiB of residuals into {folder}")
+        progress.note(f"capture: {amounts.size(need)} of residuals into {folder}")
         return _capture(folder, missing, source, progress)
 
 
