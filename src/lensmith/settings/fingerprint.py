@@ -72,9 +72,8 @@ def of_source(text: str) -> str:
 def _hash(tree: ast.Module) -> str:
     """sha256 of a syntax tree, which loses its docstrings."""
     for node in ast.walk(tree):
-        has_docstring = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if has_docstring and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:]
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = node.body[ast.get_docstring(node, clean=False) is not None :]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
