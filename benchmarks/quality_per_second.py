@@ -27,7 +27,7 @@ from safetensors.numpy import load_file
 
 from benchmarks import common
 from lensmith.files import artifacts
-from lensmith.lens.depth import PERCENTILES, depth_row
+from lensmith.lens.depth import PERCENTILES, depth_layer
 from lensmith.process.draws import Stream
 from lensmith.settings import params_yaml
 from lensmith.source import corpus, prefetch
@@ -163,7 +163,7 @@ def _window(work: Path) -> int:
 
 def _point(contender: str, seed: int, one: dict[str, Any]) -> Point:
     by_layer = one["kl_bits"]
-    at = [by_layer[depth_row(len(by_layer) + 1, depth) - 1] for depth in PERCENTILES]
+    at = [by_layer[depth_layer(len(by_layer) + 1, depth) - 1] for depth in PERCENTILES]
     name = SADDLE if one.get("start") == "saddle" else contender
     return Point(name, seed, one["tokens"], one["cpu_s"], one["forward_s"], statistics.mean(by_layer), *at)
 

@@ -14,7 +14,7 @@ from lensmith.files import artifacts
 from lensmith.judge import bootstrap, gates
 from lensmith.judge import rows as tables
 from lensmith.judge.kpis import Kpi, first_rows
-from lensmith.lens.depth import depth_row, scaled_layers
+from lensmith.lens.depth import depth_layer, scaled_layers
 from lensmith.process.draws import Stream
 from lensmith.process.errors import IntegrityError
 from tests.support.judged import LENSES, World, rows_of, settings
@@ -461,7 +461,7 @@ def test_judging_twice_gives_the_same_bytes_and_another_seed_another_interval(wo
 )  # fmt: skip
 def test_percentiles_of_depth_are_the_plans_rows(n_layers: int, rows: tuple[int, ...]) -> None:
     """round(L * p), halves to even as the plan's code does (42 -> 10, 21, 32), never the embedding, never beyond L."""
-    assert tuple(depth_row(n_layers, percent) for percent in (25, 50, 75)) == rows
+    assert tuple(depth_layer(n_layers, percent) for percent in (25, 50, 75)) == rows
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 from lensmith.files import artifacts
 from lensmith.judge import gates
 from lensmith.judge import rows as tables
-from lensmith.lens.depth import depth_row
+from lensmith.lens.depth import depth_layer
 from lensmith.settings.sections import ModelParams
 from tests.support.settings import atlas
 
@@ -92,7 +92,7 @@ class World:
             for unit, place in np.ndindex(self.seqs, PLACES):
                 ranks = [self.rank(unit, layer, name) for layer in range(1, self.n_layers + 1)]
                 first = [next((i for i, rank in enumerate(ranks, 1) if rank < k), None) for k in (10, 5, 1)]
-                at = [self.kl(unit, depth_row(self.n_layers, p), name) for p in (25, 50, 75)]
+                at = [self.kl(unit, depth_layer(self.n_layers, p), name) for p in (25, 50, 75)]
                 kl = [bits + self.at_position(place, name, p) for bits, p in zip(at, (25, 50, 75), strict=True)]
                 share = sum(rank < 1 for rank in ranks) / self.n_layers
                 lines.append([unit, 4 * place, place // 2, name, *first, None, share, *kl])

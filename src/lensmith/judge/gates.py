@@ -30,7 +30,7 @@ from lensmith.judge import attribution
 from lensmith.judge import rows as tables
 from lensmith.judge.kpis import Book, Kpi, Units
 from lensmith.judge.rows import RANKS
-from lensmith.lens.depth import PERCENTILES, depth_row
+from lensmith.lens.depth import PERCENTILES, depth_layer
 from lensmith.process.errors import IntegrityError
 from lensmith.settings.sections import GatesParams, ModelParams
 
@@ -210,7 +210,7 @@ def _baselines(book: Book) -> dict[str, Any]:
         flat[f"{prefix}baseline_rank1_coverage"] = units.coverage_gain()[0]
         flat |= {f"{prefix}baseline_earliness_le_{k}": units.earliness(k).baseline for k in RANKS}
         flat |= {f"{prefix}baseline_{p}": units.delta(p, tables.NORMS, centre)[0] for p in PERCENTILES}
-    return flat | {f"layer_{percent}": depth_row(book.measured.n_layers, percent) for percent in PERCENTILES}
+    return flat | {f"layer_{percent}": depth_layer(book.measured.n_layers, percent) for percent in PERCENTILES}
 
 
 def _facts(book: Book) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def depth_curve(measured: tables.Measured, settings: ModelParams, quantity: str)
     """
     book = Book(measured, settings.gates)
     rows: list[tuple[object, ...]] = []
-    guides = {depth_row(measured.n_layers, percent): f"{percent} %" for percent in PERCENTILES}
+    guides = {depth_layer(measured.n_layers, percent): f"{percent} %" for percent in PERCENTILES}
     for lens in measured.heldout.lenses:
         crossings = _crossings(book, lens) if lens in (tables.NORMS[0], tables.TUNED) else {}
         for layer in range(tables.first_row(lens), measured.n_layers + 1):

@@ -19,7 +19,7 @@ from lensmith.judge import rows as tables
 from lensmith.judge.bench import MEASURED, Bench, Target, compare, rows
 from lensmith.judge.rows import RANKS, TUNED, Floats
 from lensmith.lens import divergence
-from lensmith.lens.depth import PERCENTILES, depth_row
+from lensmith.lens.depth import PERCENTILES, depth_layer
 from lensmith.process.draws import Stream
 from lensmith.process.progress import track
 from lensmith.settings.sections import SweepParams
@@ -126,7 +126,7 @@ def _by_position(measured: Heldout, lens: str, n_layers: int) -> list[NDArray[An
     ranks = np.stack([measured.ranks[lens, row] for row in range(1, n_layers + 1)], -1)
     kl = np.stack([measured.values[lens, row][..., KL] for row in range(1, n_layers + 1)], -1)
     firsts = [first_row_where(ranks < k) for k in RANKS] + [first_row_where(kl <= CLOSE_BITS)]
-    at_depth = [kl[..., depth_row(n_layers, percent) - 1] for percent in PERCENTILES]
+    at_depth = [kl[..., depth_layer(n_layers, percent) - 1] for percent in PERCENTILES]
     # As Python's own numbers: a CSV shows NumPy's with their types.
     return [np.array(c.tolist(), dtype=object) for c in (*firsts, (ranks < 1).mean(axis=-1), *at_depth)]
 
@@ -140,7 +140,7 @@ def first_row_where(reached: NDArray[np.bool_]) -> NDArray[Any]:
 
 def block(bench: Bench, measured: Heldout, block_seqs: int) -> dict[str, Any]:
     """What run.json says about held-out text: means by layer; medians over positions at 25, 50 and 75 % of depth."""
-    at = {f"p{percent}": depth_row(bench.n_layers, percent) for percent in PERCENTILES}
+    at = {f"p{percent}": depth_layer(bench.n_layers, percent) for percent in PERCENTILES}
     kl = {key: values[..., KL] for key, values in measured.values.items()}
 
     def by_layer(column: int) -> dict[str, list[float]]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from lensmith.judge import bootstrap
 from lensmith.judge.bootstrap import Draws, Statistic
 from lensmith.judge.rows import NORMS, RANKS, TUNED, Curves, Floats, Measured
-from lensmith.lens.depth import PERCENTILES, depth_row, scaled_layers
+from lensmith.lens.depth import PERCENTILES, depth_layer, scaled_layers
 from lensmith.process.draws import Stream
 from lensmith.settings.sections import GatesParams
 
@@ -154,7 +154,7 @@ class Book:
     def suite(self) -> Units:
         curves = self.measured.suite
         ranks = {lens: curves.at(lens, "answer_token_rank")[self.aligned] for lens in curves.lenses}
-        rows = {percent: depth_row(self.measured.n_layers, percent) for percent in PERCENTILES}
+        rows = {percent: depth_layer(self.measured.n_layers, percent) for percent in PERCENTILES}
         return Units(
             self.measured.n_layers,
             self.limits.confidence,
@@ -203,7 +203,7 @@ class Book:
 
     def heldout_kl(self, lens: str, percent: int) -> float:
         """Mean KL(final || lens) over held-out positions, bits."""
-        return _mean(self.measured.heldout.at(lens, KL)[:, depth_row(self.measured.n_layers, percent)])
+        return _mean(self.measured.heldout.at(lens, KL)[:, depth_layer(self.measured.n_layers, percent)])
 
     def heldout_kl_mean(self, lens: str) -> float:
         """The same over all blocks but the last, where every lens is the model itself."""

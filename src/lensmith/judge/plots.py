@@ -19,7 +19,7 @@ from lensmith.judge import rows as tables
 from lensmith.judge.kpis import KL, Book, first_rows, stronger
 from lensmith.judge.prompts import read_suite
 from lensmith.judge.rows import RANKS, TRAJECTORIES, TUNED, Measured
-from lensmith.lens.depth import depth_row
+from lensmith.lens.depth import depth_layer
 from lensmith.process.errors import IntegrityError
 from lensmith.settings.sections import ModelParams
 
@@ -118,7 +118,7 @@ def prompt_rows(measured: Measured, texts: dict[str, str]) -> list[list[object]]
     Raises:
         IntegrityError: a measured prompt is not in the suite any more.
     """
-    suite, row = measured.suite, depth_row(measured.n_layers, 50)
+    suite, row = measured.suite, depth_layer(measured.n_layers, 50)
     norm = stronger(suite, row, np.median)
     kl = {name: suite.at(name, KL)[:, row].tolist() for name in (norm, TUNED)}
     first = {(name, k): _layers(measured, name, k) for name in (norm, TUNED) for k in (10, 1)}

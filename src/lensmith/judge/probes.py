@@ -31,7 +31,7 @@ from lensmith.judge.prompts import Probe, gold_token
 from lensmith.judge.rows import PRISM, RANKS, RAW, TUNED
 from lensmith.judge.trajectories import Shown
 from lensmith.lens import divergence
-from lensmith.lens.depth import PERCENTILES, depth_row
+from lensmith.lens.depth import PERCENTILES, depth_layer
 from lensmith.process.errors import InputError
 from lensmith.source.discovery import max_length
 
@@ -112,7 +112,7 @@ class Read:
 
     def _summary(self, case: int) -> dict[str, Any]:
         first = {lens: {f"le_{k}": self._first(case, lens, k) for k in RANKS} for lens in (self.baseline, TUNED)}
-        at = {f"p{percent}": depth_row(self.n_layers, percent) for percent in PERCENTILES}
+        at = {f"p{percent}": depth_layer(self.n_layers, percent) for percent in PERCENTILES}
         kl = {
             lens: {name: self.facts[case, lens, row]["kl_to_final_bits"] for name, row in at.items()}
             for lens in (self.baseline, TUNED)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lensmith.lens.depth import PERCENTILES, depth_row
+from lensmith.lens.depth import PERCENTILES, depth_layer
 from lensmith.lens.divergence import BITS, LinearKL
 from lensmith.lens.lens import Lens
 from lensmith.source.head import Head, NormKind
@@ -37,7 +37,7 @@ class Validation:
     kl_bits: tuple[float, ...]
 
     def at(self, depth_pct: int) -> float:
-        return self.kl_bits[depth_row(len(self.kl_bits), depth_pct) - 1]
+        return self.kl_bits[depth_layer(len(self.kl_bits), depth_pct) - 1]
 
     @property
     def at_depths(self) -> tuple[float, ...]:
