@@ -139,7 +139,7 @@ def test_ten_failing_runs_show_no_secret(tmp_path, canaries, monkeypatch, capsys
     token, text = SECRETS["HF_TOKEN"], (REPOSITORY / "params.yaml").read_text()
     for number, (old, new) in enumerate(
         [
-            ("repo: null", f"repo: {token}"),
+            ("repo:\n", f"repo: {token}\n"),
             ("path: demo/atlas", f"path: {GIT_URL}"),
             ("license: MIT", f"license: {SECRETS['STORE_API_KEY']}!"),
             ("rank: auto", f"rank: {SECRETS['AWS_SECRET_ACCESS_KEY']}"),

@@ -1,10 +1,12 @@
 """params.yaml: what is accepted, and the one line that a mistake gets."""
 
+import difflib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 
 from lensmith.process.errors import InputError
 from lensmith.settings import params_yaml, sections
@@ -33,6 +35,18 @@ def test_the_shipped_file_is_valid_and_an_entry_overrides_only_what_it_names(tmp
     reference, ours = models["atlas-reference"].fit, models["atlas"].fit
     assert (reference.norm, reference.positions_per_seq, reference.lr) == ("next_input", 8, 1e-3)
     assert reference.patience == ours.patience
+
+
+@pytest.mark.parametrize("setting", ["++models.atlas.fit.rank=8", "models.atlas.fit.epochs=2", "defaults.gates.seed=1"])
+def test_an_override_by_dvc_changes_one_line_of_the_shipped_file(tmp_path, setting):
+    """The file has the form that DVC writes, so that `dvc exp run -S` leaves a diff of what it set and nothing else."""
+    file = tmp_path / "params.yaml"
+    file.write_text(TEXT)
+
+    apply_overrides(file, [setting])
+
+    changes = [line for line in difflib.ndiff(TEXT.splitlines(), file.read_text().splitlines()) if line[0] in "+-"]
+    assert [line[0] for line in changes] in (["+"], ["-", "+"]), changes
 
 
 def test_a_hub_model_needs_three_lines(tmp_path):
