@@ -23,6 +23,7 @@ import torch
 from ruamel.yaml import YAML
 
 from lensmith.files import artifacts
+from lensmith.report import palette
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -34,7 +35,6 @@ print(json.dumps(found))"""
 
 # matplotlib writes a random id and the date into an SVG unless told otherwise.
 SVG: Any = {"svg.hashsalt": "lensmith", "svg.fonttype": "none", "font.size": 9}
-INKS = ("#0b6e75", "#c2571a", "#6b4fa0", "#4d7c0f", "#9a3467", "#52606d")
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -235,10 +235,10 @@ def chart(path: Path, lines: Sequence[Line], x: str, y: str, *, log_x: bool = Tr
     with mpl.rc_context(SVG):
         figure = Figure(figsize=(5.2, 3.2), layout="constrained")
         axes = figure.subplots()
-        for line, ink in zip(lines, INKS * len(lines), strict=False):
-            axes.plot(line.x, line.y, color=ink, marker="o", markersize=3, linewidth=1.4, label=line.name)
+        for line, colour in zip(lines, palette.SERIES * len(lines), strict=False):
+            axes.plot(line.x, line.y, color=colour, marker="o", markersize=3, linewidth=1.4, label=line.name)
             if line.low is not None and line.high is not None:
-                axes.fill_between(line.x, line.low, line.high, color=ink, alpha=0.15, linewidth=0)
+                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
         log_y = log_y and any(value > 0 for line in lines for value in line.y)  # a tiny run may measure nothing
         axes.set(xlabel=x, ylabel=y, xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
         for axis in (axes.xaxis, axes.yaxis):

@@ -3,7 +3,7 @@
     npm install --prefix FOLDER vega@5 vega-lite@5 vega-embed@6
     python .dvc/plots/build_offline.py FOLDER/node_modules
 
-Only a change of Vega's version or of the page below calls for this. `.dvc/config` names the page:
+Run it when Vega's version, the palette or the page below changes. `.dvc/config` names the page:
 `plots.html_template`. DVC replaces {refresh_tag} and {plot_divs}; its own {scripts}, loaded from a CDN, are left out.
 """
 
@@ -12,6 +12,8 @@ Only a change of Vega's version or of the page below calls for this. `.dvc/confi
 import json
 import sys
 from pathlib import Path
+
+from lensmith.report import palette
 
 # Each before those that use it. Major versions are those that DVC's own templates are written for.
 PACKAGES = ("vega", "vega-lite", "vega-embed")
@@ -30,26 +32,27 @@ HEAD = """<!DOCTYPE html>
 {refresh_tag}
 <title>Lensmith plots</title>
 <style>
-:root { color-scheme: light dark; --page: #fff; --ink: #1b1f24; --line: #d9dee4; --muted: #59636e; }
-@media (prefers-color-scheme: dark) { :root { --page: #0f1317; --ink: #e8ebee; --line: #2b333b; --muted: #99a3ad; } }
+:root { color-scheme: light dark; LIGHT }
+@media (prefers-color-scheme: dark) { :root { DARK } }
 body { margin: 0 auto; max-width: 90rem; padding: 1.5rem clamp(1rem, 3vw, 2.5rem); background: var(--page);
   color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { font-size: 1.3rem; margin: 0 0 1rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 34rem), 1fr)); gap: 1rem; }
-.grid > div { border: 1px solid var(--line); border-radius: 10px; min-width: 0; overflow-x: auto; }
+.grid > div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; min-width: 0;
+  overflow-x: auto; }
 .grid img { max-width: 100%; }
 .grid > div.vega-embed { width: 100%; padding: 0; }
 </style>
-"""
+""".replace("LIGHT", palette.css_variables(palette.LIGHT)).replace("DARK", palette.css_variables(palette.DARK))
 
 SETUP = """<script>
 (function () {
   const embed = window.vegaEmbed;
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const colours = getComputedStyle(document.documentElement);
   const shown = [];
   const draw = ([target, spec]) => {
-    const ink = dark.matches ? "#e8ebee" : "#1b1f24", line = dark.matches ? "#2b333b" : "#d9dee4";
-    const muted = dark.matches ? "#99a3ad" : "#59636e";
+    const [ink, line, muted] = ["--ink", "--line", "--muted"].map((name) => colours.getPropertyValue(name).trim());
     const axis = { labelColor: muted, titleColor: muted, gridColor: line, domainColor: line, tickColor: line };
     const config = {
       background: "transparent", padding: 16, font: "system-ui, sans-serif", axis, view: { stroke: null },

@@ -12,25 +12,11 @@ import plotly.graph_objects as go
 
 from lensmith.judge.scorecard import PERCENTILES, Estimate, Scorecard
 from lensmith.process import wording
+from lensmith.report import palette
 from lensmith.report.curves import Curves, Point
 
-COLOURS = {
-    "norm": "#7d8590",
-    "norm_next": "#d98200",
-    "raw": "#a08c00",
-    "prism": "#d5592b",
-    "temperature": "#009e73",
-    "bias": "#c65fa0",
-    "full": "#8a7cd6",
-    "tuned": "#1f7fc4",
-}
 CROSSED = ("norm", "tuned")  # lenses whose first ranks are marked
-RANK_COLOURS = ("#8dbde2", "#1f7fc4", "#d98200")  # of rank 10, 5, 1
-# One for each model of the overview, apart for the colour-blind as well; dashes carry on where they end.
-MODEL_COLOURS = ("#1f7fc4", "#d98200", "#009e73", "#c65fa0", "#7d8590", "#d5592b", "#8a7cd6")
 DASHES = ("solid", "dash", "dot", "dashdot")
-PALE = "#8dbde2"  # of `tuned`, for a second bar beside it
-GUIDE = "rgba(128, 136, 145, .55)"
 WIDE, HALF = 400, 320  # pixels
 
 Bars = dict[str, list[tuple[int, int]]]
@@ -57,7 +43,10 @@ def cosine(curves: Curves, card: Scorecard) -> dict[str, Any]:
 
 def gains(card: Scorecard) -> dict[str, Any] | None:
     """Bars of KL(norm) - KL(tuned) with intervals and the limits of gate A. None where nothing was measured."""
-    series = (("suite prompts, median", "median", COLOURS["tuned"]), ("held-out text, mean", "heldout", PALE))
+    series = (
+        ("suite prompts, median", "median", palette.LENSES["tuned"]),
+        ("held-out text, mean", "heldout", palette.TUNED_PALE),
+    )
     depths = [f"{p} %" for p in PERCENTILES]
     figure = go.Figure()
     for label, prefix, colour in series:
@@ -69,7 +58,7 @@ def gains(card: Scorecard) -> dict[str, Any] | None:
     if not figure.data:
         return None
     limits = [card.number(f"limit_delta_kl_bits_{p}") for p in PERCENTILES]
-    marker = {"symbol": "line-ew", "size": 44, "line": {"width": 2.5, "color": "#d5592b"}}
+    marker = {"symbol": "line-ew", "size": 44, "line": {"width": 2.5, "color": palette.LIMIT}}
     hover = "limit %{y} bits<extra></extra>"
     figure.add_scatter(x=depths, y=limits, name="limit of gate A", mode="markers", marker=marker, hovertemplate=hover)
     figure.update_layout(bargap=0.35, bargroupgap=0.08, barcornerradius=3)
@@ -84,7 +73,7 @@ def ladder(card: Scorecard) -> dict[str, Any] | None:
     figure = go.Figure()
     for rung in card.ladder():
         # The lens that is judged has a kind of its own where it is not one that it is compared with.
-        colour = COLOURS.get({"identity": "norm"}.get(rung.kind, rung.kind), COLOURS["tuned"])
+        colour = palette.LENSES.get({"identity": "norm"}.get(rung.kind, rung.kind), palette.LENSES["tuned"])
         name = html.escape(rung.name, quote=False)
         hover = f"{name}<br>%{{y:.3f}} bits left at %{{x}}<extra></extra>"
         y, error_y = [e.value for e in rung.kl], whiskers(list(rung.kl))
@@ -100,7 +89,7 @@ def ladder(card: Scorecard) -> dict[str, Any] | None:
 def earliness(bars: Bars) -> dict[str, Any] | None:
     """How many layers sooner the tuned lens has the answer within a rank: prompts by layers. None without prompts."""
     figure = go.Figure()
-    for (rank, pairs), colour in zip(bars.items(), RANK_COLOURS, strict=False):
+    for (rank, pairs), colour in zip(bars.items(), palette.ANSWER_RANKS.values(), strict=False):
         layers, prompts = zip(*pairs, strict=True)
         name = html.escape(rank, quote=False)
         hover = f"{name}<br>%{{y}} prompts, %{{x}} layers earlier<extra></extra>"
@@ -108,7 +97,7 @@ def earliness(bars: Bars) -> dict[str, Any] | None:
     if not figure.data:
         return None
     figure.update_layout(bargap=0.2, bargroupgap=0.05, barcornerradius=2)
-    figure.add_vline(x=0, line={"color": GUIDE, "width": 1, "dash": "dot"}, layer="below")
+    figure.add_vline(x=0, line={"color": palette.GUIDE, "width": 1, "dash": "dot"}, opacity=0.55, layer="below")
     figure.update_xaxes(title="layers earlier than the norm lens (negative: later)")
     figure.update_yaxes(title="prompts")
     return _plain(figure, HALF)
@@ -117,14 +106,11 @@ def earliness(bars: Bars) -> dict[str, Any] | None:
 def training(curves: Training) -> dict[str, Any] | None:
     """KL over the positions that the fit trained on. None where it logged nothing."""
     figure = go.Figure()
-    for (curve, pairs), colour in zip(curves.items(), MODEL_COLOURS, strict=False):
+    for curve, pairs in curves.items():
         positions, bits = zip(*pairs, strict=True)
         name, is_training = html.escape(curve, quote=False), curve == "training"
-        line = {
-            "color": COLOURS["norm"] if is_training else colour,
-            "width": 2,
-            "dash": "dot" if is_training else "solid",
-        }
+        colour = palette.TRAINING.get(curve, palette.GUIDE)
+        line = {"color": colour, "width": 2, "dash": "dot" if is_training else "solid"}
         figure.add_scatter(x=positions, y=bits, name=name, mode="lines+markers", line=line, marker={"size": 4},
                            hovertemplate=f"{name}<br>%{{y:.3f}} bits, %{{x:,}} positions<extra></extra>")  # fmt: skip
     if not figure.data:
@@ -139,8 +125,8 @@ def overview(models: dict[str, Curves]) -> dict[str, Any]:
     figure = go.Figure()
     for place, (key, curves) in enumerate(models.items()):
         name = html.escape(key, quote=False)  # Plotly reads a few HTML tags in names
-        dash = DASHES[place // len(MODEL_COLOURS) % len(DASHES)]
-        line = {"color": MODEL_COLOURS[place % len(MODEL_COLOURS)], "width": 2.5, "dash": dash}
+        dash = DASHES[place // len(palette.SERIES) % len(DASHES)]
+        line = {"color": palette.SERIES[place % len(palette.SERIES)], "width": 2.5, "dash": dash}
         points = curves.at("tuned")
         x = [100 * point.layer / curves.n_layers for point in points]
         y = [point.value for point in points]
@@ -156,7 +142,7 @@ def overview(models: dict[str, Curves]) -> dict[str, Any]:
 def _depth(curves: Curves, card: Scorecard, title: str, *, words: bool = True) -> go.Figure:
     figure = go.Figure()
     for lens in curves.lenses:
-        points, name, colour = curves.at(lens), wording.lens(lens), COLOURS[lens]
+        points, name, colour = curves.at(lens), wording.lens(lens), palette.LENSES[lens]
         _band(figure, points, colour)
         x, y = [p.layer for p in points], [p.value for p in points]
         figure.add_scatter(x=x, y=y, name=name, mode="lines+markers", line={"color": colour, "width": 2.5},
@@ -192,8 +178,8 @@ def _crossings(figure: go.Figure, lens: str, points: list[Point], *, words: bool
     figure.add_scatter(
         x=[point.layer for point in points], y=[point.value for point in points], text=ranks, showlegend=False,
         mode="markers+text" if words else "markers", textposition=side,
-        textfont={"color": COLOURS[lens], "size": 12}, cliponaxis=False,
-        marker={"symbol": "diamond", "size": 12, "color": COLOURS[lens]},
+        textfont={"color": palette.LENSES[lens], "size": 12}, cliponaxis=False,
+        marker={"symbol": "diamond", "size": 12, "color": palette.LENSES[lens]},
         hovertemplate=f"{wording.lens(lens)}: half of the answers at rank %{{text}}<br>by layer %{{x}}<extra></extra>",
     )  # fmt: skip
 
@@ -202,11 +188,11 @@ def whiskers(estimates: list[Estimate]) -> dict[str, Any]:
     """Intervals as error bars; none where there is no interval."""
     above = [e.hi - e.value if e.hi is not None and e.value is not None else 0 for e in estimates]
     below = [e.value - e.lo if e.lo is not None and e.value is not None else 0 for e in estimates]
-    return {"type": "data", "array": above, "arrayminus": below, "thickness": 1.5, "width": 5, "color": "#7d8590"}
+    return {"type": "data", "array": above, "arrayminus": below, "thickness": 1.5, "width": 5, "color": palette.WHISKER}
 
 
 def _guide(figure: go.Figure, x: float, label: str) -> None:
-    figure.add_vline(x=x, line={"color": GUIDE, "width": 1, "dash": "dot"}, layer="below")
+    figure.add_vline(x=x, line={"color": palette.GUIDE, "width": 1, "dash": "dot"}, opacity=0.55, layer="below")
     figure.add_annotation(x=x, y=1, yref="paper", yanchor="bottom", text=label, showarrow=False, font={"size": 11})
 
 
@@ -226,8 +212,8 @@ def _plain(figure: go.Figure, height: int) -> dict[str, Any]:
         height=height,
         autosize=True,
         margin={"l": 56, "r": 34, "t": 30, "b": 46},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
+        paper_bgcolor=palette.TRANSPARENT,
+        plot_bgcolor=palette.TRANSPARENT,
         font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13},
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.07, "yanchor": "bottom"},
         dragmode=False,

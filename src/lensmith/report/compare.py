@@ -18,8 +18,8 @@ from lensmith.judge.scorecard import PERCENTILES, Estimate
 from lensmith.lab.experiments import Variant
 from lensmith.process import wording
 from lensmith.process.errors import InputError
-from lensmith.report import charts
-from lensmith.report.terminal import COLOURS, LEGEND
+from lensmith.report import charts, palette
+from lensmith.report.terminal import LEGEND
 
 KPIS = (
     *(f"heldout_kl_tuned_bits_{percent}" for percent in PERCENTILES),
@@ -128,7 +128,10 @@ def _letters(metrics: dict[str, Any]) -> Iterator[str]:
 def _gates(metrics: dict[str, Any], letters: Sequence[str]) -> Text:
     """A mark below each letter; none where a variant is older than a gate."""
     verdicts = [str(metrics[f"gate_{letter}"]) if f"gate_{letter}" in metrics else None for letter in letters]
-    marks = [(wording.symbol(verdict), COLOURS.get(verdict, "")) if verdict else " " for verdict in verdicts]
+    marks = [
+        (wording.symbol(verdict), palette.VERDICTS_IN_A_TERMINAL.get(verdict, "")) if verdict else " "
+        for verdict in verdicts
+    ]
     return Text(" ").join(Text.assemble(mark) for mark in marks)
 
 
@@ -152,7 +155,7 @@ def curve(found: Comparison, setting: str, kpis: Sequence[str] = ()) -> go.Figur
     points = sorted(_alike(found, name), key=lambda pair: _order(pair[0]))
     x = [_written(value) for value, _ in points]
     figure = go.Figure()
-    for kpi, colour in zip(kpis or KPIS[: len(PERCENTILES)], charts.MODEL_COLOURS, strict=False):
+    for kpi, colour in zip(kpis or KPIS[: len(PERCENTILES)], palette.SERIES, strict=False):
         estimates = [estimate_of(one.metrics[found.model], kpi) for _, one in points]
         figure.add_scatter(
             x=x, y=[e.value for e in estimates], error_y=charts.whiskers(estimates), name=kpi, mode="lines+markers",

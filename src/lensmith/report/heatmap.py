@@ -15,9 +15,8 @@ from plotly.subplots import make_subplots
 
 from lensmith.process import wording
 from lensmith.process.errors import InputError
+from lensmith.report import palette
 
-# From dark blue by grey to yellow: even in lightness, and the same to the colour-blind. Yellow is near the model.
-SCALE = ((0.0, "#00204d"), (0.25, "#3b496c"), (0.5, "#7b7b78"), (0.75, "#b8a95b"), (1.0, "#ffe945"))
 CELL, ROW = 64, 24  # pixels
 SIGNS = {"\n": "⏎", "\t": "⇥", "\x7f": "␡", " ": " "}
 UNSEEN = ("Cf", "Cc", "Co", "Cs", "Cn")  # Unicode's classes of signs that are no letters, and of none at all
@@ -45,8 +44,8 @@ COLOURS = {
 
 def choices() -> dict[str, dict[str, Any]]:
     """The choices of colour as plain data for the page."""
-    scale = [list(stop) for stop in SCALE]
-    turned = [[1 - place, colour] for place, colour in reversed(SCALE)]
+    scale = [list(stop) for stop in palette.HEAT]
+    turned = [[1 - place, colour] for place, colour in reversed(palette.HEAT)]
     return {name: asdict(c) | {"scale": turned if c.low_is_near else scale} for name, c in COLOURS.items()}
 
 

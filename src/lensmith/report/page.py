@@ -18,7 +18,7 @@ from lensmith.judge import scorecard
 from lensmith.judge.scorecard import PERCENTILES, VERDICTS, Estimate, Scorecard
 from lensmith.process import wording
 from lensmith.process.errors import InputError
-from lensmith.report import charts, curves, detail, heatmap
+from lensmith.report import charts, curves, detail, heatmap, palette
 from lensmith.report.curves import Curves
 from lensmith.report.detail import Detail
 from lensmith.settings import sections
@@ -164,6 +164,8 @@ def _page(models: list[Model]) -> str:
         models=models,
         details={model.key: model.detail.page(room) for model in models},
         colours=list(heatmap.choices().items()),  # a list: JSON in a page has its keys sorted
+        light=palette.css_variables(palette.LIGHT),
+        dark=palette.css_variables(palette.DARK),
         percentiles=PERCENTILES,
         verdicts=[(word, verdicts[word]) for word in VERDICTS if verdicts[word]],
         overview=charts.overview({model.key: model.kl for model in models}),

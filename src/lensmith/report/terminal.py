@@ -12,10 +12,10 @@ from lensmith.hub.index import Entry
 from lensmith.judge.scorecard import GATES, PERCENTILES, Scorecard
 from lensmith.process import amounts, wording
 from lensmith.process.errors import shown
+from lensmith.report import palette
 
-COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "invalid": "magenta"}
 SHORT = 12  # characters of a bank's key, which is a hash
-LEGEND = ", ".join(f"{wording.SYMBOLS[verdict]} {verdict}" for verdict in COLOURS)
+LEGEND = ", ".join(f"{wording.SYMBOLS[verdict]} {verdict}" for verdict in palette.VERDICTS_IN_A_TERMINAL)
 
 
 def verdicts(cards: Iterable[tuple[str, Scorecard]]) -> Table:
@@ -32,7 +32,9 @@ def verdicts(cards: Iterable[tuple[str, Scorecard]]) -> Table:
     table.add_column(" ".join(GATES), no_wrap=True)  # one column, so that eight gates fit into 80
     table.add_column("prefer", no_wrap=True)
     for key, card in cards:
-        marks = [f"[{COLOURS[gate.verdict]}]{wording.SYMBOLS[gate.verdict]}[/]" for gate in card.gates]
+        marks = [
+            f"[{palette.VERDICTS_IN_A_TERMINAL[gate.verdict]}]{wording.SYMBOLS[gate.verdict]}[/]" for gate in card.gates
+        ]
         changes = (_change(card, percentile) for percentile in PERCENTILES)
         table.add_row(key, *changes, " ".join(marks), card.preferred)
     return table
