@@ -2,17 +2,21 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+import lensmith
 from lensmith.judge import readings
 from lensmith.judge.readings import STATISTICS
-from lensmith.process.errors import InputError
+from lensmith.process.errors import InputError, IntegrityError
 from lensmith.read.trajectory import Trajectory
 from lensmith.report import heatmap
+from lensmith.source.backbone import Backbone
 from tests.support.bench import random_lens, tiny_bench
+from tests.support.released import save_release
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
 TEXT = "The capital of Ostra is Lume."
@@ -28,7 +32,7 @@ def parts():
 @pytest.fixture(scope="module")
 def trajectory(parts) -> Trajectory:
     model, tokenizer, lens = parts
-    return lens.trajectory(model, tokenizer, TEXT)
+    return lensmith.trajectory(lens, model, tokenizer, TEXT)
 
 
 def plain_logits(parts) -> tuple[list[int], torch.Tensor, dict[str, torch.Tensor]]:
@@ -89,9 +93,9 @@ def test_every_number_is_that_of_plain_transformers(parts, trajectory):
 def test_a_text_in_pieces_reads_as_in_one(parts, monkeypatch):
     """Positions are decoded a few at a time; how many must not matter."""
     model, tokenizer, lens = parts
-    whole = lens.trajectory(model, tokenizer, TEXT).frame()
+    whole = lensmith.trajectory(lens, model, tokenizer, TEXT).frame()
     monkeypatch.setattr(readings, "LOGITS", 3 * model.config.vocab_size)
-    pieces = lens.trajectory(model, tokenizer, TEXT).frame()
+    pieces = lensmith.trajectory(lens, model, tokenizer, TEXT).frame()
 
     assert list(pieces.columns) == list(whole.columns)
     for name in STATISTICS:
@@ -156,14 +160,74 @@ def test_labels_are_escaped_for_plotly():
 
 
 def test_what_cannot_be_read_is_refused(parts):
-    """Empty and too long texts, and a lens of another model, each in one clear line."""
+    """Empty and too long texts, no tokens to keep, and a lens of another model, each in one clear line."""
     model, tokenizer, lens = parts
     with pytest.raises(InputError, match="has 0 tokens"):
         readings.read(tiny_bench().backbone, lens, [], tokenizer)
     with pytest.raises(InputError, match="tokens, must have 1"):
-        lens.trajectory(model, tokenizer, "river " * model.config.max_position_embeddings)
-    with pytest.raises(InputError, match="the lens is of 2 layers"):
-        random_lens(2, lens.d_model).trajectory(model, tokenizer, TEXT)
+        lensmith.trajectory(lens, model, tokenizer, "river " * model.config.max_position_embeddings)
+    with pytest.raises(InputError, match="the text is empty"):  # also where a tokenizer would make a BOS token of it
+        lensmith.trajectory(lens, model, tokenizer, "")
+    with pytest.raises(InputError, match="top_k is 0"):
+        lensmith.trajectory(lens, model, tokenizer, TEXT, top_k=0)
+    with pytest.raises(IntegrityError, match=r"the lens is of \(layers, d_model\) \(2, 32\)"):
+        lensmith.trajectory(random_lens(2, lens.d_model), model, tokenizer, TEXT)
+
+
+def test_a_model_of_the_same_shape_with_other_weights_is_refused(parts):
+    """Every number would be plausible and wrong."""
+    model, tokenizer, lens = parts
+    fitted = replace(lens, w_u_sha256=Backbone.from_model(model).head.fingerprint()["w_u_sha256"])
+    lensmith.trajectory(fitted, model, tokenizer, TEXT)
+
+    with pytest.raises(IntegrityError, match="W_U has sha256"):
+        lensmith.trajectory(fitted, tiny_model("llama", seed=1), tokenizer, TEXT)
+
+
+def state_of(model) -> dict[str, object]:
+    """Modes, hooks and flags of a model, by module and parameter."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    modules = {
+        name: (module.training, *(list(getattr(module, kind).items()) for kind in hooks))
+        for name, module in model.named_modules()
+    }
+    return modules | {name: (p.requires_grad, p.grad, p.dtype) for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("use", ["trajectory", "wrong lens", "too long", "load"])
+def test_a_model_comes_back_as_it_was(parts, use, tmp_path):
+    """A reader may be in the middle of training it, with hooks of his own."""
+    _, tokenizer, lens = parts
+    model = tiny_model("llama").train()
+    model.model.layers[1].eval()
+    model.lm_head.weight.requires_grad_(False)
+    model.model.layers[0].register_forward_hook(lambda *_: None)
+    before = state_of(model)
+
+    if use == "trajectory":
+        lensmith.trajectory(lens, model, tokenizer, TEXT)
+    elif use == "load":
+        release, _, _ = save_release(tmp_path, n_layers=lens.n_layers + 1)
+        with pytest.raises(IntegrityError):
+            lensmith.load(release, base=model)
+    elif use == "wrong lens":
+        with pytest.raises(IntegrityError):
+            lensmith.trajectory(random_lens(2, lens.d_model), model, tokenizer, TEXT)
+    else:
+        with pytest.raises(InputError):
+            lensmith.trajectory(lens, model, tokenizer, "river " * model.config.max_position_embeddings)
+    assert state_of(model) == before
+
+
+def test_a_lens_and_a_trajectory_are_shown_in_one_line(parts, trajectory):
+    """A notebook prints the last value of a cell: arrays would fill pages."""
+    _, _, lens = parts
+
+    assert repr(lens) == "Lens(low_rank, n_layers=3, d_model=32, rank=4, norm=final, cpu)"
+    assert (
+        repr(trajectory)
+        == f"Trajectory({len(trajectory.readings.ids)} tokens, n_layers=3, lenses=norm, tuned, top_k=5)"
+    )
 
 
 def test_numbers_are_packed_to_the_last_shown_digit(trajectory):

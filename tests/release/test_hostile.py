@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+import lensmith
 from lensmith.files import torch_file, untrusted
 from lensmith.hub import published as hub_published
 from lensmith.lens import published
-from lensmith.lens.lens import Lens
 from lensmith.process import command
 from lensmith.process.errors import LINE, IntegrityError, LensmithError, shown
 from lensmith.settings.sections import ImportedParams
@@ -32,10 +32,10 @@ from tests.support.tiny import tiny_model
 SECONDS, BYTES = 2.0, 512 << 20  # that one refusal may take
 # Which ways in can know that a bundle is not what it should be.
 REFUSE = {
-    "all": {"from_pretrained", "streamed", "streamed alone", "Lens.load", "lensmith verify"},
-    "index": {"from_pretrained", "streamed", "lensmith verify"},
-    "provenance": {"from_pretrained", "streamed", "lensmith verify"},
-    "model": {"from_pretrained", "lensmith verify"},
+    "all": {"load", "streamed", "streamed alone", "Lens.load", "lensmith verify"},
+    "index": {"load", "streamed", "lensmith verify"},
+    "provenance": {"load", "streamed", "lensmith verify"},
+    "model": {"load", "lensmith verify"},
 }
 
 
@@ -91,7 +91,7 @@ def read(good) -> tuple[dict[Any, Any], int, set[str]]:
 
 
 def test_every_hostile_lens_is_refused_by_every_way_in(read, record_property):
-    """As Lens.from_pretrained, StreamedLens, Lens.load and `lensmith verify` read it; with one clean line."""
+    """As lensmith.load, load_streamed, Lens.load and `lensmith verify` read it; with one clean line."""
     wrong, slowest = [], 0.0
     for bundle in BUNDLES:
         for way, outcome in read[0][bundle].items():
@@ -212,7 +212,7 @@ def test_a_download_follows_no_link_out_of_its_folder(good, hub, client, tmp_pat
     place = client.call("download", repo="lab/good")
 
     assert list((tmp_path / "elsewhere").iterdir()) == []
-    assert Lens.from_pretrained(place, model=TINY).n_layers == 4  # the Hub's cache is of links: they stay inside
+    assert lensmith.load(place, model=TINY).n_layers == 4  # the Hub's cache is of links: they stay inside
 
 
 def test_a_pickle_beside_the_weights_is_never_opened(good, tmp_path, monkeypatch):
@@ -224,7 +224,7 @@ def test_a_pickle_beside_the_weights_is_never_opened(good, tmp_path, monkeypatch
     index[TINY]["sha256"]["weights.pt"] = hashlib.sha256((folder / LENS / "weights.pt").read_bytes()).hexdigest()
     (folder / "INDEX.json").write_text(json.dumps(index))
 
-    assert Lens.from_pretrained(folder).n_layers == 4
+    assert lensmith.load(folder).n_layers == 4
     assert not (tmp_path / "canary").exists()
 
 

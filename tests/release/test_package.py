@@ -324,4 +324,7 @@ def test_the_quick_start_of_the_card_runs(bench, tmp_path, monkeypatch, capsys):
 
     exec(card.split("```python\n")[1].split("```")[0], {})
 
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1", "2", "3"]
+    heading, *layers = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["layer", "top1", "prob1", "kl_final_lens_bits"]
+    assert [line.split()[0] for line in layers] == ["1", "2", "3"]
+    assert (bench.out / "trajectory.html").exists()

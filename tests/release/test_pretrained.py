@@ -8,14 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import lensmith
 from lensmith.files import artifacts
-from lensmith.lens.lens import Lens
 from lensmith.process.errors import InputError, IntegrityError
-from lensmith.release import pretrained
-from lensmith.release.pretrained import StreamedLens
 from lensmith.source.backbone import Backbone
 from tests.support.released import TINY, save_release
-from tests.support.settings import REPOSITORY
 from tests.support.tiny import tiny_model
 
 LENS = f"tuned_lenses/{TINY}"
@@ -42,16 +39,30 @@ def reindex(release: Path, name: str) -> None:
 def test_a_folder_gives_the_lens_that_was_packaged(made):
     """With and without the model's id: there is only one."""
     folder, backbone, lens = made
-    for read in (Lens.from_pretrained(folder), Lens.from_pretrained(str(folder), model=TINY, base=backbone.model)):
+    for read in (lensmith.load(folder), lensmith.load(str(folder), model=TINY, base=backbone.model)):
         assert all(torch.equal(read.tensors()[name], tensor) for name, tensor in lens.tensors().items())
         read.check_head(backbone.head)
 
 
 def test_a_model_is_asked_for_by_name(release):
     with pytest.raises(InputError, match="no lens for org/other; there is local/atlas"):
-        Lens.from_pretrained(release, model="org/other")
+        lensmith.load(release, model="org/other")
     with pytest.raises(InputError, match=r"no INDEX\.json"):
-        Lens.from_pretrained(release / LENS)
+        lensmith.load(release / LENS)
+
+
+@pytest.mark.parametrize("place", ["./release/atlsa", "release/demo/atlas", Path("release/atlsa"), "~/atlas"])
+def test_a_mistyped_folder_is_said_to_be_missing(place):
+    """What cannot be the name of a repository is not looked for on the Hub."""
+    with pytest.raises(InputError, match="no such folder, and no repository of the Hub, org/name"):
+        lensmith.load(place)
+
+
+def test_a_mistyped_folder_that_could_be_a_repository_is_said_to_be_missing_first(monkeypatch):
+    """release/atlsa has the form of org/name: the Hub's answer alone would lead a reader astray."""
+    monkeypatch.setattr("lensmith.hub.releases.is_offline_mode", lambda: True)
+    with pytest.raises(InputError, match=r"^release/atlsa: no such folder; on the Hub: .*HF_HUB_OFFLINE"):
+        lensmith.load("release/atlsa")
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "provenance.json", "README.md", "weights.pt"])
@@ -62,10 +73,10 @@ def test_a_file_that_is_not_the_indexs_is_refused_by_name(release, name):
     (release / LENS / name).write_bytes(data)
 
     with pytest.raises(IntegrityError, match=rf"{name}: has sha256 .*INDEX\.json records"):
-        Lens.from_pretrained(release)
+        lensmith.load(release)
     (release / LENS / name).unlink()
     with pytest.raises(IntegrityError, match=rf"{name}: is missing"):
-        Lens.from_pretrained(release)
+        lensmith.load(release)
 
 
 def test_pickles_are_never_read(release):
@@ -73,7 +84,7 @@ def test_pickles_are_never_read(release):
     (release / LENS / "weights.pt").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     reindex(release, "weights.pt")
 
-    assert Lens.from_pretrained(release).n_layers == 4
+    assert lensmith.load(release).n_layers == 4
 
 
 @pytest.mark.parametrize(
@@ -93,7 +104,7 @@ def test_a_header_of_another_form_is_refused(release, change, words):
     reindex(release, "weights.safetensors")
 
     with pytest.raises(IntegrityError, match=words):
-        Lens.from_pretrained(release)
+        lensmith.load(release)
 
 
 def test_another_model_is_refused_when_it_is_given_and_when_it_is_used(release):
@@ -101,51 +112,37 @@ def test_another_model_is_refused_when_it_is_given_and_when_it_is_used(release):
     other = tiny_model("llama", n_layers=4, seed=1)
 
     with pytest.raises(IntegrityError, match=r"fit on float32 weights.*W_U"):
-        Lens.from_pretrained(release, base=other)
+        lensmith.load(release, base=other)
     with pytest.raises(IntegrityError, match="W_U"):
-        Lens.from_pretrained(release).check_head(Backbone.from_model(other).head)
+        lensmith.load(release).check_head(Backbone.from_model(other).head)
     with pytest.raises(IntegrityError, match=r"\(layers, d_model\) \(4, 32\), this model has \(3, 32\)"):
-        Lens.from_pretrained(release, base=tiny_model("llama", n_layers=3))
+        lensmith.load(release, base=tiny_model("llama", n_layers=3))
 
 
 def test_a_check_survives_a_move_to_another_device(made):
     """`to` makes a new lens; it must go on knowing whose it is."""
-    assert Lens.from_pretrained(made[0]).to(torch.device("cpu")).w_u_sha256 == made[1].head.fingerprint()["w_u_sha256"]
+    assert lensmith.load(made[0]).to(torch.device("cpu")).w_u_sha256 == made[1].head.fingerprint()["w_u_sha256"]
 
 
 def test_a_streamed_lens_reads_one_layer_and_the_same_numbers(made):
     """For a lens that is larger than memory: no call may hold another layer's tensors."""
     folder, backbone, lens = made
-    streamed = StreamedLens.open(pretrained.find(folder).folder)
+    streamed = lensmith.load_streamed(folder, base=backbone)
     resid = torch.randn(5, backbone.d_model, generator=torch.Generator().manual_seed(0))
 
-    for row in range(1, lens.n_layers + 1):
-        expected = lens.logits(backbone.head, resid, row)
-        assert torch.equal(streamed.logits(backbone.head, resid, row), expected)
+    for layer in range(1, lens.n_layers + 1):
+        expected = lens.logits(backbone.head, resid, layer)
+        assert torch.equal(streamed.logits(backbone.head, resid, layer), expected)
     one_layer = lens.U[0].numel() * lens.U.element_size()
     assert streamed.layer(2).U.untyped_storage().nbytes() == one_layer
-    with pytest.raises(ValueError, match=r"row is 0, must be in 1\.\.4"):
+    with pytest.raises(InputError, match=r"layer is 0, must be in 1\.\.4"):
         streamed.layer(0)
+    with pytest.raises(IntegrityError, match="W_U"):
+        lensmith.load_streamed(folder, base=tiny_model("llama", n_layers=4, seed=1))
 
 
 def test_an_index_that_is_no_index_is_refused(release):
     for text in ("[]", "{", json.dumps({TINY: {"path": "tuned_lenses/../x", "sha256": {}}})):
         (release / "INDEX.json").write_text(text)
         with pytest.raises(IntegrityError, match=r"INDEX\.json"):
-            Lens.from_pretrained(release)
-
-
-def test_the_readmes_five_lines_run_as_printed(made, tmp_path, monkeypatch):
-    """They are the first thing that a reader tries; here with a tiny model in the place of the bundled one."""
-    for name, place in (("model", "demo/atlas"), ("release", "release/atlas")):
-        (tmp_path / place).parent.mkdir()
-        (tmp_path / place).symlink_to(made[0].parent / name)
-    monkeypatch.chdir(tmp_path)
-    code = (REPOSITORY / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    assert len([line for line in code.splitlines() if line]) == 5
-
-    names: dict[str, object] = {}
-    exec(code, names)
-
-    assert names["lens"].w_u_sha256 is not None
-    assert "plotly" in (tmp_path / "trajectory.html").read_text()
+            lensmith.load(release)

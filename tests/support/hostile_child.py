@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+import lensmith
 from lensmith.cli import app
 from lensmith.hub import published as hub_imported
 from lensmith.judge import spot_check
@@ -45,7 +46,7 @@ def readers(folder: Path, base: Backbone) -> dict[str, Callable[[], object]]:
         return {"imported": lambda: imported.load(hub_imported.pin_lens(settings), base)}
     place = folder / "lenses"
     return {
-        "from_pretrained": lambda: Lens.from_pretrained(place, base=base),
+        "load": lambda: lensmith.load(place, base=base),
         "streamed": lambda: stream(pretrained.find(place).folder),
         "streamed alone": lambda: stream(place / LENS),
         "Lens.load": lambda: Lens.load(place / LENS),
@@ -56,8 +57,8 @@ def readers(folder: Path, base: Backbone) -> dict[str, Callable[[], object]]:
 
 def stream(folder: Path) -> None:
     lens = StreamedLens.open(folder)
-    for row in range(1, lens.n_layers + 1):
-        lens.layer(row)
+    for layer in range(1, lens.n_layers + 1):
+        lens.layer(layer)
 
 
 class RefusedError(Exception):

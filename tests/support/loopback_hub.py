@@ -300,6 +300,7 @@ def _calls() -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    import lensmith
     from lensmith.hub import datasets, published, releases
     from lensmith.hub import models as hub
     from lensmith.hub import push as hub_release
@@ -343,11 +344,7 @@ def _calls() -> dict[str, Any]:
         """What a published or local lens reads after each block at the last of a few tokens."""
         backbone = Backbone.from_model(AutoModelForCausalLM.from_pretrained(base))
         local = (Path(place) / "weights.safetensors").exists()
-        lens = (
-            Lens.load(Path(place))
-            if local
-            else Lens.from_pretrained(place, model=model, revision=revision, base=backbone)
-        )
+        lens = Lens.load(Path(place)) if local else lensmith.load(place, model=model, revision=revision, base=backbone)
         resid = backbone.capture(torch.arange(2, 9)[None], torch.tensor([[6]]))[0]
         return [lens.logits(backbone.head, resid[:, row], row)[0].tolist() for row in range(1, backbone.n_layers + 1)]
 

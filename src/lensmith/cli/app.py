@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+import lensmith
 from lensmith.cli import cache, doctor, fleet, releases
 from lensmith.cli import report as verdicts
 from lensmith.cli.releases import ARTIFACTS, PARAMS
@@ -32,8 +33,17 @@ COMPARISON = Path("plots/compare.html")
 PIPED = 140  # columns of a table that goes into a file
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lensmith {lensmith.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    *,
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
     """Declarative tuned lenses. `dvc repro` builds them; these commands look at them."""
 
 

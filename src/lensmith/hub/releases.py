@@ -19,7 +19,7 @@ from lensmith.hub import index as release_index
 from lensmith.hub import models
 from lensmith.hub.errors import remote
 from lensmith.hub.index import INDEX, Entry
-from lensmith.process.errors import InputError, IntegrityError
+from lensmith.process.errors import InputError, IntegrityError, RemoteError
 
 KIND: Literal["dataset"] = "dataset"
 VERSION = re.compile(r"v(\d{4})\.(\d\d)\.(\d\d)(?:\.(\d+))?")
@@ -39,7 +39,7 @@ def download(repo: str, model: str | None, revision: str | None, to: Path | None
         RemoteError: the Hub refused, or could not be reached.
     """
     revision = revision or newest(repo)
-    index, _ = index_of(repo, revision)
+    index, _ = _index_on_hub(repo, revision)
     wanted = [release_index.pick(index, model, f"{repo}@{revision}")] if model else sorted(index)
     paths = [path for model_id in wanted for path, _ in index[model_id].files()]
     if to is not None:
@@ -69,7 +69,15 @@ def index_of(place: str | Path, revision: str | None) -> tuple[dict[str, Entry],
     if Path(place).is_dir():
         return release_index.read(Path(place)), None
     repo = str(place)
-    revision = revision or newest(repo)
+    if isinstance(place, Path) or not release_index.MODEL_ID.fullmatch(repo):
+        raise InputError(f"{repo}: no such folder, and no repository of the Hub, org/name. Nothing was read.")
+    try:
+        return _index_on_hub(repo, revision or newest(repo))
+    except (InputError, RemoteError) as error:  # a mistyped folder looks like the name of a repository
+        raise type(error)(f"{repo}: no such folder; on the Hub: {error}") from None
+
+
+def _index_on_hub(repo: str, revision: str) -> tuple[dict[str, Entry], str]:
     with remote(KIND, repo, revision):
         try:
             _refuse_large(repo, revision, [INDEX])

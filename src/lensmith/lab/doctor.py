@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -142,7 +142,11 @@ def devices(root: Path) -> Iterator[Finding]:
         )
         return
     asking = [key for key, model in models.items() if model.source.device == "cuda"]
-    if asking and not import_module("torch").cuda.is_available():
+    if not asking:
+        return
+    import torch  # here: it takes a second
+
+    if not torch.cuda.is_available():
         do = "Fit it where there is one (`nvidia-smi` shows it), or set source.device to auto"
         yield Finding(
             f"params.yaml: {', '.join(asking)}", "source.device is cuda, but torch sees no CUDA device here", do

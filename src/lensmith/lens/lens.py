@@ -16,12 +16,11 @@ The kinds are a ladder, each the same map with fewer free parameters:
     identity (none)   temperature (tau)   bias (+ c)   low_rank (+ s, U, V)   full (rank = d_model)
 """
 
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,12 +32,7 @@ from lensmith.lens.lens_file import TENSORS, WEIGHTS, check_shapes, read_header
 from lensmith.process.draws import Stream
 from lensmith.process.errors import InputError, IntegrityError, shown
 from lensmith.settings.sections import FitParams
-from lensmith.source.backbone import Backbone, Head, NormKind
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from lensmith.read.trajectory import Trajectory
+from lensmith.source.backbone import Head, NormKind
 
 Placement = Literal["normed", "residual"]  # the translator reads N(resid_post), or resid_post itself
 KINDS = get_args(FitParams.model_fields["kind"].annotation)
@@ -84,6 +78,13 @@ class Lens:
     log_tau: Tensor
     placement: Placement = "normed"
     w_u_sha256: str | None = None  # of the head it was fit to, where that is known: see check_head
+
+    def __repr__(self) -> str:
+        where = "" if self.placement == "normed" else f", placement={self.placement}"
+        return (
+            f"Lens({self.kind}, n_layers={self.n_layers}, d_model={self.d_model}, rank={self.rank}, norm={self.norm}"
+            f"{where}, {self.c.device})"
+        )
 
     @classmethod
     def start(cls, settings: FitParams, n_layers: int, d_model: int) -> "Lens":
@@ -134,19 +135,6 @@ class Lens:
         """What the lens reads in resid (n, d_model) after block `row` - 1: (n, d_vocab), float32."""
         return head.logits(self.head_input(head, resid, row), self.log_tau[row - 1])
 
-    def trajectory(
-        self, model: "PreTrainedModel | Backbone", tokenizer: "PreTrainedTokenizerBase", text: str, top_k: int = 5
-    ) -> "Trajectory":
-        """What the norm lens and this lens read at every layer and position of a text: `.figure()`, `.frame()`.
-
-        Raises:
-            InputError: the text is empty or too long, or the model is of another shape.
-        """
-        # By name: an import statement would make the code of a picture part of every fit (settings/fingerprint.py).
-        pictures = importlib.import_module("lensmith.read.trajectory")
-        drawn: Trajectory = pictures.Trajectory.of(self, model, tokenizer, text, top_k)
-        return drawn
-
     def with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Lens":
         """The same lens with `change` applied to each tensor."""
         return self.having({name: change(tensor) for name, tensor in self.tensors().items()})
@@ -159,39 +147,11 @@ class Lens:
         return self.with_tensors(lambda tensor: tensor.to(device))
 
     def check_head(self, head: Head) -> None:
-        """IntegrityError where the lens was fit to another head than this one. A lens that does not know is silent."""
-        if self.w_u_sha256 is not None and (found := head.fingerprint()["w_u_sha256"]) != self.w_u_sha256:
-            raise IntegrityError(
-                f"the lens was fit to a head whose W_U has sha256 {self.w_u_sha256}, this model's has {found}: other "
-                "weights, or the same in another precision"
-            )
+        """IntegrityError where the lens was fit to another model than the one with this head.
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        place: str | Path,
-        *,
-        model: str | None = None,
-        revision: str | None = None,
-        base: "PreTrainedModel | Backbone | None" = None,
-    ) -> "Lens":
-        """A published lens, after its files were checked against the index of its release.
-
-        Args:
-            place: a dataset repository of the Hub, or a folder with INDEX.json.
-            model: the base model's id, org/name; not needed where the release holds one lens.
-            revision: a version; None for the newest one. A folder has none.
-            base: the model as you loaded it. The lens is checked against it and put on its device; without it that
-                is done where the lens is first used with a model.
-
-        Raises:
-            InputError: `place` is no release, or has no such lens; the message says what there is.
-            IntegrityError: a file is another than the index says, or `base` is another model.
-            RemoteError: the Hub refused, or could not be reached.
+        Its shape is always checked, W_U where the lens knows the hash of what it was fit to.
         """
-        # By name: an import statement would make the code of a download part of every fit (settings/fingerprint.py).
-        lens: Lens = importlib.import_module("lensmith.release.pretrained").load(place, model, revision, base)
-        return lens
+        check_head(self, head)
 
     def save(self, folder: Path) -> None:
         """Write `folder`/weights.safetensors.
@@ -241,6 +201,31 @@ class Lens:
         check_shapes({name: tuple(tensor.shape) for name, tensor in self.tensors().items()}, path)
         check_numbers(self.tensors(), path)
         check_identity({name: tensor[-1] for name, tensor in self.tensors().items()}, path)
+
+
+class FittedToHead(Protocol):
+    """What a lens knows of the model that it was fit to."""
+
+    @property
+    def n_layers(self) -> int: ...
+
+    @property
+    def d_model(self) -> int: ...
+
+    @property
+    def w_u_sha256(self) -> str | None: ...
+
+
+def check_head(lens: FittedToHead, head: Head) -> None:
+    """`Lens.check_head`, also for a lens that is not in memory."""
+    shape, wanted = (len(head.input_norms), head.W_U.shape[1]), (lens.n_layers, lens.d_model)
+    if shape != wanted:
+        raise IntegrityError(f"the lens is of (layers, d_model) {wanted}, this model has {shape}: another model")
+    if lens.w_u_sha256 is not None and (sha256 := head.fingerprint()["w_u_sha256"]) != lens.w_u_sha256:
+        raise IntegrityError(
+            f"the lens was fit to a head whose W_U has sha256 {lens.w_u_sha256}, this model's has {sha256}: other "
+            "weights, or the same in another precision"
+        )
 
 
 def check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -1,9 +1,10 @@
-"""A text seen through a lens, for a notebook: `Lens.trajectory` gives one, with `.figure()` and `.frame()`."""
+"""A text seen through a lens, for a notebook: `lensmith.trajectory` gives one."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -13,9 +14,7 @@ from lensmith.lens.lens import Lens
 from lensmith.process.errors import InputError
 from lensmith.report import heatmap
 from lensmith.source.backbone import Backbone
-
-if TYPE_CHECKING:
-    import pandas as pd
+from lensmith.source.borrowed import borrowed
 
 
 @dataclass(frozen=True)
@@ -28,19 +27,20 @@ class Trajectory:
     def of(
         cls, lens: Lens, model: PreTrainedModel | Backbone, tokenizer: PreTrainedTokenizerBase, text: str, top_k: int
     ) -> "Trajectory":
-        """Read `text`. A model that is no Backbone yet is taken apart and proven first.
+        """`lensmith.trajectory`, which says what the arguments and errors are."""
+        if not text:
+            raise InputError("trajectory: the text is empty, must hold at least one token")
+        if top_k < 1:
+            raise InputError(f"trajectory: top_k is {top_k}, must be at least 1")
+        token_ids = list(tokenizer(text)["input_ids"])
+        with borrowed(model, tokenizer) as backbone:
+            lens.check_head(backbone.head)
+            return cls(readings.read(backbone, lens.to(backbone.device), token_ids, tokenizer, top_k))
 
-        Raises:
-            InputError: the text is empty or too long, or the lens is of another shape than the model.
-        """
-        backbone = model if isinstance(model, Backbone) else Backbone.from_model(model, tokenizer)
-        if (lens.n_layers, lens.d_model) != (backbone.n_layers, backbone.d_model):
-            raise InputError(
-                f"trajectory: the lens is of {lens.n_layers} layers and d_model {lens.d_model}, the model has "
-                f"{backbone.n_layers} and {backbone.d_model}"
-            )
-        ids = list(tokenizer(text)["input_ids"])
-        return cls(readings.read(backbone, lens.to(backbone.device), ids, tokenizer, top_k))
+    def __repr__(self) -> str:
+        by_lens = self.readings.by_lens
+        n_layers, n_tokens, top_k = by_lens["tuned"].top_ids.shape
+        return f"Trajectory({n_tokens} tokens, n_layers={n_layers}, lenses={', '.join(by_lens)}, top_k={top_k})"
 
     def figure(self, colour: str = "kl") -> go.Figure:
         """Norm lens and tuned lens side by side, layers upwards: the top token in each cell, the top five on hover.
@@ -53,26 +53,26 @@ class Trajectory:
         """
         return heatmap.figure(self.readings.packed(), colour)
 
-    def frame(self) -> "pd.DataFrame":
-        """A row for each lens, layer and position: `readings.STATISTICS`, and top1, prob1, top2, ... as in the CSVs."""
-        import pandas as pd
+    def frame(self) -> pd.DataFrame:
+        """A row for each lens, layer and position.
 
-        return pd.concat([self._lens_frame(pd, name) for name in self.readings.by_lens], ignore_index=True)
+        Columns: lens, layer, pos, token, final_token (the model's own answer), `readings.STATISTICS`, and the likeliest
+        tokens with their probabilities, top1, prob1, top2, ... as in the CSVs.
+        """
+        return pd.concat([self._frame(name) for name in self.readings.by_lens], ignore_index=True)
 
-    def _lens_frame(self, pd: Any, name: str) -> "pd.DataFrame":
-        read, words = self.readings, self.readings.words
-        reading = read.by_lens[name]
-        n_rows, n, top_k = reading.top_ids.shape
+    def _frame(self, lens: str) -> pd.DataFrame:
+        words, reading = self.readings.words, self.readings.by_lens[lens]
+        n_layers, n_tokens, top_k = reading.top_ids.shape
         columns: dict[str, Any] = {
-            "lens": name,
-            "layer": np.repeat(reading.first_row + np.arange(n_rows), n),
-            "pos": np.tile(np.arange(n), n_rows),
-            "token": [words[token] for token in read.ids] * n_rows,
-            "final_token": [words[token] for token in read.final_ids] * n_rows,
+            "lens": lens,
+            "layer": np.repeat(reading.first_row + np.arange(n_layers), n_tokens),
+            "pos": np.tile(np.arange(n_tokens), n_layers),
+            "token": [words[token] for token in self.readings.ids] * n_layers,
+            "final_token": [words[token] for token in self.readings.final_ids] * n_layers,
         }
         columns |= {key: values.ravel() for key, values in reading.statistics.items()}
-        for place in range(top_k):
-            columns[f"top{place + 1}"] = [words[token] for token in reading.top_ids[..., place].ravel().tolist()]
-            columns[f"prob{place + 1}"] = reading.top_p[..., place].ravel()
-        frame: pd.DataFrame = pd.DataFrame(columns)
-        return frame
+        for k in range(top_k):
+            columns[f"top{k + 1}"] = [words[token] for token in reading.top_ids[..., k].ravel().tolist()]
+            columns[f"prob{k + 1}"] = reading.top_p[..., k].ravel()
+        return pd.DataFrame(columns)

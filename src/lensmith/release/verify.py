@@ -36,22 +36,23 @@ def run(place: str | Path, model: str | None = None, revision: str | None = None
     from lensmith.release import pretrained
     from lensmith.source.backbone import Backbone
 
-    found = pretrained.find(place, model, revision)
-    lens = found.load()  # refused, where it is no lens, before a model is fetched that it names
-    pin = found.about.model
+    released = pretrained.find(place, model, revision)
+    lens = released.load()  # refused, where it is no lens, before a model is fetched that it names
+    pin = released.model
     source = SourceParams(
         repo=pin.repo,
         path=pin.path,
         revision=pin.commit or "main",
-        dtype=found.about.machine.dtype,  # the hash of the head is of these numbers
+        dtype=released.dtype,  # the hash of the head is of these numbers
         device="auto",
         placement="single",
         trust_remote_code=False,  # a release may name a model, but not have its code run
     )
     backbone = Backbone.load(source, pin)
-    result = spot_check.measure(backbone, found.fitted(lens, backbone))
-    judge(found.model_id, result)
-    return _line(found.model_id, result)
+    released.check(lens, backbone)
+    result = spot_check.measure(backbone, lens.to(backbone.device))
+    judge(released.model_id, result)
+    return _line(released.model_id, result)
 
 
 def every(place: str, model: str | None, revision: str | None) -> Iterator[str]:
