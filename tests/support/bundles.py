@@ -279,8 +279,8 @@ INDEX = [
 PROVENANCE = [
     ("a provenance of another", provenance(lambda p: p.update(model_id="org/other")), "is about org/other"),
     ("a provenance that is a list", provenance(lambda _: "[]"), "the file: "),
-    ("a provenance without a head", provenance(lambda p: p.pop("head") and None), "head: Field required"),
-    ("a head of lists", provenance(lambda p: p.update(head=[1])), "head: "),
+    ("a provenance without a head", provenance(lambda p: p.pop("head") and None), "head.w_u_sha256: Field required"),
+    ("a head of lists", provenance(lambda p: p.update(head=[1])), "head.w_u_sha256: "),
     ("a deep provenance", provenance(lambda _: "[" * DEEP + "]" * DEEP), "levels"),
     ("a provenance that says a thing twice", provenance(lambda _: '{"head": 1, "head": 2}'), "twice"),
     ("a model at a branch", provenance(lambda p: p["model"].update(repo="a/b", path=None, commit="main")), "40 hex"),

@@ -131,7 +131,8 @@ class StreamedLens:
         """
         path = folder / WEIGHTS
         shapes, _ = read_header(path)
-        streamed = cls(path, Lens.form_of(path), *shapes["c"])
+        n_layers, d_model = shapes["c"]
+        streamed = cls(path, Lens.form_of(path), n_layers, d_model)
         check_identity({name: tensor[0] for name, tensor in streamed._read(streamed.n_layers).items()}, path)
         return streamed
 
