@@ -1,9 +1,15 @@
 """The plan's rules for large vocabularies, against what its project recorded."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from lensmith.lens import memory
+from lensmith.lens.training import products_of
+from lensmith.source import loading
 from tests.support.settings import fit_params
+from tests.support.toy_fit import toy_head
 
 
 @pytest.mark.parametrize(
@@ -29,3 +35,20 @@ def test_without_the_rule_nothing_changes_and_a_floor_never_raises_what_was_aske
 
     assert memory.scaled(plain, 256_000, 33) == plain
     assert memory.scaled(few, 256_000, 33).positions_per_seq == 8
+
+
+@pytest.mark.parametrize(
+    ("shape", "products", "taken"),
+    [
+        ((4096, 160), "auto", torch.float32),
+        ((49_152, 576), "auto", torch.bfloat16),
+        ((49_152, 576), "float32", torch.float32),
+        ((23, 12), "bfloat16", torch.bfloat16),
+    ],
+)
+def test_auto_takes_bfloat16_for_large_heads_alone(shape, products, taken, monkeypatch):
+    """On a processor that has it. The demo's head is small; what is asked for by name is taken at any size."""
+    monkeypatch.setattr(loading, "has_fast_bf16", lambda _: True)
+    head = replace(toy_head(), W_U=torch.empty(shape, device="meta"))
+
+    assert products_of(fit_params(products=products), head) == taken

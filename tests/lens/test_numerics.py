@@ -34,6 +34,7 @@ def run(change, **values) -> Fit:
     return fit(toy_head(), train, held_out, asked, Lens.start(asked, L, D))
 
 
+@pytest.mark.usefixtures("hardware")
 @pytest.mark.parametrize("value", [0.0, 1.5, 0.1, 1e-30, 30.0], ids=str)
 @pytest.mark.parametrize("coordinates", ["whitened", "plain"])
 def test_a_layer_that_never_varies_gets_the_best_bias(coordinates, value):
@@ -51,6 +52,7 @@ def test_a_layer_that_never_varies_gets_the_best_bias(coordinates, value):
     assert update.norm() < 10
 
 
+@pytest.mark.usefixtures("hardware")
 def test_a_model_whose_every_position_is_the_same_can_be_fit():
     """Not a model that anybody has, but no crash either."""
     found = run(lambda resid: resid.fill_(0.7))
@@ -58,6 +60,7 @@ def test_a_model_whose_every_position_is_the_same_can_be_fit():
     assert max(found.best.kl_bits) < 1e-3
 
 
+@pytest.mark.usefixtures("hardware")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_rate_that_is_far_too_large_ends_in_one_line_with_a_hint(optimizer):
     """It diverges, validation sees it, and no lens is written that looks like a result."""
@@ -67,6 +70,7 @@ def test_a_rate_that_is_far_too_large_ends_in_one_line_with_a_hint(optimizer):
         run(lambda _: None, lr=10.0, optimizer=optimizer, epochs=8, patience=2)
 
 
+@pytest.mark.usefixtures("hardware")
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_the_optimizer_never_steps_on_a_number_that_is_not_finite(monkeypatch, bad):
     """A NaN in one sequence stops the fit at the step that reads it; every step before was taken, and none after."""

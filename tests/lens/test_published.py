@@ -165,6 +165,7 @@ def test_files_that_are_missing_or_changed_after_the_pin_are_refused(tmp_path, b
         published.load(None, backbone)
 
 
+@pytest.mark.usefixtures("hardware")
 def test_validation_is_of_the_lens_as_it_stands(tmp_path, backbone):
     """KL of every block by its own logits; no step is taken and no training token is counted."""
     lens, _ = read(publish(tmp_path, backbone), backbone)
@@ -209,6 +210,7 @@ def stages(tmp_path) -> tuple:
     return settings, tmp_path
 
 
+@pytest.mark.usefixtures("hardware")
 def test_an_imported_lens_goes_through_the_stages_as_ours_do(stages):
     """The bench that measures it reads what the published files say; its provenance names them."""
     settings, folder = stages

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from lensmith.files import artifacts
+from tests.support import hardware
 from tests.support.lab import REPOSITORY, Lab
 
 SHORT = (
@@ -53,13 +54,12 @@ PROMISES = {
 MANY_STEPS = {"epochs": 400, "patience": 999, "validate_every": 200, "bank": "stream"}  # seconds, to be caught amid
 
 
-def rounds_of(*names: str) -> dict[str, dict]:
-    """What each scenario of `killing` found."""
+def rounds_of(*names: str, capabilities: str = "none") -> dict[str, dict]:
+    """What each scenario of `killing` found, on a processor with bfloat16 products or without."""
     command = [sys.executable, "-m", "tests.support.killing", *names]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    return {found["name"]: found for found in map(json.loads, done.stdout.splitlines())}
+    variables = os.environ | {"OMP_NUM_THREADS": "1", hardware.VARIABLE: capabilities}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY, env=variables)
+    return {result["name"]: result for result in map(json.loads, done.stdout.splitlines())}
 
 
 @pytest.fixture(scope="module")
@@ -70,21 +70,26 @@ def short():
 @pytest.mark.parametrize("name", SHORT)
 def test_a_fit_that_is_cut_off_goes_on_to_the_same_bytes(short, name, record_property):
     """Weights, log, counters; what it left half-written is gone, one file stays. `killing` has each scenario."""
-    found = short[name]
+    result = short[name]
 
-    assert found["wrong"] == []
-    assert found["rounds"] > 2 or name == "tmpfs"
-    record_property(PROMISES[name], f"0 of {found['rounds']}")
+    assert result["wrong"] == []
+    assert result["rounds"] > 2 or name == "tmpfs"
+    record_property(PROMISES[name], f"0 of {result['rounds']}")
+
+
+def test_bfloat16_products_change_nothing_of_that():
+    """A fit whose steps multiply in bfloat16 goes on to the same bytes, and forgets nothing."""
+    assert [result["wrong"] for result in rounds_of("steps", "mutants", capabilities="bf16").values()] == [[], []]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", FULL)
 def test_the_full_matrix(name, record_property):
     """Every operation, every form of fit."""
-    found = rounds_of(name)[name]
+    result = rounds_of(name)[name]
 
-    assert found["wrong"] == []
-    record_property(PROMISES[name], f"0 of {found['rounds']}")
+    assert result["wrong"] == []
+    record_property(PROMISES[name], f"0 of {result['rounds']}")
 
 
 def stage(out: str) -> list[str]:

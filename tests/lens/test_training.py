@@ -16,9 +16,12 @@ from lensmith.lens.training import Bases, fit, trainable
 from lensmith.process import progress
 from lensmith.process.errors import NumericError
 from lensmith.source.residuals import Batch
+from tests.support import hardware as machines
 from tests.support.held_rows import HeldRows
 from tests.support.settings import fit_params
 from tests.support.toy_fit import D, L, P, toy, toy_head
+
+pytestmark = pytest.mark.usefixtures("hardware")
 
 
 def plain(**values):
@@ -184,6 +187,11 @@ def test_the_best_step_is_kept_and_patience_ends_the_fit():
     assert result.stopped_early and (result.best_step, result.steps) == (5 * best, 5 * (best + 3))
     assert objective.validate(LinearKL(toy_head()), result.lens, held_out).score == scores[best]
     assert [row.best for row in result.log] == [*[1] * (best + 1), 0, 0, 0]
+
+
+def test_the_fit_records_the_products_that_it_took(hardware):
+    """What `auto` found, for provenance."""
+    assert run(epochs=1).products == str(machines.taken(hardware)).removeprefix("torch.")
 
 
 def test_numbers_that_are_not_finite_stop_the_fit_before_the_step():

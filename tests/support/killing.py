@@ -34,6 +34,7 @@ from lensmith.process import stopping
 from lensmith.process.errors import LensmithError
 from lensmith.source.head import Head, Transform
 from lensmith.source.residuals import Batch
+from tests.support import hardware
 from tests.support.held_rows import HeldRows
 from tests.support.settings import fit_params
 
@@ -419,6 +420,7 @@ def scenarios() -> Iterator[tuple[str, Callable[[Trial], None]]]:
 
 def main() -> None:
     torch.set_num_threads(1)
+    hardware.force(os.environ.get(hardware.VARIABLE, "none"))
     os.environ[checkpoint.SECONDS] = "0"
     known = dict(scenarios())
     for asked in sys.argv[1:]:

@@ -87,8 +87,7 @@ def fit_all(
     open_ = [own for kind, own in kinds.items() if not checkpoints[kind].is_finished]
     if backbone.n_layers > 1 and any(map(training.needs_solution, open_)):
         widest = max(starts.values(), key=lambda start: start.rank)
-        linear_kl = LinearKL(backbone.head, training.products_of(asked, backbone.head))
-        bases = replace(bases, solution=closed_form.solve(linear_kl, train, held_out, widest))
+        bases = replace(bases, solution=closed_form.solve(LinearKL(backbone.head), train, held_out, widest))
     return {
         kind: training.fit(
             backbone.head, train, held_out, own, starts[kind], bases=bases, checkpoints=checkpoints[kind]

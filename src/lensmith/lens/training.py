@@ -25,12 +25,15 @@ from lensmith.process.errors import NumericError
 from lensmith.process.progress import Progress
 from lensmith.process.stopping import Interrupted, Stop
 from lensmith.settings.sections import FitParams
+from lensmith.source import loading
 from lensmith.source.head import Head
-from lensmith.source.loading import has_fast_bf16
 from lensmith.source.residuals import Batch, Residuals, read_ahead
 
 # A fit whose held-out KL is this many times the best, or this many times FLOOR bits where the best is less, is lost.
 DIVERGED, FLOOR = 10.0, 0.1
+# Numbers in W_U from which `products: auto` may take bfloat16. A smaller head stays in the cache in float32, where its
+# products are a small part of a step, and its lens is then the same on every CPU.
+LARGE_HEAD = 2**23
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,13 @@ def needs_solution(settings: FitParams) -> bool:
 
 
 def products_of(settings: FitParams, head: Head) -> torch.dtype:
-    """The dtype of the head's products: as asked, and for `auto` bfloat16 where the hardware has it."""
+    """The dtype of the head's products in a training step.
+
+    `auto` is bfloat16 where the hardware multiplies it and the head is large enough to gain, else float32.
+    """
     if settings.products == "auto":
-        return torch.bfloat16 if has_fast_bf16(head.W_U.device) else torch.float32
+        is_faster = head.W_U.numel() >= LARGE_HEAD and loading.has_fast_bf16(head.W_U.device)
+        return torch.bfloat16 if is_faster else torch.float32
     return torch.float32 if settings.products == "float32" else torch.bfloat16
 
 
@@ -124,6 +131,8 @@ class _Run:
         products = products_of(settings, head)
         self.products = str(products).removeprefix("torch.")
         self.linear_kl = LinearKL(head, products)
+        # What chooses (ridges, temperatures, the best step) is computed in full precision.
+        self.exact_kl = self.linear_kl if products == torch.float32 else LinearKL(head)
         self.n_blocks = start.n_layers - 1
         self.names = trainable(settings) if self.n_blocks else ()
         self.schedule = Schedule(settings, train.n_seqs, self.n_blocks, trains=bool(self.names))
@@ -237,12 +246,12 @@ class _Run:
         """The ridges of the closed form, the lens before the first step, and what it is trained in."""
         solution, prism, ridge = bases.solution, bases.prism, None
         if solution is None and self.names and needs_solution(self.settings):
-            solution = closed_form.solve(self.linear_kl, self.train, self.held_out, start)
+            solution = closed_form.solve(self.exact_kl, self.train, self.held_out, start)
         if self.names and self.settings.start == "closed_form":
             if solution is not None:
                 ridge, start = solution.ridge, solution.lens(start)
             if "log_tau" in self.names:
-                start = start.having({"log_tau": closed_form.temperatures(self.linear_kl, start, self.train)})
+                start = start.having({"log_tau": closed_form.temperatures(self.exact_kl, start, self.train)})
         if self.settings.prism == "precondition" and prism is not None:
             mean = prism.mean.expand(self.n_blocks, -1)
             return ridge, start, Coordinates(mean, *prism.basis())
@@ -285,7 +294,7 @@ class _Run:
             )
 
     def _validate(self, lens: Lens, step: int) -> Validation:
-        found = objective.validate(self.linear_kl, lens, self.held_out)
+        found = objective.validate(self.exact_kl, lens, self.held_out)
         if not math.isfinite(found.score):
             raise NumericError(f"fit: held-out KL is {found.score} at step {step}. No lens was written.")
         return found
