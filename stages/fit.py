@@ -4,13 +4,14 @@ Reads   --settings, resolved settings of the model; --code; --corpus
 Writes  --lens, the translators, their provenance, the log of the fit
 """
 
-from lensmith.files import seals
-from lensmith.lens import stage
 from lensmith.process import command
-from lensmith.settings import sections
 
 
 def main() -> None:
+    from lensmith.files import seals
+    from lensmith.lens import stage
+    from lensmith.settings import sections
+
     args = command.paths(__doc__, "settings", "code", "corpus", "lens")
     settings = sections.read_resolved(args.settings)
     seals.check(args.corpus)
@@ -19,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run_stage(main)

@@ -4,13 +4,14 @@ Reads   --settings, resolved settings of the model; --sweep; --suite
 Writes  --metrics, flat JSON; --kl and --cosine, curves by depth; --seal, their sha256
 """
 
-from lensmith.files import seals
-from lensmith.judge import gates
 from lensmith.process import command
-from lensmith.settings import sections
 
 
 def main() -> None:
+    from lensmith.files import seals
+    from lensmith.judge import gates
+    from lensmith.settings import sections
+
     args = command.paths(__doc__, "settings", "sweep", "suite", "metrics", "kl", "cosine", "seal")
     settings = sections.read_resolved(args.settings)
     seals.check(args.sweep, args.suite)
@@ -19,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run_stage(main)

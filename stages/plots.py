@@ -4,13 +4,14 @@ Reads   --settings, resolved settings of the model; --lens; --sweep; --suite
 Writes  --delta_kl, --earliness and --training, CSVs; --detail, JSON; --seal, their sha256
 """
 
-from lensmith.files import seals
-from lensmith.judge import plots
 from lensmith.process import command
-from lensmith.settings import sections
 
 
 def main() -> None:
+    from lensmith.files import seals
+    from lensmith.judge import plots
+    from lensmith.settings import sections
+
     outs = ("delta_kl", "earliness", "training", "detail")
     args = command.paths(__doc__, "settings", "lens", "sweep", "suite", *outs, "seal")
     settings = sections.read_resolved(args.settings)
@@ -22,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run_stage(main)

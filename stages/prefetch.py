@@ -4,13 +4,14 @@ Reads   --settings, resolved settings of the model
 Writes  --corpus, packed training and held-out tokens, manifest.json with every pin and hash
 """
 
-from lensmith.files import seals
 from lensmith.process import command
-from lensmith.settings import sections
-from lensmith.source import prefetch
 
 
 def main() -> None:
+    from lensmith.files import seals
+    from lensmith.settings import sections
+    from lensmith.source import prefetch
+
     args = command.paths(__doc__, "settings", "corpus")
     settings = sections.read_resolved(args.settings)
     prefetch.build(settings, args.corpus)
@@ -18,4 +19,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run_stage(main, network=True)

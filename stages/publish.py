@@ -7,14 +7,15 @@ Writes  --release, that folder with its index and receipt
 
 from dataclasses import fields
 
-from lensmith.files import seals
-from lensmith.lab import fsck
 from lensmith.process import command
-from lensmith.release import publish
-from lensmith.settings import sections
 
 
 def main() -> None:
+    from lensmith.files import seals
+    from lensmith.lab import fsck
+    from lensmith.release import publish
+    from lensmith.settings import sections
+
     names = [field.name for field in fields(publish.Sources)]
     args = command.paths(__doc__, *names, "judged", "drawn", "release")
     sources = publish.Sources(*(getattr(args, name) for name in names))
@@ -28,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run_stage(main, network=True)

@@ -7,12 +7,13 @@ Writes  --html, a page that needs no network; --overview, the tuned curves of al
 
 from dataclasses import fields
 
-from lensmith.files import seals
 from lensmith.process import command
-from lensmith.report import page
 
 
 def main() -> None:
+    from lensmith.files import seals
+    from lensmith.report import page
+
     folders = [field.name for field in fields(page.Folders)]
     args = command.paths(__doc__, *folders, "seals", "html", "overview")
     for key in (settings.stem for settings in args.resolved.glob("*.json")):
@@ -24,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run_stage(main)

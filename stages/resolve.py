@@ -8,13 +8,14 @@ Writes  --out/models/<model>.json, the model's settings in full, with the sha256
 from pathlib import Path
 
 from lensmith.process import command
-from lensmith.settings import resolved
 
 
 def main() -> None:
+    from lensmith.settings import resolved
+
     args = command.paths(__doc__, "params", "out")
     resolved.write(args.params, Path.cwd(), args.out)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run_stage(main)

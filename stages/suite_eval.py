@@ -4,13 +4,14 @@ Reads   --settings, resolved settings of the model; --corpus; --lens
 Writes  --suite, a row per prompt, layer and lens
 """
 
-from lensmith.files import seals
-from lensmith.judge import suite
 from lensmith.process import command
-from lensmith.settings import sections
 
 
 def main() -> None:
+    from lensmith.files import seals
+    from lensmith.judge import suite
+    from lensmith.settings import sections
+
     args = command.paths(__doc__, "settings", "corpus", "lens", "suite")
     settings = sections.read_resolved(args.settings)
     seals.check(args.corpus, args.lens)
@@ -19,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run_stage(main)

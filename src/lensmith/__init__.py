@@ -9,7 +9,6 @@
 transformers and plotly are imported by the first call that needs them.
 """
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,11 +38,6 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
-
-# transformers imports torchao wherever it is installed, and at each start that tells which of its GPU kernels are not
-# for this machine.
-for _name in ("torchao", "torch.utils._pytree"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

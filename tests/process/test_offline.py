@@ -1,4 +1,4 @@
-"""A stage that is not there to ask somebody reaches nobody, and knows no credentials."""
+"""A stage without a network opens no connection, and has no credentials."""
 
 import json
 import os
@@ -52,7 +52,7 @@ for name, attempt in tries.items():
     except BaseException as error:
         found[name] = type(error).__name__ + ": " + str(error)
 """
-TELL = "print(json.dumps({'found': found, 'environment': dict(os.environ), 'argv': sys.argv[0]}))"
+TELL = "print(json.dumps({'found': found, 'environment': dict(os.environ)}))"
 
 
 def run(*words: str, port: int, cwd: Path, **environment: str) -> dict[str, dict[str, str]]:
@@ -79,23 +79,43 @@ def test_nothing_gets_out_and_no_credential_stays(record_property):
     record_property("ways out of a process that an offline stage denies", f"{len(found)} of {len(found)}")
 
 
+LIBRARIES = ("numpy", "pydantic", "torch", "huggingface_hub", "transformers", "datasets")
+
+
 @pytest.mark.parametrize("stage", sorted(path.stem for path in (REPOSITORY / "stages").glob("[a-z]*.py")))
 def test_every_stage_but_two_is_offline(tmp_path, stage):
-    """As DVC runs it: before the first line of its module. Only prefetch and publish are there to ask somebody."""
+    """As DVC runs it, its main replaced by one that connects. Only prefetch and publish have a network.
+
+    No library is imported before: the Hub's read their settings when they are imported.
+    """
     (tmp_path / "stages").mkdir()
     (tmp_path / "src").symlink_to(REPOSITORY / "src")
-    (tmp_path / "stages" / "__init__.py").write_text((REPOSITORY / "stages" / "__init__.py").read_text())
-    (tmp_path / "stages" / f"{stage}.py").write_text(
-        "import json, os, socket, sys\n"
-        "try:\n    socket.create_connection(('127.0.0.1', int(sys.argv[1]))).close()\n    found = {'connect': 'done'}\n"
-        f"except Exception as error:\n    found = {{'connect': str(error)}}\n{TELL}"
+    (tmp_path / "stages/__init__.py").write_text((REPOSITORY / "stages/__init__.py").read_text())
+    script = (REPOSITORY / f"stages/{stage}.py").read_text()
+    main, end = script.index("def main() -> None:"), script.index('if __name__ == "__main__":')
+    probe = (
+        "def main():\n    import json, os, socket, sys\n"
+        f"    found = {{'imported': [name for name in {LIBRARIES} if name in sys.modules]}}\n"
+        "    try:\n        socket.create_connection(('127.0.0.1', int(sys.argv[1]))).close()\n"
+        "        found['connect'] = 'done'\n"
+        f"    except Exception as error:\n        found['connect'] = str(error)\n    {TELL}\n"
     )
+    (tmp_path / f"stages/{stage}.py").write_text(script[:main] + probe + script[end:])
     with Listener() as canary:
         answer = run("-m", f"stages.{stage}", port=canary.port, cwd=tmp_path, **SECRETS)
 
+    assert answer["found"]["imported"] == []
     if stage in {"prefetch", "publish"}:
         assert answer["found"]["connect"] == "done" and set(SECRETS) <= set(answer["environment"])
     else:
         assert "runs without a network" in answer["found"]["connect"]
         assert not set(SECRETS) & set(answer["environment"])
         assert answer["environment"]["HF_HUB_OFFLINE"] == "1"
+
+
+def test_a_library_that_came_first_is_refused():
+    """It has read its settings already, and might connect by compiled code."""
+    code = "import huggingface_hub; from lensmith.process import offline; offline.enter()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert "huggingface_hub: imported before the network was denied" in done.stderr

@@ -1,4 +1,4 @@
-"""What every command of the lab shares: paths as arguments, and an error as one line with its exit code."""
+"""What all commands share: paths as arguments, errors as one line with an exit code, stages without a network."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from lensmith.process import credentials, stopping
+from lensmith.process import credentials, offline, stopping
 from lensmith.process.errors import LINE, LensmithError, shown
 
 
@@ -18,10 +18,21 @@ def paths(description: str | None, *names: str) -> argparse.Namespace:
     return cli.parse_args()
 
 
+def run_stage(main: Callable[[], None], *, network: bool = False) -> None:
+    """Run a stage of dvc.yaml; without `network` it has no connections and no credentials.
+
+    `main` imports what it needs: libraries of the Hub read their settings when they are imported, so the network is
+    denied first.
+    """
+    if not network:
+        offline.enter()
+    run(main)
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a command's `main`; a LensmithError or a signal becomes one line on stderr and its exit code.
 
-    Credentials never stand in what is printed.
+    Credentials are removed from everything that is printed.
     """
     try:
         stopping.install()
@@ -29,6 +40,6 @@ def run(main: Callable[[], None]) -> None:
     except (LensmithError, stopping.Interrupted) as error:
         print(credentials.redact(f"error: {shown(error, LINE)}"), file=sys.stderr)
         sys.exit(error.exit_code)
-    except Exception:  # noqa: BLE001 (our own bug: Python would print it just so, but for secrets)
+    except Exception:  # noqa: BLE001 (our own bug: as Python would print it, without secrets)
         print(credentials.redact(traceback.format_exc()), end="", file=sys.stderr)
         sys.exit(1)

@@ -1,8 +1,8 @@
 """A process without a network and without credentials, for the stages that read other people's files.
 
-A configuration or a weight file that makes a library ask somebody gets an error, and has nothing to tell him. What
-Python itself opens is denied by an audit hook, which nothing in the process can remove; compiled code that opens
-sockets of its own is out of its reach, and is asked not to by the variables that its library knows.
+A library that opens a connection, because a configuration or a weight file made it, fails and has no credentials to
+leak. An audit hook, which nothing in the process can remove, denies what Python itself opens. Compiled code that opens
+sockets of its own is out of its reach; the variables that such libraries read ask them not to.
 """
 
 import os
@@ -12,23 +12,26 @@ import sys
 from lensmith.process import credentials
 from lensmith.process.errors import InputError
 
-# Read by huggingface_hub, transformers and datasets when they are imported: `enter` comes before that.
-OFFLINE = {
+# These libraries read the variables when they are imported, so `enter` must come first.
+LIBRARIES = {"huggingface_hub", "transformers", "datasets"}
+VARIABLES = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_XET": "1",
 }
-# What asks a name server, and what sends; the first argument of the former is a name, of the latter a socket.
+# Events of a name look-up, whose first argument is the name; and of a connection, whose first argument is the socket.
 _NAMES = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")
 _SENDS = ("socket.connect", "socket.sendto", "socket.sendmsg")
 
 
 def enter() -> None:
-    """From here on this process reaches nobody, and knows no credentials. There is no way back."""
+    """Deny every connection of this process from here on, and forget all credentials. There is no way back."""
+    if late := sorted(LIBRARIES & sys.modules.keys()):
+        raise RuntimeError(f"{', '.join(late)}: imported before the network was denied")
     credentials.drop()
-    os.environ.update(OFFLINE)
+    os.environ.update(VARIABLES)
     sys.addaudithook(_deny)
 
 
@@ -40,6 +43,6 @@ def _deny(event: str, args: tuple[object, ...]) -> None:
     else:
         return
     raise InputError(
-        f"network: a connection to {target!r} was asked for, but this stage runs without a network: only prefetch and "
-        "publish have one. A file of the model may ask for it. Nothing was sent."
+        f"network: a library asked for a connection to {target!r}, but this stage runs without a network: only "
+        "prefetch and publish have one. A file of the model may have made it ask. Nothing was sent."
     )
