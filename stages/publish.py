@@ -14,18 +14,20 @@ def main() -> None:
     from lensmith.files import seals
     from lensmith.lab import fsck
     from lensmith.release import publish
+    from lensmith.report import page
     from lensmith.settings import sections
 
-    names = [field.name for field in fields(publish.Sources)]
-    args = command.paths(__doc__, *names, "judged", "drawn", "release")
-    sources = publish.Sources(*(getattr(args, name) for name in names))
+    drawn = [field.name for field in fields(page.Folders) if field.name != "resolved"]
+    args = command.paths(__doc__, "settings", "corpus", "lens", *drawn, "judged", "drawn", "release")
     seals.check(args.corpus, args.lens)
     seals.check_files(args.judged, (args.metrics, args.kl, args.cosine))
     seals.check_files(args.drawn, (args.earliness, args.training, args.detail))
     settings = sections.read_resolved(args.settings)
     if settings.publish.repo is not None:
         fsck.refuse(args.corpus, args.lens)
-    publish.run(settings, sources, args.release)
+    folders = page.Folders(args.settings.parent, *(getattr(args, name).parent for name in drawn))
+    html = page.page_of(args.settings, folders)
+    publish.run(settings, args.corpus, args.lens, args.metrics, args.release, page=html)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,6 @@ def test_no_room_imports_a_higher_one():
     assert up == []
 
 
-@pytest.mark.xfail(reason="release.publish still makes the page")
 def test_report_and_release_do_not_know_each_other():
     both = [
         (module, other)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from lensmith.files import artifacts
 from lensmith.process.errors import InputError, IntegrityError
-from lensmith.release import package
+from lensmith.release import package, publish
 from lensmith.settings.sections import ModelParams
 from lensmith.source.backbone import Backbone
 from tests.support.scores import passing
@@ -302,6 +302,35 @@ def test_a_folder_that_is_no_release_is_left_alone(bench):
     with pytest.raises(InputError, match=r"no receipt\.json"):
         bench.build()
     assert [path.name for path in bench.out.iterdir()] == ["thesis.tex"]
+
+
+def test_a_preview_without_a_repository_lists_the_package_and_asks_nobody(bench):
+    """Files, sizes and tag are known here; the Hub is asked only about what it holds."""
+    bench.build()
+    lines = list(publish.preview(bench.settings, bench.out))
+
+    assert lines[0] == "params.yaml: models.atlas.publish.repo is not set: nothing would be sent"
+    assert re.search(r"tag v\d{4}\.\d\d\.\d\d", lines[1])
+    sizes = {line.split()[2]: int(line.split()[0]) for line in lines[2:]}
+    assert sizes == {path: (bench.out / path).stat().st_size for path in sizes}
+    assert f"{FOLDER}/weights.safetensors" in sizes and "LICENSES/local/atlas/LICENSE" in sizes
+
+
+@pytest.mark.parametrize("call", [publish.send, publish.preview])
+def test_a_folder_without_this_models_release_is_not_sent(bench, call):
+    """A release of another model under this one's name would be indexed as this one's."""
+    bench.build()
+    bench.settings = bench.changed("source", repo="org/other", path=None)
+
+    with pytest.raises(InputError, match="has no lens for org/other"):
+        list(call(bench.settings, bench.out))
+
+
+def test_nothing_is_sent_without_a_repository(bench):
+    bench.build()
+
+    with pytest.raises(InputError, match=r"publish\.repo is not set, so there is nowhere to send to"):
+        publish.send(bench.settings, bench.out)
 
 
 def test_packaging_starts_without_torch():

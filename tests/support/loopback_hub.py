@@ -308,6 +308,7 @@ def _calls() -> dict[str, Any]:
     from lensmith.lens import stage as fit
     from lensmith.lens.lens import Lens
     from lensmith.release import package, publish, verify
+    from lensmith.report import page
     from lensmith.settings import sections as params
     from lensmith.source import prefetch
     from lensmith.source.backbone import Backbone
@@ -337,8 +338,9 @@ def _calls() -> dict[str, Any]:
         if name == "fit":
             fit.run(chosen, at["code"], at["corpus"], at["lens"])
         else:
-            out = at.pop("release")
-            publish.run(chosen, publish.Sources(**at), out)
+            drawn = {name: at[name].parent for name in page.Folders.__annotations__ if name != "resolved"}
+            html = page.page_of(at["settings"], page.Folders(resolved=at["settings"].parent, **drawn))
+            publish.run(chosen, at["corpus"], at["lens"], at["metrics"], at["release"], page=html)
 
     def logits(place: str, model: str, base: str, revision: str | None = None) -> Any:
         """What a published or local lens reads after each block at the last of a few tokens."""
