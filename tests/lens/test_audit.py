@@ -2,6 +2,7 @@
 
 import copy
 import subprocess
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,8 @@ from lensmith.lens import stage
 from lensmith.lens.audit import NOT_CHECKED, audit
 from lensmith.lens.lens import Lens
 from lensmith.lens.prism import Prism
+from lensmith.lens.provenance import Provenance
+from lensmith.process.errors import IntegrityError
 from lensmith.settings import fingerprint
 from lensmith.source import prefetch
 from tests.support.settings import REPOSITORY, atlas
@@ -96,8 +99,9 @@ def test_every_recorded_fact_is_objected_to_when_it_is_edited(lab, record, monke
             place = place[name]
         place[leaf[-1]] = edited(place[leaf[-1]])
         artifacts.write_json(path, changed)
-        if not examine(lab).wrong:
-            unseen.append(leaf)
+        with suppress(IntegrityError):  # no record at all: it is objected to when it is read
+            if not examine(lab).wrong:
+                unseen.append(leaf)
 
     assert unseen == []
 
@@ -128,11 +132,14 @@ def test_the_commit_must_hold_the_recorded_code(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
 
+    def faults(**facts: object) -> tuple[list[str], bool]:
+        return _commit_faults(Provenance.model_construct(**facts))
+
     def git(*words: str) -> str:
         command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    assert _commit_faults({"git_commit": "0" * 40, "git_dirty": False, "code": {}}) == ([], False)  # no repository
+    assert faults(git_commit="0" * 40, git_dirty=False, code={}) == ([], False)  # no repository
     git("init", "--quiet")
     (tmp_path / "fit.py").write_text("a = 1\n")
     git("add", "fit.py")
@@ -140,10 +147,10 @@ def test_the_commit_must_hold_the_recorded_code(tmp_path, monkeypatch):
     code = {"fit.py": fingerprint.of_source("a = 1  # the same code\n")}
     right = {"git_commit": git("rev-parse", "HEAD"), "git_dirty": False, "code": code}
 
-    assert _commit_faults(right) == ([], True)
-    assert "does not have" in _commit_faults(right | {"git_commit": "0" * 40})[0][0]
-    assert "all code is as recorded" in _commit_faults(right | {"git_dirty": True})[0][0]
-    assert "is other code" in _commit_faults(right | {"code": {"fit.py": "0" * 64}})[0][0]
+    assert faults(**right) == ([], True)
+    assert "does not have" in faults(**right | {"git_commit": "0" * 40})[0][0]
+    assert "all code is as recorded" in faults(**right | {"git_dirty": True})[0][0]
+    assert "is other code" in faults(**right | {"code": {"fit.py": "0" * 64}})[0][0]
 
 
 def test_the_command_objects_line_by_line_and_exits_with_4(lab, record, monkeypatch, capsys):

@@ -131,7 +131,7 @@ class Anything:
 @pytest.mark.parametrize(
     ("part", "change"),
     [
-        ("fit", {"asked": fit_params(lr=0.5)}),
+        ("fit", {"settings": fit_params(lr=0.5)}),
         ("code", {"code": {"lens/training.py": "2"}}),
         ("tokens_sha256", {"manifest": Anything(tokens_sha256="other")}),
         ("model_files", {"manifest": Anything(model=Anything(files={"a": "other"}))}),
@@ -142,9 +142,9 @@ def test_what_decides_a_bit_decides_the_folder(part, change, monkeypatch):
     """A checkpoint of other text, weights, settings, code or threads can never be gone on from."""
 
     def key(*, threads=1, **changes):
-        monkeypatch.setattr(stage.provenance, "machine", lambda _: {"threads": threads})
+        monkeypatch.setattr(stage.recording, "machine", lambda _: Anything(data=lambda: {"threads": threads}))
         same = {
-            "asked": fit_params(),
+            "settings": fit_params(),
             "manifest": Anything(),
             "backbone": Anything(),
             "code": {"lens/training.py": "1"},

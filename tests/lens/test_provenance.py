@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from lensmith.files import artifacts
-from lensmith.lens import provenance, stage
+from lensmith.lens import recording, stage
+from lensmith.lens.provenance import Provenance
+from lensmith.process.errors import IntegrityError
 from lensmith.source import prefetch
 from tests.support.settings import atlas
 from tests.support.tiny import save_tiny
@@ -52,6 +54,18 @@ def test_hashes_are_those_of_the_files(fitted):
     assert np.isfinite(about["val_kl_bits@{25,50,75}%"]).all()
 
 
+def test_a_file_of_another_form_is_refused_in_one_line(fitted):
+    """A lens of older code: which file, which key, and what writes it again."""
+    path = fitted / "lens/provenance.json"
+    data = artifacts.read_json(path)
+    assert Provenance.read(path).data() == data
+    for key in data:
+        artifacts.write_json(path, {name: value for name, value in data.items() if name != key})
+        with pytest.raises(IntegrityError) as caught:
+            Provenance.read(path)
+        assert str(caught.value) == f"{path}: {key} is missing. `dvc repro` writes it again."
+
+
 def test_the_same_fit_gives_the_same_bytes(fitted):
     """Weights, log and provenance: nothing depends on the clock, or on whether the bank was there already."""
     files = artifacts.sha256_tree(fitted / "lens")
@@ -85,6 +99,6 @@ def test_the_commit_is_the_one_that_changed_the_fit(tmp_path, monkeypatch):
         git("add", name)
         git("commit", "--quiet", "--message", name)
 
-    assert provenance._git(["fit.py"]) == {"git_commit": git("rev-parse", "HEAD~1"), "git_dirty": False}
+    assert recording.code_commit(["fit.py"]) == (git("rev-parse", "HEAD~1"), False)
     (tmp_path / "fit.py").write_text("edited")
-    assert provenance._git(["fit.py"])["git_dirty"] is True
+    assert recording.code_commit(["fit.py"]) == (git("rev-parse", "HEAD~1"), True)

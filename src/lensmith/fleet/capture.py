@@ -7,7 +7,7 @@ Writes  every N-th shard of the bank of the training text, from the I-th on, bel
 import argparse
 from pathlib import Path
 
-from lensmith.lens import memory
+from lensmith.lens.schedule import scaled_to_vocabulary
 from lensmith.process import command
 from lensmith.process.errors import InputError
 from lensmith.settings import sections
@@ -24,7 +24,7 @@ def main() -> None:
     part, parts = _part(args.part)
     settings, manifest = sections.read_resolved(args.settings), corpus.Manifest.read(args.corpus)
     backbone = Backbone.load(settings.source, manifest.model)
-    asked = memory.scaled(settings.fit, backbone.d_vocab, backbone.n_layers)
+    asked = scaled_to_vocabulary(settings.fit, backbone.d_vocab, backbone.n_layers)
     tokens = corpus.read_tokens(args.corpus)
     captured = bank.capture_part(backbone, manifest.model.files, tokens, asked, part=part - 1, parts=parts)
     print(f"capture: part {part} of {parts}, {captured} shards")

@@ -1,7 +1,7 @@
-"""Whether what a lens says about itself is so: each recorded fact again, from the artifacts themselves.
+"""Recompute what a lens's provenance says, and compare fact by fact.
 
-The record is rebuilt by the code that writes it, from weights, fit_log.csv, the corpus, the model and the settings, and
-compared fact by fact. What no artifact holds, such as the machine, is named as not checked.
+The record is made again by the code that wrote it, from weights, fit_log.csv, the corpus, the model and the settings.
+What no artifact holds, such as the machine, is named as not checked.
 """
 
 import csv
@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from lensmith.files import artifacts
-from lensmith.lens import memory, provenance, published, training
+from lensmith.lens import published, recording, training
 from lensmith.lens.lens import Lens
 from lensmith.lens.lens_file import PRISM, WEIGHTS
 from lensmith.lens.objective import Validation
 from lensmith.lens.prism import Prism
-from lensmith.lens.schedule import Schedule
+from lensmith.lens.provenance import PROVENANCE, Provenance
+from lensmith.lens.schedule import Schedule, scaled_to_vocabulary
+from lensmith.lens.stage import FIT_LOG, prism_record_of
 from lensmith.process import git
 from lensmith.process.errors import IntegrityError
 from lensmith.settings import fingerprint
@@ -33,7 +35,7 @@ RELATIVE = 1e-5  # of numbers that are computed again, maybe on another machine
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found: a line for each wrong fact, and the facts that could not be computed again."""
+    """A line for each wrong fact, the facts that could not be computed again, and how many were right."""
 
     wrong: tuple[str, ...]
     not_checked: tuple[str, ...]
@@ -46,44 +48,48 @@ def audit(settings: ModelParams, code: Path, corpus_dir: Path, lens_dir: Path) -
     Raises:
         IntegrityError: a file that the facts come from is missing, damaged or changed.
     """
-    path = lens_dir / "provenance.json"
-    recorded = artifacts.read_json(path)
-    expected = _expected(settings, code, corpus_dir, lens_dir, recorded)
-    found, known = dict(_flat(recorded)), dict(_flat(expected))
-    skipped = {key for key in found if key not in known or key.split(".")[0] in NOT_CHECKED}
+    path = lens_dir / PROVENANCE
+    provenance = Provenance.read(path)
+    recorded = dict(_flat(provenance.data()))
+    expected = dict(_flat(_expected(settings, code, corpus_dir, lens_dir, provenance)))
+    not_checked = {key for key in recorded if key not in expected or key.split(".")[0] in NOT_CHECKED}
     wrong = [
-        f"{path}: {key} is {found.get(key, 'missing')}, but the artifacts say {value}"
-        for key, value in known.items()
-        if key.split(".")[0] not in NOT_CHECKED and not _same(key, found.get(key), value)
+        f"{path}: {key} is {recorded.get(key, 'missing')}, but the artifacts say {value}"
+        for key, value in expected.items()
+        if key.split(".")[0] not in NOT_CHECKED and not _same(key, recorded.get(key), value)
     ]
-    commits, is_checked = _commit_faults(recorded)
-    wrong += [f"{path}: {fault}" for fault in (*commits, *_mean_faults(recorded, lens_dir))]
-    skipped -= {"git_commit", "git_dirty"} if is_checked else set()
-    skipped = {key for key in skipped if not key.startswith("val_kl_bits_by_layer")}  # by their mean
-    return Audit(tuple(wrong), tuple(sorted(skipped)), len(found) - len(skipped) - len(wrong))
+    commits, is_checked = _commit_faults(provenance)
+    wrong += [f"{path}: {fault}" for fault in (*commits, *_mean_faults(provenance, lens_dir))]
+    not_checked -= {"git_commit", "git_dirty"} if is_checked else set()
+    not_checked = {key for key in not_checked if not key.startswith("val_kl_bits_by_layer")}  # by their mean
+    return Audit(tuple(wrong), tuple(sorted(not_checked)), len(recorded) - len(not_checked) - len(wrong))
 
 
 def _expected(
-    settings: ModelParams, code: Path, corpus_dir: Path, lens_dir: Path, recorded: dict[str, Any]
+    settings: ModelParams, code: Path, corpus_dir: Path, lens_dir: Path, recorded: Provenance
 ) -> dict[str, Any]:
+    """The record as the artifacts have it, JSON data."""
     manifest = corpus.Manifest.read(corpus_dir)
     for read in (corpus.read_tokens, corpus.read_heldout):
         read(corpus_dir)  # their sha256 is compared with the manifest's
     backbone, lens = Backbone.load(settings.source, manifest.model), Lens.load(lens_dir)
-    by_layer = tuple(recorded["val_kl_bits_by_layer"])
-    fit = _fit(settings, manifest, lens, lens_dir, d_vocab=backbone.d_vocab, by_layer=by_layer)
-    expected = provenance.of_fit(settings, manifest, backbone, artifacts.read_json(code), fit)
-    expected["weights_sha256"] = artifacts.sha256_file(lens_dir / WEIGHTS)
+    has_prism, is_imported = settings.fit.prism != "off", settings.fit.kind == "imported"
+    record = recording.provenance_of(
+        _fit(settings, manifest, lens, lens_dir, d_vocab=backbone.d_vocab, by_layer=recorded.val_kl_bits_by_layer),
+        settings,
+        manifest,
+        backbone,
+        artifacts.read_json(code),
+        weights_sha256=artifacts.sha256_file(lens_dir / WEIGHTS),
+        prism=prism_record_of(Prism.load(lens_dir / PRISM), lens_dir) if has_prism else None,
+        imported=published.load(manifest.lens, backbone)[1] if is_imported else None,
+    )
+    expected: Any = record.data()
     best = _best_row(lens_dir)
     expected["val_kl_bits@{25,50,75}%"] = [float(best[f"val_kl_bits_{depth}"]) for depth in (25, 50, 75)]
-    expected["imported"] = published.load(manifest.lens, backbone)[1] if settings.fit.kind == "imported" else None
-    expected["prism"] = None
-    if settings.fit.prism != "off":
-        prism = lens_dir / PRISM
-        expected["prism"] = Prism.load(prism).about() | {"sha256": artifacts.sha256_file(prism)}
     if settings.fit.bank == "stream":  # counted as they passed; a bank forwards each token once
         expected["measured"].pop("tokens_forwarded")
-    return expected
+    return dict(expected)
 
 
 def _fit(
@@ -96,13 +102,13 @@ def _fit(
     by_layer: tuple[float, ...],
 ) -> training.Fit:
     """The fit that a lens's log, weights, corpus and settings tell of."""
-    s = memory.scaled(settings.fit, d_vocab, lens.n_layers)
-    blocks, n_seqs = lens.n_layers - 1, manifest.train.sequences
-    is_imported = s.kind == "imported"
+    ran = scaled_to_vocabulary(settings.fit, d_vocab, lens.n_layers)
+    n_blocks, n_seqs = lens.n_layers - 1, manifest.train.sequences
+    is_imported = ran.kind == "imported"
     if is_imported:
-        n_seqs = min(s.validation_seqs, manifest.heldout.sequences)
-    is_trained = bool(blocks and not is_imported and training.trainable(s))
-    schedule = Schedule(s, n_seqs, blocks, trains=is_trained)
+        n_seqs = min(ran.validation_seqs, manifest.heldout.sequences)
+    is_trained = bool(n_blocks and not is_imported and training.trainable(ran))
+    schedule = Schedule(ran, n_seqs, n_blocks, trains=is_trained)
     steps = int(_log(lens_dir)[-1]["step"])
     return training.Fit(
         lens=lens,
@@ -111,17 +117,17 @@ def _fit(
         best_step=int(_best_row(lens_dir)["step"]),
         stopped_early=steps < schedule.total_steps,
         schedule=schedule,
-        positions_used=steps * schedule.batch_seqs * s.positions_per_seq,
+        positions_used=steps * schedule.batch_seqs * ran.positions_per_seq,
         tokens_forwarded=0 if is_imported else n_seqs * manifest.seq_len,
         best=Validation(by_layer),
-        settings=s,
-        products=s.products,
+        settings=ran,
+        products=ran.products,
         ridge=None,
     )
 
 
 def _log(lens_dir: Path) -> list[dict[str, str]]:
-    path = lens_dir / "fit_log.csv"
+    path = lens_dir / FIT_LOG
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -136,32 +142,29 @@ def _best_row(lens_dir: Path) -> dict[str, str]:
     return [row for row in _log(lens_dir) if row["best"] == "1"][-1]
 
 
-def _mean_faults(recorded: dict[str, Any], lens_dir: Path) -> Iterator[str]:
+def _mean_faults(recorded: Provenance, lens_dir: Path) -> Iterator[str]:
     """The log holds three depths and the mean of all layers; an edit of any one layer changes the mean."""
-    by_layer, logged = recorded["val_kl_bits_by_layer"], float(_best_row(lens_dir)["val_kl_bits_mean"])
+    by_layer, logged = recorded.val_kl_bits_by_layer, float(_best_row(lens_dir)["val_kl_bits_mean"])
     mean = sum(by_layer) / max(1, len(by_layer) - 1)
     if by_layer[-1] != 0 or not math.isclose(mean, logged, rel_tol=1e-9, abs_tol=1e-12):
         yield f"val_kl_bits_by_layer has mean {mean} and last value {by_layer[-1]}, but fit_log.csv says {logged} and 0"
 
 
-def _commit_faults(recorded: dict[str, Any]) -> tuple[list[str], bool]:
-    """Whether the recorded commit holds the recorded code, and whether that could be asked here."""
-    commit, is_dirty = recorded["git_commit"], recorded["git_dirty"]
+def _commit_faults(recorded: Provenance) -> tuple[list[str], bool]:
+    """Whether the recorded commit holds the recorded code, and whether git could say so here."""
+    commit, is_dirty = recorded.git_commit, recorded.git_dirty
     if git.run("rev-parse", "HEAD") is None or commit is None:
         return [], False
     if git.run("cat-file", "-e", f"{commit}^{{commit}}") is None:
         return [f"git_commit is {commit}, which this repository does not have"], True
-    held = {name: git.run("show", f"{commit}:{name}") for name in recorded["code"]}
-    other = [name for name, text in held.items() if _code_hash(text) != recorded["code"][name]]
+    texts = {name: git.run("show", f"{commit}:{name}") for name in recorded.code}
+    hashes = {name: None if text is None else fingerprint.of_source(text) for name, text in texts.items()}
+    other = [name for name, code_hash in hashes.items() if code_hash != recorded.code[name]]
     if not is_dirty and other:
         return [f"git_commit is {commit}, where {other[0]} is other code than was recorded"], True
     if is_dirty and not other:
         return [f"git_dirty is true, but at {commit} all code is as recorded"], True
     return [], True
-
-
-def _code_hash(text: str | None) -> str | None:
-    return None if text is None else fingerprint.of_source(text)
 
 
 def _flat(value: object, key: str = "") -> Iterator[tuple[str, object]]:
@@ -174,9 +177,9 @@ def _flat(value: object, key: str = "") -> Iterator[tuple[str, object]]:
         yield from _flat(below, f"{key}.{name}" if key else str(name))
 
 
-def _same(key: str, found: object, value: object) -> bool:
+def _same(key: str, recorded: object, expected: object) -> bool:
     if key == "proof.max_kl_bits":  # rounding, and so another number on another machine; the limit is what counts
-        return isinstance(found, float | int) and abs(found) <= PROOF_LIMIT_BITS
-    if isinstance(found, float) and isinstance(value, float):
-        return math.isclose(found, value, rel_tol=RELATIVE)
-    return type(found) is type(value) and found == value
+        return isinstance(recorded, float | int) and abs(recorded) <= PROOF_LIMIT_BITS
+    if isinstance(recorded, float) and isinstance(expected, float):
+        return math.isclose(recorded, expected, rel_tol=RELATIVE)
+    return type(recorded) is type(expected) and recorded == expected

@@ -1,120 +1,162 @@
-"""What a lens says about itself: the plan's section 7, with counters that were measured and hashes that can be checked.
+"""provenance.json: what a lens says about itself. Counters are measured, and hashes can be checked (`audit`).
 
-Nothing here depends on the clock or on whether a cache was warm, so the same fit gives the same bytes.
+Stage `fit` writes one file beside each lens (`recording`). No torch here: the report and the release read it too.
 """
 
-import platform
-from collections.abc import Iterable
-from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
-import torch
+from pydantic import ConfigDict, Field
 
-from lensmith.lens.depth import PERCENTILES
-from lensmith.lens.training import Fit
-from lensmith.process import git
-from lensmith.settings.sections import ModelParams
-from lensmith.source import ranks
-from lensmith.source.backbone import Backbone
-from lensmith.source.corpus import Manifest
+from lensmith.files.records import Record
+from lensmith.hub.models import ModelPin
+from lensmith.source.corpus import TokenizerFacts
 
-PACKAGES = ("torch", "transformers", "safetensors", "numpy")
+PROVENANCE = "provenance.json"
+
+Json = dict[str, Any]  # data whose form belongs to somebody else
 
 
-def of_fit(
-    settings: ModelParams, manifest: Manifest, backbone: Backbone, code: dict[str, str], fit: Fit
-) -> dict[str, Any]:
-    """The provenance of a finished fit, as JSON data. `code` is the fingerprint of the code that ran."""
-    return {
-        "schema": 1,
-        "model_key": settings.key,
-        "model_id": settings.model_id,
-        "model": manifest.model.model_dump(mode="json"),
-        "trust_remote_code": settings.source.trust_remote_code,  # whether Python files of `model` ran
-        "quantization": _quantization(backbone),
-        "head": backbone.head.fingerprint(),
-        "proof": {"max_kl_bits": backbone.proof.max_kl_bits, "positions": backbone.proof.n_positions},
-        "seed": settings.fit.seed,
-        "dataset": _dataset(manifest),
-        "settings": settings.fit.model_dump(mode="json", exclude={"inputs"}),
-        **_plan_block(settings, fit),
-        "measured": _measured(fit),
-        "val_kl_bits@{25,50,75}%": [fit.best.at(depth) for depth in PERCENTILES],
-        "val_kl_bits_by_layer": list(fit.best.kl_bits),
-        **_git(code),
-        "code": code,
-        "versions": versions(),
-        "machine": machine(backbone),
-    }
+class HeadRecord(Record):
+    """The head that the lens was fit to: sha256 of W_U and of the final norm's tensors, fp32."""
+
+    w_u_sha256: str
+    final_norm_sha256: str
 
 
-def _dataset(manifest: Manifest) -> dict[str, Any]:
-    pins = ("kind", "repo", "name", "split", "revision", "commit", "content_hash", "tokens_sha256", "heldout_sha256")
-    data = manifest.model_dump(mode="json")
-    return {pin: data[pin] for pin in pins} | {"bos": data["tokenizer"]}
+class ProofRecord(Record):
+    """How close the lens at the last block came to the model's own logits when the model was loaded."""
+
+    max_kl_bits: float
+    positions: int
 
 
-def _plan_block(settings: ModelParams, fit: Fit) -> dict[str, Any]:
-    s, steps = fit.settings, fit.schedule
-    schedule = {"schedule": "cosine_to_zero", "total_steps": steps.total_steps, "warmup_steps": steps.warmup_steps}
-    optimizer = {"optimizer": s.optimizer, "betas": [s.beta1, s.beta2], "weight_decay": s.weight_decay}
-    return {
-        "kind": s.kind,
-        "norm": s.norm,
-        "budget": {"seq_len": settings.corpus.seq_len, "positions_per_seq": s.positions_per_seq},
-        "batching": {"batch_seqs": steps.batch_seqs, "layers_per_step": steps.layers_per_step},
-        "capacity": {"rank": fit.lens.rank, "n_layers": fit.lens.n_layers, "d_model": fit.lens.d_model},
-        "optim": {"lr": s.lr, **optimizer, **schedule},
-        "regularizers": {"l2_smallness": s.l2_smallness, "smooth_depth": s.smooth_depth},
-        "preconditioner": {"type": "prism" if s.prism == "precondition" else "none"},
-        "start": s.start,
-        "coordinates": s.coordinates,
-        "ridge_by_layer": fit.ridge,
-        "products": fit.products,
-        "temperatures": fit.lens.log_tau.exp().tolist(),
-    }
+class TextRecord(Record):
+    """The text that the lens was fit and validated on."""
+
+    kind: str
+    repo: str | None
+    name: str | None
+    split: str | None
+    revision: str | None
+    commit: str | None
+    content_hash: str
+    tokens_sha256: str
+    heldout_sha256: str
+    bos: TokenizerFacts
 
 
-def _measured(fit: Fit) -> dict[str, Any]:
-    update = [float((U @ V.T).norm()) for U, V in zip(fit.lens.U, fit.lens.V, strict=True)]
-    return {
-        "tokens_forwarded": fit.tokens_forwarded,
-        "positions_trained": fit.positions_used,
-        "steps": fit.steps,
-        "best_step": fit.best_step,
-        "stopped_early": fit.stopped_early,
-        "low_rank_norms": update,  # |U_l V_l^T|_F: zero would mean that the low-rank part never trained
-    }
+class BudgetRecord(Record):
+    """Tokens of a sequence, and how many of its positions were sampled."""
+
+    seq_len: int
+    positions_per_seq: int
 
 
-def versions() -> dict[str, str]:
-    """Of what computes."""
-    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+class BatchingRecord(Record):
+    """What one step read."""
+
+    batch_seqs: int
+    layers_per_step: int
 
 
-def machine(backbone: Backbone) -> dict[str, Any]:
+class CapacityRecord(Record):
+    """The shape of the lens."""
+
+    rank: int
+    n_layers: int
+    d_model: int
+
+
+class OptimizerRecord(Record):
+    """How steps were taken."""
+
+    optimizer: str
+    lr: float
+    betas: tuple[float, float]
+    weight_decay: float
+    schedule: Literal["cosine_to_zero"]
+    total_steps: int  # of the schedule; an early stop takes fewer
+    warmup_steps: int
+
+
+class PenaltyRecord(Record):
+    """Weights of the penalties."""
+
+    l2_smallness: float
+    smooth_depth: float
+
+
+class PreconditionerRecord(Record):
+    """What U and V were preconditioned with."""
+
+    type: Literal["none", "prism"]
+
+
+class FitRecord(Record):
+    """What was counted and measured while the lens was fit."""
+
+    tokens_forwarded: int  # through the frozen model, for training
+    positions_trained: int  # repeats counted
+    steps: int
+    best_step: int
+    stopped_early: bool
+    low_rank_norms: tuple[float, ...]  # |U_l V_l^T|_F by layer: zero would mean that the low-rank part never trained
+
+
+class PrismRecord(Record):
+    """The Prism beside the lens."""
+
+    directions: int
+    residuals: int
+    sha256: str
+
+
+class MachineRecord(Record):
     """What decides the last bits of the numbers."""
-    is_cpu = backbone.device.type == "cpu"
-    return {
-        "device": torch.backends.cpu.get_cpu_capability() if is_cpu else torch.cuda.get_device_name(backbone.device),
-        "threads": torch.get_num_threads(),
-        "ranks": ranks.size(),
-        "dtype": str(backbone.dtype).removeprefix("torch."),
-    }
+
+    device: str
+    threads: int
+    ranks: int
+    dtype: str  # of the frozen model
 
 
-def _quantization(backbone: Backbone) -> Any:
-    """How the weights that ran are quantised, as the model's own configuration says it; None where they are not."""
-    found: Any = getattr(backbone.model.config, "quantization_config", None)
-    return found if found is None or isinstance(found, dict) else found.to_dict()
+class Provenance(Record):
+    """One lens: model, text, settings, counters, hashes, code."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
 
-def _git(code: Iterable[str]) -> dict[str, Any]:
-    """The commit that last changed the code of a fit, and whether it has been edited since; None outside git.
-
-    Not HEAD: the commit that adds a fit's own metrics would make the same fit look like another one. Settings are
-    recorded by their values.
-    """
-    commit = git.run("log", "-1", "--format=%H", "--", *code)
-    dirty = None if commit is None else bool(git.run("status", "--porcelain", "--", *code))
-    return {"git_commit": commit, "git_dirty": dirty}
+    schema_version: Literal[1] = Field(alias="schema")
+    weights_sha256: str
+    model_key: str
+    model_id: str
+    model: ModelPin
+    trust_remote_code: bool  # whether Python files of `model` ran
+    quantization: Json | None  # as the model's own configuration says it
+    head: HeadRecord
+    proof: ProofRecord
+    seed: int
+    dataset: TextRecord
+    settings: Json  # section `fit`, as params.yaml and the defaults have it
+    kind: str
+    norm: str
+    budget: BudgetRecord
+    batching: BatchingRecord
+    capacity: CapacityRecord
+    optim: OptimizerRecord
+    regularizers: PenaltyRecord
+    preconditioner: PreconditionerRecord
+    start: str
+    coordinates: str
+    ridge_by_layer: tuple[float, ...] | None  # of the closed form; None where the fit began at the norm lens
+    products: str  # dtype of the head's products
+    temperatures: tuple[float, ...]  # by layer
+    measured: FitRecord
+    val_kl_bits: tuple[float, float, float] = Field(alias="val_kl_bits@{25,50,75}%")
+    val_kl_bits_by_layer: tuple[float, ...]
+    prism: PrismRecord | None
+    imported: Json | None  # a published lens: its pin, its configuration, what was left out
+    git_commit: str | None  # the commit that last changed the code of the fit; None outside git
+    git_dirty: bool | None  # whether that code was edited since
+    code: dict[str, str]  # fingerprint by file
+    versions: dict[str, str]
+    machine: MachineRecord

@@ -1,4 +1,9 @@
-"""What each step of a fit reads, and how far it goes: functions of the step alone, so that a fit can go on anywhere."""
+"""What each step of a fit reads, and how far it goes: functions of the step alone, so that a fit can go on anywhere.
+
+A fit with `vocab_scaling` follows the reference recipe for large vocabularies. With s = min(1, sqrt(32,000 / d_vocab))
+a step takes round(s * layers) layers and round(s * positions) positions of a sequence, but not below 8 and 12 and never
+above the settings; from 100,000 tokens on the head's products are bfloat16.
+"""
 
 import math
 from dataclasses import dataclass
@@ -8,6 +13,27 @@ from numpy.typing import NDArray
 
 from lensmith.process.draws import Stream
 from lensmith.settings.sections import FitParams
+
+FULL_VOCAB, LOW_PRECISION_VOCAB = 32_000, 100_000
+MIN_LAYERS, MIN_POSITIONS = 8, 12
+
+
+def scaled_to_vocabulary(settings: FitParams, d_vocab: int, n_layers: int) -> FitParams:
+    """The settings as a model of this vocabulary and depth runs them."""
+    if not settings.vocab_scaling:
+        return settings
+    s = min(1.0, math.sqrt(FULL_VOCAB / d_vocab))
+
+    def scaled(full: int, floor: int) -> int:
+        return min(full, max(floor, round(s * full)))
+
+    layers = n_layers - 1 if settings.layers_per_step == "all" else settings.layers_per_step
+    changes = {
+        "layers_per_step": scaled(layers, MIN_LAYERS),
+        "positions_per_seq": scaled(settings.positions_per_seq, MIN_POSITIONS),
+        "products": "bfloat16" if d_vocab >= LOW_PRECISION_VOCAB else "float32",
+    }
+    return settings.model_copy(update=changes)
 
 
 @dataclass(frozen=True)

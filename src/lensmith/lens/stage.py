@@ -1,8 +1,8 @@
 """Stage `fit`: from packed tokens to a lens on disk, by way of the residual bank.
 
-Writes weights.safetensors, provenance.json and fit_log.csv; below ladder/<kind>/, the same for each kind of
-`fit.ladder`, fit on the same rows by the same code; and prism.safetensors where `fit.prism` asks for it. A lens of kind
-`imported` is not fit: it is read, and validated as ours are.
+Writes weights.safetensors, provenance.json and fit_log.csv; below ladder/<kind>/ the same for each kind of
+`fit.ladder`, fit on the same residuals by the same code; and prism.safetensors where `fit.prism` asks for it. A lens of
+kind `imported` is not fit: it is read, and validated as ours are.
 """
 
 from dataclasses import astuple, fields, replace
@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from lensmith.files import artifacts, cache
-from lensmith.lens import closed_form, memory, provenance, published, training
+from lensmith.lens import closed_form, published, recording, training
 from lensmith.lens.checkpoint import Checkpoints, LogRow
 from lensmith.lens.divergence import LinearKL
 from lensmith.lens.lens import Lens
 from lensmith.lens.lens_file import LADDER, PRISM, WEIGHTS
 from lensmith.lens.prism import Prism
+from lensmith.lens.provenance import PROVENANCE, PrismRecord
+from lensmith.lens.schedule import scaled_to_vocabulary
 from lensmith.lens.training import Bases, Fit
 from lensmith.settings.sections import FitParams, ModelParams
 from lensmith.source import bank, corpus
@@ -24,40 +26,54 @@ from lensmith.source.backbone import Backbone
 from lensmith.source.placement import LensMemory
 from lensmith.source.residuals import Residuals
 
+FIT_LOG = "fit_log.csv"
+
 
 def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
     """Fit the lens of one model, and the rungs beside it, into `out`; go on where an earlier process stopped."""
     manifest, fingerprint = corpus.Manifest.read(corpus_dir), artifacts.read_json(code)
-    lens = LensMemory(partial(memory.memory, settings.fit), after_release=settings.fit.bank == "disk")
-    backbone = Backbone.load(settings.source, manifest.model, lens_memory=lens)
-    asked = memory.scaled(settings.fit, backbone.d_vocab, backbone.n_layers)
-    key = work_key(settings.key, asked, manifest, backbone, fingerprint)
+    lens_memory = LensMemory(partial(training.memory, settings.fit), after_release=settings.fit.bank == "disk")
+    backbone = Backbone.load(settings.source, manifest.model, lens_memory=lens_memory)
+    scaled = scaled_to_vocabulary(settings.fit, backbone.d_vocab, backbone.n_layers)
+    key = work_key(settings.key, scaled, manifest, backbone, fingerprint)
     work = cache.folder("fit", artifacts.sha256_text(artifacts.canonical_json(key))[:32])
     with cache.held(work):
         artifacts.write_json(work / "key.json", key)
         train, held_out = (
-            bank.residuals(backbone, manifest.model.files, tokens, asked)
-            for tokens in (corpus.read_tokens(corpus_dir), corpus.read_heldout(corpus_dir)[: asked.validation_seqs])
+            bank.residuals(backbone, manifest.model.files, tokens, scaled)
+            for tokens in (corpus.read_tokens(corpus_dir), corpus.read_heldout(corpus_dir)[: scaled.validation_seqs])
         )
-        if asked.bank == "disk":
+        if scaled.bank == "disk":
             backbone.release()  # what follows reads the bank and the head
-        prism = None if asked.prism == "off" else Prism.fit(backbone.head, train)
-        about: dict[str, Any] = {"imported": None, "prism": None}
-        if prism is not None:
+
+        prism, prism_record, imported = None, None, None
+        if scaled.prism != "off":
+            prism = Prism.fit(backbone.head, train)
             prism.save(out / PRISM)
-            about["prism"] = prism.about() | {"sha256": artifacts.sha256_file(out / PRISM)}
-        fits = fit_all(backbone, train, held_out, asked, prism=prism, work=work)
-        if asked.kind == "imported":
-            found, about["imported"] = published.load(manifest.lens, backbone)
-            fits[asked.kind] = published.measure(backbone.head, found.to(backbone.device), held_out, asked)
-        for kind, result in fits.items():
-            own = settings.model_copy(update={"fit": rung(settings.fit, kind)})
-            recorded = provenance.of_fit(own, manifest, backbone, fingerprint, result)
-            write(result, recorded | about, out if kind == asked.kind else out / LADDER / kind)
+            prism_record = prism_record_of(prism, out)
+        fits = fit_all(backbone, train, held_out, scaled, prism=prism, work=work)
+        if scaled.kind == "imported":
+            lens, imported = published.load(manifest.lens, backbone)
+            fits[scaled.kind] = published.measure(backbone.head, lens.to(backbone.device), held_out, scaled)
+
+        for kind, fit in fits.items():
+            folder = out if kind == scaled.kind else out / LADDER / kind
+            fit.lens.save(folder)
+            artifacts.write_csv(folder / FIT_LOG, [field.name for field in fields(LogRow)], map(astuple, fit.log))
+            recording.provenance_of(
+                fit,
+                settings.model_copy(update={"fit": rung(settings.fit, kind)}),
+                manifest,
+                backbone,
+                fingerprint,
+                weights_sha256=artifacts.sha256_file(folder / WEIGHTS),
+                prism=prism_record,
+                imported=imported,
+            ).write(folder / PROVENANCE)
 
 
 def work_key(
-    model_key: str, asked: FitParams, manifest: corpus.Manifest, backbone: Backbone, code: dict[str, str]
+    model_key: str, settings: FitParams, manifest: corpus.Manifest, backbone: Backbone, code: dict[str, str]
 ) -> dict[str, Any]:
     """Everything that decides the bits of a model's fits. Checkpoints of other bits are in another folder."""
     return {
@@ -66,47 +82,48 @@ def work_key(
         "model_files": manifest.model.files,
         "tokens_sha256": manifest.tokens_sha256,
         "heldout_sha256": manifest.heldout_sha256,
-        "fit": asked.model_dump(mode="json"),
+        "fit": settings.model_dump(mode="json"),
         "lens": None if manifest.lens is None else manifest.lens.model_dump(mode="json"),
         "code": code,
-        "versions": provenance.versions(),
-        "machine": provenance.machine(backbone),
+        "versions": recording.versions(),
+        "machine": recording.machine(backbone).data(),
     }
+
+
+def prism_record_of(prism: Prism, lens_dir: Path) -> PrismRecord:
+    """What provenance says of the Prism in a lens's folder."""
+    return PrismRecord(**prism.about(), sha256=artifacts.sha256_file(lens_dir / PRISM))
 
 
 def fit_all(
-    backbone: Backbone, train: Residuals, held_out: Residuals, asked: FitParams, *, prism: Prism | None, work: Path
+    backbone: Backbone, train: Residuals, held_out: Residuals, settings: FitParams, *, prism: Prism | None, work: Path
 ) -> dict[str, Fit]:
-    """The lens as asked and the rungs of its ladder, by kind; what they share is computed once. `work`: checkpoints."""
-    kinds = {kind: rung(asked, kind) for kind in (asked.kind, *asked.ladder) if kind != "imported"}
-    checkpoints = {kind: Checkpoints(work / kind) for kind in kinds}
+    """The lens of `settings` and the rungs of its ladder, by kind; what they share is computed once.
+
+    Checkpoints lie below `work`.
+    """
+    rungs = {kind: rung(settings, kind) for kind in (settings.kind, *settings.ladder) if kind != "imported"}
+    checkpoints = {kind: Checkpoints(work / kind) for kind in rungs}
     starts = {
-        kind: Lens.start(own, backbone.n_layers, backbone.d_model).to(backbone.device) for kind, own in kinds.items()
+        kind: Lens.start(asked, backbone.n_layers, backbone.d_model).to(backbone.device)
+        for kind, asked in rungs.items()
     }
     bases = Bases(prism=None if prism is None else prism.to(backbone.device))
-    open_ = [own for kind, own in kinds.items() if not checkpoints[kind].is_finished]
-    if backbone.n_layers > 1 and any(map(training.needs_solution, open_)):
+    unfinished = [asked for kind, asked in rungs.items() if not checkpoints[kind].is_finished]
+    if backbone.n_layers > 1 and any(map(training.needs_solution, unfinished)):
         widest = max(starts.values(), key=lambda start: start.rank)
         bases = replace(bases, solution=closed_form.solve(LinearKL(backbone.head), train, held_out, widest))
     return {
         kind: training.fit(
-            backbone.head, train, held_out, own, starts[kind], bases=bases, checkpoints=checkpoints[kind]
+            backbone.head, train, held_out, asked, starts[kind], bases=bases, checkpoints=checkpoints[kind]
         )
-        for kind, own in kinds.items()
+        for kind, asked in rungs.items()
     }
 
 
-def rung(asked: FitParams, kind: str) -> FitParams:
-    """The settings of one kind: of another than asked, fewer epochs where it has few parameters."""
-    if kind == asked.kind:
-        return asked
-    epochs = asked.epochs if kind == "full" else min(asked.epochs, asked.ladder_epochs)
-    return asked.model_copy(update={"kind": kind, "epochs": epochs})
-
-
-def write(result: Fit, about: dict[str, Any], out: Path) -> None:
-    """One fitted lens with its log and its provenance."""
-    result.lens.save(out)
-    about["weights_sha256"] = artifacts.sha256_file(out / WEIGHTS)
-    artifacts.write_csv(out / "fit_log.csv", [f.name for f in fields(LogRow)], map(astuple, result.log))
-    artifacts.write_json(out / "provenance.json", about)
+def rung(settings: FitParams, kind: str) -> FitParams:
+    """The settings of one kind. Kinds with few parameters take fewer epochs, unless they are the lens itself."""
+    if kind == settings.kind:
+        return settings
+    epochs = settings.epochs if kind == "full" else min(settings.epochs, settings.ladder_epochs)
+    return settings.model_copy(update={"kind": kind, "epochs": epochs})

@@ -16,7 +16,7 @@ from lensmith.lens.checkpoint import Checkpoints, LogRow, State
 from lensmith.lens.closed_form import Solution
 from lensmith.lens.coordinates import Coordinates
 from lensmith.lens.divergence import BITS, LinearKL
-from lensmith.lens.lens import Lens
+from lensmith.lens.lens import Lens, rank_of
 from lensmith.lens.objective import Validation
 from lensmith.lens.prism import Prism
 from lensmith.lens.schedule import Schedule
@@ -34,6 +34,7 @@ DIVERGED, FLOOR = 10.0, 0.1
 # Numbers in W_U from which `products: auto` may take bfloat16. A smaller head stays in the cache in float32, where its
 # products are a small part of a step, and its lens is then the same on every CPU.
 LARGE_HEAD = 2**23
+COPIES = 6  # of a lens in training: itself, its gradient, two moments, the start and the best
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,13 @@ def trainable(settings: FitParams) -> tuple[str, ...]:
     if settings.scale and "U" in names:
         names += ("scale",)
     return names if settings.kind == "identity" or not settings.temperature else (*names, "log_tau")
+
+
+def memory(settings: FitParams, n_layers: int, d_model: int) -> int:
+    """Bytes that the fit of a lens holds on its device: fp32."""
+    lens = (n_layers - 1) * (2 * d_model * rank_of(settings, d_model) + 2 * d_model)
+    whitening = n_layers * d_model**2 if settings.coordinates == "whitened" else 0
+    return 4 * (COPIES * lens + whitening)
 
 
 class _Run:

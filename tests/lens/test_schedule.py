@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lensmith.lens import memory
+from lensmith.lens.schedule import scaled_to_vocabulary
 from lensmith.lens.training import products_of
 from lensmith.source import loading
 from tests.support.settings import fit_params
@@ -25,7 +25,7 @@ def test_layers_and_positions_shrink_with_the_vocabulary(d_vocab, layers, positi
     """24 layers and 16 positions, by the square root of 32,000 tokens over the model's, with the plan's floors."""
     asked = fit_params(vocab_scaling=True, layers_per_step=24, positions_per_seq=16)
 
-    found = memory.scaled(asked, d_vocab, n_layers=33)
+    found = scaled_to_vocabulary(asked, d_vocab, n_layers=33)
     assert (found.layers_per_step, found.positions_per_seq, found.products) == (layers, positions, products)
 
 
@@ -33,8 +33,8 @@ def test_without_the_rule_nothing_changes_and_a_floor_never_raises_what_was_aske
     """8 positions stay 8, though the floor is 12."""
     plain, few = fit_params(), fit_params(vocab_scaling=True, positions_per_seq=8)
 
-    assert memory.scaled(plain, 256_000, 33) == plain
-    assert memory.scaled(few, 256_000, 33).positions_per_seq == 8
+    assert scaled_to_vocabulary(plain, 256_000, 33) == plain
+    assert scaled_to_vocabulary(few, 256_000, 33).positions_per_seq == 8
 
 
 @pytest.mark.parametrize(
