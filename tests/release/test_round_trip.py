@@ -114,7 +114,7 @@ def test_a_stranger_reads_the_same_logits(hub, lab, base, tmp_path):
 
     assert theirs == lab.client.call("logits", place=str(lab.out / "lens"), model=MODEL, base=base)
     assert receipt["commit"] == hub.repos["datasets", LENSES].refs[receipt["tag"]]
-    assert verified.startswith(f"{MODEL}: verified. KL saved at the median +")
+    assert verified.startswith(f"{MODEL}: verified. KL saved against the stronger norm lens +")
     files = hub.repos["datasets", LENSES].commits[receipt["commit"]]
     assert files[f"LICENSES/{MODEL}/LICENSE"] == b"terms of the tiny model"
     assert lab.publish() == receipt, "the same bytes are no new release"

@@ -1,6 +1,7 @@
 """The verification of a release: passes for a lens, and for nothing that only looks like one."""
 
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -25,12 +26,12 @@ def made(tmp_path_factory):
 
 def test_a_release_is_verified_as_a_stranger_would(made):
     """Nothing but the folder: the model is found and checked by its pin."""
-    assert verify.run(made[0]).startswith(f"{TINY}: verified. KL saved at the median +")
+    assert verify.run(made[0]).startswith(f"{TINY}: verified. KL saved against the stronger norm lens +")
     assert len(list(verify.every(str(made[0]), None, None))) == 1
 
 
-def test_the_plans_numbers_are_measured(made):
-    """Ten drawn layers below the last, a hundred drawn positions; the same ones each time."""
+def test_the_same_layers_and_positions_are_measured_each_time(made):
+    """Ten drawn layers below the last, a hundred drawn positions."""
     _, backbone, lens = made
     first, again = (spot_check.measure(backbone, lens) for _ in range(2))
 
@@ -47,13 +48,15 @@ def test_the_gain_is_the_difference_of_two_divergences(made):
     chosen = spot_check.Stream(spot_check.SEED, "spot-check/positions").subset(8 * 23, 100, step=0)
     final = log_softmax(norm(states[-1])[chosen] @ W_U.T)
     measured = spot_check.measure(backbone, lens)
-    for row, gain in measured.gain.items():
-        x = norm(states[row])[chosen]
-        U, V, c, s = (getattr(lens, name)[row - 1].double().numpy() for name in ("U", "V", "c", "scale"))
+    for layer, gain in measured.gain.items():
+        x = norm(states[layer])[chosen]
+        U, V, c, s = (getattr(lens, name)[layer - 1].double().numpy() for name in ("U", "V", "c", "scale"))
         tuned = log_softmax((s * x + x @ U @ V.T + c) @ W_U.T)
         plain = log_softmax(x @ W_U.T)
         saved = (np.exp(final) * (tuned - plain)).sum(-1) / math.log(2)
-        own_norm = backbone.head.norm(torch.from_numpy(states[row]).float(), row, "next_input").double().numpy()[chosen]
+        own_norm = (
+            backbone.head.norm(torch.from_numpy(states[layer]).float(), layer, "next_input").double().numpy()[chosen]
+        )
         next_kl = (np.exp(final) * (final - log_softmax(own_norm @ W_U.T))).sum(-1) / math.log(2)
         plain_kl = (np.exp(final) * (final - plain)).sum(-1) / math.log(2)
         if np.median(next_kl) >= np.median(plain_kl):
@@ -106,19 +109,29 @@ def test_a_lens_that_makes_things_worse_is_not_verified(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"identity": 2e-4}, "identity.*0.0002 bits, must be at most 0.0001"),
+        ({"identity": 2e-4}, r"\(identity\) is 0.0002 bits, must be at most 0.0001"),
         ({"identity": math.nan}, "identity"),
-        ({"gate_c": 0.06}, "gate C.*0.06 bits, must be at most 0.05"),
+        ({"last_norm": 0.06}, r"\(gate C\) is 0.06 bits, must be at most 0.05"),
         ({"median_gain": 0.0}, "must be above 0"),
         ({"median_gain": math.nan}, "must be above 0"),
     ],
 )
 def test_each_limit_is_a_limit(changed, words):
-    good = SpotCheck(gain={1: 1.0}, median_gain=1.0, identity=0.0, gate_c=0.0)
-    verify.judge("org/a", good)
+    good = SpotCheck(gain={1: 1.0}, median_gain=1.0, identity=0.0, last_norm=0.0)
 
-    with pytest.raises(NumericError, match=words):
-        verify.judge("org/a", good._replace(**changed))
+    assert good.fault() is None
+    assert re.search(words, str(good._replace(**changed).fault()))
+
+
+def test_the_line_says_units_text_and_what_is_compared():
+    """A number without them could not be compared with any other."""
+    line = str(SpotCheck(gain={1: 1.0, 3: 2.0}, median_gain=1.5, identity=1e-7, last_norm=1e-6))
+
+    assert line == (
+        "KL saved against the stronger norm lens +1.50 bits, the median over 2 layers and 100 positions of text that "
+        "the model wrote (by layer 1: +1.00, 3: +2.00). At the last layer the lens is the model's head within 1.0e-07 "
+        "bits (limit 0.0001) and the norm lens the model within 1.0e-06 bits (limit 0.05)"
+    )
 
 
 def test_a_model_that_changed_since_is_refused(made, tmp_path):

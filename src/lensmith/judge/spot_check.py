@@ -1,13 +1,14 @@
-"""A small measurement that needs a model and its lens and nothing else: the text is sampled from the model itself.
+"""A small measurement that needs a model and its lens and nothing else: the model writes the text itself.
 
-    gain(row)  = median over positions of [ KL(final || stronger norm lens) - KL(final || lens) ]       in bits
-    identity   = max over positions of KL(final || lens) after the last block
-    gate C     = median over positions of KL(model || norm lens after the last block, with one temperature)
+    gain(layer)  = median over positions of [ KL(final || stronger norm lens) - KL(final || lens) ]
+    identity     = max over positions of KL(final || lens at the last layer)
+    last_norm    = median over positions of KL(model || norm lens at the last layer, with one temperature)
 
-`final` is the head on the last residual; `model` is what the model's own forward pass says.
+All in bits. `final` is the head on the last residual; `model` is what the model's own forward pass says.
 """
 
-from typing import NamedTuple
+import math
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -18,38 +19,72 @@ from lensmith.lens.divergence import kl_bits
 from lensmith.lens.lens import Lens
 from lensmith.process.draws import Stream
 from lensmith.process.errors import InputError
-from lensmith.source.backbone import Backbone
+from lensmith.source.backbone import Backbone, NormKind
+from lensmith.source.proof import PROOF_LIMIT_BITS
 
 SEED = 316
-LAYERS, POSITIONS = 10, 100  # drawn, the plan's numbers
+LAYERS, POSITIONS = 10, 100  # drawn
 SEQUENCES, TOKENS = 8, 24  # of sampled text
+IDENTITY_LIMIT_BITS = PROOF_LIMIT_BITS  # what float32 leaves of an identity
+LAST_NORM_LIMIT_BITS = 0.05  # the model's own logits may be of bfloat16; gate C asks for the same
 
 
 class SpotCheck(NamedTuple):
     """What was measured, in bits."""
 
-    gain: dict[int, float]  # by row
-    median_gain: float  # over rows and positions
+    gain: dict[int, float]  # by layer
+    median_gain: float  # over layers and positions
     identity: float
-    gate_c: float
+    last_norm: float
+
+    def fault(self) -> str | None:
+        """What is outside its limit, or no number at all; None where nothing is."""
+        at_most = (
+            ("of the lens from the model's head (identity)", self.identity, IDENTITY_LIMIT_BITS),
+            ("of the norm lens from the model (gate C)", self.last_norm, LAST_NORM_LIMIT_BITS),
+        )
+        for what, bits, limit in at_most:
+            if not bits <= limit:  # so that NaN fails
+                return f"at the last layer the KL {what} is {bits:.3g} bits, must be at most {limit:g}"
+        if not (math.isfinite(self.median_gain) and self.median_gain > 0):
+            return f"the median KL that the lens saves is {self.median_gain:+.3g} bits, must be above 0"
+        return None
+
+    def __str__(self) -> str:
+        by_layer = ", ".join(f"{layer}: {gain:+.2f}" for layer, gain in self.gain.items())
+        return (
+            f"KL saved against the stronger norm lens {self.median_gain:+.2f} bits, the median over {len(self.gain)} "
+            f"layers and {POSITIONS} positions of text that the model wrote (by layer {by_layer}). At the last layer "
+            f"the lens is the model's head within {self.identity:.1e} bits (limit {IDENTITY_LIMIT_BITS:g}) and the "
+            f"norm lens the model within {self.last_norm:.1e} bits (limit {LAST_NORM_LIMIT_BITS:g})"
+        )
 
 
 def measure(backbone: Backbone, lens: Lens) -> SpotCheck:
-    """LAYERS rows below the last one (all where there are fewer) and the last one, at POSITIONS positions."""
+    """LAYERS layers below the last one (all where there are fewer) and the last one, at POSITIONS positions.
+
+    Raises:
+        InputError: the model has one layer.
+    """
     if backbone.n_layers < 2:
-        raise InputError("a model of one block has no middle layer that a lens could read")
+        raise InputError("a model of one layer has no middle layer that a lens could read")
     tokens = sample(backbone)
-    resid, own = _positions(backbone, tokens)
+    # resid (POSITIONS, L + 1, d_model) and the model's own logits (POSITIONS, d_vocab), never of a first token.
+    every = torch.arange(1, TOKENS, device=tokens.device).expand(SEQUENCES, -1)
+    chosen = Stream(SEED, "spot-check/positions").subset(every.numel(), POSITIONS, step=0)
+    resid = backbone.capture(tokens, every).flatten(0, 1)[chosen]
+    model_logits = backbone.logits(tokens)[:, 1:].flatten(0, 1)[chosen]
+
     head, last = backbone.head, backbone.n_layers
     final = head.logits(head.norm(resid[:, last], last))
     drawn = Stream(SEED, "spot-check/rows").subset(last - 1, min(LAYERS, last - 1), step=0) + 1
-    gains = {int(row): _gain(backbone, lens, resid[:, row], int(row), final) for row in drawn}
-    tau = temperature.fit(lambda: [final], temperature.expected_logit(own, final))
+    gains = {int(layer): _gain(backbone, lens, resid[:, layer], int(layer), final) for layer in drawn}
+    tau = temperature.fit(lambda: [final], temperature.expected_logit(model_logits, final))
     return SpotCheck(
-        gain={row: float(gain.median()) for row, gain in gains.items()},
+        gain={layer: float(gain.median()) for layer, gain in gains.items()},
         median_gain=float(torch.stack(list(gains.values())).median()),
         identity=float(kl_bits(final, lens.logits(head, resid[:, last], last)).max()),
-        gate_c=float(kl_bits(own, final / tau).median()),
+        last_norm=float(kl_bits(model_logits, final / tau).median()),
     )
 
 
@@ -70,19 +105,9 @@ def sample(backbone: Backbone) -> Tensor:
     return tokens
 
 
-def _positions(backbone: Backbone, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """resid (POSITIONS, L + 1, d_model) and the model's own logits (POSITIONS, d_vocab), never of a first token."""
-    every = torch.arange(1, TOKENS, device=tokens.device).expand(SEQUENCES, -1)
-    chosen = Stream(SEED, "spot-check/positions").subset(every.numel(), POSITIONS, step=0)
-    resid = backbone.capture(tokens, every).flatten(0, 1)[chosen]
-    return resid, backbone.logits(tokens)[:, 1:].flatten(0, 1)[chosen]
-
-
-def _gain(backbone: Backbone, lens: Lens, resid: Tensor, row: int, final: Tensor) -> Tensor:
-    """KL saved at each position of one row, against the norm lens of the smaller median KL: (n,)."""
+def _gain(backbone: Backbone, lens: Lens, resid: Tensor, layer: int, final: Tensor) -> Tensor:
+    """KL saved at each position of one layer, against the norm lens of the smaller median KL: (n,)."""
     head = backbone.head
-    final_norm, next_input = (
-        kl_bits(final, head.logits(head.norm(resid, row, kind))) for kind in ("final", "next_input")
-    )
-    norm = min(final_norm, next_input, key=lambda kl: float(kl.median()))
-    return norm - kl_bits(final, lens.logits(head, resid, row))
+    by_norm = [kl_bits(final, head.logits(head.norm(resid, layer, norm))) for norm in get_args(NormKind)]
+    stronger = min(by_norm, key=lambda kl: float(kl.median()))
+    return stronger - kl_bits(final, lens.logits(head, resid, layer))
