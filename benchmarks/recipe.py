@@ -1,7 +1,7 @@
 """The curves behind the default recipe: one setting of section `fit` at a time, all others as params.yaml has them.
 
 Each point is a fit of entry `atlas` on the same text, measured as held-out KL(final || lens), the mean over blocks
-1..L-1 in bits, on sequences that early stopping did not see. `docs/recipe.md` shows the pictures and says what follows.
+1..L-1 in bits, on sequences that early stopping did not see. `docs/performance.md` says what follows.
 
     python -m benchmarks.recipe                          every curve, half an hour of one core
     python -m benchmarks.recipe --only rank lr           some of them

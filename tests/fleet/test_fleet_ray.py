@@ -194,21 +194,21 @@ def test_lines_outlive_the_mailbox(tmp_path):
     )  # Ray says there too that it tries again
 
 
-def readme(words: str) -> list[str]:
-    """The command of README's fleet that contains these words, as printed."""
-    text = (REPOSITORY / "README.md").read_text().partition("### A fleet")[2]
+def printed(words: str) -> list[str]:
+    """The command of docs/many-machines.md that contains these words, as printed."""
+    text = (REPOSITORY / "docs" / "many-machines.md").read_text().partition("## A fleet")[2]
     [line] = [line for line in text.splitlines() if line.startswith("lensmith ") and words in line]
     return line.partition("#")[0].split()
 
 
 def test_a_model_is_captured_by_two_tasks_and_fit_once(tmp_path, record_property):
-    """README's lines as printed. The fit finds the bank of its training text whole; its lens is that of one process."""
+    """Commands as printed. The fit finds the bank of its training text whole; its lens is that of one process."""
     lab = larger(make(tmp_path, {"atlas": {}}))
     with cluster(lab.root, lab.environment() | ENVIRONMENT) as nodes:
         environment = lab.environment() | ENVIRONMENT | {"RAY_ADDRESS": nodes.address}
         run = partial(subprocess.run, cwd=lab.root, env=environment, capture_output=True, text=True, check=False)
-        plan = run(readme("--dry-run"))
-        captured = run(readme("--capture-workers"))
+        plan = run(printed("--dry-run"))
+        captured = run(printed("--capture-workers"))
         log = (lab.root / ".lensmith/fleet/atlas.log").read_text()
         everything = run(["lensmith", "fleet", "run"])
         after = (lab.root / ".lensmith/fleet/atlas.log").read_text()

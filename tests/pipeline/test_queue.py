@@ -21,7 +21,7 @@ def lab(tmp_path_factory) -> Lab:
 
 
 def test_queued_experiments_read_one_bank_and_are_compared(lab: Lab):
-    """README's "Experiments": a rank is no reason to run the frozen model again; two commands show what it changed."""
+    """A rank is no reason to run the frozen model again (docs/experiments.md); two commands show what it changed."""
     bank = {path: path.stat().st_mtime_ns for path in lab.root.glob(".lensmith/bank/*/*.safetensors")}
     lab.run("dvc", "exp", "run", "gates", "-S", "++models.one.fit.rank=2,3", "--queue", "--name", "rank")
     lab.run("dvc", "queue", "start")

@@ -565,11 +565,11 @@ def test_a_vocabulary_that_is_padded_is_read_whole(tmp_path):
     torch.testing.assert_close(logits, backbone.logits(tokens), rtol=1e-4, atol=1e-5)
 
 
-def test_the_readme_lists_the_families_that_are_tested():
+def test_the_docs_list_the_families_that_are_tested():
     """Every family of FAMILIES, by the script that writes the table."""
-    text = families.README.read_text()
+    text = families.PAGE.read_text()
 
-    assert families.with_table(text) == text, "README.md: run `python -m tests.support.families`"
+    assert families.with_table(text) == text, "docs/models.md: run `python -m tests.support.families`"
 
 
 @pytest.mark.parametrize("model_type", ["llama", "made_up"])

@@ -1,6 +1,6 @@
-"""The README's table of model families, from the list that the tests go through.
+"""The table of model families in docs/models.md, from the list that the tests go through.
 
-python -m tests.support.families    writes it anew
+python -m tests.support.families    write it again
 """
 
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 from lensmith.source.discovery import SCALES, SOFTCAPS
 from tests.support.tiny import FAMILIES
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- families: written by tests/support/families.py -->", "<!-- end of families -->"
 
 
@@ -24,10 +24,10 @@ def table() -> str:
 
 
 def with_table(text: str) -> str:
-    """The README with the table as it should be."""
+    """The page with the table as it should be."""
     before, rest = text.split(BEGIN)
     return before + table() + rest.split(END)[1]
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text()))
+    PAGE.write_text(with_table(PAGE.read_text()))

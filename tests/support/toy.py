@@ -121,11 +121,9 @@ class S3:
     switch: Path  # a file; while it is there, downloads break
 
     def remote(self, lab: Lab, folder: str) -> None:
-        """The commands of README's "More than one machine", as printed but for the bucket and the endpoint."""
-        section = (
-            (REPOSITORY / "README.md").read_text().partition("## More than one machine\n")[2].partition("\n## ")[0]
-        )
-        commands = re.findall(r"dvc remote (?:add|modify)[^\n`]+", section)
+        """The commands of docs/many-machines.md, as printed but for the bucket and the endpoint."""
+        page = (REPOSITORY / "docs" / "many-machines.md").read_text()
+        commands = re.findall(r"dvc remote (?:add|modify)[^\n`]+", page)
         assert len(commands) == 3, commands
         for line in commands:
             place = line.replace("s3://my-bucket/lenses", f"s3://lenses/{folder}")
