@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks import common
 from benchmarks.shapes import Shape
-from lensmith.source import loading
+from lensmith.source import skeleton
 from lensmith.source.backbone import Backbone
 
 # The largest whose forward pass takes seconds on one core.
@@ -26,9 +26,9 @@ COLUMNS = ("model", "dtype", "way", "tokens_per_second", "spread", "memory_bytes
 def backbone(spec: dict[str, Any]) -> Backbone:
     dtype = getattr(torch, spec["dtype"])
     if spec["model"] in SHAPES:
-        return Backbone.from_model(SHAPES[spec["model"]].model(loading.pick_device("auto"), dtype))
+        return Backbone.from_model(SHAPES[spec["model"]].model(skeleton.pick_device("auto"), dtype))
     model: Any = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=dtype)
-    return Backbone.from_model(model.to(loading.pick_device("auto")))
+    return Backbone.from_model(model.to(skeleton.pick_device("auto")))
 
 
 SHAPES = {shape.name: shape for shape in (MIDDLE, TINY)}

@@ -78,7 +78,7 @@ def test_the_gradient_is_exact(transform, has_bias, monkeypatch):
     """Value and both gradients of two layers equal autograd's in fp64 to 1e-12, for linear, scaled, capped and biased
     heads, with rows in chunks of three.
     """
-    monkeypatch.setattr("lensmith.source.head.MIN_ROWS", 3)
+    monkeypatch.setattr("lensmith.source.head.MIN_POSITIONS", 3)
     head = head_of(transform, has_bias=has_bias)
     generator = torch.Generator().manual_seed(1)
     y_final = torch.randn(N, D_MODEL, generator=generator, dtype=torch.float64)

@@ -16,7 +16,7 @@ from lensmith.process.errors import IntegrityError, shown
 from lensmith.settings.params_yaml import MODEL_KEY
 from lensmith.settings.sections import FitParams
 from lensmith.source import documents, prefetch
-from lensmith.source.documents import Row
+from lensmith.source.documents import SourceRow
 from tests.support.bundles import PATHS
 from tests.support.settings import fit_params
 
@@ -132,7 +132,7 @@ def test_a_rate_is_a_positive_number_or_refused(value):
 )
 def test_packing_lays_the_documents_end_to_end_and_counts_every_row(texts, budget, most):
     """Against the same thing said in two lines: what is text, joined and cut."""
-    rows = [Row(0, number, value) for number, value in enumerate(texts)]
+    rows = [SourceRow(0, number, value) for number, value in enumerate(texts)]
     packed = prefetch.pack(documents.clean(rows, most), lambda batch: [[ord(c) for c in t] for t in batch], budget)
 
     usable = [t[:most] for t in texts if is_text(t, most)]

@@ -141,7 +141,7 @@ def manifest() -> bytes:
     return json.dumps({
         "schema": 1, "kind": "files", "seq_len": 8, "seed": 1, "lens": None, "train": part, "heldout": part,
         "model": {"repo": None, "path": "m", "commit": None, "files": {"config.json": "0"}},
-        "tokenizer": {"bos_policy": "never", "adds_bos": False, "class": "x", "vocab_size": 4, "probe_sha256": "0"},
+        "tokenizer": {"bos_policy": "never", "adds_bos": False, "class": "x", "vocab_size": 4, "behaviour_sha256": "0"},
         "repo": None, "name": None, "split": None, "revision": None, "commit": None, "skipped": {"none": 1},
         "cut_documents": 0, "content_hash": "0", "tokens_sha256": "0", "heldout_sha256": "0",
     }).encode()  # fmt: skip

@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 from lensmith.hub.models import pin_model
 from lensmith.process.errors import InputError, IntegrityError, LensmithError, NumericError
 from lensmith.settings.sections import SourceParams
-from lensmith.source import discovery, loading
+from lensmith.source import discovery, skeleton
 from lensmith.source.backbone import Backbone
 from lensmith.source.discovery import is_norm_like
 from lensmith.source.proof import prove
@@ -479,11 +479,11 @@ def test_the_dtype_asked_for_is_the_one_loaded(tmp_path):
 )
 def test_auto_is_bf16_where_it_is_fast_and_the_model_not_small(layers, device, has_bf16, expected, monkeypatch):
     """Emulated bf16 is far slower than fp32. Counted without allocating: 32 layers of Llama would be 27 GB."""
-    monkeypatch.setattr(loading, "has_fast_bf16", lambda _: has_bf16)
+    monkeypatch.setattr(skeleton, "has_fast_bf16", lambda _: has_bf16)
     small = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 97} if layers == 2 else {}
     config = LlamaConfig(num_hidden_layers=layers, **small)
 
-    assert loading.pick_dtype("auto", config, torch.device(device)) == expected
+    assert skeleton.pick_dtype("auto", config, torch.device(device)) == expected
 
 
 def _edit(folder: Path, change) -> Path:

@@ -26,7 +26,7 @@ from lensmith.hub import models as hub_models
 from lensmith.process.errors import InputError, IntegrityError, LensmithError, RemoteError
 from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus, documents, prefetch
-from lensmith.source import tokenizer as probe
+from lensmith.source.tokenizer import check_behaviour, encoder, load_tokenizer
 from tests.support.loopback_hub import CUT, SHORT, Client, Fault, LoopbackHub, settings_of
 
 BOS = 256  # the tokenizer below: a token for each byte, and one more
@@ -137,8 +137,8 @@ def unpacked(tokens: np.ndarray) -> list[str]:
 @pytest.mark.parametrize("bos", ["tokenizer", "never"])
 def test_tokens_are_the_documents_ids_end_to_end(model, bos):
     """Nothing is lost, added or reordered; only the remainder is dropped."""
-    encode = prefetch.encoder(prefetch.load_tokenizer(model, "model"), bos)
-    stream = list(documents.clean((documents.Row(0, i, t) for i, t in enumerate(texts(600))), 1000))
+    encode = encoder(load_tokenizer(model, "model"), bos)
+    stream = list(documents.clean((documents.SourceRow(0, i, t) for i, t in enumerate(texts(600))), 1000))
     all_ids = [i for text in texts(600) for i in encode([text])[0]]
     n_tokens = len(all_ids) // 2
 
@@ -219,13 +219,13 @@ def test_a_tokenizer_that_reads_the_same_files_otherwise_is_refused(model, tmp_p
     """Another version of a library, or the slow in place of the fast class: here, one that has lost its BOS."""
     file = write_jsonl(tmp_path / "text.jsonl", texts(400))
     prefetch.build(settings(model, files=[str(file)]), tmp_path / "out")
-    recorded = corpus.Manifest.read(tmp_path / "out").tokenizer.probe_sha256
-    tokenizer = prefetch.load_tokenizer(model, "here")
+    recorded = corpus.Manifest.read(tmp_path / "out").tokenizer.behaviour_sha256
+    tokenizer = load_tokenizer(model, "here")
 
-    probe.check(tokenizer, recorded, "corpus")
+    check_behaviour(tokenizer, recorded, "corpus")
     tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
-    with pytest.raises(IntegrityError, match=r"^corpus: its text was tokenized otherwise .* Run prefetch again"):
-        probe.check(tokenizer, recorded, "corpus")
+    with pytest.raises(IntegrityError, match=r"^corpus: this tokenizer gives other ids .* Run prefetch again"):
+        check_behaviour(tokenizer, recorded, "corpus")
 
 
 def test_without_bos_no_document_begins_with_it(model, tmp_path):
@@ -396,7 +396,7 @@ def test_too_little_training_text_says_how_much_there_was(model, tmp_path):
         ({"max_position_embeddings": 8}, ["corpus.seq_len is 16", "at most 8 tokens"]),
         ({"model_type": "no_such_model"}, ["config.json cannot be used"]),
         ({"tokenizer.json": None}, ["tokenizer"]),
-        ({"tokenizer.json": b"{}"}, ["no tokenizer that can be read"]),
+        ({"tokenizer.json": b"{}"}, ["tokenizer cannot be read"]),
     ],
 )
 def test_a_model_that_does_not_fit_the_text_is_refused(tmp_path, change, words):

@@ -1,4 +1,4 @@
-"""Models larger than one device: the same bytes wherever the blocks are, and a refusal with numbers before anything."""
+"""Models larger than one device: the same bytes wherever blocks are; what does not fit is refused with sizes."""
 
 import gc
 import json
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import weakref
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,24 +18,34 @@ from lensmith.lens import training
 from lensmith.process.errors import InputError, ResourceError
 from lensmith.source import placement
 from lensmith.source.backbone import Backbone
-from lensmith.source.placement import GIB, LensMemory, Needs
+from lensmith.source.placement import GIB, NO_LENS, LensMemory, MemoryNeeds
+from lensmith.source.skeleton import Skeleton, block_lists, meta_model
 from tests.support.lab import REPOSITORY, Lab
 from tests.support.settings import atlas, fit_params
 from tests.support.tiny import save_tiny, tiny_model
 
 CPU = torch.device("cpu")
+GPU = torch.device("cuda")
 TOKENS = torch.arange(40).view(2, 20) % 97
 POSITIONS = torch.arange(20).expand(2, 20)
+
+
+def skeleton_of(model, dtype=torch.float32, device=CPU) -> Skeleton:
+    """A model of tests as `Skeleton.read` sees it."""
+    return Skeleton(Path(), "org/x", model.config, device, dtype, False, meta_model(model.config, dtype))
+
+
+def block_size(skeleton: Skeleton) -> int:
+    return placement._size(block_lists(skeleton.model)[0][1][0])
 
 
 @pytest.fixture
 def little_memory(monkeypatch):
     """Room for all but two blocks of a model of four."""
 
-    def room(frame) -> None:
-        blocks = placement.block_lists(frame)[0][1]
-        need = placement.needs(frame, placement.NO_LENS).total
-        monkeypatch.setattr(placement, "free_memory", lambda: {"cpu": need - 2 * placement._size(blocks[0])})
+    def room(skeleton: Skeleton) -> None:
+        need = placement.needs(skeleton, NO_LENS).total
+        monkeypatch.setattr(placement, "free_memory", lambda: {"cpu": need - 2 * block_size(skeleton)})
 
     monkeypatch.setattr(placement, "WORKING", 1000)
     return room
@@ -52,7 +63,7 @@ def test_blocks_on_the_disk_give_the_same_bytes(tmp_path, little_memory, family,
     """Residuals of every layer, logits and the head: accelerate brings blocks to the device where they run."""
     save_tiny(tmp_path, family, n_layers=4)
     single = load(tmp_path, dtype=dtype)
-    little_memory(placement.skeleton(single.model.config, getattr(torch, dtype)))
+    little_memory(skeleton_of(single.model, getattr(torch, dtype)))
     spread = load(tmp_path, dtype=dtype, placement="auto")
 
     assert list(spread.model.hf_device_map.values()).count("disk") == 2 and not hasattr(single.model, "hf_device_map")
@@ -62,49 +73,43 @@ def test_blocks_on_the_disk_give_the_same_bytes(tmp_path, little_memory, family,
 
 
 def test_blocks_fill_the_devices_in_their_order(monkeypatch):
-    """Two GPUs, memory, disk: a pass goes through each once, and what is no block is where the lens is fit."""
-    frame = placement.skeleton(tiny_model("llama", n_layers=6).config, torch.float32)
-    blocks = placement.block_lists(frame)[0][1]
-    beside = LensMemory(lambda *_: 500)
-    size, need = placement._size(blocks[0]), placement.needs(frame, beside)
+    """Two GPUs, memory, disk: a pass visits each once, and the rest of the model is where the lens is fit."""
+    skeleton = skeleton_of(tiny_model("llama", n_layers=6), device=GPU)
+    lens_memory = LensMemory(lambda *_: 500)
+    size, need = block_size(skeleton), placement.needs(skeleton, lens_memory)
     monkeypatch.setattr(placement, "WORKING", 1000)
     rest = need.weights - 6 * size + need.head + 500
     memory = {0: 1000 + rest + 2 * size, 1: 1000 + int(1.9 * size), "cpu": 1000 + size}
     monkeypatch.setattr(placement, "free_memory", lambda: memory)
-    found = placement.device_map(frame, "auto", torch.device("cuda"), "org/x", beside)
+    devices = placement.place(skeleton, "auto", lens_memory).device_map
 
-    assert [found.pop(f"model.layers.{i}") for i in range(6)] == [0, 0, 1, "cpu", "disk", "disk"]
-    assert set(found.values()) == {0} and {"model.embed_tokens", "model.norm", "lm_head"} <= set(found)
+    assert [devices.pop(f"model.layers.{i}") for i in range(6)] == [0, 0, 1, "cpu", "disk", "disk"]
+    assert set(devices.values()) == {0} and {"model.embed_tokens", "model.norm", "lm_head"} <= set(devices)
 
 
-def test_a_lens_that_is_fit_after_the_capture_takes_the_room_of_the_weights(monkeypatch):
-    """With a bank on the disk they are never there at once: what is asked for is the larger, and blocks fill all."""
-    frame = placement.skeleton(tiny_model("llama", n_layers=6).config, torch.float32)
-    size, weights = (
-        placement._size(placement.block_lists(frame)[0][1][0]),
-        placement.needs(frame, placement.NO_LENS).weights,
-    )
+def test_a_lens_that_is_fit_after_the_release_takes_the_room_of_the_weights(monkeypatch):
+    """With a bank on disk the two are never in memory at once: the larger one counts, and blocks fill all the room."""
+    skeleton = skeleton_of(tiny_model("llama", n_layers=6), device=GPU)
+    size, weights = block_size(skeleton), placement.needs(skeleton, NO_LENS).weights
     monkeypatch.setattr(placement, "WORKING", 1000)
     for lens, most in ((weights - 2 * size, weights), (weights + 1, weights + 1)):
         together, later = (LensMemory(lambda *_, n=lens: n, after_release) for after_release in (False, True))
-        need = placement.needs(frame, later)
-        assert placement.needs(frame, together).total - need.total == weights + lens - most
+        need = placement.needs(skeleton, later)
+        assert placement.needs(skeleton, together).total - need.total == weights + lens - most
         monkeypatch.setattr(placement, "free_memory", lambda total=need.total: {0: total, "cpu": 0})
-        found = placement.device_map(frame, "auto", torch.device("cuda"), "org/x", later)
-        assert set(found.values()) == {0}
-        with pytest.raises(ResourceError, match="weights, 0"):
-            placement.device_map(frame, "single", torch.device("cuda"), "org/x", together)
+        assert set(placement.place(skeleton, "auto", later).device_map.values()) == {0}
+        with pytest.raises(ResourceError, match=r"weights, \d"):
+            placement.place(skeleton, "single", together)
         monkeypatch.setattr(placement, "free_memory", lambda total=need.total: {0: total - size, "cpu": 0})
         if lens < weights:
-            spread = placement.device_map(frame, "auto", torch.device("cuda"), "org/x", later)
-            assert list(spread.values()).count("disk") == 1
+            assert list(placement.place(skeleton, "auto", later).device_map.values()).count("disk") == 1
         else:
-            with pytest.raises(ResourceError, match="what is no block needs"):
-                placement.device_map(frame, "auto", torch.device("cuda"), "org/x", later)
+            with pytest.raises(ResourceError, match="the parts outside its blocks need"):
+                placement.place(skeleton, "auto", later)
 
 
-def test_released_weights_are_nowhere():
-    """Neither in the model nor where accelerate keeps those that are off the device."""
+def test_released_weights_leave_memory():
+    """In the model, and where accelerate keeps those that are off the device."""
     model = tiny_model("llama")
     seen = []
     for block in model.model.layers:
@@ -123,7 +128,7 @@ def test_released_weights_are_nowhere():
 
 
 @pytest.mark.parametrize(
-    ("asked", "free", "said"),
+    ("where", "free", "message"),
     [
         ("single", 3 * GIB, r"needs 14\.0 GiB \(7\.0 GiB weights, 1\.0 GiB lens, 4\.0 GiB head in fp32, 2\.0 GiB work"),
         (
@@ -134,34 +139,33 @@ def test_released_weights_are_nowhere():
         (
             "single",
             3 * GIB,
-            r"A machine with more is needed; `source\.dtype: bfloat16` halves float32\. The model was not",
+            r"It needs a machine with more memory; `source\.dtype: bfloat16` halves float32\. The model was not",
         ),
         (
             "auto",
             3 * GIB,
-            r"what is no block needs 7\.0 GiB on cpu, which has 3\.0 GiB free\. The model was not loaded",
+            r"the parts outside its blocks need 7\.0 GiB on cpu, which has 3\.0 GiB free\. The model was not loaded",
         ),
     ],
 )
-def test_what_does_not_fit_is_said_with_numbers(monkeypatch, asked, free, said):
-    """Before a weight is read, with the setting that would do."""
-    frame = placement.skeleton(tiny_model("llama").config, torch.float32)
-    monkeypatch.setattr(placement, "needs", lambda *_: Needs(7 * GIB, 4 * GIB, GIB))
+def test_a_model_that_does_not_fit_is_refused_with_sizes(monkeypatch, where, free, message):
+    """Before a weight is read, with the setting that would help."""
+    skeleton = skeleton_of(tiny_model("llama"))
+    monkeypatch.setattr(placement, "needs", lambda *_: MemoryNeeds(7 * GIB, 4 * GIB, GIB))
     monkeypatch.setattr(placement, "_size", lambda _: 7 * GIB // 3)
     monkeypatch.setattr(placement, "free_memory", lambda: {"cpu": free})
 
-    with pytest.raises(ResourceError, match=said):
-        placement.device_map(frame, asked, CPU, "org/x", placement.NO_LENS)
+    with pytest.raises(ResourceError, match=message):
+        placement.place(skeleton, where, NO_LENS)
 
 
 def test_needs_are_those_of_the_loaded_model():
     """Weights once where they are tied, W_U in fp32, against the tensors themselves."""
     for family in ("llama", "llama_tied"):
         model = tiny_model(family)
-        frame = placement.skeleton(model.config, torch.bfloat16)
-        found = placement.needs(frame, placement.NO_LENS)
-        assert found.weights == sum(2 * parameter.numel() for parameter in model.parameters())
-        assert found.head == 4 * model.lm_head.weight.numel()
+        need = placement.needs(skeleton_of(model, torch.bfloat16), NO_LENS)
+        assert need.weights == sum(2 * parameter.numel() for parameter in model.parameters())
+        assert need.head == 4 * model.lm_head.weight.numel()
 
 
 def test_the_memory_of_a_fit_is_that_of_its_tensors():
@@ -180,44 +184,44 @@ def test_two_processes_give_the_same_residuals_up_to_rounding(tmp_path, family):
     program = [sys.executable, "-m", "tests.support.ranks_program", str(tmp_path)]
     done = subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    differences = json.loads(done.stdout)
 
-    assert 0 < found["resid"] <= 1e-5 and found["logits"] <= 1e-5 and found["head"]
+    assert 0 < differences["resid"] <= 1e-5 and differences["logits"] <= 1e-5 and differences["head"]
 
 
 @pytest.mark.long
 def test_a_model_of_two_processes_is_released_by_both(tmp_path):
-    """A part of 38 MiB each; they wait for the end of the stage without it."""
+    """A part of 38 MiB each; the processes wait for the end of the stage without it."""
     save_tiny(tmp_path, "llama", n_layers=3, intermediate_size=2**16)
     program = [sys.executable, "-m", "tests.support.ranks_program", str(tmp_path), "release"]
     done = subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    freed = json.loads(done.stdout)
 
-    assert len(found) == 2 and min(found) > 20 * 2**20
+    assert len(freed) == 2 and min(freed) > 20 * 2**20
 
 
 @pytest.mark.parametrize(
-    ("family", "n", "said"),
+    ("family", "n", "message"),
     [
-        ("llama", "3", "3 processes cannot share 4 attention heads and 2 of keys"),
+        ("llama", "3", "3 processes cannot share 4 attention heads and 2 key-value heads"),
         ("gpt2", "2", "no tensor-parallel plan"),
     ],
 )
-def test_what_processes_cannot_share_is_said_before_any_starts(tmp_path, monkeypatch, family, n, said):
+def test_a_model_that_processes_cannot_share_is_refused_before_any_starts(tmp_path, monkeypatch, family, n, message):
     save_tiny(tmp_path, family)
     monkeypatch.setenv("LENSMITH_RANKS", n)
 
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         load(tmp_path, placement="tp")
     monkeypatch.delenv("LENSMITH_RANKS")
-    with pytest.raises(InputError, match="on a CPU LENSMITH_RANKS has to say how many"):
+    with pytest.raises(InputError, match="on a CPU LENSMITH_RANKS must say how many"):
         load(tmp_path, placement="tp")
 
 
 @pytest.mark.long
 def test_a_stage_over_two_processes_ends_with_them(tmp_path):
-    """Through `dvc repro`: a fit as it is, and one whose other process is killed at once; nobody is left behind."""
+    """Through `dvc repro`: a whole fit, and one whose other process is killed at once; no process is left behind."""
     lab = Lab.make(tmp_path, {"one": {"source": {"placement": "tp"}}})
     lab.run("dvc", "repro", "prefetch@one")
     environment = lab.environment() | {"LENSMITH_RANKS": "2"}
@@ -242,5 +246,5 @@ def test_a_stage_over_two_processes_ends_with_them(tmp_path):
 def _others(lab: Lab) -> list[psutil.Process]:
     """Running processes that share a model of the lab."""
     home = str(lab.root)
-    found = [p for p in psutil.process_iter(["cmdline"]) if "lensmith.source.ranks" in (p.info["cmdline"] or [])]
-    return [p for p in found if p.status() != psutil.STATUS_ZOMBIE and p.cwd() == home]
+    ranks = [p for p in psutil.process_iter(["cmdline"]) if "lensmith.source.ranks" in (p.info["cmdline"] or [])]
+    return [p for p in ranks if p.status() != psutil.STATUS_ZOMBIE and p.cwd() == home]

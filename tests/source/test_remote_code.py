@@ -12,7 +12,7 @@ import pytest
 
 from lensmith.files import artifacts, seals
 from lensmith.process.errors import InputError
-from lensmith.source import loading, prefetch, remote_code
+from lensmith.source import prefetch, remote_code, skeleton
 from tests.support.lab import SENTENCES
 from tests.support.loopback_hub import Client, LoopbackHub
 from tests.support.settings import atlas
@@ -59,7 +59,7 @@ BAD: dict[str, tuple[str, Any, str]] = {
     ),
     "a generation that calls": ("generation_config.json", {"trust_remote_code": True}, "trust_remote_code is true"),
     "an adapter": ("adapter_config.json", {"base_model_name_or_path": "org/other"}, "names a base model elsewhere"),
-    "no object": ("config.json", [1], "it is no JSON object"),
+    "no object": ("config.json", [1], "it is not a JSON object"),
 }
 
 
@@ -79,7 +79,7 @@ def test_a_file_that_would_bring_code_is_refused_before_it_is_read(folder, case)
     name, content, message = BAD[case]
     (folder / name).write_text(json.dumps(CONFIG | content if isinstance(content, dict) else content))
 
-    for door in (remote_code.check, loading.read_config):
+    for door in (remote_code.check, skeleton.read_config):
         with pytest.raises(InputError, match=message) as caught:
             door(folder, "org/x")
         assert f"org/x: {name}" in str(caught.value) and "Nothing of the model was read." in str(caught.value)
@@ -116,7 +116,7 @@ def test_what_ordinary_models_say_is_let_through(folder, content):
     (folder / "config.json").write_text(json.dumps(CONFIG | content))
 
     remote_code.check(folder, "org/x")
-    assert loading.read_config(folder, "org/x").model_type == "llama"
+    assert skeleton.read_config(folder, "org/x").model_type == "llama"
     assert not (folder.parent / "ran").exists()
 
 

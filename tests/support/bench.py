@@ -15,8 +15,8 @@ from lensmith.lens.lens_file import LADDER, PRISM
 from lensmith.lens.prism import Prism
 from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus
-from lensmith.source import tokenizer as probe
 from lensmith.source.backbone import Backbone
+from lensmith.source.tokenizer import behaviour_sha256
 from tests.support.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)  # on tensors this small, handing work to a second thread takes longer than the work
@@ -75,7 +75,7 @@ def write_stages(folder: Path, params: ModelParams, *, seqs: int = 12, seq_len: 
     facts = {"bos_policy": "tokenizer", "adds_bos": True, "class": "x", "vocab_size": 97}
     manifest = {
         "schema": 1, "kind": "files", "seq_len": seq_len, "seed": 0, "model": pin.model_dump(mode="json"),
-        "tokenizer": facts | {"probe_sha256": probe.sha256(backbone.tokenizer)},
+        "tokenizer": facts | {"behaviour_sha256": behaviour_sha256(backbone.tokenizer)},
         "train": part, "heldout": part, **origin, "skipped": {}, "cut_documents": 0, "content_hash": "x",
         "tokens_sha256": corpus.sha256_tokens(text["tokens"]), "heldout_sha256": corpus.sha256_tokens(text["heldout"]),
     }  # fmt: skip

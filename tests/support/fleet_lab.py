@@ -105,7 +105,7 @@ def _manifest() -> dict[str, object]:
     """Of a corpus that belongs to the lab's model."""
     none = dict.fromkeys(("repo", "name", "split", "revision", "commit"))
     files = {"config.json": hashlib.sha256(b"{}").hexdigest()}
-    tokenizer = {"bos_policy": "never", "adds_bos": False, "class": "T", "vocab_size": 1, "probe_sha256": ""}
+    tokenizer = {"bos_policy": "never", "adds_bos": False, "class": "T", "vocab_size": 1, "behaviour_sha256": ""}
     part = {"documents": 1, "tokens": 1, "sequences": 1, "files": []}
     about = {
         "schema": 1,

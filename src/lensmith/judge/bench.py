@@ -69,7 +69,7 @@ class Bench:
         sha256 = artifacts.sha256_file(lens_dir / WEIGHTS)
         about = {"weights_sha256": sha256, "kind": lens.kind, "norm": lens.norm, "rank": lens.rank}
         assert backbone.tokenizer is not None  # a loaded model has one
-        tokenizer.check(backbone.tokenizer, manifest.tokenizer.probe_sha256, str(corpus_dir))
+        tokenizer.check_behaviour(backbone.tokenizer, manifest.tokenizer.behaviour_sha256, str(corpus_dir))
         encode = Encoder(backbone.tokenizer, manifest.tokenizer.adds_bos)
         return cls(backbone, lens.to(backbone.device), encode, about, others, raw)
 

@@ -28,6 +28,7 @@ from lensmith.settings.sections import FitParams
 from lensmith.source import loading
 from lensmith.source.head import Head
 from lensmith.source.residuals import Batch, Residuals, read_ahead
+from lensmith.source.skeleton import has_fast_bf16
 
 # A fit whose held-out KL is this many times the best, or this many times FLOOR bits where the best is less, is lost.
 DIVERGED, FLOOR = 10.0, 0.1

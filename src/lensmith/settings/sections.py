@@ -27,6 +27,9 @@ from lensmith.settings.values import (
 )
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Placement = Literal["single", "auto", "tp"]
+CorpusKind = Literal["hf", "files", "atlas"]
+BosPolicy = Literal["tokenizer", "never"]
 
 
 class Section(BaseModel):
@@ -50,7 +53,7 @@ class SourceParams(Section):
     dtype: Dtype  # of the captured forward pass
     device: Literal["auto", "cpu", "cuda"]
     # All on one device; blocks over all GPUs, then memory, then disk; or each block split over processes.
-    placement: Literal["single", "auto", "tp"]
+    placement: Placement
     trust_remote_code: bool  # run the Python files of the repository; only of a commit that was read and is named
 
     @model_validator(mode="after")
@@ -72,7 +75,7 @@ class SourceParams(Section):
 class CorpusParams(Section):
     """Section `corpus`: the text that the lens is fit and measured on."""
 
-    kind: Literal["hf", "files", "atlas"]
+    kind: CorpusKind
     repo: Dataset | None  # hf
     name: Word | None  # hf: configuration, None for the default one
     split: Word  # hf
@@ -83,7 +86,7 @@ class CorpusParams(Section):
     seq_len: Annotated[int, Field(ge=8, le=2**20)]  # tokens in a packed sequence
     train_tokens: Count
     heldout_tokens: Count
-    bos: Literal["tokenizer", "never"]  # special tokens as the model's own tokenizer adds them, or none
+    bos: BosPolicy  # special tokens as the model's own tokenizer adds them, or none
     max_document_chars: Count  # longer documents are cut there, and counted
 
     @model_validator(mode="after")

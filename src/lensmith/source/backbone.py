@@ -1,28 +1,29 @@
-"""A frozen causal LM seen as blocks, norms and a head, proven to be read as the model reads itself.
+"""A frozen causal LM as blocks, norms and a head, proven to read the model as it reads itself.
 
-Block l of L ends in resid_post[l], (batch, pos, d_model); block 0 begins with the embedding. `capture` shows that
-stream at some positions, `head` decodes it, and `proof` says how near the head on the last block comes to the model.
+Block l of L ends in resid_post[l], (batch, pos, d_model); block 0 reads the embedding. Layer 0 is the embedding, layer
+i is resid_post[i - 1]. `capture` gives the residuals of all layers at some positions, `head` decodes them, and `proof`
+says how near the head on the last layer comes to the model.
 """
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lensmith.hub.models import ModelPin
 from lensmith.process.errors import InputError, NumericError
 from lensmith.settings.sections import SourceParams
 from lensmith.source import loading, placement, ranks
-from lensmith.source.discovery import REFUSED, Anatomy, dissect, embedding_rows, max_length
+from lensmith.source.discovery import REFUSED, Anatomy, dissect, max_length, n_embeddings
 from lensmith.source.head import Head, NormKind, Transform
 from lensmith.source.placement import NO_LENS, LensMemory
 from lensmith.source.proof import Proof, proof_tokens, prove
+from lensmith.source.skeleton import Skeleton
+from lensmith.source.tokenizer import load_tokenizer
 from lensmith.source.watching import hidden_in, hidden_out
-
-if TYPE_CHECKING:
-    from lensmith.hub.models import ModelPin
 
 __all__ = ["Backbone", "Head", "NormKind", "Proof", "Transform"]
 
@@ -38,38 +39,24 @@ class Backbone:
     proof: Proof
 
     @classmethod
-    def load(cls, source: SourceParams, pin: "ModelPin", *, lens_memory: LensMemory = NO_LENS) -> Self:
-        """The model of `pin`, from files that were checked against it.
-
-        `lens_memory`, what the caller holds for its lens, must fit too.
+    def load(cls, source: SourceParams, pin: ModelPin, *, lens_memory: LensMemory = NO_LENS) -> Self:
+        """The model of `pin`, from files that match its hashes; there must be room for `lens_memory` too.
 
         Raises:
-            InputError: the model cannot be used: unknown architecture, no safetensors, no final norm,
-                a tokenizer larger than the embedding.
+            InputError: the model cannot be used: unknown architecture, no safetensors, no final norm, a tokenizer
+                larger than the embedding.
             IntegrityError: files are missing, changed or broken, or a weight is not in them.
-            NumericError: a weight is not finite, or the model did not pass its proof.
+            NumericError: a weight is not finite, or the model does not pass its proof.
             ResourceError: the model does not fit where `source.placement` puts it.
         """
-        from lensmith.hub.models import fetch_model  # here, so that a model in memory needs no hub client
-
-        folder = fetch_model(pin)
-        where = pin.place
-        trusted = source.trust_remote_code  # never what a pin says: pins come with other people's lenses
-        config = loading.read_config(folder, where, trusted=trusted)
-        device = loading.pick_device(source.device)
-        dtype = loading.pick_dtype(source.dtype, config, device, trusted=trusted)
-        frame = placement.skeleton(config, dtype, trusted=trusted)
-        if placement.is_quantised(config):
-            placement.pack(frame, sum((folder / n).stat().st_size for n in pin.files if n.endswith(".safetensors")))
-        n_ranks = ranks.asked(device) if source.placement == "tp" else 1
-        device_map = placement.device_map(frame, source.placement, device, where, lens_memory, n_ranks=n_ranks)
-        if n_ranks > 1:
-            model = ranks.load(ranks.Spec.of(folder, where, dtype, device, n_ranks, trusted=trusted))
+        skeleton = Skeleton.read(source, pin)
+        layout = placement.place(skeleton, source.placement, lens_memory)
+        folder, name, trusted = skeleton.folder, skeleton.name, skeleton.trusted
+        if layout.n_ranks > 1:
+            model = ranks.load_model(skeleton, layout)
         else:
-            model = loading.load_model(folder, where, dtype, device_map, trusted=trusted)
-        tokenizer = loading.load_tokenizer(folder, where, config, embedding_rows(model), trusted=trusted)
-        if n_ranks == 1:
-            loading.check_finite(model, where)
+            model = loading.load_model(folder, name, skeleton.dtype, layout, trusted=trusted)
+        tokenizer = load_tokenizer(folder, name, trusted=trusted, n_embeddings=n_embeddings(model))
         return cls.from_model(model, tokenizer)
 
     @classmethod
@@ -80,11 +67,11 @@ class Backbone:
         *,
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """A model in memory: find its parts and prove them.
+        """A model in memory, converted to `dtype` where one is given; its parts are identified and proven.
 
         Raises:
             InputError: a part was not found.
-            NumericError: the proof failed.
+            NumericError: the model does not pass its proof.
         """
         model = (model if dtype is None else model.to(dtype)).eval()  # type: ignore[arg-type]
         tokens = proof_tokens(model, tokenizer)
@@ -94,6 +81,7 @@ class Backbone:
 
     @property
     def n_layers(self) -> int:
+        """L, the number of blocks."""
         return len(self.anatomy.blocks)
 
     @property
@@ -110,10 +98,11 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
+        """The head's; blocks may be on others."""
         return self.head.W_U.device
 
     def capture(self, tokens: Tensor, positions: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
-        """The residual stream at some positions, in one forward pass without the head.
+        """The residuals of all layers at some positions, from one forward pass without the head.
 
         Args:
             tokens: (batch, pos) of ids below d_vocab.
@@ -121,31 +110,30 @@ class Backbone:
             attention_mask: (batch, pos), 1 for text and 0 for the padding to its right.
 
         Returns:
-            (batch, n, n_layers + 1, d_model) in the model's dtype: row 0 is the input of block 0, row 1 + l is
-            resid_post[l].
+            (batch, n, n_layers + 1, d_model) in the model's dtype, layer by layer.
 
         Raises:
-            InputError: ids or positions out of range, sequences longer than the model reads, padding on the left.
+            InputError: ids or positions are out of range, sequences longer than the model reads, or padded on the left.
         """
         _check_batch(self.model, self.d_vocab, tokens, positions, attention_mask)
         return capture(self.model, self.anatomy, tokens, positions, attention_mask)
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """The model's own logits, (batch, pos, d_vocab) in fp32. For proofs and tests: it holds all of them."""
+        """The model's own logits, (batch, pos, d_vocab) in fp32: all in memory at once, for proofs and tests."""
         with torch.inference_mode():
             output: Tensor = self.model(input_ids=tokens.to(self.device), use_cache=False).logits
         return output.float()
 
     def release(self) -> None:
-        """Let go of the weights, where nothing more is to be captured. The head and the model's settings stay."""
+        """Free the weights, in every process that shares them. The head and the model's configuration stay."""
         ranks.release()
         placement.release(self.model)
 
     def prove(self) -> Proof:
-        """Measure again that the lens at the last block is the model, as it is now.
+        """The proof, measured again on the model as it is now.
 
         Raises:
-            NumericError: it is not.
+            NumericError: the head on the last layer is not the model.
         """
         return _prove(self.model, self.anatomy, self.head, proof_tokens(self.model, self.tokenizer))
 
@@ -154,24 +142,24 @@ def capture(
     model: PreTrainedModel, anatomy: Anatomy, tokens: Tensor, positions: Tensor, attention_mask: Tensor | None = None
 ) -> Tensor:
     """`Backbone.capture` without its checks."""
-    device, n_rows = anatomy.device, len(anatomy.blocks) + 1
-    sequence = torch.arange(len(tokens)).unsqueeze(1)
-    # Made outside inference_mode, whose tensors no backward pass may read: a lens is trained on these.
-    taken = torch.empty(*positions.shape, n_rows, anatomy.d_model, dtype=model.dtype, device=device)
-    filled: list[int] = []
-    row_of = {block: row for row, block in enumerate(anatomy.blocks, 1)}
+    device, n_layers = anatomy.device, len(anatomy.blocks)
+    sequences = torch.arange(len(tokens)).unsqueeze(1)
+    # Made outside inference_mode: autograd accepts no tensor from inside it, and a lens is trained on these.
+    residuals = torch.empty(*positions.shape, n_layers + 1, anatomy.d_model, dtype=model.dtype, device=device)
+    captured: list[int] = []
+    layer_of = {block: layer for layer, block in enumerate(anatomy.blocks, 1)}
 
-    def take(row: int, resid: Tensor | None) -> None:
-        # Gathered at once: the whole stream of every block would cost seq_len / n times the memory.
+    def store(layer: int, resid: Tensor | None) -> None:
+        # Only the positions: the whole stream of every block would take seq_len / n times the memory.
         if resid is not None:
-            taken[:, :, row] = resid[sequence.to(resid.device), positions.to(resid.device, torch.long)]
-            filled.append(row)
+            residuals[:, :, layer] = resid[sequences.to(resid.device), positions.to(resid.device, torch.long)]
+            captured.append(layer)
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        take(0, hidden_in(args, kwargs))
+        store(0, hidden_in(args, kwargs))
 
     def after(module: nn.Module, _args: tuple[Any, ...], output: object) -> None:
-        take(row_of[module], hidden_out(output))
+        store(layer_of[module], hidden_out(output))
 
     with ExitStack() as hooks, torch.inference_mode():
         hooks.callback(anatomy.blocks[0].register_forward_pre_hook(before, with_kwargs=True).remove)
@@ -179,17 +167,17 @@ def capture(
             hooks.callback(block.register_forward_hook(after).remove)
         mask = {} if attention_mask is None else {"attention_mask": attention_mask.to(device)}
         anatomy.body(input_ids=tokens.to(device), use_cache=False, **mask)
-    if filled != list(range(n_rows)):
+    if captured != list(range(n_layers + 1)):
         raise NumericError(
-            f"{type(model).__name__}: a forward pass showed the residual rows {filled}, must be 0..{n_rows - 1} once "
-            f"each, in order. {REFUSED}"
+            f"{type(model).__name__}: a forward pass gave residuals of the layers {captured}, must be 0..{n_layers} "
+            f"once each, in order. {REFUSED}"
         )
-    return taken
+    return residuals
 
 
 def _prove(model: PreTrainedModel, anatomy: Anatomy, head: Head, tokens: Tensor) -> Proof:
-    every = torch.arange(tokens.shape[1]).expand_as(tokens)
-    return prove(model, anatomy, head, tokens, capture(model, anatomy, tokens, every)[:, :, -1])
+    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+    return prove(model, anatomy, head, tokens, capture(model, anatomy, tokens, positions)[:, :, -1])
 
 
 def _check_batch(
@@ -198,7 +186,7 @@ def _check_batch(
     if tokens.dim() != 2 or positions.dim() != 2 or len(tokens) != len(positions) or 0 in tokens.shape:
         raise InputError(
             f"capture: tokens are {tuple(tokens.shape)} and positions {tuple(positions.shape)}, must be (batch, pos) "
-            f"and (batch, n) of the same batch"
+            "and (batch, n) of the same batch"
         )
     pos = tokens.shape[1]
     if (limit := max_length(model)) is not None and pos > limit:

@@ -1,12 +1,12 @@
-"""The residual bank: the frozen model's forward pass is paid once, then every epoch and every variant reads it.
+"""The residual bank: the model's forward pass is paid once, and every epoch and every variant of a lens reads it.
 
-A bank holds resid_post of all L blocks at `positions_per_seq` sampled positions of each sequence, in the dtype that the
-model ran in, and the model's own distribution there as `Teacher` packs it. It is a cache (`files.cache`),
-content-addressed: what decides its numbers is hashed into its folder's name, so a hit is exact and a stale bank cannot
-be read. It is written in shards, each whole or absent and digest-checked, while the next one is being captured; an
-interrupted capture goes on where it stopped, and a damaged shard is captured anew.
+A bank holds resid_post of all L blocks at `positions_per_seq` sampled positions of each sequence, in the model's dtype,
+and the model's own distribution there as `Teacher` packs it. It is a cache (`files.cache`), addressed by its content:
+its folder's name is a hash of everything that decides its numbers, so a hit is exact and a stale bank cannot be read.
+It is written in shards. Each is whole or absent, its digest is checked, and it is written while the next one is being
+captured. An interrupted capture goes on where it stopped; a damaged shard is captured anew.
 
-    <LENSMITH_HOME>/bank/<key>/key.json              what the key is the hash of
+    <LENSMITH_HOME>/bank/<key>/key.json                  the values that are hashed
     <LENSMITH_HOME>/bank/<key>/shard-00000.safetensors   resid_post (SHARD_SEQS, positions_per_seq, L, d_model)
                                                          teacher (SHARD_SEQS, positions_per_seq, d_model + 2)
 """
@@ -46,32 +46,45 @@ class BankedResiduals:
     positions_per_seq: int
     tokens_forwarded: int  # to make the bank, whenever that was
     reads_ahead = True
-    _open: dict[int, Any] = field(default_factory=dict, repr=False)
+    _slices: dict[int, dict[str, Any]] = field(default_factory=dict, repr=False)  # open tensors, by shard
 
     def read(self, seqs: NDArray[np.int64]) -> Batch:
-        parts = [self._sequence(int(seq)) for seq in seqs]
-        teachers = [teacher for _, teacher in parts if teacher is not None]
-        return Batch(torch.cat([resid for resid, _ in parts]), torch.cat(teachers) if teachers else None)
-
-    def _sequence(self, seq: int) -> tuple[Tensor, Tensor | None]:
-        shard, offset = divmod(seq, SHARD_SEQS)
-        if shard not in self._open:
-            file: Any = safe_open(_shard(self.folder, shard), framework="pt")
-            self._open[shard] = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, safe_open is no dict
-        slices = self._open[shard]
-        return slices["resid_post"][offset], slices["teacher"][offset] if "teacher" in slices else None
+        """As `Residuals.read`."""
+        resid, teacher = [], []
+        for seq in seqs:
+            shard, offset = divmod(int(seq), SHARD_SEQS)
+            if shard not in self._slices:
+                file: Any = safe_open(_path(self.folder, shard), framework="pt")
+                self._slices[shard] = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, safe_open is no dict
+            slices = self._slices[shard]
+            resid.append(slices["resid_post"][offset])
+            if "teacher" in slices:
+                teacher.append(slices["teacher"][offset])
+        return Batch(torch.cat(resid), torch.cat(teacher) if teacher else None)
 
 
 def residuals(
     backbone: Backbone, model_files: dict[str, str], tokens: NDArray[np.uint32], settings: FitParams
 ) -> Residuals:
-    """The residuals of these sequences, from a bank on disk or streamed, as `fit.bank` asks.
+    """The residuals of these sequences, from a bank on disk or streamed, as `fit.bank` says.
+
+    Args:
+        model_files: sha256 of the model's files by name.
+        tokens: (n_seqs, seq_len).
 
     Raises:
         ResourceError: the bank would not fit, by LENSMITH_BANK_GIB or on the disk.
     """
-    streamed = StreamedResiduals(backbone, tokens, sample_positions(settings, *tokens.shape))
-    return streamed if settings.bank == "stream" else _banked(streamed, model_files)
+    source = StreamedResiduals(backbone, tokens, sample_positions(settings, *tokens.shape))
+    if settings.bank == "stream":
+        return source
+    key, folder = _key_and_folder(source, model_files)
+    with cache.held(folder):
+        shards = {shard: _tokens_of(_path(folder, shard)) for shard in range(_n_shards(source))}
+        missing = [shard for shard, n_tokens in shards.items() if n_tokens is None]
+        shards |= _capture_shards(folder, key, missing, source)
+    tokens_forwarded = sum(n_tokens or 0 for n_tokens in shards.values())
+    return BankedResiduals(folder, source.n_seqs, source.positions_per_seq, tokens_forwarded)
 
 
 def capture_part(
@@ -83,33 +96,41 @@ def capture_part(
     part: int,
     parts: int,
 ) -> int:
-    """Capture what is missing of every `parts`-th shard from `part` on, beside processes that do the other parts.
+    """Capture the missing shards among `part`, `part + parts`, …, beside processes that capture the others.
 
-    Shards do not depend on each other: whoever made them, `rows` finds the same bytes. The number captured is returned.
+    Shards do not depend on each other: `residuals` reads the same bytes whichever process wrote them.
+
+    Returns:
+        The number of shards captured.
 
     Raises:
         ResourceError: the bank would not fit, by LENSMITH_BANK_GIB or on the disk.
     """
     source = StreamedResiduals(backbone, tokens, sample_positions(settings, *tokens.shape))
-    key, folder = _place(source, model_files)
+    key, folder = _key_and_folder(source, model_files)
     with cache.held(folder, shared=True):
-        mine = [shard for shard in range(_n_shards(source))[part::parts] if _tokens(_shard(folder, shard)) is None]
-        _capture_missing(folder, key, mine, source, share=parts)
-    return len(mine)
+        shards = range(_n_shards(source))[part::parts]
+        missing = [shard for shard in shards if _tokens_of(_path(folder, shard)) is None]
+        _capture_shards(folder, key, missing, source, n_processes=parts)
+    return len(missing)
 
 
-def _banked(source: StreamedResiduals, model_files: dict[str, str]) -> BankedResiduals:
-    key, folder = _place(source, model_files)
-    with cache.held(folder):
-        tokens = {shard: _tokens(_shard(folder, shard)) for shard in range(_n_shards(source))}
-        missing = [shard for shard, n_tokens in tokens.items() if n_tokens is None]
-        tokens |= _capture_missing(folder, key, missing, source)
-        tokens_forwarded = sum(n_tokens or 0 for n_tokens in tokens.values())
-    return BankedResiduals(folder, source.n_seqs, source.positions_per_seq, tokens_forwarded)
-
-
-def _place(source: StreamedResiduals, model_files: dict[str, str]) -> tuple[dict[str, object], Path]:
-    key = _key(source, model_files)
+def _key_and_folder(source: StreamedResiduals, model_files: dict[str, str]) -> tuple[dict[str, object], Path]:
+    """Everything that decides a bank's bytes, and the folder whose name is the hash of it."""
+    backbone = source.backbone
+    key = {
+        "schema": 3,
+        "model_files": model_files,
+        "tokens_sha256": hashlib.sha256(source.tokens.astype("<u4").tobytes()).hexdigest(),
+        "positions_sha256": hashlib.sha256(source.positions.astype("<i8").tobytes()).hexdigest(),
+        "dtype": str(backbone.dtype),
+        "device": "cpu" if backbone.device.type == "cpu" else torch.cuda.get_device_name(backbone.device),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "ranks": ranks.size(),
+        "torch": torch.__version__,
+        "capture_seqs": source.capture_seqs,
+    }
     return key, cache.folder("bank", hashlib.sha256(artifacts.canonical_json(key).encode()).hexdigest()[:32])
 
 
@@ -117,52 +138,12 @@ def _n_shards(source: StreamedResiduals) -> int:
     return -(-source.n_seqs // SHARD_SEQS)
 
 
-def _capture_missing(
-    folder: Path, key: dict[str, object], missing: list[int], source: StreamedResiduals, share: int = 1
-) -> dict[int, int]:
-    """Capture these shards, where there are any; `share` processes need as much room as this one."""
-    if not missing:
-        return {}
-    need = _bytes_per_seq(source) * min(share * len(missing) * SHARD_SEQS, source.n_seqs)
-    cache.reserve(folder, need)
-    artifacts.write_json(folder / "key.json", key)
-    with Progress("capture", len(missing), "shard") as progress:
-        progress.note(f"capture: {amounts.size(need)} of residuals into {folder}")
-        return _capture(folder, missing, source, progress)
+def _path(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:05d}.safetensors"
 
 
-def _key(source: StreamedResiduals, model_files: dict[str, str]) -> dict[str, object]:
-    """Everything that decides a bank's bytes."""
-    backbone = source.backbone
-    is_cpu = backbone.device.type == "cpu"
-    return {
-        "schema": 3,
-        "model_files": model_files,
-        "tokens_sha256": hashlib.sha256(source.tokens.astype("<u4").tobytes()).hexdigest(),
-        "positions_sha256": hashlib.sha256(source.positions.astype("<i8").tobytes()).hexdigest(),
-        "dtype": str(backbone.dtype),
-        "device": "cpu" if is_cpu else torch.cuda.get_device_name(backbone.device),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "ranks": ranks.size(),
-        "torch": torch.__version__,
-        "capture_seqs": source.capture_seqs,
-    }
-
-
-def _bytes_per_seq(source: StreamedResiduals) -> int:
-    backbone = source.backbone
-    resid = backbone.n_layers * backbone.d_model * backbone.dtype.itemsize
-    teacher = 0 if backbone.head.softcap is not None else 4 * (backbone.d_model + 2)
-    return source.positions_per_seq * (resid + teacher)
-
-
-def _shard(folder: Path, index: int) -> Path:
-    return folder / f"shard-{index:05d}.safetensors"
-
-
-def _tokens(path: Path) -> int | None:
-    """The tokens that were forwarded for a shard; None where it is missing, or not what was written and so removed."""
+def _tokens_of(path: Path) -> int | None:
+    """The tokens that were forwarded for a shard; None where it is missing, or damaged and so removed."""
     if not path.exists():
         return None
     try:
@@ -174,23 +155,38 @@ def _tokens(path: Path) -> int | None:
     return int(facts["tokens"])
 
 
-def _capture(folder: Path, shards: list[int], source: StreamedResiduals, progress: Progress) -> dict[int, int]:
-    """Capture these shards, one being written while the next is in the model; the tokens forwarded for each."""
-    tokens = {}
-    with ThreadPoolExecutor(max_workers=1) as writer:
+def _capture_shards(
+    folder: Path, key: dict[str, object], shards: list[int], source: StreamedResiduals, n_processes: int = 1
+) -> dict[int, int]:
+    """Capture these shards, each written while the next is in the model; the tokens forwarded for each.
+
+    Room is reserved for as many shards in each of `n_processes`.
+    """
+    if not shards:
+        return {}
+    backbone, n_tokens = source.backbone, {}
+    resid_bytes = backbone.n_layers * backbone.d_model * backbone.dtype.itemsize
+    teacher_bytes = 0 if backbone.head.softcap is not None else 4 * (backbone.d_model + 2)
+    n_seqs = min(n_processes * len(shards) * SHARD_SEQS, source.n_seqs)
+    need = n_seqs * source.positions_per_seq * (resid_bytes + teacher_bytes)
+    cache.reserve(folder, need)
+    artifacts.write_json(folder / "key.json", key)
+    with Progress("capture", len(shards), "shard") as progress, ThreadPoolExecutor(max_workers=1) as writer:
+        progress.note(f"capture: {amounts.size(need)} of residuals into {folder}")
         writing: Future[None] | None = None
         for shard in shards:
-            tensors, tokens[shard] = _captured(shard, source)
+            tensors, n_tokens[shard] = _capture_shard(shard, source)
             if writing is not None:
-                writing.result()  # its error is ours, and two shards in memory are enough
-            writing = writer.submit(tensor_file.write, _shard(folder, shard), tensors, {"tokens": tokens[shard]})
-            progress.advance(tokens=tokens[shard])
+                writing.result()  # raises its error here; and no more than two shards are in memory
+            writing = writer.submit(tensor_file.write, _path(folder, shard), tensors, {"tokens": n_tokens[shard]})
+            progress.advance(tokens=n_tokens[shard])
         if writing is not None:
             writing.result()
-    return tokens
+    return n_tokens
 
 
-def _captured(shard: int, source: StreamedResiduals) -> tuple[dict[str, Tensor], int]:
+def _capture_shard(shard: int, source: StreamedResiduals) -> tuple[dict[str, Tensor], int]:
+    """The tensors of a shard, and the tokens forwarded for it."""
     before, head = source.tokens_forwarded, source.backbone.head
     seqs = np.arange(shard * SHARD_SEQS, min((shard + 1) * SHARD_SEQS, source.n_seqs))
     parts: dict[str, list[Tensor]] = {}

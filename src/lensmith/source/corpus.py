@@ -1,11 +1,11 @@
-"""A packed corpus as later stages read it: token ids that are checked, and the manifest of where they come from.
+"""A packed corpus on disk as later stages read it: token ids, and the manifest of their origin.
 
-    tokens.safetensors    tokens uint32 (sequences, seq_len)     what the lens is fit on
-    heldout.safetensors   tokens uint32 (sequences, seq_len)     what it is judged on; no document of it is in the other
+    tokens.safetensors    tokens uint32 (sequences, seq_len)     the text that the lens is fit on
+    heldout.safetensors   tokens uint32 (sequences, seq_len)     the text that it is judged on; shares no document
     manifest.json         Manifest
 
-Apart from packing.py, which makes these files: `fit` reads tokens, and an edit of how text is read must not make a lens
-stale whose tokens did not change.
+`prefetch` writes these files. Reading them is a module of its own, so that an edit of how text is packed does not make
+a lens stale whose tokens did not change.
 """
 
 import hashlib
@@ -20,28 +20,29 @@ from lensmith.files import artifacts
 from lensmith.hub.models import ModelPin
 from lensmith.hub.published import LensPin
 from lensmith.process.errors import IntegrityError
+from lensmith.settings.sections import BosPolicy, CorpusKind
 
 MANIFEST = "manifest.json"
 TOKENS = "tokens.safetensors"
 HELDOUT = "heldout.safetensors"
 
 
-class _Part(BaseModel):
+class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
 
 
-class TokenizerFacts(_Part):
+class TokenizerFacts(_Record):
     """How text became token ids."""
 
-    bos_policy: Literal["tokenizer", "never"]
+    bos_policy: BosPolicy
     adds_bos: bool  # a document begins with the tokenizer's bos token
     class_name: str = Field(alias="class")
     vocab_size: int  # ids that the tokenizer knows
-    probe_sha256: str  # of what it makes of some difficult texts, see `probe`
+    behaviour_sha256: str  # of the ids that it gives for some texts, see `source.tokenizer`
 
 
-class SourceFile(_Part):
-    """A file that documents were read from, and which of its rows."""
+class SourceFile(_Record):
+    """A file that documents were read from, and the rows that were read."""
 
     index: int  # in the sorted or published list of files
     path: str
@@ -50,8 +51,8 @@ class SourceFile(_Part):
     rows: tuple[int, int]  # first, and one past the last
 
 
-class Part(_Part):
-    """One side of the corpus."""
+class CorpusSide(_Record):
+    """The train or the held-out side of a corpus."""
 
     documents: int
     tokens: int
@@ -59,18 +60,18 @@ class Part(_Part):
     files: tuple[SourceFile, ...]
 
 
-class Manifest(_Part):
-    """What a packed corpus is made of: every pin and every hash."""
+class Manifest(_Record):
+    """The origin of a packed corpus: every pin and every hash."""
 
     schema_version: Literal[1] = Field(alias="schema")
-    kind: Literal["hf", "files", "atlas"]
+    kind: CorpusKind
     seq_len: int
     seed: int
     model: ModelPin
-    lens: LensPin | None = None  # of fit.kind imported
+    lens: LensPin | None = None  # where fit.kind is imported
     tokenizer: TokenizerFacts
-    train: Part
-    heldout: Part
+    train: CorpusSide
+    heldout: CorpusSide
     repo: str | None
     name: str | None
     split: str | None
@@ -78,7 +79,7 @@ class Manifest(_Part):
     commit: str | None
     skipped: dict[str, int]  # documents, by reason
     cut_documents: int
-    content_hash: str  # of the source: where it is, which files, which rows
+    content_hash: str  # of the source: its address, files and rows
     tokens_sha256: str  # of the array's bytes, little-endian
     heldout_sha256: str
 
@@ -87,22 +88,22 @@ class Manifest(_Part):
         """The manifest of a corpus folder.
 
         Raises:
-            IntegrityError: it is missing, or is no manifest of this version.
+            IntegrityError: it is missing, or not a manifest of this version.
         """
         path = folder / MANIFEST
         try:
             return cls.model_validate(artifacts.read_json(path))
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise IntegrityError(f"{path}: {place}: {first['msg']}. Run prefetch again.") from None
+            key = ".".join(str(part) for part in first["loc"])
+            raise IntegrityError(f"{path}: {key}: {first['msg']}. Run prefetch again.") from None
 
 
 def read_tokens(folder: Path) -> NDArray[np.uint32]:
     """Training tokens, (sequences, seq_len).
 
     Raises:
-        IntegrityError: they are missing, or others than the manifest records.
+        IntegrityError: they are missing, or not those that the manifest records.
     """
     manifest = Manifest.read(folder)
     return _read(folder / TOKENS, manifest.tokens_sha256, (manifest.train.sequences, manifest.seq_len))
@@ -115,6 +116,7 @@ def read_heldout(folder: Path) -> NDArray[np.uint32]:
 
 
 def sha256_tokens(tokens: NDArray[np.uint32]) -> str:
+    """The hash of an array's bytes, little-endian."""
     return hashlib.sha256(np.ascontiguousarray(tokens, dtype="<u4").tobytes()).hexdigest()
 
 
@@ -122,10 +124,12 @@ def _read(path: Path, sha256: str, shape: tuple[int, int]) -> NDArray[np.uint32]
     tensors = artifacts.read_tensors(path)
     tokens = tensors.get("tokens")
     if tokens is None or tokens.dtype != np.uint32 or tokens.shape != shape:
-        held = {name: f"{tensor.dtype} {tensor.shape}" for name, tensor in tensors.items()}
-        raise IntegrityError(f"{path}: holds {held}, the manifest records tokens, uint32 {shape}")
-    if (found := sha256_tokens(tokens)) != sha256:
+        contents = {name: f"{tensor.dtype} {tensor.shape}" for name, tensor in tensors.items()}
         raise IntegrityError(
-            f"{path}: token ids have sha256 {found}, the manifest records {sha256}. Run prefetch again."
+            f"{path}: holds {contents}, the manifest records tokens, uint32 {shape}. Run prefetch again."
+        )
+    if (actual := sha256_tokens(tokens)) != sha256:
+        raise IntegrityError(
+            f"{path}: token ids have sha256 {actual}, the manifest records {sha256}. Run prefetch again."
         )
     return np.asarray(tokens, dtype=np.uint32)

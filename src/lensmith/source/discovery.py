@@ -1,8 +1,7 @@
-"""Where a causal LM keeps its blocks, norms and head, found by watching one forward pass.
+"""Finds the blocks, norms and head of a causal LM by watching one forward pass.
 
-No class is asked for its family and no module for its name: OPT's blocks each own a `final_layer_norm`, StableLM's
-`norm` is a LayerNorm, and the next family will choose its own words. What a module is follows from which tensor it
-is called with and which it returns.
+The class of a model and the names of its modules decide nothing: OPT's blocks each hold a `final_layer_norm`,
+StableLM's `norm` is a LayerNorm. A module is known by the tensor that it is called with and the one that it returns.
 
     blocks        the ModuleList of num_hidden_layers modules, called in order, nearest to the root
     final norm    reads the last block's output and returns the head's input
@@ -22,15 +21,16 @@ from transformers import PreTrainedModel
 
 from lensmith.process.errors import InputError
 from lensmith.source.head import Head, Transform
-from lensmith.source.placement import block_lists, detached_copy, is_quantised
-from lensmith.source.watching import Trace, same, watch
+from lensmith.source.placement import detached_copy
+from lensmith.source.skeleton import block_lists, is_quantised
+from lensmith.source.watching import Trace, is_same, watch
 
-# Settings by which a family scales its logits. A name does not say how: `logits_scaling` divides in Granite and
-# multiplies in HyperCLOVA X. So both are tried, and the model's own logits decide.
+# Settings by which a family scales its logits. Their names do not tell how: `logits_scaling` divides in Granite and
+# multiplies in HyperCLOVA X. Both are tried, and the model's own logits decide.
 SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 SOFTCAPS = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")
 
-REFUSED = "No lens was made: it would not be this model's."
+REFUSED = "No lens was made: the head could not be identified."
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Anatomy:
     body: nn.Module  # the model without its head
     blocks: tuple[nn.Module, ...]
     final_norm: nn.Module
-    final_norm_name: str
+    final_norm_name: str  # its path
     input_norms: tuple[tuple[nn.Module, ...], ...]  # of each block, in the order of their calls
-    norm_note: str
+    norm_note: str  # what `next_input` means in this model, in words
     unembed: nn.Module  # the linear map that holds W_U
     transform: Transform
     tried: tuple[str, ...]  # the forms of g that were compared
@@ -53,11 +53,11 @@ class Anatomy:
 
     @property
     def device(self) -> torch.device:
-        """Where the head is; blocks may be elsewhere."""
+        """The head's; blocks may be on others."""
         return self.unembed.weight.device  # type: ignore[return-value]
 
     def head(self) -> Head:
-        """Frozen fp32 copies."""
+        """Frozen fp32 copies of the norms and the unembedding."""
         weight = self.unembed.weight.detach().to(torch.float32, copy=True)  # type: ignore[operator]
         bias = getattr(self.unembed, "bias", None)
         return Head(
@@ -71,14 +71,15 @@ class Anatomy:
 
 
 def fp32_copy(module: nn.Module) -> nn.Module:
+    """A frozen copy of a module in fp32."""
     return detached_copy(module).float().eval().requires_grad_(False)
 
 
 def dissect(model: PreTrainedModel, tokens: Tensor) -> Anatomy:
-    """Find a model's anatomy from one forward pass over `tokens` (batch, pos).
+    """The anatomy of a model, from one forward pass over `tokens` (batch, pos).
 
     Raises:
-        InputError: a part is missing or built otherwise; the message says which and what was seen.
+        InputError: a part was not found or is of another form; the message says which and what the pass showed.
     """
     name = type(model).__name__
     unembed = model.get_output_embeddings()
@@ -89,50 +90,57 @@ def dissect(model: PreTrainedModel, tokens: Tensor) -> Anatomy:
     ):
         raise InputError(
             f"{name}: its output embeddings are quantised ({type(unembed.weight).__name__}), and a lens is fit through "
-            f"them. Take a checkpoint that leaves them as they are, as most do. {REFUSED}"
+            f"them. Take a checkpoint whose output embeddings are not quantised, as in most. {REFUSED}"
         )
-    candidates = block_lists(model)
-    trace = watch(model, [blocks for _, blocks in candidates], unembed, tokens)
+    lists = block_lists(model)
+    trace = watch(model, [blocks for _, blocks in lists], unembed, tokens)
     reasons = []
-    for path, blocks in candidates:
-        final, reason = _final_norm(trace, path, blocks)
-        if final is None:
+    for path, blocks in lists:
+        final_norm, reason = _final_norm(trace, path, blocks)
+        if final_norm is None:
             reasons.append(reason)
             continue
         width = trace.head_in.shape[-1]
-        norms = tuple(tuple(n for n in trace.readers[block] if is_norm_like(n, width)) for block in blocks)
-        transform, tried = _transform(model, trace.head_out, trace.logits)
-        body = _body(model, path, unembed)
-        note = _norm_note(blocks, norms)
-        return Anatomy(body, blocks, final[1], final[0], norms, note, unembed, transform, tried)
-    layers = model.config.get_text_config().num_hidden_layers
-    seen = "; ".join(reasons) or f"no ModuleList of num_hidden_layers ({layers}) modules"
-    raise InputError(f"{name}: {seen}. {REFUSED}")
+        input_norms = tuple(tuple(n for n in trace.readers[block] if is_norm_like(n, width)) for block in blocks)
+        transform, tried = _nearest_transform(model, trace.head_out, trace.logits)
+        return Anatomy(
+            body=_body(model, path, unembed),
+            blocks=blocks,
+            final_norm=final_norm[1],
+            final_norm_name=final_norm[0],
+            input_norms=input_norms,
+            norm_note=_norm_note(blocks, input_norms),
+            unembed=unembed,
+            transform=transform,
+            tried=tried,
+        )
+    n_blocks = model.config.get_text_config().num_hidden_layers
+    problem = "; ".join(reasons) or f"no ModuleList of num_hidden_layers ({n_blocks}) modules"
+    raise InputError(f"{name}: {problem}. {REFUSED}")
 
 
 def _final_norm(trace: Trace, path: str, blocks: tuple[nn.Module, ...]) -> tuple[tuple[str, nn.Module] | None, str]:
-    """The final norm behind these blocks with its name, or None and the reason."""
-    called = [module for module in trace.calls if module in blocks]
-    if called != list(blocks):
+    """The final norm after these blocks with its path, or None and the reason."""
+    if [module for module in trace.blocks if module in blocks] != list(blocks):
         return None, f"the modules of {path} are not called once each, in order"
     if any(block not in trace.block_in or block not in trace.block_out for block in blocks):
         return None, f"the modules of {path} do not map one (batch, pos, d_model) tensor to another"
-    last = trace.block_out[blocks[-1]]
-    if same(last, trace.head_in):
-        return None, f"there is no final norm: the head reads the output of {path}[{len(blocks) - 1}] itself"
-    readers = [entry for entry in trace.outside if same(last, entry[2])]
-    for name, module, _, output in readers:
-        if same(output, trace.head_in) and is_norm_like(module, last.shape[-1]):
-            return (name, module), ""
-    between = ", ".join(f"{name} ({tuple(seen.shape)} to {tuple(out.shape)})" for name, _, seen, out in readers)
+    last, last_path = trace.block_out[blocks[-1]], f"{path}[{len(blocks) - 1}]"
+    if is_same(last, trace.head_in):
+        return None, f"there is no final norm: the head reads the output of {last_path} itself"
+    readers = [call for call in trace.outside if is_same(last, call.input)]
+    for call in readers:
+        if is_same(call.output, trace.head_in) and is_norm_like(call.module, last.shape[-1]):
+            return (call.path, call.module), ""
+    between = ", ".join(f"{call.path} ({tuple(call.input.shape)} to {tuple(call.output.shape)})" for call in readers)
     return None, (
-        f"no norm stands between the output of {path}[{len(blocks) - 1}] {tuple(last.shape)} and the head's input "
+        f"no norm stands between the output of {last_path} {tuple(last.shape)} and the head's input "
         f"{tuple(trace.head_in.shape)}; that output is read by {between or 'no module of its own'}"
     )
 
 
 def is_norm_like(module: nn.Module, width: int) -> bool:
-    """Whether a module, given a vector ten times as long, returns the same: a norm does, no other layer does."""
+    """Whether a module returns the same for a vector ten times as long: a norm does, other layers do not."""
     copied = fp32_copy(module)
     # Of unit scale: longer ones would saturate a softmax, shorter ones would show a norm's epsilon.
     probe = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
@@ -150,27 +158,29 @@ def is_norm_like(module: nn.Module, width: int) -> bool:
     )
 
 
-def _transform(model: PreTrainedModel, head_out: Tensor, logits: Tensor) -> tuple[Transform, tuple[str, ...]]:
-    """The form of g that comes nearest to the model's logits; the proof says whether it is near enough."""
-    forms = list(_forms(model))
-    if head_out.shape != logits.shape:
-        return forms[0], ("none",)
-    errors = [float((form(head_out.float()) - logits.float()).abs().max()) for form in forms]
-    best = min(range(len(forms)), key=errors.__getitem__)
-    return forms[best], tuple(form.source for form in forms)
+def _nearest_transform(model: PreTrainedModel, head_out: Tensor, logits: Tensor) -> tuple[Transform, tuple[str, ...]]:
+    """The transform that comes nearest to the model's logits, and the sources of all that were tried.
 
-
-def _forms(model: PreTrainedModel) -> Iterator[Transform]:
+    The proof decides whether it is near enough.
+    """
     scales: list[tuple[float, str]] = [(1.0, "")]
     for name, value in _settings(model, SCALES):
         scales += [(value, f"times {name}"), (1 / value, f"divided by {name}")]
     caps: list[tuple[float | None, str]] = [(None, "")]
     caps += [(value, f"softcap {name}") for name, value in _settings(model, SOFTCAPS)]
-    for (scale, by), (cap, capped) in itertools.product(scales, caps):
-        yield Transform(scale, cap, ", ".join(filter(None, (by, capped))) or "none")
+    transforms = [
+        Transform(scale, cap, ", ".join(filter(None, (scaled, capped))) or "none")
+        for (scale, scaled), (cap, capped) in itertools.product(scales, caps)
+    ]
+    if head_out.shape != logits.shape:
+        return transforms[0], ("none",)
+    errors = [float((transform(head_out.float()) - logits.float()).abs().max()) for transform in transforms]
+    nearest = min(range(len(transforms)), key=errors.__getitem__)
+    return transforms[nearest], tuple(transform.source for transform in transforms)
 
 
 def _settings(model: PreTrainedModel, names: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+    """Those of the settings that the model's configuration has, with their values."""
     configs = (model.config.get_text_config(), model.config)
     for name in names:
         value = next((v for c in configs if (v := getattr(c, name, None)) is not None), None)
@@ -179,7 +189,7 @@ def _settings(model: PreTrainedModel, names: tuple[str, ...]) -> Iterator[tuple[
 
 
 def _body(model: PreTrainedModel, path: str, unembed: nn.Module) -> nn.Module:
-    """The outermost module on the way to the blocks that does not hold the head."""
+    """The outermost module above the blocks that does not hold the head."""
     parts = path.split(".")[:-1]
     for depth in range(1, len(parts) + 1):
         module = model.get_submodule(".".join(parts[:depth]))
@@ -189,10 +199,10 @@ def _body(model: PreTrainedModel, path: str, unembed: nn.Module) -> nn.Module:
 
 
 def _norm_note(blocks: tuple[nn.Module, ...], norms: tuple[tuple[nn.Module, ...], ...]) -> str:
-    """Which norm a block's input is read with, in words; blocks that are built alike share a sentence."""
+    """Which norms read the inputs of the blocks, in words; blocks that are built alike share a sentence."""
     notes: dict[str, list[int]] = {}
-    for index, (block, own) in enumerate(zip(blocks, norms, strict=True)):
-        names = [next(name for name, child in block.named_children() if child is norm) for norm in own]
+    for index, (block, block_norms) in enumerate(zip(blocks, norms, strict=True)):
+        names = [next(name for name, child in block.named_children() if child is norm) for norm in block_norms]
         if not names:
             note = "no norm of their input, the final norm stands in"
         elif len(names) == 1:
@@ -206,13 +216,13 @@ def _norm_note(blocks: tuple[nn.Module, ...], norms: tuple[tuple[nn.Module, ...]
 
 
 def max_length(model: PreTrainedModel) -> int | None:
-    """Tokens that the model reads at most; None where its configuration knows no limit."""
+    """The most tokens that the model reads at once; None where its configuration has no limit."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) else None
 
 
-def embedding_rows(model: PreTrainedModel) -> int:
-    """Ids that the model can read: 0..rows - 1."""
+def n_embeddings(model: PreTrainedModel) -> int:
+    """The number of ids that the model can read."""
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
     return weight.shape[0]

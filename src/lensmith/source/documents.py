@@ -2,9 +2,9 @@
 
     settings.corpus ─ open_text ─> two streams of rows, held-out and train ─ clean ─> documents
 
-A row is whatever a file holds in its text column; a document is a string that a tokenizer accepts. The two streams
-share no document. Either they share no file (kind hf) or no seed (kind atlas), and a document of the held-out text that
-turns up again is left out of training. Or both read the same files, and a document's own sha256 decides its side.
+A row holds any value of a file's text column; a document is a string that a tokenizer accepts. The two streams share no
+document. Where they share no file (kind hf) or no seed (kind atlas), training leaves out documents of the held-out
+text. Where both read the same files, the sha256 of a document decides its side.
 """
 
 import glob
@@ -16,8 +16,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, assert_never
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,49 +38,57 @@ DUPLICATE = "duplicate_of_heldout"
 OTHER_SIDE = "other_side"
 
 
-class Row(NamedTuple):
-    """One entry of the source: where it stands and what it is."""
+class SourceRow(NamedTuple):
+    """One row of the source."""
 
-    file: int
-    row: int
+    file: int  # index in `SourceText.files`
+    row: int  # from 0, in its file
     value: object
 
 
 class Document(NamedTuple):
-    """A row as text; `skipped` says why it cannot be used, "" where it can."""
+    """A row as text; `skipped` is the reason why it cannot be used, "" where it can."""
 
     file: int
     row: int
     text: str
     sha256: bytes
-    cut: bool
+    cut: bool  # its text was too long
     skipped: str
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class SourceText:
     """The source text of a corpus, opened."""
 
     name: str  # in messages
-    heldout: Generator[Row]  # closing them closes the file that is being read
-    train: Generator[Row]
-    shared: bool  # both streams read the same documents
+    heldout: Generator[SourceRow]  # closing a stream closes its open file
+    train: Generator[SourceRow]
+    shared: bool  # both streams read the same files
     files: tuple[str, ...]
     describe: Callable[[Iterable[int]], dict[int, tuple[str, int]]]  # sha256 and bytes of files by index
     dataset: DatasetPin | None
 
 
-def open_text(corpus: CorpusParams) -> Text:
+def open_text(corpus: CorpusParams) -> SourceText:
     """The source that `corpus.kind` names.
 
     Raises:
         InputError: it does not exist or cannot be read.
         RemoteError: the Hub refused, or could not be reached.
     """
-    return {"hf": _open_hf, "files": _open_files, "atlas": _open_atlas}[corpus.kind](corpus)
+    match corpus.kind:
+        case "hf":
+            return _open_hf(corpus)
+        case "files":
+            return _open_files(corpus)
+        case "atlas":
+            return _open_atlas(corpus)
+        case kind:
+            assert_never(kind)
 
 
-def clean(rows: Iterable[Row], max_chars: int) -> Iterator[Document]:
+def clean(rows: Iterable[SourceRow], max_chars: int) -> Iterator[Document]:
     """Rows as documents, long ones cut to `max_chars` characters."""
     for file, row, value in rows:
         if not isinstance(value, str) or not value:
@@ -95,8 +104,8 @@ def clean(rows: Iterable[Row], max_chars: int) -> Iterator[Document]:
         yield Document(file, row, text, digest, len(text) < len(value), "")
 
 
-def side(documents: Iterable[Document], share: float, *, heldout: bool) -> Iterator[Document]:
-    """Where both sides read the same documents: those of the other side become skipped ones. `share` are held out."""
+def only_side(documents: Iterable[Document], share: float, *, heldout: bool) -> Iterator[Document]:
+    """One side of documents that both sides read: those of the other are skipped. About `share` of them is held out."""
     limit = int(share * 2**64)
     for document in documents:
         is_heldout = int.from_bytes(document.sha256[:8], "big") < limit
@@ -107,7 +116,7 @@ def side(documents: Iterable[Document], share: float, *, heldout: bool) -> Itera
 
 
 def without(documents: Iterable[Document], seen: AbstractSet[bytes]) -> Iterator[Document]:
-    """Documents whose sha256 is in `seen` become skipped ones."""
+    """Documents, those whose sha256 is in `seen` skipped."""
     for document in documents:
         if document.sha256 in seen:
             yield document._replace(text="", skipped=DUPLICATE)
@@ -115,17 +124,16 @@ def without(documents: Iterable[Document], seen: AbstractSet[bytes]) -> Iterator
             yield document
 
 
-def _open_hf(corpus: CorpusParams) -> Text:
+def _open_hf(corpus: CorpusParams) -> SourceText:
     pin = datasets.pin_dataset(corpus)
     for name in pin.files:
-        _reader(name, f"dataset {pin.repo}")
+        _check_readable(name, f"dataset {pin.repo}")
 
-    def rows(indices: Iterable[int]) -> Generator[Row]:
-        return _rows(
-            pin.files, indices, lambda index: datasets.open_dataset_file(pin, index), corpus.text_column, pin.repo + "/"
-        )
+    def rows(indices: Iterable[int]) -> Generator[SourceRow]:
+        open_file = partial(datasets.open_dataset_file, pin)
+        return _rows(pin.files, indices, open_file, corpus.text_column, f"{pin.repo}/")
 
-    return Text(
+    return SourceText(
         name=f"{pin.repo}@{pin.commit}, split {pin.split}",
         heldout=rows(pin.heldout),
         train=rows(pin.train),
@@ -136,14 +144,22 @@ def _open_hf(corpus: CorpusParams) -> Text:
     )
 
 
-def _open_files(corpus: CorpusParams) -> Text:
-    files = _matches(corpus.files)
+def _open_files(corpus: CorpusParams) -> SourceText:
+    matches: set[str] = set()
+    for number, pattern in enumerate(corpus.files):
+        paths = [path for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]  # noqa: PTH207 (absolute ones too)
+        if not paths:
+            raise InputError(f"corpus.files[{number}] is {pattern!r}, which matches no file. {UNCHANGED}")
+        matches.update(Path(path).as_posix() for path in paths)
+    files = tuple(sorted(matches))
+    for name in files:
+        _check_readable(name, "corpus.files")
     order = [int(index) for index in Stream(corpus.seed, "corpus/files").permutation(len(files), 0)]
 
-    def rows() -> Generator[Row]:
+    def rows() -> Generator[SourceRow]:
         return _rows(files, order, lambda index: Path(files[index]).open("rb"), corpus.text_column, "")
 
-    return Text(
+    return SourceText(
         name=", ".join(corpus.files),
         heldout=rows(),
         train=rows(),
@@ -154,21 +170,21 @@ def _open_files(corpus: CorpusParams) -> Text:
     )
 
 
-def _open_atlas(corpus: CorpusParams) -> Text:
+def _open_atlas(corpus: CorpusParams) -> SourceText:
     try:
         from demo import world
     except ModuleNotFoundError as error:
         if error.name not in ("demo", "demo.world"):
             raise
         raise InputError(
-            "corpus.kind is atlas, whose text is made by demo/world.py: it works in a checkout of the repository, "
-            f"run from its top folder. Elsewhere use kind hf or files. {UNCHANGED}"
+            "corpus.kind is atlas, whose text demo/world.py makes: it works in a checkout of the repository, run from "
+            f"its top folder. Elsewhere use kind hf or files. {UNCHANGED}"
         ) from None
 
-    def rows(seed: int) -> Generator[Row]:
-        return (Row(NO_FILE, number, text) for number, text in enumerate(world.documents(seed)))
+    def rows(seed: int) -> Generator[SourceRow]:
+        return (SourceRow(NO_FILE, number, text) for number, text in enumerate(world.documents(seed)))
 
-    return Text(
+    return SourceText(
         name=f"the world of demo/world.py, seed {corpus.seed}",
         heldout=rows(corpus.seed * 2 + 1),
         train=rows(corpus.seed * 2),
@@ -179,51 +195,58 @@ def _open_atlas(corpus: CorpusParams) -> Text:
     )
 
 
-def _matches(patterns: list[str]) -> tuple[str, ...]:
-    """Paths that the patterns of corpus.files match, each once, sorted."""
-    found: set[str] = set()
-    for number, pattern in enumerate(patterns):
-        paths = [path for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]  # noqa: PTH207 (absolute ones too)
-        if not paths:
-            raise InputError(f"corpus.files[{number}] is {pattern!r}, which matches no file. {UNCHANGED}")
-        found.update(Path(path).as_posix() for path in paths)
-    for path in found:
-        _reader(path, "corpus.files")
-    return tuple(sorted(found))
+def _rows(
+    files: tuple[str, ...],
+    order: Iterable[int],
+    open_file: Callable[[int], AbstractContextManager[BinaryIO]],
+    column: str,
+    prefix: str,
+) -> Generator[SourceRow]:
+    """Rows of the files, one file after the other; `prefix` stands before their names in messages."""
+    for index in order:
+        name = files[index]
+        with open_file(index) as file:
+            plain = gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
+            for number, value in enumerate(_READERS[_suffix(name)](plain, prefix + name, column)):
+                yield SourceRow(index, number, value)
 
 
-_File = BinaryIO | gzip.GzipFile
-_Reader = Callable[[_File, str, str], Iterator[object]]
-
-
-def _reader(name: str, place: str) -> _Reader:
-    readers: dict[str, _Reader] = {".txt": _paragraphs, ".json": _lines, ".jsonl": _lines, ".parquet": _parquet}
-    suffix = Path(name.removesuffix(".gz")).suffix
-    if suffix not in readers or (suffix == ".parquet" and name.endswith(".gz")):
+def _check_readable(name: str, place: str) -> None:
+    suffix = _suffix(name)
+    if suffix not in _READERS or (suffix == ".parquet" and name.endswith(".gz")):
         raise InputError(
             f"{place}: {name} cannot be read; allowed: .parquet, and .jsonl, .json (an object a line) or .txt, "
             f"also with .gz. {UNCHANGED}"
         )
-    return readers[suffix]
 
 
-def _rows(
-    files: tuple[str, ...],
-    order: Iterable[int],
-    opened: Callable[[int], AbstractContextManager[BinaryIO]],
-    column: str,
-    prefix: str,
-) -> Generator[Row]:
-    """Rows of the files, one file after the other."""
-    for index in order:
-        name = files[index]
-        with opened(index) as file:
-            plain = gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
-            for number, value in enumerate(_reader(name, prefix)(plain, prefix + name, column)):
-                yield Row(index, number, value)
+def _suffix(name: str) -> str:
+    return Path(name.removesuffix(".gz")).suffix
 
 
-def _text(file: _File, name: str) -> Iterator[str]:
+_File = BinaryIO | gzip.GzipFile
+
+
+def _paragraphs(file: _File, name: str, _column: str) -> Iterator[object]:
+    """Blocks of lines between blank lines."""
+    block: list[str] = []
+    for line in _lines(file, name):
+        if line.strip():
+            block.append(line)
+        elif block:
+            yield "".join(block).rstrip("\r\n")
+            block = []
+    if block:
+        yield "".join(block).rstrip("\r\n")
+
+
+def _json_lines(file: _File, name: str, column: str) -> Iterator[object]:
+    """The text column of one JSON object a line; None where an object does not have it."""
+    for _, value in parse_jsonl(_lines(file, name), name):
+        yield value.get(column)
+
+
+def _lines(file: _File, name: str) -> Iterator[str]:
     """Lines of a text file, with their line ends."""
     number = 0
     try:
@@ -237,26 +260,8 @@ def _text(file: _File, name: str) -> Iterator[str]:
         raise InputError(f"{name}: not a whole gzip file ({error}). {UNCHANGED}") from None
 
 
-def _paragraphs(file: _File, name: str, _column: str) -> Iterator[object]:
-    """Blocks of lines between blank lines."""
-    block: list[str] = []
-    for line in _text(file, name):
-        if line.strip():
-            block.append(line)
-        elif block:
-            yield "".join(block).rstrip("\r\n")
-            block = []
-    if block:
-        yield "".join(block).rstrip("\r\n")
-
-
-def _lines(file: _File, name: str, column: str) -> Iterator[object]:
-    """The text column of one JSON object a line; None where an object does not have it."""
-    for _, value in parse_jsonl(_text(file, name), name):
-        yield value.get(column)
-
-
 def _parquet(file: _File, name: str, column: str) -> Iterator[object]:
+    """The values of the text column."""
     try:
         table = pq.ParquetFile(file)
         if column not in table.schema_arrow.names:
@@ -265,7 +270,16 @@ def _parquet(file: _File, name: str, column: str) -> Iterator[object]:
         for batch in table.iter_batches(batch_size=256, columns=[column]):
             yield from batch.column(0).to_pylist()
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        # Arrow's own is a bare OSError without a number; one of the disk has a number, one of the Hub a class.
+        # Arrow raises a bare OSError without a number; the disk's has a number, the Hub's is of another class.
         if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
             raise
         raise InputError(f"{name}: not a whole parquet file of text ({error}). {UNCHANGED}") from None
+
+
+# A form of file: its suffix and a function from (file, its name in messages, text column) to the values of its rows.
+_READERS: dict[str, Callable[[_File, str, str], Iterator[object]]] = {
+    ".txt": _paragraphs,
+    ".json": _json_lines,
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
+}

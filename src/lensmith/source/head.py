@@ -3,12 +3,11 @@
     logits = g( N(resid) W_Uᵀ + b )         resid (..., d_model), W_U (d_vocab, d_model), logits (..., d_vocab)
     g(z)   = cap · tanh(scale · z / cap)    where the model has a softcap, else scale · z
 
-N is the model's own norm module, copied: Gemma multiplies by 1 + w, OLMo has no parameters, Cohere centres. A norm
-written anew would be wrong for one of them.
+N is a copy of the model's own norm module. Norms differ: Gemma multiplies by 1 + w, OLMo has no parameters, Cohere
+centres.
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,9 +18,9 @@ NormKind = Literal["final", "next_input"]
 
 # Rows of W_U that are hashed at a time: a whole fp32 copy on the host would be gigabytes.
 _HASH_ROWS = 4096
-# Logits held at a time: on a CPU a few passes over them should stay in cache; a GPU wants products that fill it.
+# Logits held at a time: on a CPU several passes over them should stay in cache; on a GPU products should fill it.
 CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**30}
-MIN_ROWS = 256  # fewer would leave a product bound by reading W_U
+MIN_POSITIONS = 256  # with fewer, reading W_U would bound a product
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Transform:
 
     scale: float = 1.0
     softcap: float | None = None
-    source: str = "none"  # the settings of the model's configuration that it was read from
+    source: str = "none"  # the settings of the configuration that it comes from
 
     def __call__(self, z: Tensor) -> Tensor:
         """(..., d_vocab), same out."""
@@ -40,14 +39,14 @@ class Transform:
 
 @dataclass(frozen=True)
 class Head:
-    """fp32 copies of a model's norms and unembedding. Nothing here is trained; gradients pass through to `resid`."""
+    """Frozen fp32 copies of a model's norms and unembedding; gradients pass through to `resid`."""
 
     W_U: Tensor  # (d_vocab, d_model)
     bias: Tensor | None  # (d_vocab,)
     transform: Transform
     final_norm: nn.Module
-    input_norms: tuple[nn.Module | None, ...]  # of each block, the first that reads its input; None where it has none
-    norm_note: str  # which norms `next_input` means in this model
+    input_norms: tuple[nn.Module | None, ...]  # of each block, the first norm that reads its input, if any
+    norm_note: str  # what `next_input` means in this model, in words
 
     @property
     def scale(self) -> float:
@@ -57,22 +56,23 @@ class Head:
     def softcap(self) -> float | None:
         return self.transform.softcap
 
-    def norm(self, resid: Tensor, row: int, kind: NormKind = "final") -> Tensor:
-        """N(resid) for CSV row `row`.
+    def norm(self, resid: Tensor, layer: int, kind: NormKind = "final") -> Tensor:
+        """N(resid) of one layer.
 
         Args:
             resid: (..., d_model), any float dtype.
-            row: 0 for the embedding, i for the residual after block i - 1.
-            kind: `next_input` takes the input norm of block `row`, which reads that residual; the last row, and a
-                block without an input norm, take the final norm.
+            layer: 0 for the embedding, i for the residual after block i - 1.
+            kind: `next_input` takes the input norm of the block that reads this residual, block `layer`; the last
+                layer, and a block without an input norm, take the final norm.
 
         Returns:
             (..., d_model) in fp32.
         """
-        if not 0 <= row <= len(self.input_norms):
-            raise ValueError(f"Head.norm: row is {row}, must be in 0..{len(self.input_norms)}")
-        own = self.input_norms[row] if kind == "next_input" and row < len(self.input_norms) else None
-        normed: Tensor = (own or self.final_norm)(resid.float())
+        n_layers = len(self.input_norms)
+        if not 0 <= layer <= n_layers:
+            raise ValueError(f"Head.norm: layer is {layer}, must be in 0..{n_layers}")
+        input_norm = self.input_norms[layer] if kind == "next_input" and layer < n_layers else None
+        normed: Tensor = (input_norm or self.final_norm)(resid.float())
         return normed
 
     def logits(self, y: Tensor, log_tau: Tensor | None = None) -> Tensor:
@@ -80,7 +80,7 @@ class Head:
 
         Args:
             y: (..., d_model), fp32.
-            log_tau: broadcastable to y.shape[:-1]. It acts before g, so that 0 is the model itself.
+            log_tau: broadcastable to y.shape[:-1]. It acts before g, so that 0 gives the model.
 
         Returns:
             (..., d_vocab), fp32.
@@ -89,9 +89,9 @@ class Head:
         return self.transform(z if log_tau is None else z * torch.exp(-log_tau).unsqueeze(-1))
 
     def positions_at_once(self, budget: int | None = None) -> int:
-        """Of how many positions the logits are held at a time, in `budget` bytes, by default what suits the device."""
-        row = len(self.W_U) * self.W_U.itemsize
-        return max(MIN_ROWS, (budget or CHUNK_BYTES[self.W_U.device.type]) // row)
+        """Positions whose logits take `budget` bytes, by default as many as suit the device."""
+        bytes_per_position = len(self.W_U) * self.W_U.itemsize
+        return max(MIN_POSITIONS, (budget or CHUNK_BYTES[self.W_U.device.type]) // bytes_per_position)
 
     def fingerprint(self) -> dict[str, str]:
         """sha256 of the fp32 little-endian bytes of W_U, and of the final norm's tensors in order of their names."""
@@ -102,10 +102,6 @@ class Head:
 def _sha256(tensors: list[Tensor]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
-        for rows in _chunks(tensor):
+        for rows in torch.split(tensor, _HASH_ROWS) if tensor.dim() else (tensor,):
             digest.update(rows.detach().float().cpu().contiguous().numpy().astype("<f4").tobytes())
     return digest.hexdigest()
-
-
-def _chunks(tensor: Tensor) -> Iterator[Tensor]:
-    return iter(torch.split(tensor, _HASH_ROWS)) if tensor.dim() else iter([tensor])

@@ -1,32 +1,34 @@
-"""Where a model goes that is larger than one device, and whether it fits at all.
+"""Where a model's weights go: on one device, over several, or split over processes; and whether they fit.
 
-single   all of it on `source.device`
-auto     blocks fill the GPUs in their order, then the CPU's memory, then the disk (accelerate); what is no block, the
-         head among it, stays on the first device, where the lens is fit. Blocks off a GPU are brought to one to run
-tp       each block is split over processes (`ranks`), one a GPU; what is no block is whole on each
+single   all on `source.device`
+auto     blocks fill the GPUs in order, then the CPU's memory, then the disk (accelerate). Everything else, the head
+         included, stays on the first device, where the lens is fit. A block off the GPUs is moved to one to run
+tp       each block is split over processes (`ranks`), one a GPU; everything else is whole in each process
 
-Memory is estimated from the configuration, before a weight is read: weights in the dtype that was picked, a copy of W_U
-in fp32, and what the caller needs beside it.
+Memory is estimated from the skeleton, before a weight is read: the weights in their dtype, a copy of W_U in fp32, and
+what the caller's lens needs.
 """
 
 import copy
-import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import psutil
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from lensmith.process import amounts
+from lensmith.process.amounts import GIB
 from lensmith.process.errors import InputError, ResourceError
+from lensmith.settings.sections import Placement
+from lensmith.source.skeleton import NOT_LOADED, Skeleton, block_lists
 
-GIB = 2**30
+RANKS = "LENSMITH_RANKS"
 WORKING = 2 * GIB  # activations of a pass and chunks of logits, on each device that runs blocks
 
-Placement = Literal["single", "auto", "tp"]
 Device = int | str  # a GPU's index, "cpu" or "disk", as accelerate names them
 
 
@@ -38,176 +40,95 @@ class LensMemory:
     after_release: bool = False  # allocated once the weights are freed
 
 
-NO_LENS = LensMemory(lambda _n_layers, _d_model: 0)  # of a caller that fits no lens
+NO_LENS = LensMemory(lambda _n_blocks, _d_model: 0)  # of a caller that fits no lens
 
 
 @dataclass(frozen=True)
-class Needs:
-    """Bytes on the device that fits the lens."""
+class MemoryNeeds:
+    """Bytes on the device of the head."""
 
     weights: int
     head: int  # W_U in fp32
-    lens: int  # while it is trained
+    lens: int
     after_release: bool = False  # the lens is trained once the weights are freed
 
     @property
     def total(self) -> int:
-        return self.beside(self.weights)
+        return self.peak(self.weights)
 
-    def beside(self, weights: int) -> int:
-        """The most at any time, where so much of the weights is on that device."""
+    def peak(self, weights: int) -> int:
+        """The most at any time, where so many bytes of the weights are on that device."""
         return self.head + WORKING + (max(weights, self.lens) if self.after_release else weights + self.lens)
 
     def __str__(self) -> str:
+        weights, lens, head, working = map(amounts.size, (self.weights, self.lens, self.head, WORKING))
         word = ", then " if self.after_release else ", "
-        held = f"{_gib(self.weights)} weights{word}{_gib(self.lens)} lens"
-        return f"{_gib(self.total)} ({held}, {_gib(self.head)} head in fp32, {_gib(WORKING)} working memory)"
+        total = amounts.size(self.total)
+        return f"{total} ({weights} weights{word}{lens} lens, {head} head in fp32, {working} working memory)"
 
 
-def skeleton(config: PretrainedConfig, dtype: torch.dtype, *, trusted: bool = False) -> PreTrainedModel:
-    """The model without its weights."""
-    with torch.device("meta"):
-        made: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted)
-    made.tie_weights()
-    return made
+@dataclass(frozen=True)
+class Layout:
+    """Where the parts of a model go."""
+
+    device_map: dict[str, Device]  # as `from_pretrained` takes it
+    n_ranks: int = 1  # processes that each load a part of every block
+    tp_plan: dict[str, str] | None = None  # what changes in the model's own plan of tensor parallelism
 
 
-def is_quantised(config: PretrainedConfig) -> bool:
-    """Whether a configuration says that weights are stored in fewer bits than its dtype has."""
-    return getattr(config, "quantization_config", None) is not None
-
-
-def pack(model: PreTrainedModel, stored: int) -> None:
-    """Give the skeleton of a quantised model the size of its files, in bytes: what is no block has its dtype there."""
-    if not (lists := block_lists(model)):
-        return
-    inside = [(module, *named) for b in lists[0][1] for module in b.modules() for named in _own(module)]
-    n_inside = sum(weight.numel() for _, _, weight in inside)
-    rest = (model.num_parameters() - n_inside) * model.dtype.itemsize
-    share = max(0.0, stored - rest) / n_inside
-    for module, name, weight in inside:
-        _put(module, name, torch.empty(math.ceil(weight.numel() * share), dtype=torch.uint8, device="meta"))
-
-
-def _own(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return list(module.named_parameters(recurse=False))
-
-
-def _put(module: nn.Module, name: str, weight: torch.Tensor) -> None:
-    module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
-
-
-def needs(model: PreTrainedModel, lens_memory: LensMemory) -> Needs:
-    """What a skeleton needs."""
-    W_U = model.get_output_embeddings()
-    head = 0 if W_U is None else 4 * W_U.weight.numel()
-    text = model.config.get_text_config()
-    lens = lens_memory.size(text.num_hidden_layers, text.hidden_size)
-    weights = sum(map(_bytes, model.parameters()))  # a tied weight is one parameter
-    return Needs(weights, head, lens, lens_memory.after_release)
-
-
-def device_map(
-    model: PreTrainedModel,
-    asked: Placement,
-    device: torch.device,
-    where: str,
-    lens_memory: LensMemory,
-    *,
-    n_ranks: int = 1,
-) -> dict[str, Device]:
-    """Where each part of a skeleton goes, as `from_pretrained` takes it; `lens_memory` is what the caller holds there.
-
-    Blocks are shared by `n_ranks` processes, whose memory is one on a CPU.
+def place(skeleton: Skeleton, placement: Placement, lens_memory: LensMemory) -> Layout:
+    """The layout of a model that `source.placement` asks for.
 
     Raises:
-        ResourceError: it does not fit; with numbers, and the setting that would do.
-        InputError: it cannot be shared so.
+        ResourceError: the model does not fit; with sizes, and the setting that would help.
+        InputError: the model cannot be split over that many processes.
     """
-    need = needs(model, lens_memory)
-    if asked == "auto" and (lists := block_lists(model)):
-        return _spread(model, lists[0][1], need, device, where)
-    if asked == "tp":
-        whole_outside_blocks(model, n_ranks)
-        split = sum(map(_size, block_lists(model)[0][1]))
+    need = needs(skeleton, lens_memory)
+    lists = block_lists(skeleton.model)
+    if placement == "auto" and lists:
+        return Layout(_spread(skeleton, lists[0][1], need))
+    layout = Layout({"": _key(skeleton.device)})
+    if placement == "tp":
+        layout = replace(layout, n_ranks=n_processes(skeleton.device))
+        layout = replace(layout, tp_plan=_whole_outside_blocks(skeleton.model, layout.n_ranks))
+        split = sum(map(_size, lists[0][1]))
         rest = need.weights - split
-        is_cpu = device.type == "cpu"
-        need = replace(need, weights=split + n_ranks * rest if is_cpu else split // n_ranks + rest)
-    _check_single(need, device, where)
-    return {"": _key(device)}
+        # On a CPU the processes share one memory; each GPU holds its part of the blocks and the rest.
+        in_cpu, in_gpu = split + layout.n_ranks * rest, split // layout.n_ranks + rest
+        need = replace(need, weights=in_cpu if skeleton.device.type == "cpu" else in_gpu)
+    _check_fits(skeleton, need)
+    return layout
 
 
-def block_lists(model: PreTrainedModel) -> list[tuple[str, tuple[nn.Module, ...]]]:
-    """ModuleLists as long as the model is deep, the nearest to the root first."""
-    layers = model.config.get_text_config().num_hidden_layers
-    lists = [(path, tuple(m)) for path, m in model.named_modules() if isinstance(m, nn.ModuleList)]
-    deep = [(path, modules) for path, modules in lists if len(modules) == len(set(modules)) == layers]
-    return sorted(deep, key=lambda item: item[0].count("."))
+def needs(skeleton: Skeleton, lens_memory: LensMemory) -> MemoryNeeds:
+    """The memory that a model and a lens need on one device."""
+    model = skeleton.model
+    unembed = model.get_output_embeddings()
+    text = model.config.get_text_config()
+    return MemoryNeeds(
+        weights=_size(model),  # a tied weight is one parameter
+        head=0 if unembed is None else 4 * unembed.weight.numel(),
+        lens=lens_memory.size(text.num_hidden_layers, text.hidden_size),
+        after_release=lens_memory.after_release,
+    )
 
 
-def whole_outside_blocks(model: PreTrainedModel, n_ranks: int) -> dict[str, str]:
-    """What to change in a skeleton's own plan of tensor parallelism, so that what is no block is not split.
+def n_processes(device: torch.device) -> int:
+    """Processes that are to share a model: LENSMITH_RANKS, or one a GPU.
 
     Raises:
-        InputError: its architecture has no plan, or so many processes cannot share its heads.
+        InputError: fewer than two, or more than GPUs.
     """
-    text = model.config.get_text_config()
-    heads = text.num_attention_heads, getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    if any(number % n_ranks for number in heads):
-        raise InputError(
-            f"{type(model).__name__}: {n_ranks} processes cannot share {heads[0]} attention heads and {heads[1]} of "
-            "keys. `source.placement: auto` spreads it over GPUs block by block. The model was not loaded."
-        )
-    blocks = tuple(f"{path}." for path, _ in block_lists(model))
-    plan: dict[str, str] = model.tp_plan or {}
-    if not any(name.startswith(blocks) for name in plan):
-        raise InputError(
-            f"{type(model).__name__}: transformers has no tensor-parallel plan for it. `source.placement: auto` "
-            "spreads it over GPUs block by block. The model was not loaded."
-        )
-    return {name: "replicate" for name in plan if not name.startswith(blocks)}
-
-
-def _check_single(need: Needs, device: torch.device, where: str) -> None:
-    free, key = free_memory(), _key(device)
-    if need.total <= free[key]:
-        return
-    hint = (
-        f"`source.placement: auto` has {_gib(sum(free.values()))} in GPUs and memory, and then the disk"
-        if need.beside(0) <= free[key]
-        else "A machine with more is needed"
+    gpus = torch.cuda.device_count() if device.type == "cuda" else None
+    text = os.environ.get(RANKS, "").strip() or str(gpus or 0)
+    n = int(text) if text.isdecimal() else 0
+    if 2 <= n <= (gpus or n):
+        return n
+    available = f"there are {gpus} GPUs" if gpus is not None else f"on a CPU {RANKS} must say how many processes"
+    raise InputError(
+        f"source.placement: tp shares a model between 2 or more processes, but {RANKS} is {text!r} and {available}. "
+        f"{NOT_LOADED}"
     )
-    raise ResourceError(
-        f"{where}: needs {need} on {device}, which has {_gib(free[key])} free. {hint}; `source.dtype: bfloat16` halves "
-        "float32. The model was not loaded."
-    )
-
-
-def _spread(
-    model: PreTrainedModel, blocks: tuple[nn.Module, ...], need: Needs, device: torch.device, where: str
-) -> dict[str, Device]:
-    free, main = free_memory(), _key(device)
-    order = [key for key in free if key == "cpu" or device.type == "cuda"]
-    rest = need.weights - sum(map(_size, blocks))
-    if free[main] < need.beside(rest):
-        raise ResourceError(
-            f"{where}: what is no block needs {_gib(need.beside(rest))} on {device}, which has "
-            f"{_gib(free[main])} free. The model was not loaded."
-        )
-    room = {key: free[key] - WORKING for key in order}
-    room[main] -= rest + need.head + (0 if need.after_release else need.lens)
-    placed: dict[nn.Module, Device] = {}
-    for block in blocks:
-        while order and room[order[0]] < _size(block):
-            order.pop(0)  # and never back: a pass then goes from device to device once
-        placed[block] = order[0] if order else "disk"
-        if order:
-            room[order[0]] -= _size(block)
-    return dict(_cover(model, placed, main, ""))
-
-
-def _key(device: torch.device) -> Device:
-    return (device.index or 0) if device.type == "cuda" else "cpu"
 
 
 def free_memory() -> dict[Device, int]:
@@ -216,31 +137,115 @@ def free_memory() -> dict[Device, int]:
     return gpus | {"cpu": int(psutil.virtual_memory().available)}
 
 
+def _whole_outside_blocks(model: PreTrainedModel, n_ranks: int) -> dict[str, str]:
+    """Changes to the model's own plan of tensor parallelism that leave everything outside its blocks whole."""
+    text = model.config.get_text_config()
+    heads = text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    other_way = f"`source.placement: auto` spreads it over GPUs block by block. {NOT_LOADED}"
+    if heads % n_ranks or kv_heads % n_ranks:
+        raise InputError(
+            f"{type(model).__name__}: {n_ranks} processes cannot share {heads} attention heads and {kv_heads} "
+            f"key-value heads. {other_way}"
+        )
+    blocks = tuple(f"{path}." for path, _ in block_lists(model))
+    plan: dict[str, str] = model.tp_plan or {}
+    if not any(name.startswith(blocks) for name in plan):
+        raise InputError(
+            f"{type(model).__name__}: transformers has no tensor-parallel plan for this architecture. {other_way}"
+        )
+    return {name: "replicate" for name in plan if not name.startswith(blocks)}
+
+
+def _check_fits(skeleton: Skeleton, need: MemoryNeeds) -> None:
+    free, key = free_memory(), _key(skeleton.device)
+    if need.total <= free[key]:
+        return
+    hint = (
+        f"`source.placement: auto` has {amounts.size(sum(free.values()))} in GPUs and memory, and then the disk"
+        if need.peak(0) <= free[key]
+        else "It needs a machine with more memory"
+    )
+    raise ResourceError(
+        f"{skeleton.name}: needs {need} on {skeleton.device}, which has {amounts.size(free[key])} free. {hint}; "
+        f"`source.dtype: bfloat16` halves float32. {NOT_LOADED}"
+    )
+
+
+def _spread(skeleton: Skeleton, blocks: tuple[nn.Module, ...], need: MemoryNeeds) -> dict[str, Device]:
+    """Blocks fill the devices in order; everything else is on the skeleton's device."""
+    free, main = free_memory(), _key(skeleton.device)
+    rest = need.weights - sum(map(_size, blocks))
+    if free[main] < need.peak(rest):
+        raise ResourceError(
+            f"{skeleton.name}: the parts outside its blocks need {amounts.size(need.peak(rest))} on "
+            f"{skeleton.device}, which has {amounts.size(free[main])} free. {NOT_LOADED}"
+        )
+    order = [key for key in free if key == "cpu" or skeleton.device.type == "cuda"]
+    room = {key: free[key] - WORKING for key in order}
+    room[main] -= rest + need.head + (0 if need.after_release else need.lens)
+    devices: dict[nn.Module, Device] = {}
+    for block in blocks:
+        while order and room[order[0]] < _size(block):
+            order.pop(0)  # a full device takes no later block: a pass then visits each device once
+        devices[block] = order[0] if order else "disk"
+        if order:
+            room[order[0]] -= _size(block)
+    return dict(_shortest_paths(skeleton.model, devices, main, ""))
+
+
+def _shortest_paths(
+    module: nn.Module, devices: Mapping[nn.Module, Device], main: Device, path: str
+) -> Iterator[tuple[str, Device]]:
+    """The fewest paths below which everything is on one device."""
+    for name, child in module.named_children():
+        if child in devices:
+            yield f"{path}{name}", devices[child]
+        elif any(part in devices for part in child.modules()):
+            yield from _shortest_paths(child, devices, main, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", main
+    tensors = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+    yield from ((f"{path}{name}", main) for name in tensors)
+
+
+def _key(device: torch.device) -> Device:
+    return (device.index or 0) if device.type == "cuda" else "cpu"
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+
+
+# --- weights that accelerate keeps off their device
+
+
 @contextmanager
 def present(module: nn.Module) -> Iterator[None]:
-    """While this is entered a module's weights are there, wherever accelerate keeps them."""
-    with ExitStack() as held:
+    """Inside this context the weights of a module are in memory, wherever accelerate keeps them."""
+    with ExitStack() as stack:
         for part in module.modules():
             if hasattr(part, "_hf_hook"):
-                from accelerate.utils import align_module_device  # here: a model in one place does not need it
+                from accelerate.utils import align_module_device  # here: a model on one device does not need it
 
-                held.enter_context(align_module_device(part))
+                stack.enter_context(align_module_device(part))
         yield
 
 
 def release(model: nn.Module) -> None:
-    """Put an empty tensor in the place of every weight, wherever accelerate keeps it, whoever else has a part of it."""
+    """Replace every weight of a model by an empty tensor, wherever accelerate keeps it."""
     for module in model.modules():
         if hasattr(module, "_hf_hook"):
             from accelerate.hooks import remove_hook_from_module
 
             remove_hook_from_module(module)  # brings the module's own weights back, for a moment
-        for name, weight in _own(module):
-            _put(module, name, torch.empty(0, dtype=weight.dtype, device=weight.device))
+        for name, weight in list(module.named_parameters(recurse=False)):
+            empty = torch.empty(0, dtype=weight.dtype, device=weight.device)
+            module.register_parameter(name, nn.Parameter(empty, requires_grad=False))
 
 
 def detached_copy(module: nn.Module) -> nn.Module:
-    """A copy that accelerate does not know of."""
+    """A copy of a module without accelerate's hooks."""
     with present(module):
         copied = copy.deepcopy(module)
     if any(hasattr(part, "_hf_hook") for part in copied.modules()):
@@ -248,31 +253,3 @@ def detached_copy(module: nn.Module) -> nn.Module:
 
         remove_hook_from_module(copied, recurse=True)
     return copied
-
-
-def _cover(
-    module: nn.Module, placed: Mapping[nn.Module, Device], main: Device, path: str
-) -> Iterator[tuple[str, Device]]:
-    """The fewest paths below which all is in one place."""
-    for name, child in module.named_children():
-        below = f"{path}{name}"
-        if child in placed:
-            yield below, placed[child]
-        elif any(part in placed for part in child.modules()):
-            yield from _cover(child, placed, main, f"{below}.")
-        else:
-            yield below, main
-    own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
-    yield from ((f"{path}{name}", main) for name in own)
-
-
-def _size(module: nn.Module) -> int:
-    return sum(map(_bytes, module.parameters()))
-
-
-def _bytes(parameter: torch.Tensor) -> int:
-    return parameter.numel() * parameter.element_size()
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"

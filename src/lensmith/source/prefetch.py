@@ -1,70 +1,71 @@
-"""Stage `prefetch`: source text becomes packed token ids, with a manifest of where every one of them comes from.
+"""Stage `prefetch`: packs source text into token ids, and writes a manifest of their origin.
 
-Documents are tokenized one by one and laid end to end, left to right:
+Documents are tokenized one by one and laid end to end:
 
-    ids(document 0) ++ ids(document 1) ++ …   cut into rows of seq_len, the remainder dropped
+    ids(document 0) ++ ids(document 1) ++ …   cut into sequences of seq_len ids, the remainder dropped
 
-Nothing is put between documents but what the tokenizer itself adds to each, and with bos `never` not even that. The
-number of sequences is exactly the budget's; text that does not suffice is an error, never a short corpus. The same
-settings and the same pins give the same bytes.
+Between documents stands only what the tokenizer adds to each, and nothing with bos `never`. The number of sequences is
+exactly that of the settings; too little text is an error. The same settings and pins give the same bytes.
 """
-
-from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoConfig
 
 from lensmith.files import artifacts
 from lensmith.hub import models, published
-from lensmith.process.errors import InputError
+from lensmith.process.errors import InputError, first_line
 from lensmith.settings.sections import CorpusParams, ModelParams
 from lensmith.source import documents, remote_code
-from lensmith.source import tokenizer as probe
-from lensmith.source.corpus import HELDOUT, MANIFEST, TOKENS, Manifest, Part, SourceFile, TokenizerFacts, sha256_tokens
-from lensmith.source.documents import Document, Text
+from lensmith.source.corpus import (
+    HELDOUT,
+    MANIFEST,
+    TOKENS,
+    CorpusSide,
+    Manifest,
+    SourceFile,
+    TokenizerFacts,
+    sha256_tokens,
+)
+from lensmith.source.documents import Document, SourceText
+from lensmith.source.tokenizer import Encode, behaviour_sha256, encoder, load_tokenizer
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
-
-# Documents tokenized in one call: enough for the tokenizer's threads, few enough for memory.
-BATCH = 256
+BATCH = 256  # documents tokenized in one call: enough for the tokenizer's threads, few enough for memory
 MAX_FAULTS = 0.01  # of all rows read
-# An endless source that only repeats itself must end in an error.
-MAX_IDLE = 100_000
+MAX_IDLE = 100_000  # rows in turn that give no document; a source that repeats itself forever then ends in an error
 UNWRITTEN = "Nothing was written."
 
 Pins = dict[str, models.ModelPin | published.LensPin | None]
-Encode = Callable[[list[str]], list[list[int]]]
 
 
 @dataclass(slots=True)
 class Packed:
-    """Token ids of one side, and the account of the documents that they were made from."""
+    """Token ids of one side of a corpus, and counts of the rows that they were made from."""
 
     ids: NDArray[np.uint32]  # (n_tokens)
-    filled: int = 0
+    filled: int = 0  # ids so far
     documents: int = 0
-    read: int = 0  # rows looked at
-    idle: int = 0  # rows since the last one that could be used
-    cut: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-    rows: dict[int, int] = field(default_factory=dict)  # file index: rows read
+    read: int = 0  # rows
+    idle: int = 0  # rows since the last one that gave a document
+    cut: int = 0  # documents that were too long
+    skipped: Counter[str] = field(default_factory=Counter)  # rows, by reason
+    rows: dict[int, int] = field(default_factory=dict)  # rows read, by file index
     seen: set[bytes] = field(default_factory=set)  # sha256 of each document
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         return self.filled == len(self.ids)
 
     @property
     def faults(self) -> int:
+        """Rows that were not text."""
         return sum(self.skipped[reason] for reason in documents.FAULTS)
 
     def add(self, document: Document, ids: list[int] | None) -> None:
@@ -76,9 +77,9 @@ class Packed:
             self.skipped[document.skipped] += 1
             self.idle += document.skipped != documents.OTHER_SIDE
             return
-        kept = ids[: len(self.ids) - self.filled]
-        self.ids[self.filled : self.filled + len(kept)] = kept
-        self.filled += len(kept)
+        ids = ids[: len(self.ids) - self.filled]
+        self.ids[self.filled : self.filled + len(ids)] = ids
+        self.filled += len(ids)
         self.documents += 1
         self.idle = 0
         self.cut += document.cut
@@ -86,10 +87,10 @@ class Packed:
 
 
 def build(settings: ModelParams, out: Path) -> None:
-    """Pin the model and the text, pack the text, download the weights, write `out` (the manifest last).
+    """Pin the model and the text, pack the text, download the weights, write the corpus to `out`, the manifest last.
 
     Raises:
-        InputError: the text does not suffice, is not text, or does not fit the model.
+        InputError: there is too little text, it is not text, or it does not fit the model.
         RemoteError: the Hub refused, or could not be reached.
     """
     corpus = settings.corpus
@@ -101,17 +102,28 @@ def build(settings: ModelParams, out: Path) -> None:
     encode = encoder(tokenizer, corpus.bos)
     text = documents.open_text(corpus)
     with closing(text.heldout):
-        heldout = pack(_side(text, corpus, None), encode, _budget(corpus, corpus.heldout_tokens))
-    _check(heldout, "heldout", text, corpus)
+        heldout = pack(_side(text, corpus, None), encode, _whole_sequences(corpus, corpus.heldout_tokens))
+    _check_side(heldout, "heldout", text, corpus)
     with closing(text.train):
-        train = pack(_side(text, corpus, heldout), encode, _budget(corpus, corpus.train_tokens))
-    _check(train, "train", text, corpus)
-    _check_ids(max(int(train.ids.max()), int(heldout.ids.max())), vocab_size, pin.place)
-
+        train = pack(_side(text, corpus, heldout), encode, _whole_sequences(corpus, corpus.train_tokens))
+    _check_side(train, "train", text, corpus)
+    if (largest := max(int(train.ids.max()), int(heldout.ids.max()))) >= vocab_size:
+        raise InputError(
+            f"{pin.place}: its tokenizer gives id {largest}, but the model has ids below {vocab_size} (vocab_size of "
+            f"config.json); tokenizer and model do not belong together. {UNWRITTEN}"
+        )
     if pin.repo is not None:
         models.fetch_model(pin)  # the stages that read its weights have no network
 
-    facts = _tokenizer_facts(tokenizer, encode, corpus)
+    facts = TokenizerFacts.model_validate(
+        {
+            "bos_policy": corpus.bos,
+            "adds_bos": tokenizer.bos_token_id is not None and encode(["a"])[0][:1] == [tokenizer.bos_token_id],
+            "class": type(tokenizer).__name__,
+            "vocab_size": len(tokenizer),
+            "behaviour_sha256": behaviour_sha256(tokenizer),
+        }
+    )
     manifest = _manifest(corpus, text, {"model": pin, "lens": lens}, facts, {"heldout": heldout, "train": train})
     for name, packed in ((TOKENS, train), (HELDOUT, heldout)):
         artifacts.write_tensors(out / name, {"tokens": packed.ids.reshape(-1, corpus.seq_len)})
@@ -119,94 +131,71 @@ def build(settings: ModelParams, out: Path) -> None:
 
 
 def pack(stream: Iterable[Document], encode: Encode, n_tokens: int) -> Packed:
-    """Lay documents end to end until `n_tokens` ids are there, or the stream ends or stops giving any.
-
-    Raises:
-        InputError: too many rows are not text.
-    """
-    packed = Packed(np.empty(n_tokens, np.uint32))
-    for batch in _batched(stream, BATCH):
+    """Lay documents end to end until there are `n_tokens` ids, or the stream ends, gives none or is not text."""
+    packed, iterator = Packed(np.empty(n_tokens, np.uint32)), iter(stream)
+    while batch := list(itertools.islice(iterator, BATCH)):
         ids = iter(encode([document.text for document in batch if not document.skipped]))
         for document in batch:
             packed.add(document, None if document.skipped else next(ids))
-            if packed.full or packed.idle >= MAX_IDLE:
+            if packed.is_full or packed.idle >= MAX_IDLE:
                 return packed
-        # Not only at the end: a wrong column of a large data set would be read to its last row.
+        # Checked early as well: a large data set with a wrong column would be read to its last row.
         if packed.read >= 4 * BATCH and packed.faults > MAX_FAULTS * packed.read:
             return packed
     return packed
 
 
-def load_tokenizer(folder: Path, place: str, *, trusted: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model's folder; code that it brings along is run only where it is `trusted`.
+def _check_model(folder: Path, name: str, settings: ModelParams) -> int:
+    """The model's vocabulary size.
 
     Raises:
-        InputError: there is none that can be read.
+        InputError: config.json cannot be used; the model reads only shorter sequences; or the lens is wider than the
+            model, which `fit` would notice only after the capture.
     """
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted, local_files_only=True)
-    except Exception as error:  # noqa: BLE001 (the tokenizers library raises bare Exception for a broken file)
-        raise InputError(f"{place}: no tokenizer that can be read ({_first_line(error)}). {UNWRITTEN}") from None
-    if len(tokenizer) == 0:
-        raise InputError(f"{place}: its tokenizer has no vocabulary; a tokenizer.json or tokenizer.model is needed")
-    return tokenizer
+        trusted = settings.source.trust_remote_code
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted, local_files_only=True).get_text_config()
+        vocab_size = int(config.vocab_size)
+    except Exception as error:  # noqa: BLE001 (a configuration's own checks raise what they like)
+        raise InputError(f"{name}: config.json cannot be used ({first_line(error)}). {UNWRITTEN}") from None
+    seq_len, rank = settings.corpus.seq_len, settings.fit.rank
+    window, d_model = (getattr(config, key, None) for key in ("max_position_embeddings", "hidden_size"))
+    if settings.fit.kind == "low_rank" and isinstance(rank, int) and isinstance(d_model, int) and rank > d_model:
+        raise InputError(f"fit.rank is {rank}, but {name} has d_model {d_model}, the most it may be. {UNWRITTEN}")
+    if isinstance(window, int) and 0 < window < seq_len:
+        raise InputError(f"corpus.seq_len is {seq_len}, but {name} reads at most {window} tokens. {UNWRITTEN}")
+    return vocab_size
 
 
-def encoder(tokenizer: PreTrainedTokenizerBase, bos: str) -> Encode:
-    """Texts to token ids, with the special tokens of the tokenizer's own default or with none."""
-
-    def encode(texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        ids: list[list[int]] = tokenizer(
-            texts,
-            add_special_tokens=bos == "tokenizer",
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
-        return ids
-
-    return encode
-
-
-def _batched(stream: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    iterator = iter(stream)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
-
-
-def _side(text: Text, corpus: CorpusParams, heldout: Packed | None) -> Iterator[Document]:
+def _side(text: SourceText, corpus: CorpusParams, heldout: Packed | None) -> Iterator[Document]:
     """Documents of the held-out side, or of the training side where the packed held-out side is given."""
     stream = documents.clean(text.heldout if heldout is None else text.train, corpus.max_document_chars)
     if text.shared:
-        return documents.side(stream, _share(corpus), heldout=heldout is None)
+        return documents.only_side(stream, _heldout_share(corpus), heldout=heldout is None)
     return stream if heldout is None else documents.without(stream, heldout.seen)
 
 
-def _share(corpus: CorpusParams) -> float:
-    """Share of the documents of a shared text that are held out: a bit more than its share of the tokens.
+def _heldout_share(corpus: CorpusParams) -> float:
+    """The share of documents of a shared text that are held out: a bit more than the share of tokens.
 
-    The smaller side is the one that a few short documents can starve.
+    A few short documents could leave the smaller side without enough tokens.
     """
     return min(0.5, 1.25 * corpus.heldout_tokens / (corpus.heldout_tokens + corpus.train_tokens))
 
 
-def _budget(corpus: CorpusParams, n_tokens: int) -> int:
+def _whole_sequences(corpus: CorpusParams, n_tokens: int) -> int:
     return n_tokens // corpus.seq_len * corpus.seq_len
 
 
-def _check(packed: Packed, side: str, text: Text, corpus: CorpusParams) -> None:
-    skipped = {reason: n for reason, n in sorted(packed.skipped.items()) if reason != documents.OTHER_SIDE}
+def _check_side(packed: Packed, side: str, text: SourceText, corpus: CorpusParams) -> None:
+    skipped = _without_other_side(packed.skipped)
     if packed.faults > MAX_FAULTS * packed.read:
         raise InputError(
             f"corpus: {packed.faults} of {packed.read} {side} rows from {text.name} are not text ({skipped}), at most "
             f"{MAX_FAULTS:.0%} may be; is corpus.text_column {corpus.text_column!r} right? {UNWRITTEN}"
         )
-    if not packed.full:
-        split = f" ({_share(corpus):.1%} of them are held out)" if text.shared else ""
+    if not packed.is_full:
+        split = f" ({_heldout_share(corpus):.1%} of them are held out)" if text.shared else ""
         raise InputError(
             f"corpus: got {packed.filled} of {len(packed.ids)} {side} tokens from {text.name}, {packed.documents} of "
             f"{packed.read} documents used{split}, skipped: {skipped or 'none'}. "
@@ -214,54 +203,14 @@ def _check(packed: Packed, side: str, text: Text, corpus: CorpusParams) -> None:
         )
 
 
-def _check_model(folder: Path, place: str, settings: ModelParams) -> int:
-    """The model's vocabulary size; checks that the model reads sequences as long as the corpus packs.
-
-    Also that the lens is no wider than the model: `fit` would find out only after the capture.
-    """
-    from transformers import AutoConfig
-
-    try:
-        trusted = settings.source.trust_remote_code
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted, local_files_only=True).get_text_config()
-        vocab_size = int(config.vocab_size)
-    except Exception as error:  # noqa: BLE001 (a configuration's own checks raise what they like)
-        raise InputError(f"{place}: config.json cannot be used ({_first_line(error)}). {UNWRITTEN}") from None
-    seq_len, rank = settings.corpus.seq_len, settings.fit.rank
-    window, d_model = (getattr(config, name, None) for name in ("max_position_embeddings", "hidden_size"))
-    if settings.fit.kind == "low_rank" and isinstance(rank, int) and isinstance(d_model, int) and rank > d_model:
-        raise InputError(f"fit.rank is {rank}, but {place} has d_model {d_model}, the most it may be. {UNWRITTEN}")
-    if isinstance(window, int) and 0 < window < seq_len:
-        raise InputError(f"corpus.seq_len is {seq_len}, but {place} reads at most {window} tokens. {UNWRITTEN}")
-    return vocab_size
-
-
-def _check_ids(largest: int, vocab_size: int, place: str) -> None:
-    if largest >= vocab_size:
-        raise InputError(
-            f"{place}: its tokenizer gives id {largest}, but the model has ids below {vocab_size} (vocab_size of "
-            f"config.json); tokenizer and model do not belong together. {UNWRITTEN}"
-        )
-
-
-def _tokenizer_facts(tokenizer: PreTrainedTokenizerBase, encode: Encode, corpus: CorpusParams) -> TokenizerFacts:
-    return TokenizerFacts.model_validate(
-        {
-            "bos_policy": corpus.bos,
-            "adds_bos": tokenizer.bos_token_id is not None and encode(["a"])[0][:1] == [tokenizer.bos_token_id],
-            "class": type(tokenizer).__name__,
-            "vocab_size": len(tokenizer),
-            "probe_sha256": probe.sha256(tokenizer),
-        }
-    )
+def _without_other_side(skipped: Counter[str]) -> dict[str, int]:
+    return {reason: n for reason, n in sorted(skipped.items()) if reason != documents.OTHER_SIDE}
 
 
 def _manifest(
-    corpus: CorpusParams, text: Text, pins: Pins, facts: TokenizerFacts, sides: dict[str, Packed]
+    corpus: CorpusParams, text: SourceText, pins: Pins, facts: TokenizerFacts, packed: dict[str, Packed]
 ) -> Manifest:
     dataset = text.dataset
-    counted = [sides["train"]] if text.shared else list(sides.values())
-    skipped = sum((packed.skipped for packed in counted), Counter[str]())
     source = {
         "kind": corpus.kind,
         "seed": corpus.seed,
@@ -270,37 +219,35 @@ def _manifest(
         "split": dataset.split if dataset else None,
         "commit": dataset.commit if dataset else None,
     }
-    parts = {side: _part(packed, text, corpus.seq_len) for side, packed in sides.items()}
+    sides = {side: _corpus_side(tokens, text, corpus.seq_len) for side, tokens in packed.items()}
     # The revision's name is left out: a tag and a branch on the same commit are the same text.
-    identity = source | {side: [file.model_dump(mode="json") for file in part.files] for side, part in parts.items()}
+    identity = source | {side: [file.model_dump(mode="json") for file in value.files] for side, value in sides.items()}
     identity |= {"text_column": corpus.text_column, "max_document_chars": corpus.max_document_chars}
+    # A shared text is read twice, and its rows count once.
+    counted = [packed["train"]] if text.shared else packed.values()
     return Manifest.model_validate(
         source
-        | parts
+        | sides
         | {
             "schema": 1,
             "revision": dataset.revision if dataset else None,
             "seq_len": corpus.seq_len,
             **pins,
             "tokenizer": facts,
-            "skipped": {reason: n for reason, n in sorted(skipped.items()) if reason != documents.OTHER_SIDE},
-            "cut_documents": sum(packed.cut for packed in sides.values()),
+            "skipped": _without_other_side(sum((side.skipped for side in counted), Counter[str]())),
+            "cut_documents": sum(side.cut for side in packed.values()),
             "content_hash": artifacts.sha256_text(artifacts.canonical_json(identity)),
-            "tokens_sha256": sha256_tokens(sides["train"].ids),
-            "heldout_sha256": sha256_tokens(sides["heldout"].ids),
+            "tokens_sha256": sha256_tokens(packed["train"].ids),
+            "heldout_sha256": sha256_tokens(packed["heldout"].ids),
         }
     )
 
 
-def _part(packed: Packed, text: Text, seq_len: int) -> Part:
+def _corpus_side(packed: Packed, text: SourceText, seq_len: int) -> CorpusSide:
     facts = text.describe(packed.rows)
     files = tuple(
         SourceFile(index=i, path=text.files[i], sha256=facts[i][0], size=facts[i][1], rows=(0, n_rows))
         for i, n_rows in packed.rows.items()
     )
-    n = len(packed.ids)
-    return Part(documents=packed.documents, tokens=n, sequences=n // seq_len, files=files)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    n_tokens = len(packed.ids)
+    return CorpusSide(documents=packed.documents, tokens=n_tokens, sequences=n_tokens // seq_len, files=files)

@@ -1,10 +1,10 @@
-"""The evidence that a head is the model's own, measured whenever a Backbone is made.
+"""The proof that a head is the model's own, measured whenever a Backbone is made.
 
-Put on the residual after the last block, the head must give the model's own logits:
+On the residual after the last block, the head must give the model's own logits:
 
     max over positions of KL(model ‖ head(resid_post[L - 1])) ≤ 1e-4 bits, in fp32
 
-A softcap, scale, bias or gain that was missed shows here, and nothing is computed with a head that is not the model's.
+A missed softcap, scale, bias or gain fails it, and nothing is computed with a head that fails.
 """
 
 import math
@@ -18,15 +18,15 @@ from torch.func import functional_call
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lensmith.process.errors import NumericError
-from lensmith.source.discovery import REFUSED, Anatomy, embedding_rows, max_length
+from lensmith.source.discovery import REFUSED, Anatomy, max_length, n_embeddings
 from lensmith.source.head import Head
 from lensmith.source.watching import hidden_out
 
 PROOF_LIMIT_BITS = 1e-4
 PROOF_POSITIONS = 64
 
-# How far the residuals of two forward passes over the same tokens may lie apart, relative to their length: equal up
-# to the order of sums. Mixture-of-experts kernels on a GPU add in any order.
+# The distance of residuals of two forward passes over the same tokens, relative to their length: they are equal up to
+# the order of sums. Mixture-of-experts kernels on a GPU add in any order.
 _DRIFT_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 
 PROOF_TEXT = (
@@ -39,29 +39,32 @@ PROOF_TEXT = (
 
 @dataclass(frozen=True)
 class Proof:
-    """The evidence that the lens at the last block is the model."""
+    """How near the head on the last layer comes to the model."""
 
-    max_kl_bits: float
+    max_kl_bits: float  # over positions
     n_positions: int
 
 
 def prove(model: PreTrainedModel, anatomy: Anatomy, head: Head, tokens: Tensor, captured: Tensor) -> Proof:
     """Compare the head on captured residuals with the model's own logits, in fp32, at every position of `tokens`.
 
-    `tokens` are (rows, pos); `captured` is (rows, pos, d_model), what a capture saw after the last block.
+    Args:
+        tokens: (batch, pos).
+        captured: (batch, pos, d_model), the residuals that a capture of these tokens gave for the last layer.
 
     Raises:
-        NumericError: they are not the same distribution, or two forward passes are not the same residuals.
+        NumericError: the distributions differ, or two forward passes give different residuals.
     """
     resid, logits = _fp32_tail(model, anatomy, tokens)
-    drift = _drift(captured.float(), resid.float())
-    limit = _DRIFT_LIMIT.get(model.dtype, 5e-2)
-    # In fp32 the captured rows themselves are proven; below, a second pass may differ by rounding.
+    # The median distance, relative to the length of the residual.
+    distances = (captured.float() - resid.float()).norm(dim=-1) / resid.float().norm(dim=-1).clamp_min(1e-30)
+    drift, limit = float(distances.median()), _DRIFT_LIMIT.get(model.dtype, 5e-2)
+    # In fp32 the captured residuals themselves are proven; in other dtypes a second pass may differ by rounding.
     last = captured if model.dtype == torch.float32 else resid
     with torch.inference_mode():
-        ours = head.logits(head.norm(last, len(anatomy.blocks), "final"))
-    kl = _max_kl_bits(logits, ours) if ours.shape == logits.shape else math.inf
-    # `not <=`: NaN is a failure.
+        head_logits = head.logits(head.norm(last, len(anatomy.blocks), "final"))
+    kl = _max_kl_bits(logits, head_logits) if head_logits.shape == logits.shape else math.inf
+    # `not <=`: NaN fails.
     if not (drift <= limit and kl <= PROOF_LIMIT_BITS):
         raise NumericError(
             f"{type(model).__name__}: the head on the last residual is {kl:.3g} bits from the model's own logits "
@@ -73,16 +76,11 @@ def prove(model: PreTrainedModel, anatomy: Anatomy, head: Head, tokens: Tensor, 
     return Proof(max_kl_bits=kl, n_positions=tokens.numel())
 
 
-def _drift(captured: Tensor, resid: Tensor) -> float:
-    """Median distance of two (rows, pos, d_model), relative to their lengths."""
-    return float(((captured - resid).norm(dim=-1) / resid.norm(dim=-1).clamp_min(1e-30)).median())
-
-
 def _fp32_tail(model: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Last resid_post and logits of the model's own forward pass, its final norm and unembedding run in fp32.
 
-    In bf16 the logits are rounded to 8 bits, and a right head could not be told from a slightly wrong one. So the
-    model's code runs unchanged on fp32 weights from the final norm on. A model in fp32 runs as it is.
+    Logits in bf16 are rounded to 8 bits, too coarse to tell a right head from a slightly wrong one. So the model's code
+    runs on fp32 weights from the final norm on. A model in fp32 runs as it is.
     """
     swapped = {
         f"{path}.{name}": parameter.detach().float()
@@ -90,42 +88,42 @@ def _fp32_tail(model: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> tupl
         if module is anatomy.final_norm or module is anatomy.unembed
         for name, parameter in module.named_parameters()
     }
-    seen: list[Tensor] = []
+    last: list[Tensor] = []
 
-    def keep(_module: nn.Module, _args: tuple[Any, ...], output: object) -> None:
+    def store(_module: nn.Module, _args: tuple[Any, ...], output: object) -> None:
         resid = hidden_out(output)
-        assert resid is not None  # the anatomy was found by it
-        seen.append(resid.clone())
+        assert resid is not None  # `dissect` saw it
+        last.append(resid.clone())
 
     def upcast(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        # nanochat calls its final norm on the embedding too: only what follows the last block is the tail.
-        return (args[0].float(), *args[1:]) if seen else args
+        # nanochat calls its final norm on the embedding too: the tail begins after the last block.
+        return (args[0].float(), *args[1:]) if last else args
 
     with ExitStack() as hooks, torch.inference_mode():
-        hooks.callback(anatomy.blocks[-1].register_forward_hook(keep).remove)
+        hooks.callback(anatomy.blocks[-1].register_forward_hook(store).remove)
         hooks.callback(anatomy.final_norm.register_forward_pre_hook(upcast).remove)
         inputs = {"input_ids": tokens.to(model.device), "use_cache": False}
         # Tied weights stay apart: the embedding must keep the model's dtype.
         output = functional_call(model, swapped, args=(), kwargs=inputs, tie_weights=False)
-    return seen[0], output.logits.float()
+    return last[0], output.logits.float()
 
 
-def _max_kl_bits(logits: Tensor, ours: Tensor) -> float:
-    """Largest KL(logits ‖ ours) over positions; in fp64 a sequence at a time, so that only the logits' error counts."""
+def _max_kl_bits(model_logits: Tensor, head_logits: Tensor) -> float:
+    """Largest KL(model ‖ head) over positions, a sequence at a time; in fp64, which adds no rounding of its own."""
     worst = []
-    for p_logits, q_logits in zip(logits, ours, strict=True):
+    for p_logits, q_logits in zip(model_logits, head_logits, strict=True):
         log_p, log_q = p_logits.double().log_softmax(-1), q_logits.double().log_softmax(-1)
         worst.append((log_p.exp() * (log_p - log_q)).sum(-1).max() / math.log(2))
     return float(torch.stack(worst).max())
 
 
 def proof_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-    """(rows, pos) of at least PROOF_POSITIONS ids: a text, or ids spread over the vocabulary without a tokenizer."""
+    """(batch, pos) of at least PROOF_POSITIONS ids: a text, or without a tokenizer ids spread over the vocabulary."""
     length = min(PROOF_POSITIONS, max_length(model) or PROOF_POSITIONS)
-    rows = math.ceil(PROOF_POSITIONS / length)
+    n_seqs = math.ceil(PROOF_POSITIONS / length)
     if tokenizer is None:
-        ids = [int(i) for i in torch.linspace(0, embedding_rows(model) - 1, rows * length)]
+        ids = [int(i) for i in torch.linspace(0, n_embeddings(model) - 1, n_seqs * length)]
     else:
         ids = tokenizer(PROOF_TEXT)["input_ids"]
-        ids = (ids * math.ceil(rows * length / len(ids)))[: rows * length]
-    return torch.tensor(ids).view(rows, length)
+        ids = (ids * math.ceil(n_seqs * length / len(ids)))[: n_seqs * length]
+    return torch.tensor(ids).view(n_seqs, length)

@@ -3,9 +3,10 @@
     rank 0      does all that a stage does: captures, fits, writes
     rank 1 …    `python -m lensmith.source.ranks`: hold their part of each matrix, and repeat each pass of rank 0
 
-Rank 0 sends the arguments of a pass through a pipe. There the others wait between passes, hours while a lens is fit,
-and they end when it closes, however rank 0 ended. What is no block, the head among it, is whole on each. Sums over
-processes are in another order than on one: the last bits of residuals are others than with `source.placement: single`.
+Rank 0 sends the arguments of a pass through a pipe. The others wait on it between passes, for hours while a lens is
+fit, and end when it closes, however rank 0 ended. Everything outside the blocks, the head included, is whole in each
+process. Sums over processes run in another order than in one: the last bits of residuals differ from those of
+`source.placement: single`.
 """
 
 import atexit
@@ -22,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -32,127 +33,110 @@ from transformers import PreTrainedModel
 from lensmith.process import command
 from lensmith.process.errors import InputError, ResourceError
 from lensmith.source import loading, placement
+from lensmith.source.placement import Layout
+from lensmith.source.skeleton import Skeleton
 
-RANKS = "LENSMITH_RANKS"
-GRACE = 10.0  # seconds
+GRACE = 10.0  # seconds that a process gets to end by itself
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
-_OTHERS: list["Others"] = []  # of the one model that a process may have
-
-
-def asked(device: torch.device) -> int:
-    """How many processes are to share a model: as many as there are GPUs, or as LENSMITH_RANKS says.
-
-    Raises:
-        InputError: fewer than two, or more than GPUs.
-    """
-    gpus = torch.cuda.device_count() if device.type == "cuda" else None
-    text = os.environ.get(RANKS, "").strip() or str(gpus or 0)
-    n = int(text) if text.isdecimal() else 0
-    if 2 <= n <= (gpus or n):
-        return n
-    there = f"{gpus} GPUs are there" if gpus is not None else f"on a CPU {RANKS} has to say how many processes"
-    raise InputError(
-        f"source.placement: tp shares a model between 2 or more processes, {RANKS} is {text!r}, and {there}. "
-        "The model was not loaded."
-    )
+_GROUPS: list["OtherRanks"] = []  # of the one shared model that a process may have
 
 
 def size() -> int:
-    """How many processes the loaded model is shared by."""
+    """Processes that share the loaded model."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-@dataclass(frozen=True)
-class Spec:
-    """What every rank loads, as a JSON object."""
+def load_model(skeleton: Skeleton, layout: Layout) -> PreTrainedModel:
+    """Rank 0's part of the model; every forward pass of it is one of all ranks, until this process ends.
 
-    n: int
-    store: str  # a file through which they find each other
+    Raises:
+        InputError: this process has loaded a shared model before.
+        ResourceError: another rank ended; its error is on stderr.
+        IntegrityError, NumericError: as `loading.load_model`.
+    """
+    if distributed.is_initialized():
+        raise InputError("source.placement: tp allows one model a process, and this process has loaded one already.")
+    spec = RankSpec(
+        n_ranks=layout.n_ranks,
+        tp_plan=layout.tp_plan or {},
+        store=str(Path(tempfile.mkdtemp(prefix="lensmith-ranks-")) / "store"),
+        folder=str(skeleton.folder),
+        name=skeleton.name,
+        dtype=str(skeleton.dtype).removeprefix("torch."),
+        device=skeleton.device.type,
+        trusted=skeleton.trusted,
+        threads=torch.get_num_threads(),
+    )
+    others = OtherRanks(spec)
+    _GROUPS.append(others)
+    atexit.register(others.close)
+    with others.errors_named():
+        model = spec.load_part(rank=0)
+    for path, module in model.named_modules():
+        if any(isinstance(part, nn.ModuleList) for part in module.modules()) and not isinstance(module, nn.ModuleList):
+            module.register_forward_pre_hook(partial(others.begin_pass, path), with_kwargs=True)
+            module.register_forward_hook(others.end_pass, always_call=True)
+    return model
+
+
+def release() -> None:
+    """Make the other ranks free their weights, where there are others."""
+    for others in _GROUPS:
+        others.send(None, {}, {})
+
+
+@dataclass(frozen=True)
+class RankSpec:
+    """What every rank loads; other processes get it as a JSON object."""
+
+    n_ranks: int
+    tp_plan: dict[str, str]
+    store: str  # a file through which the processes find each other
     folder: str
-    where: str
+    name: str
     dtype: str
     device: str
     trusted: bool
     threads: int
 
-    @classmethod
-    def of(cls, folder: Path, where: str, dtype: torch.dtype, device: torch.device, n: int, *, trusted: bool) -> "Spec":
-        return cls(
-            n=n,
-            store=str(Path(tempfile.mkdtemp(prefix="lensmith-ranks-")) / "store"),
-            folder=str(folder),
-            where=where,
-            dtype=str(dtype).removeprefix("torch."),
-            device=device.type,
-            trusted=trusted,
-            threads=torch.get_num_threads(),
-        )
-
-    def load(self, rank: int) -> PreTrainedModel:
-        """This rank's part of the model, checked for NaN; all ranks at once."""
-        with _joined(self, rank):
-            model = loading.load_model(
-                Path(self.folder), self.where, getattr(torch, self.dtype), {}, trusted=self.trusted, n_ranks=self.n
+    def load_part(self, rank: int) -> PreTrainedModel:
+        """This rank's part of the model; all ranks call this at once."""
+        layout = Layout({}, self.n_ranks, self.tp_plan)
+        with self._group(rank):
+            return loading.load_model(
+                Path(self.folder), self.name, getattr(torch, self.dtype), layout, trusted=self.trusted
             )
-            loading.check_finite(model, self.where)
-        return model
+
+    @contextmanager
+    def _group(self, rank: int) -> Iterator[None]:
+        """Joins the group of processes; inside, the environment is as under torchrun, which transformers reads."""
+        torch.set_num_threads(self.threads)
+        if self.device == "cuda":
+            torch.cuda.set_device(rank)
+        else:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else the machine's name is looked up
+        distributed.init_process_group(
+            BACKENDS[self.device], init_method=f"file://{self.store}", rank=rank, world_size=self.n_ranks
+        )
+        values = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.n_ranks)}
+        before = {name: os.environ.get(name) for name in values}
+        os.environ.update(values)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
 
 
-@contextmanager
-def _joined(spec: Spec, rank: int) -> Iterator[None]:
-    """In a group of processes, with what transformers reads of torchrun's environment while it loads."""
-    torch.set_num_threads(spec.threads)
-    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(spec.n)}
-    before = {name: os.environ.get(name) for name in own}
-    if spec.device == "cuda":
-        torch.cuda.set_device(rank)
-    else:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else the machine's name is looked up
-    distributed.init_process_group(
-        BACKENDS[spec.device], init_method=f"file://{spec.store}", rank=rank, world_size=spec.n
-    )
-    os.environ.update(own)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+class OtherRanks:
+    """The processes of ranks 1 and up, as rank 0 sees them."""
 
-
-def release() -> None:
-    """The other ranks let go of their weights too, where there are others."""
-    for others in _OTHERS:
-        others.say(None, {}, {})
-
-
-def load(spec: Spec) -> PreTrainedModel:
-    """Rank 0's part of the model; every forward pass of it is one of all ranks, until this process ends.
-
-    Raises:
-        ResourceError: another rank ended; what it said is on stderr.
-        Else as `loading.load_model`.
-    """
-    if distributed.is_initialized():
-        raise InputError("source.placement: tp is for one model a process, and there is one already.")
-    others = Others(spec)
-    _OTHERS.append(others)
-    atexit.register(others.close)
-    with others.named():
-        model = spec.load(0)
-    for path, module in model.named_modules():
-        if any(isinstance(part, nn.ModuleList) for part in module.modules()) and not isinstance(module, nn.ModuleList):
-            module.register_forward_pre_hook(partial(others.begin, path), with_kwargs=True)
-            module.register_forward_hook(others.end, always_call=True)
-    return model
-
-
-class Others:
-    """The other ranks, as rank 0 sees them."""
-
-    def __init__(self, spec: Spec) -> None:
-        self.where, self.depth = spec.where, 0
+    def __init__(self, spec: RankSpec) -> None:
+        self.name, self.store = spec.name, Path(spec.store).parent
+        self.depth = 0  # of nested calls of modules in the pass that runs
+        self.is_closing = False
         self.processes = [
             subprocess.Popen(  # noqa: S603
                 [sys.executable, "-m", "lensmith.source.ranks", str(rank), json.dumps(vars(spec))],
@@ -160,60 +144,62 @@ class Others:
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,  # a terminal's Ctrl-C is for rank 0, which finishes its step
             )
-            for rank in range(1, spec.n)
+            for rank in range(1, spec.n_ranks)
         ]
-        self.store = Path(spec.store).parent
-        self.is_closing = False
         for process in self.processes:
             threading.Thread(target=self._watch, args=(process,), daemon=True).start()
 
     def _watch(self, process: "subprocess.Popen[bytes]") -> None:
-        """A group waits for a lost member for half an hour, where no exception reaches it: then end here and now."""
+        """End this process soon after another: a group waits half an hour for a lost member, deaf to exceptions."""
         process.wait()
         time.sleep(GRACE)  # rank 0 may notice by itself, or be closing
         if not self.is_closing:
-            print(f"error: {self._lost()}", file=sys.stderr, flush=True)
+            print(f"error: {self._loss()}", file=sys.stderr, flush=True)
             os._exit(ResourceError.exit_code)
 
-    def _lost(self) -> str:
+    def _loss(self) -> str:
         codes = [process.poll() for process in self.processes]
         return (
-            f"{self.where}: a process that shares the model ended (exit {codes}); its error stands above. "
-            "What is finished is kept. `dvc repro` goes on."
+            f"{self.name}: a process that shares the model ended (exit {codes}); its error stands above. "
+            "Finished work is kept. `dvc repro` goes on."
         )
 
     @contextmanager
-    def named(self) -> Iterator[None]:
-        """Errors of a group that has lost a member say so."""
+    def errors_named(self) -> Iterator[None]:
+        """Turns errors of a group that has lost a member into ResourceError."""
         try:
             yield
         except (RuntimeError, BrokenPipeError) as error:
             if all(process.poll() is None for process in self.processes):
                 raise
-            raise ResourceError(self._lost()) from error
+            raise ResourceError(self._loss()) from error
 
-    def begin(self, path: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before a pass: the outermost module that is called is called everywhere."""
+    def begin_pass(self, path: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a module is called here: the outermost one of a pass is called in every process."""
         self.depth += 1
         if self.depth > 1:
             return
         if args:
             raise TypeError("a pass over several processes takes its arguments by name")
         tensors = {name: value.cpu() for name, value in kwargs.items() if isinstance(value, Tensor)}
-        self.say(path, {name: value for name, value in kwargs.items() if name not in tensors}, tensors)
+        self.send(path, {name: value for name, value in kwargs.items() if name not in tensors}, tensors)
 
-    def say(self, path: str | None, plain: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Have a module called everywhere; without a path, the weights released."""
-        data = safetensors.torch.save(tensors)
-        with self.named():
-            for process in self.processes:
-                _write(process.stdin, {"path": path, "plain": plain, "bytes": len(data)}, data)
-
-    def end(self, *_: object) -> None:
+    def end_pass(self, *_: object) -> None:
+        """After a module was called here."""
         self.depth -= 1
 
+    def send(self, path: str | None, plain: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Have the module at `path` called in every other process; without a path, the weights freed."""
+        data = safetensors.torch.save(tensors)
+        header = json.dumps({"path": path, "plain": plain, "bytes": len(data)}).encode()
+        with self.errors_named():
+            for process in self.processes:
+                assert process.stdin is not None
+                process.stdin.write(header + b"\n" + data)
+                process.stdin.flush()
+
     def close(self) -> None:
-        """Let them end, and leave their group."""
+        """Let the processes end, and leave their group."""
         self.is_closing = True
         for process in self.processes:
             assert process.stdin is not None
@@ -222,7 +208,7 @@ class Others:
         for process in self.processes:
             try:
                 process.wait(GRACE)
-            except subprocess.TimeoutExpired:  # amid a pass that rank 0 broke off
+            except subprocess.TimeoutExpired:  # it waits inside a pass that rank 0 broke off
                 process.kill()
                 process.wait()
         if distributed.is_initialized():
@@ -230,29 +216,20 @@ class Others:
         shutil.rmtree(self.store, ignore_errors=True)
 
 
-def _write(pipe: IO[bytes] | None, about: dict[str, Any], data: bytes) -> None:
-    assert pipe is not None
-    pipe.write(json.dumps(about).encode() + b"\n" + data)
-    pipe.flush()
-
-
-def _serve(model: PreTrainedModel, calls: IO[bytes]) -> None:
-    """Repeat the passes that rank 0 begins, until it ends."""
+def _serve() -> None:
+    """Load a part of the model, then repeat the passes that rank 0 begins, until it ends."""
+    rank, spec = int(sys.argv[1]), RankSpec(**json.loads(sys.argv[2]))
+    model, calls = spec.load_part(rank), sys.stdin.buffer
     while line := calls.readline():
-        about = json.loads(line)
-        tensors = safetensors.torch.load(calls.read(about["bytes"]))
-        if about["path"] is None:
+        call = json.loads(line)
+        tensors = safetensors.torch.load(calls.read(call["bytes"]))
+        if call["path"] is None:
             placement.release(model)
             continue
         on_device = {name: tensor.to(model.device) for name, tensor in tensors.items()}
         with torch.inference_mode():
-            model.get_submodule(about["path"])(**about["plain"], **on_device)
-
-
-def _main() -> None:
-    rank, spec = int(sys.argv[1]), Spec(**json.loads(sys.argv[2]))
-    _serve(spec.load(rank), sys.stdin.buffer)
+            model.get_submodule(call["path"])(**call["plain"], **on_device)
 
 
 if __name__ == "__main__":
-    command.run(_main)
+    command.run(_serve)

@@ -1,4 +1,4 @@
-"""Residuals at sampled positions, by sequence: what a fit reads, wherever it comes from."""
+"""Residuals at sampled positions, by sequence: what a fit reads, from a bank or from the model."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from lensmith.process.draws import Stream
 from lensmith.settings.sections import FitParams
 from lensmith.source.backbone import Backbone
 
-# Tokens of one forward pass. On a CPU its activations should stay near the cache; a GPU wants large products.
+# Tokens of one forward pass. On a CPU its activations should stay near the cache; on a GPU products should be large.
 CAPTURE_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 
@@ -22,9 +22,10 @@ class Batch(NamedTuple):
     """Residuals of some sequences."""
 
     resid: Tensor  # (n, L, d_model), resid_post at n positions
-    teacher: Tensor | None  # (n, d_model + 2), `Teacher.packed`; None where it must be made from the residuals
+    teacher: Tensor | None  # (n, d_model + 2), `Teacher.packed`; None where it must be computed from the residuals
 
     def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
         resid = self.resid.to(device, non_blocking=True)
         return Batch(resid, None if self.teacher is None else self.teacher.to(device, non_blocking=True))
 
@@ -36,7 +37,7 @@ class Batch(NamedTuple):
 class Residuals(Protocol):
     """Residuals by sequence."""
 
-    tokens_forwarded: int  # through the frozen model, to make what was read; a fit that goes on sets it back
+    tokens_forwarded: int  # through the model, to make what was read; a fit that resumes sets it back
 
     @property
     def n_seqs(self) -> int: ...
@@ -46,26 +47,26 @@ class Residuals(Protocol):
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether the next batch may be read while one is being worked on."""
+        """Whether the next batch may be read while one is in use."""
 
     def read(self, seqs: NDArray[np.int64]) -> Batch:
         """These sequences' sampled positions, len(seqs) * positions_per_seq of them."""
 
 
-def read_ahead(rows: Residuals, plan: Iterable[NDArray[np.int64]]) -> Iterator[Batch]:
-    """The batches of a plan, each read while the one before is in use."""
-    if not rows.reads_ahead:
-        yield from map(rows.read, plan)
+def read_ahead(residuals: Residuals, batches: Iterable[NDArray[np.int64]]) -> Iterator[Batch]:
+    """Batches of sequences, each read while the one before is in use."""
+    if not residuals.reads_ahead:
+        yield from map(residuals.read, batches)
         return
     with ThreadPoolExecutor(max_workers=1) as reader:
-        waiting = None
-        for seqs in plan:
-            coming = reader.submit(rows.read, seqs)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = coming
-        if waiting is not None:
-            yield waiting.result()
+        earlier = None
+        for seqs in batches:
+            later = reader.submit(residuals.read, seqs)
+            if earlier is not None:
+                yield earlier.result()
+            earlier = later
+        if earlier is not None:
+            yield earlier.result()
 
 
 def sample_positions(settings: FitParams, n_seqs: int, seq_len: int) -> NDArray[np.int64]:
@@ -77,13 +78,13 @@ def sample_positions(settings: FitParams, n_seqs: int, seq_len: int) -> NDArray[
 
 @dataclass
 class StreamedResiduals:
-    """Rows captured anew each time they are asked for: no disk, one forward pass an epoch."""
+    """Residuals captured at each reading: no disk, one forward pass an epoch."""
 
     backbone: Backbone
     tokens: NDArray[np.uint32]  # (n_seqs, seq_len)
     positions: NDArray[np.int64]  # (n_seqs, positions_per_seq)
     tokens_forwarded: int = 0
-    reads_ahead = False  # a forward pass uses the same cores as the work that waits for it
+    reads_ahead = False  # a forward pass uses the cores that work on the batch before
 
     @property
     def n_seqs(self) -> int:
@@ -104,6 +105,6 @@ class StreamedResiduals:
             chunk = seqs[start : start + self.capture_seqs]
             tokens = torch.from_numpy(self.tokens[chunk].astype(np.int64))
             captured = self.backbone.capture(tokens, torch.from_numpy(self.positions[chunk]))
-            parts.append(captured[:, :, 1:].flatten(0, 1))  # row 0 is the embedding, which no lens reads
+            parts.append(captured[:, :, 1:].flatten(0, 1))  # layer 0 is the embedding, which no lens reads
             self.tokens_forwarded += tokens.numel()
         return Batch(torch.cat(parts), None)

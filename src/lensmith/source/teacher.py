@@ -1,12 +1,12 @@
-"""The model's final distribution at a position, in d_model + 2 numbers.
+"""The model's final distribution p at a position, in d_model + 2 numbers.
 
-Every divergence KL(p || q) that a lens is fit on has the same p, whatever the layer, epoch or rank. For a head whose
-logits are linear in its input y, z = a (y W_Uᵀ + b), all that KL and its gradient need of p is
+The p of KL(p ‖ q) is the same for every layer, epoch and rank of a fit. For a head whose logits are linear in its input
+y, z = a (y W_Uᵀ + b), the divergence and its gradient need of p only
 
-    e_p = p W_U (d_model)      b_p = <p, b>      H(p), nats
+    e_p = p W_U (d_model)      b_p = ⟨p, b⟩      H(p), nats
 
-so it is computed once a position and kept. A softcap is not linear: there the head's input is kept, and p is made of it
-anew, a chunk of rows at a time.
+so these are computed once a position and stored. A softcap is not linear: there the head's input y is stored, and p is
+computed from it anew, a chunk of positions at a time.
 """
 
 from dataclasses import dataclass
@@ -20,39 +20,43 @@ from lensmith.source.head import Head
 
 @dataclass(frozen=True)
 class Teacher:
-    """p at n positions. Either `packed` or `y`, as the head asks."""
+    """p at n positions: `packed` for a head that is linear, `y` for one with a softcap."""
 
-    packed: Tensor | None  # (n, d_model + 2) fp32: e_p, b_p, H(p); None where the head has a softcap
-    y: Tensor | None  # (n, d_model): the head's input at the last block; None where `packed` says all
+    packed: Tensor | None  # (n, d_model + 2) fp32: e_p, b_p, H(p)
+    y: Tensor | None  # (n, d_model): the head's input at the last layer
 
     @classmethod
     def from_head_input(cls, head: Head, y_final: Tensor) -> Self:
-        """From the head's input at the last block, y_final (n, d_model)."""
+        """From the head's input at the last layer, y_final (n, d_model)."""
         if head.softcap is not None:
             return cls(None, y_final)
         return cls(torch.cat([_pack(head, part) for part in y_final.split(head.positions_at_once())]), None)
 
     @property
     def e_p(self) -> Tensor:
+        """(n, d_model)."""
         assert self.packed is not None
         return self.packed[:, :-2]
 
     @property
     def b_p(self) -> Tensor:
+        """(n,)."""
         assert self.packed is not None
         return self.packed[:, -2]
 
     @property
     def entropy(self) -> Tensor:
+        """(n,), in nats."""
         assert self.packed is not None
         return self.packed[:, -1]
 
-    def part(self, part: slice) -> "Teacher":
-        """The same for some of the positions."""
-        return Teacher(*(None if held is None else held[part] for held in (self.packed, self.y)))
+    def part(self, positions: slice) -> "Teacher":
+        """p at some of the positions."""
+        return Teacher(*(None if tensor is None else tensor[positions] for tensor in (self.packed, self.y)))
 
     def to(self, device: torch.device) -> "Teacher":
-        return Teacher(*(None if held is None else held.to(device) for held in (self.packed, self.y)))
+        """The same on a device."""
+        return Teacher(*(None if tensor is None else tensor.to(device) for tensor in (self.packed, self.y)))
 
 
 def _pack(head: Head, y: Tensor) -> Tensor:

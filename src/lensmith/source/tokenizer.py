@@ -1,15 +1,23 @@
-"""A probe of a tokenizer: the ids of texts on which versions of tokenizers have differed, as one hash.
+"""A model's tokenizer: loading it, encoding documents, and a hash of its behaviour.
 
-A tokenizer's files are pinned, but not the code that reads them: a library of another version, or the slow in place of
-the fast class, may give other ids for the same files. `prefetch` records the hash, and who tokenizes later checks it.
+A tokenizer's files are pinned, but not the code that reads them: another version of a library, or the slow instead of
+the fast class, may give other ids for the same files. `prefetch` records the ids of TEXTS as one hash, and a stage that
+tokenizes later compares its own.
 """
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
 
-from lensmith.process.errors import IntegrityError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from lensmith.process.errors import InputError, IntegrityError, first_line
+from lensmith.settings.sections import BosPolicy
+
+Encode = Callable[[list[str]], list[list[int]]]
+
+# Texts on which versions of tokenizers have differed.
 TEXTS = (
     "The capital of France is Paris.",
     " leading, trailing  and   inner spaces ",
@@ -36,17 +44,75 @@ TEXTS = (
 )
 
 
-def sha256(tokenizer: Any) -> str:
-    """The hash of the ids of TEXTS, with the special tokens that the tokenizer adds by itself."""
+def load_tokenizer(
+    folder: Path, name: str, *, trusted: bool = False, n_embeddings: int | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model's folder.
+
+    Args:
+        folder: the model's files.
+        name: the model's, in messages.
+        trusted: whether Python files of the folder may run.
+        n_embeddings: ids that the model has embeddings for, where that is known.
+
+    Raises:
+        InputError: it is missing or broken, or has no tokens, or more than the model has embeddings.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trusted, local_files_only=True
+        )
+    except Exception as error:  # noqa: BLE001 (the tokenizers library raises bare Exception for a broken file)
+        raise InputError(
+            f"{name}: the tokenizer cannot be read ({first_line(error)}); a tokenizer.json or tokenizer.model is "
+            "needed. Nothing was written."
+        ) from None
+    n_tokens = len(tokenizer)
+    if n_tokens == 0:
+        raise InputError(
+            f"{name}: the tokenizer has no tokens; a tokenizer.json or tokenizer.model is needed. Nothing was written."
+        )
+    if n_embeddings is not None and n_tokens > n_embeddings:
+        raise InputError(
+            f"{name}: the tokenizer has {n_tokens} tokens, but the embedding has {n_embeddings} rows; a tokenizer may "
+            "have at most as many. Nothing was written."
+        )
+    return tokenizer
+
+
+def encoder(tokenizer: PreTrainedTokenizerBase, bos: BosPolicy) -> Encode:
+    """A function from texts to their ids: with the special tokens that the tokenizer adds by default, or with none."""
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        ids: list[list[int]] = tokenizer(
+            texts,
+            add_special_tokens=bos == "tokenizer",
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        return ids
+
+    return encode
+
+
+def behaviour_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The hash of the ids of TEXTS, with the special tokens that the tokenizer adds by default."""
     ids = [tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"] for text in TEXTS]
     return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
 
 
-def check(tokenizer: Any, recorded: str, place: str) -> None:
-    """IntegrityError where the tokenizer gives other ids than the one that packed the corpus at `place`."""
-    if (found := sha256(tokenizer)) != recorded:
+def check_behaviour(tokenizer: PreTrainedTokenizerBase, recorded: str, corpus: str) -> None:
+    """The tokenizer gives the ids that the one gave which packed a corpus; `corpus` names it in messages.
+
+    Raises:
+        IntegrityError: it gives others.
+    """
+    if (sha256 := behaviour_sha256(tokenizer)) != recorded:
         raise IntegrityError(
-            f"{place}: its text was tokenized otherwise than this tokenizer does (probe {found[:12]}, recorded was "
-            f"{recorded[:12]}); the files are the same, so it is another version of a library. Run prefetch again. "
-            "Nothing was measured."
+            f"{corpus}: this tokenizer gives other ids than the one that packed the corpus (hash of its ids "
+            f"{sha256[:12]}, recorded {recorded[:12]}). The files are the same, so the version of a library differs. "
+            "Run prefetch again. Nothing was measured."
         )

@@ -3,79 +3,83 @@
 import itertools
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from functools import partial
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
+class Call(NamedTuple):
+    """A call of a module with one tensor, which returned one."""
+
+    path: str
+    module: nn.Module
+    input: Tensor
+    output: Tensor
+
+
 @dataclass
 class Trace:
     """What one forward pass showed. Tensors are copies: blocks may add to theirs in place later."""
 
-    calls: list[nn.Module] = field(default_factory=list)  # blocks, in the order of their calls
+    blocks: list[nn.Module] = field(default_factory=list)  # in the order of their calls
     block_in: dict[nn.Module, Tensor] = field(default_factory=dict)
     block_out: dict[nn.Module, Tensor] = field(default_factory=dict)
     readers: dict[nn.Module, list[nn.Module]] = field(default_factory=dict)  # children called with the block's input
-    outside: list[tuple[str, nn.Module, Tensor, Tensor]] = field(default_factory=list)  # name, module, input, output
+    outside: list[Call] = field(default_factory=list)  # calls of modules that are in no block
     head_in: Tensor = field(default_factory=lambda: torch.empty(0))
     head_out: Tensor = field(default_factory=lambda: torch.empty(0))
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
 
+    def before_block(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A block is called."""
+        self.blocks.append(block)
+        if (resid := hidden_in(args, kwargs)) is not None:
+            self.block_in[block] = resid.clone()
+
+    def before_child(self, block: nn.Module, child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A child of a block is called."""
+        resid = self.block_in.get(block)
+        # A norm is called with one tensor and nothing else. Attention gets a mask as well, and is too big to try out.
+        if len(args) == 1 and not kwargs and resid is not None and is_same(resid, args[0]):
+            self.readers[block].append(child)
+
+    def after_block(self, block: nn.Module, _args: tuple[Any, ...], output: object) -> None:
+        """A block has returned."""
+        if (resid := hidden_out(output)) is not None:
+            self.block_out[block] = resid.clone()
+
+    def after_outside(self, path: str, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        """A module that is in no block has returned."""
+        if len(args) == 1 and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+            self.outside.append(Call(path, module, args[0].clone(), output.clone()))
+
+    def after_head(self, _head: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        """The head has returned."""
+        self.head_in, self.head_out = args[0].clone(), output.clone()
+
 
 def watch(model: PreTrainedModel, lists: list[tuple[nn.Module, ...]], unembed: nn.Module, tokens: Tensor) -> Trace:
-    """Run the model on `tokens` (batch, pos) and keep what the blocks of `lists`, their children and the head saw."""
+    """Run the model on `tokens` (batch, pos); record calls of the blocks in `lists`, of their children and the head."""
     trace = Trace()
-    inner = {module for blocks in lists for block in blocks for module in block.modules()}
+    blocks = dict.fromkeys(itertools.chain.from_iterable(lists))
+    inside = {module for block in blocks for module in block.modules()}
     with ExitStack() as hooks, torch.inference_mode():
-        for block in dict.fromkeys(itertools.chain.from_iterable(lists)):
-            _watch_block(trace, block, hooks)
+        for block in blocks:
+            trace.readers[block] = []
+            hooks.callback(block.register_forward_pre_hook(trace.before_block, with_kwargs=True).remove)
+            hooks.callback(block.register_forward_hook(trace.after_block).remove)
+            for child in block.children():
+                before_child = partial(trace.before_child, block)
+                hooks.callback(child.register_forward_pre_hook(before_child, with_kwargs=True).remove)
         for path, module in model.named_modules():
-            if module not in inner and module is not unembed:
-                _watch_outside(trace, path, module, hooks)
-        _watch_head(trace, unembed, hooks)
+            if module not in inside and module is not unembed:
+                hooks.callback(module.register_forward_hook(partial(trace.after_outside, path)).remove)
+        hooks.callback(unembed.register_forward_hook(trace.after_head).remove)
         trace.logits = model(input_ids=tokens.to(model.device), use_cache=False).logits
     return trace
-
-
-def _watch_block(trace: Trace, block: nn.Module, hooks: ExitStack) -> None:
-    trace.readers[block] = []
-
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        trace.calls.append(module)
-        if (resid := hidden_in(args, kwargs)) is not None:
-            trace.block_in[module] = resid.clone()
-
-    def after(module: nn.Module, _args: tuple[Any, ...], output: object) -> None:
-        if (resid := hidden_out(output)) is not None:
-            trace.block_out[module] = resid.clone()
-
-    def child_before(child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        resid = trace.block_in.get(block)
-        # A norm is called with one tensor and nothing else. Attention gets a mask as well, and is too big to try out.
-        if len(args) == 1 and not kwargs and resid is not None and same(resid, args[0]):
-            trace.readers[block].append(child)
-
-    hooks.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
-    hooks.callback(block.register_forward_hook(after).remove)
-    for child in block.children():
-        hooks.callback(child.register_forward_pre_hook(child_before, with_kwargs=True).remove)
-
-
-def _watch_outside(trace: Trace, path: str, module: nn.Module, hooks: ExitStack) -> None:
-    def after(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        if len(args) == 1 and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            trace.outside.append((path, module, args[0].clone(), output.clone()))
-
-    hooks.callback(module.register_forward_hook(after).remove)
-
-
-def _watch_head(trace: Trace, unembed: nn.Module, hooks: ExitStack) -> None:
-    def after(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        trace.head_in, trace.head_out = args[0].clone(), output.clone()
-
-    hooks.callback(unembed.register_forward_hook(after).remove)
 
 
 def hidden_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -93,7 +97,7 @@ def _is_stream(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()
 
 
-def same(earlier: object, later: object) -> bool:
+def is_same(earlier: object, later: object) -> bool:
     """Whether `later` is `earlier`, rounded at most to its own dtype: Mamba keeps its residuals in fp32."""
     return (
         isinstance(earlier, Tensor)
