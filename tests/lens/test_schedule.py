@@ -7,7 +7,7 @@ import torch
 
 from lensmith.lens.schedule import scaled_to_vocabulary
 from lensmith.lens.training import products_of
-from lensmith.source import loading
+from lensmith.source import skeleton
 from tests.support.settings import fit_params
 from tests.support.toy_fit import toy_head
 
@@ -48,7 +48,7 @@ def test_without_the_rule_nothing_changes_and_a_floor_never_raises_what_was_aske
 )
 def test_auto_takes_bfloat16_for_large_heads_alone(shape, products, taken, monkeypatch):
     """On a processor that has it. The demo's head is small; what is asked for by name is taken at any size."""
-    monkeypatch.setattr(loading, "has_fast_bf16", lambda _: True)
+    monkeypatch.setattr(skeleton, "has_fast_bf16", lambda _: True)
     head = replace(toy_head(), W_U=torch.empty(shape, device="meta"))
 
     assert products_of(fit_params(products=products), head) == taken

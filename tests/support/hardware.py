@@ -3,7 +3,7 @@
 import torch
 
 from lensmith.lens import training
-from lensmith.source import loading
+from lensmith.source import skeleton
 
 CAPABILITIES = ("none", "bf16")
 VARIABLE = "TEST_CAPABILITIES"  # read by the programs of tests, and by nothing else
@@ -12,7 +12,7 @@ VARIABLE = "TEST_CAPABILITIES"  # read by the programs of tests, and by nothing 
 def force(capabilities: str, replace=setattr) -> None:
     """Let `auto` take bfloat16 for every head, the smallest included, or for none."""
     assert capabilities in CAPABILITIES
-    replace(loading, "has_fast_bf16", lambda _: capabilities == "bf16")
+    replace(skeleton, "has_fast_bf16", lambda _: capabilities == "bf16")
     replace(training, "LARGE_HEAD", 0)
 
 

@@ -25,10 +25,9 @@ from lensmith.process.errors import NumericError
 from lensmith.process.progress import Progress
 from lensmith.process.stopping import Interrupted, Stop
 from lensmith.settings.sections import FitParams
-from lensmith.source import loading
+from lensmith.source import skeleton
 from lensmith.source.head import Head
 from lensmith.source.residuals import Batch, Residuals, read_ahead
-from lensmith.source.skeleton import has_fast_bf16
 
 # A fit whose held-out KL is this many times the best, or this many times FLOOR bits where the best is less, is lost.
 DIVERGED, FLOOR = 10.0, 0.1
@@ -101,7 +100,7 @@ def products_of(settings: FitParams, head: Head) -> torch.dtype:
     `auto` is bfloat16 where the hardware multiplies it and the head is large enough to gain, else float32.
     """
     if settings.products == "auto":
-        is_faster = head.W_U.numel() >= LARGE_HEAD and loading.has_fast_bf16(head.W_U.device)
+        is_faster = head.W_U.numel() >= LARGE_HEAD and skeleton.has_fast_bf16(head.W_U.device)
         return torch.bfloat16 if is_faster else torch.float32
     return torch.float32 if settings.products == "float32" else torch.bfloat16
 
