@@ -137,9 +137,9 @@ def test_packing_lays_the_documents_end_to_end_and_counts_every_row(texts, budge
 
     usable = [t[:most] for t in texts if is_text(t, most)]
     assert packed.ids[: packed.filled].tolist() == [ord(c) for c in "".join(usable)][:budget]
-    assert packed.ids.dtype == np.uint32 and packed.full == (len("".join(usable)) >= budget)
+    assert packed.ids.dtype == np.uint32 and packed.is_full == (len("".join(usable)) >= budget)
     assert packed.read == packed.documents + sum(packed.skipped.values())
-    if not packed.full:
+    if not packed.is_full:
         assert packed.read == len(texts) and packed.documents == len(usable)
 
 
