@@ -1,7 +1,7 @@
 """Stage `gates`: KPIs, their intervals, and the verdict of each gate.
 
 Reads   --settings, resolved settings of the model; --sweep; --suite
-Writes  --metrics, flat JSON; --kl and --cosine, curves by depth; --seal, their sha256
+Writes  --judgement, all of it; --metrics, a few numbers of it; --kl and --cosine, curves by depth; --seal, their sha256
 """
 
 from lensmith.process import command
@@ -9,14 +9,16 @@ from lensmith.process import command
 
 def main() -> None:
     from lensmith.files import seals
-    from lensmith.judge import gates
+    from lensmith.judge import judging
     from lensmith.settings import sections
 
-    args = command.paths(__doc__, "settings", "sweep", "suite", "metrics", "kl", "cosine", "seal")
+    outputs = ("judgement", "metrics", "kl", "cosine")
+    args = command.paths(__doc__, "settings", "sweep", "suite", *outputs, "seal")
     settings = sections.read_resolved(args.settings)
     seals.check(args.sweep, args.suite)
-    gates.run(settings, args.sweep, args.suite, args.metrics, args.kl, args.cosine)
-    seals.seal_files(args.seal, (args.metrics, args.kl, args.cosine))
+    written = judging.Outputs(*(getattr(args, name) for name in outputs))
+    judging.run(settings, args.sweep, args.suite, written)
+    seals.seal_files(args.seal, [getattr(args, name) for name in outputs])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Stage `publish`: the lens as the folder that leaves the lab, and to the Hub where the settings name a repository.
 
-Reads   --settings, resolved settings of the model; --corpus; --lens; --metrics; --kl, --cosine, --earliness,
+Reads   --settings, resolved settings of the model; --corpus; --lens; --judgement; --kl, --cosine, --earliness,
         --training and --detail, what the report draws; --judged and --drawn, the sha256 of those
 Writes  --release, that folder with its index and receipt
 """
@@ -20,14 +20,14 @@ def main() -> None:
     drawn = [field.name for field in fields(page.Folders) if field.name != "resolved"]
     args = command.paths(__doc__, "settings", "corpus", "lens", *drawn, "judged", "drawn", "release")
     seals.check(args.corpus, args.lens)
-    seals.check_files(args.judged, (args.metrics, args.kl, args.cosine))
+    seals.check_files(args.judged, (args.judgement, args.kl, args.cosine))
     seals.check_files(args.drawn, (args.earliness, args.training, args.detail))
     settings = sections.read_resolved(args.settings)
     if settings.publish.repo is not None:
         fsck.refuse(args.corpus, args.lens)
     folders = page.Folders(args.settings.parent, *(getattr(args, name).parent for name in drawn))
     html = page.page_of(args.settings, folders)
-    publish.run(settings, args.corpus, args.lens, args.metrics, args.release, page=html)
+    publish.run(settings, args.corpus, args.lens, args.judgement, args.release, page=html)
 
 
 if __name__ == "__main__":

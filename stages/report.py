@@ -1,6 +1,6 @@
 """Stage `report`: one page and one table over all models.
 
-Reads   --resolved, settings of the models there are; --metrics, --kl, --cosine, --earliness, --training and --detail,
+Reads   --resolved, settings of the models there are; --judgement, --kl, --cosine, --earliness, --training and --detail,
         folders with a file per model; --seals, the sha256 of those
 Writes  --html, a page that needs no network; --overview, the tuned curves of all models
 """
@@ -17,7 +17,7 @@ def main() -> None:
     folders = [field.name for field in fields(page.Folders)]
     args = command.paths(__doc__, *folders, "seals", "html", "overview")
     for key in (settings.stem for settings in args.resolved.glob("*.json")):
-        judged = [args.metrics / f"{key}.json", args.kl / f"{key}.csv", args.cosine / f"{key}.csv"]
+        judged = [args.judgement / f"{key}.json", args.kl / f"{key}.csv", args.cosine / f"{key}.csv"]
         drawn = [args.earliness / f"{key}.csv", args.training / f"{key}.csv", args.detail / f"{key}.json"]
         seals.check_files(args.seals / "gates" / f"{key}.sha256", judged)
         seals.check_files(args.seals / "plots" / f"{key}.sha256", drawn)

@@ -11,14 +11,20 @@ import numpy as np
 import pytest
 
 from lensmith.files import artifacts
-from lensmith.judge import bootstrap, gates
-from lensmith.judge import rows as tables
-from lensmith.judge.kpis import Kpi, first_rows
+from lensmith.judge import bootstrap, gates, rows
+from lensmith.judge.judgement import Criterion, Estimate, Judgement, Verdict
+from lensmith.judge.kpis import first_rows
 from lensmith.lens.depth import depth_layer, scaled_layers
 from lensmith.process.draws import Stream
 from lensmith.process.errors import IntegrityError
 from tests.support.judged import LENSES, World, rows_of, settings
 from tests.support.settings import REPOSITORY
+
+
+def width_of(judgement: Judgement, kpi: str) -> float:
+    estimate = judgement.estimate(kpi)
+    assert estimate.lo is not None and estimate.hi is not None
+    return estimate.hi - estimate.lo
 
 
 @pytest.fixture
@@ -30,13 +36,13 @@ def test_a_good_lens_passes_every_gate(world: World) -> None:
     """KL 3 -> 1 bits before the last block, the answer 3 of 4 layers earlier: far inside every limit."""
     found = world.judge()
 
-    assert {gate: found[f"gate_{gate}"] for gate in "ABCDEFGH"} == dict.fromkeys("ABCDEFGH", "pass")
-    assert found["preferred"] == 1
-    assert found["median_delta_kl_bits_50"] == 2.0
-    assert found["earliness_shift_first_rank_le_10_layers"] == 3.0
-    assert found["rank1_coverage_gain"] == pytest.approx(3 / 4)  # at the top from row 1, not only at row 4
-    assert found["heldout_kl_tuned_bits_mean"] == 1.0
-    assert found["final_rank1_share"] == 1.0
+    assert {gate: found.verdicts[gate] for gate in gates.LETTERS} == dict.fromkeys(gates.LETTERS, "pass")
+    assert found.preferred == "tuned"
+    assert found.number("median_delta_kl_bits_50") == 2.0
+    assert found.number("earliness_shift_first_rank_le_10_layers") == 3.0
+    assert found.number("rank1_coverage_gain") == pytest.approx(3 / 4)  # at the top from row 1, not only at row 4
+    assert found.number("heldout_kl_tuned_bits_mean") == 1.0
+    assert found.number("final_rank1_share") == 1.0
 
 
 def break_nothing(world: World) -> None:
@@ -65,11 +71,6 @@ def break_d(world: World) -> None:
     world.at_position = lambda place, lens, percent: -2.5 if lens == "tuned" else 0.0
 
 
-def break_e(world: World) -> None:
-    good = world.kl
-    world.kl = lambda unit, layer, lens: 1e-3 if (layer, lens) == (4, "tuned") else good(unit, layer, lens)
-
-
 def break_f(world: World) -> None:
     """On held-out text the bias lens is as close to the model as the tuned one."""
     world.at_position = lambda place, lens, percent: -1.0 if lens == "bias" else 0.0
@@ -83,13 +84,14 @@ def break_g(world: World) -> None:
 
 
 def break_h(world: World) -> None:
-    world.tiers["norm"] = "medium"
+    """Each text departs further from a reading without a norm, by a quarter of the scale."""
+    world.scores["tuned"] = [0.75] * 4
 
 
 @pytest.mark.parametrize(
     ("damage", "failed"),
     [
-        (break_nothing, ""), (break_a, "A"), (break_b, "B"), (break_c, "C"), (break_d, "AD"), (break_e, "E"),
+        (break_nothing, ""), (break_a, "A"), (break_b, "B"), (break_c, "C"), (break_d, "AD"),
         (break_f, "F"), (break_g, "G"), (break_h, "H"),
     ],
 )  # fmt: skip
@@ -101,9 +103,9 @@ def test_each_gate_can_fail_alone(world: World, damage: Callable[[World], None],
     damage(world)
     found = world.judge()
 
-    assert "".join(gate for gate in gates.GATES if found[f"gate_{gate}"] == "fail") == failed
-    assert all(found[f"gate_{gate}"] in ("pass", "fail") for gate in gates.GATES)
-    assert found["preferred"] == (not failed)
+    assert "".join(gate for gate in gates.LETTERS if found.verdicts[gate] == "fail") == failed
+    assert all(found.verdicts[gate] in ("pass", "fail") for gate in gates.LETTERS)
+    assert found.preferred == ("norm" if failed else "tuned")
 
 
 @pytest.mark.parametrize(
@@ -114,11 +116,14 @@ def test_each_gate_can_fail_alone(world: World, damage: Callable[[World], None],
     ],
 )  # fmt: skip
 def test_each_limit_is_the_settings(world: World, limit: str, value: float, gate: str) -> None:
-    """The same rows under another limit: that gate fails, and the limit is in the metrics."""
+    """The same rows under another limit: that gate fails, and the limit is in the judgement."""
     found = world.judge(**{limit: value})
 
-    assert (found[f"gate_{gate}"], found["preferred"]) == ("fail", 0)
-    assert found[f"limit_{limit}"] == (value if gate != "B" else scaled_layers(value, 4))
+    assert (found.verdicts[gate], found.preferred) == ("fail", "norm")
+    if gate == "B":
+        assert found.earliness_layers[5] == scaled_layers(value, 4)
+    else:
+        assert value in {check.limit for check in found.gate(gate).checks}
 
 
 @pytest.mark.parametrize("missing", ["temperature", "bias"])
@@ -127,27 +132,62 @@ def test_without_a_ladder_gate_f_is_invalid(world: World, missing: str) -> None:
     world.lenses = tuple(lens for lens in LENSES if lens != missing)
     found = world.judge()
 
-    assert {g for g in gates.GATES if found[f"gate_{g}"] != "pass"} == {"F"}
-    assert (found["gate_F"], found["gate_F_point"], found["preferred"]) == ("invalid", "invalid", 0)
+    assert {g for g in gates.LETTERS if found.verdicts[g] != "pass"} == {"F"}
+    assert (found.verdicts["F"], found.gate("F").point, found.preferred) == ("invalid", "invalid", "norm")
+
+
+@pytest.mark.parametrize(
+    ("tuned", "verdict", "point"),
+    [
+        ([0.5, 0.5, 0.5, 0.5], "pass", "pass"),  # as the norm lens: 0 more
+        ([0.2, 0.3, 0.4, 0.1], "pass", "pass"),  # fewer artefacts
+        ([0.55, 0.5, 0.55, 0.5], "pass", "pass"),  # 0.025 more, at most 0.05
+        ([0.9, 0.8, 0.9, 0.8], "fail", "fail"),  # 0.35 more, at least 0.3
+        ([0.5, 0.5, 0.9, 0.9], "inconclusive", "fail"),  # 0.2 more, from 0 to 0.4
+        ([0.5, 0.5, 0.5, 0.7], "inconclusive", "pass"),  # 0.05 more, from 0 to 0.2
+        ([0.5, 0.5, 0.5, None], "invalid", "invalid"),
+    ],
+)
+def test_gate_h_judges_the_difference_of_artefact_scores(
+    world: World, tuned: list[Any], verdict: str, point: str
+) -> None:
+    """Scores of four texts, each a prompt of its own, against 0.5 of the norm lens and a limit of 0.1."""
+    world.scores["tuned"] = tuned
+    found = world.judge()
+
+    assert (found.verdicts["H"], found.gate("H").point) == (verdict, point)
+    increase = found.number("artifact_score_increase")
+    assert increase is None if verdict == "invalid" else increase == pytest.approx(sum(tuned) / 4 - 0.5)
+
+
+def test_a_probe_is_resampled_with_its_form_without_filler(world: World) -> None:
+    """Two forms of one prompt say one thing: two prompts of two forms give a wider interval than four prompts."""
+    world.scores["tuned"] = [0.5, 0.5, 0.9, 0.9]
+    four = world.judge(bootstrap_samples=2000).estimate("artifact_score_increase")
+    world.prompt_of = lambda text: text // 2
+    two = world.judge(bootstrap_samples=2000).estimate("artifact_score_increase")
+
+    assert four.lo is not None and two.lo is not None
+    assert two.value == four.value and (two.lo, two.hi) == pytest.approx((0.0, 0.4))
 
 
 def test_without_probes_gate_h_is_invalid(world: World) -> None:
     """No text was read without a norm: the risk is not known."""
-    world.tiers = {}
+    world.scores = {}
     found = world.judge()
-    assert (found["gate_H"], found["preferred"]) == ("invalid", 0)
+    assert (found.verdicts["H"], found.preferred) == ("invalid", "norm")
 
 
 def test_the_ladder_says_what_each_rung_explains(world: World) -> None:
     """3 -> 2.5 -> 2 -> 1 bits: gains 0.5, 0.5 and 1 of 2 bits."""
     found = world.judge()
 
-    assert found["ladder"] == "identity temperature bias low_rank"
-    assert [found[f"ladder_kl_bits_{rung}_50"] for rung in found["ladder"].split()] == [3.0, 2.5, 2.0, 1.0]
-    assert [found[f"ladder_gain_bits_{rung}_50"] for rung in found["ladder"].split()[1:]] == [0.5, 0.5, 1.0]
-    assert [found[f"ladder_share_{rung}_50"] for rung in found["ladder"].split()[1:]] == [0.25, 0.25, 0.5]
-    assert found["heldout_median_delta_kl_bits_50_vs_temperature"] == 1.5
-    assert found["median_delta_kl_bits_50_vs_temperature"] == 1.5
+    assert " ".join(found.ladder) == "identity temperature bias low_rank"
+    assert [found.number(f"ladder_kl_bits_{rung}_50") for rung in found.ladder] == [3.0, 2.5, 2.0, 1.0]
+    assert [found.number(f"ladder_gain_bits_{rung}_50") for rung in found.ladder[1:]] == [0.5, 0.5, 1.0]
+    assert [found.number(f"ladder_share_{rung}_50") for rung in found.ladder[1:]] == [0.25, 0.25, 0.5]
+    assert found.number("heldout_median_delta_kl_bits_50_vs_temperature") == 1.5
+    assert found.number("median_delta_kl_bits_50_vs_temperature") == 1.5
 
 
 @pytest.mark.parametrize(
@@ -159,8 +199,8 @@ def test_the_judged_lens_stands_at_its_own_rung(world: World, kind: str, order: 
     """Its own numbers are on that rung, whatever else was fit of the kind."""
     world.kind = kind
     found = world.judge()
-    assert found["ladder"] == order
-    assert found[f"ladder_kl_bits_{kind}_50"] == 1.0
+    assert " ".join(found.ladder) == order
+    assert found.number(f"ladder_kl_bits_{kind}_50") == 1.0
 
 
 def test_parts_of_the_context_are_judged_apart(world: World) -> None:
@@ -168,9 +208,9 @@ def test_parts_of_the_context_are_judged_apart(world: World) -> None:
     world.at_position = lambda place, lens, percent: 1.0 if place < 2 and "norm" in lens else 0.0
     found = world.judge()
 
-    assert [found[f"position_delta_kl_bits_50_part_{part}"] for part in (0, 1)] == [3.0, 2.0]
-    assert found["heldout_delta_kl_bits_50"] == 2.5
-    assert (found["position_part_1_first"], found["position_part_1_last"]) == (8, 15)
+    assert [found.number(f"position_delta_kl_bits_50_part_{part}") for part in (0, 1)] == [3.0, 2.0]
+    assert found.number("heldout_delta_kl_bits_50") == 2.5
+    assert (found.parts[1].first, found.parts[1].last) == (8, 15)
 
 
 @pytest.mark.parametrize("part", [0, 1])
@@ -181,16 +221,16 @@ def test_one_part_at_one_depth_fails_gate_g(world: World, part: int, depth: int)
         2.5 if (lens, place // 2, percent) == ("tuned", part, depth) else 0.0
     )
     found = world.judge()
-    assert (found["gate_G"], found["preferred"]) == ("fail", 0)
+    assert (found.verdicts["G"], found.preferred) == ("fail", "norm")
 
 
 def test_heldout_earliness_is_of_the_models_own_token(world: World) -> None:
     """At rank 1 from row 1 on under the tuned lens, from row 4 on under the norms, at every position."""
     found = world.judge()
 
-    assert found["heldout_earliness_shift_first_rank_le_1_layers"] == 3.0
-    assert found["heldout_earliness_share_le_10"] == 1.0
-    assert found["heldout_rank1_coverage_gain"] == 0.75
+    assert found.number("heldout_earliness_shift_first_rank_le_1_layers") == 3.0
+    assert found.number("heldout_earliness_share_le_10") == 1.0
+    assert found.number("heldout_rank1_coverage_gain") == 0.75
 
 
 def test_neighbouring_sequences_are_drawn_together(tmp_path: Path) -> None:
@@ -200,9 +240,12 @@ def test_neighbouring_sequences_are_drawn_together(tmp_path: Path) -> None:
     one = world.judge()
     world.block_seqs = 2
     two = world.judge()
-    width = [found["heldout_delta_kl_bits_50_hi"] - found["heldout_delta_kl_bits_50_lo"] for found in (one, two)]
+    width = [
+        found.estimate("heldout_delta_kl_bits_50").hi - found.estimate("heldout_delta_kl_bits_50").lo
+        for found in (one, two)
+    ]
 
-    assert (one["heldout_resampled_by"], two["heldout_resampled_by"]) == ("sequence", "run of 2 sequences")
+    assert (one.counts.heldout_resampled_by, two.counts.heldout_resampled_by) == ("sequence", "run of 2 sequences")
     assert width[1] > 1.2 * width[0]
 
 
@@ -216,9 +259,9 @@ def test_exchanging_the_lenses_turns_the_signs(world: World) -> None:
     bad = world.judge()
 
     for name in ("median_delta_kl_bits_25", "heldout_delta_kl_bits_50", "earliness_shift_first_rank_le_5_layers"):
-        assert bad[name] == -good[name] != 0
-    assert bad["rank1_coverage_gain"] == -good["rank1_coverage_gain"]
-    assert (bad["gate_A"], bad["gate_B"], bad["gate_D"], bad["preferred"]) == ("fail", "fail", "fail", 0)
+        assert bad.number(name) == -good.number(name) != 0
+    assert bad.number("rank1_coverage_gain") == -good.number("rank1_coverage_gain")
+    assert (bad.verdicts["A"], bad.verdicts["B"], bad.verdicts["D"], bad.preferred) == ("fail", "fail", "fail", "norm")
 
 
 def test_the_baseline_is_the_stronger_norm_at_each_depth(world: World) -> None:
@@ -227,16 +270,19 @@ def test_the_baseline_is_the_stronger_norm_at_each_depth(world: World) -> None:
     world.kl = lambda unit, layer, lens: kl.get((lens, layer), 1.0 if layer < 4 else 0.0)
     found = world.judge()
 
-    assert (found["baseline_25"], found["baseline_50"]) == ("norm_next", "norm")
-    assert (found["median_delta_kl_bits_25"], found["median_delta_kl_bits_50"]) == (1.0, 1.5)
-    assert (found["heldout_delta_kl_bits_25"], found["heldout_delta_kl_bits_50"]) == (1.0, 1.5)
-    assert found["heldout_kl_norm_bits_25"] == 5.0
+    assert (found.baselines["median_delta_kl_bits_25"], found.baselines["median_delta_kl_bits_50"]) == (
+        "norm_next",
+        "norm",
+    )
+    assert (found.number("median_delta_kl_bits_25"), found.number("median_delta_kl_bits_50")) == (1.0, 1.5)
+    assert (found.number("heldout_delta_kl_bits_25"), found.number("heldout_delta_kl_bits_50")) == (1.0, 1.5)
+    assert found.number("heldout_kl_norm_bits_25") == 5.0
 
 
 def test_a_baseline_without_numbers_is_not_the_stronger_one(world: World) -> None:
     """NaN < 2 is false, and so is 2 < NaN: a careless minimum would return whichever came first."""
     world.kl = lambda unit, layer, lens: float("nan") if lens == "norm" and layer == 2 else 1.0 * (layer < 4)
-    assert world.judge()["baseline_50"] == "norm_next"
+    assert world.judge().baselines["median_delta_kl_bits_50"] == "norm_next"
 
 
 def test_the_baseline_of_ranks_is_the_norm_that_gets_there_first(world: World) -> None:
@@ -245,10 +291,11 @@ def test_the_baseline_of_ranks_is_the_norm_that_gets_there_first(world: World) -
     world.rank = lambda unit, layer, lens: 0 if layer >= start.get(lens, 1) else 3
     found = world.judge()
 
-    assert (found["baseline_earliness_le_1"], found["baseline_rank1_coverage"]) == ("norm_next", "norm_next")
-    assert found["earliness_shift_first_rank_le_1_layers"] == 1.0
-    assert found["rank1_coverage_gain"] == pytest.approx(1 / 4)
-    assert found["earliness_shift_first_rank_le_5_layers"] == 0.0  # token_rank 3 from row 1 on, under every lens
+    names = ("earliness_shift_first_rank_le_1_layers", "rank1_coverage_gain")
+    assert [found.baselines[name] for name in names] == ["norm_next", "norm_next"]
+    assert found.number("earliness_shift_first_rank_le_1_layers") == 1.0
+    assert found.number("rank1_coverage_gain") == pytest.approx(1 / 4)
+    assert found.number("earliness_shift_first_rank_le_5_layers") == 0.0  # token_rank 3 from row 1 on, under every lens
 
 
 def test_a_crossing_is_where_half_of_the_prompts_are(world: World) -> None:
@@ -267,9 +314,9 @@ def test_earliness_counts_a_prompt_that_never_arrives_as_beyond_the_last_layer(w
     world.rank = lambda unit, layer, lens: 0 if lens == "tuned" and layer >= 2 and unit < 4 else 99
     found = world.judge()
 
-    assert found["earliness_shift_first_rank_le_1_layers"] == 3.0
-    assert found["earliness_never_le_1_prompts"] == 2
-    assert found["earliness_share_le_10"] == 1.0
+    assert found.number("earliness_shift_first_rank_le_1_layers") == 3.0
+    assert found.counts.never_in_rank[1] == 2
+    assert found.number("earliness_share_le_10") == 1.0
 
 
 def test_the_median_is_of_prompts_and_the_share_counts_those_at_the_limit(world: World) -> None:
@@ -278,10 +325,10 @@ def test_the_median_is_of_prompts_and_the_share_counts_those_at_the_limit(world:
     world.rank = lambda unit, layer, lens: 0 if layer >= (start[unit] if lens == "tuned" else 4) else 50
     found = world.judge()
 
-    assert found["limit_earliness_le_10_layers"] == 1.0
-    assert found["earliness_shift_first_rank_le_10_layers"] == 1.0
-    assert found["earliness_share_le_10"] == pytest.approx(4 / 6)
-    assert (found["gate_B"], found["gate_B_point"]) == ("inconclusive", "pass")
+    assert found.earliness_layers[10] == 1.0
+    assert found.number("earliness_shift_first_rank_le_10_layers") == 1.0
+    assert found.number("earliness_share_le_10") == pytest.approx(4 / 6)
+    assert (found.verdicts["B"], found.gate("B").point) == ("inconclusive", "pass")
 
 
 @pytest.mark.parametrize(
@@ -303,11 +350,11 @@ def test_unaligned_prompts_are_counted_and_left_out_of_ranks(world: World) -> No
     world.aligned = lambda unit: unit > 0
     found = world.judge()
 
-    assert (found["n_prompts"], found["n_prompts_unaligned"], found["n_prompts_in_training_text"]) == (6, 1, 1)
-    assert found["gate_B"] == found["gate_A"] == "pass"
+    assert (found.counts.prompts, found.counts.unaligned, found.counts.in_training_text) == (6, 1, 1)
+    assert found.verdicts["B"] == found.verdicts["A"] == "pass"
 
 
-KPI = Kpi(value=0.5, lo=0.4, hi=0.6, units=10)
+KPI = Estimate(value=0.5, lo=0.4, hi=0.6, units=10)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +368,7 @@ KPI = Kpi(value=0.5, lo=0.4, hi=0.6, units=10)
 )  # fmt: skip
 def test_a_check_passes_fails_or_straddles(limit: float, at_least: bool, verdict: str, point: str) -> None:
     """0.5 with interval 0.4..0.6 against limits on every side of it, both directions."""
-    check = gates.Check(KPI, limit, at_least)
+    check = gates.check(Criterion(kpi="k", label="", limit=limit, at_least=at_least), KPI)
     assert (check.verdict, check.point) == (verdict, point)
 
 
@@ -331,7 +378,8 @@ def test_a_check_passes_fails_or_straddles(limit: float, at_least: bool, verdict
 def test_a_number_that_is_not_finite_is_invalid(at_least: bool, broken: float, field: str) -> None:
     """NaN passes `not value < limit`, and infinity passes `value >= limit`."""
     numbers = {"value": 0.5, "lo": 0.4, "hi": 0.6, field: broken}
-    check = gates.Check(Kpi(**numbers, units=10), 0.0 if at_least else 1.0, at_least)
+    criterion = Criterion(kpi="k", label="", limit=0.0 if at_least else 1.0, at_least=at_least)
+    check = gates.check(criterion, Estimate(**numbers, units=10))
     assert check.verdict == check.point == "invalid"
 
 
@@ -342,7 +390,7 @@ def test_a_number_that_is_not_finite_is_invalid(at_least: bool, broken: float, f
         (["inconclusive", "fail"], "fail"), (["fail", "invalid", "pass"], "invalid"),
     ],
 )  # fmt: skip
-def test_the_worst_word_stands_for_the_gate(words: list[gates.Verdict], word: str) -> None:
+def test_the_worst_word_stands_for_the_gate(words: list[Verdict], word: str) -> None:
     """One number on the wrong side fails a gate whatever the others say; a broken one judges nothing."""
     assert gates.verdict_of(words) == word
 
@@ -354,35 +402,35 @@ def test_a_broken_row_makes_its_gates_invalid_and_never_reaches_json(world: Worl
     world.kl = lambda unit, layer, lens: broken if (unit, layer, lens) == (3, 2, "tuned") else good(unit, layer, lens)
     found = world.judge()
 
-    assert found["median_delta_kl_bits_50_finite"] == 0
-    assert "median_delta_kl_bits_50" not in found
-    assert (found["gate_A"], found["gate_D"], found["gate_C"], found["preferred"]) == ("invalid", "invalid", "pass", 0)
+    assert found.estimate("median_delta_kl_bits_50") == Estimate(value=None, lo=None, hi=None, units=6)
+    assert "d50" not in artifacts.read_json(world.outputs.metrics)
+    assert (found.verdicts["A"], found.verdicts["D"], found.verdicts["C"], found.preferred) == (
+        "invalid",
+        "invalid",
+        "pass",
+        "norm",
+    )
 
 
 def test_an_empty_suite_is_invalid(tmp_path: Path) -> None:
     """Nothing was asked: no gate on prompts may pass."""
     found = World(tmp_path, prompts=0).judge()
-    assert [found[f"gate_{gate}"] for gate in "ABCDE"] == ["invalid", "invalid", "pass", "invalid", "pass"]
-    assert found["n_prompts"] == 0
+    assert [found.verdicts[gate] for gate in "ABCDF"] == ["invalid", "invalid", "pass", "invalid", "pass"]
+    assert found.counts.prompts == 0
 
 
 def test_fewer_prompts_than_the_minimum_are_invalid(world: World) -> None:
     """Six prompts where seven are asked for."""
     found = world.judge(min_prompts=7)
-    assert [found[f"gate_{gate}"] for gate in "ABCDE"] == ["invalid", "invalid", "pass", "invalid", "pass"]
+    assert [found.verdicts[gate] for gate in "ABCDF"] == ["invalid", "invalid", "pass", "invalid", "pass"]
 
 
-def test_the_last_layer_and_the_identity_have_limits_from_above(world: World) -> None:
-    """C and E ask for small numbers: 0.2 bits is too far from the model, 0.001 no identity."""
+def test_the_last_layer_has_a_limit_from_above(world: World) -> None:
+    """C asks for a small number: 0.2 bits is too far from the model."""
     world.last_layer = [0.2] * 5
-    good = world.kl
-    world.kl = lambda unit, layer, lens: 1e-3 if (layer, lens) == (4, "tuned") else good(unit, layer, lens)
-    found = world.judge()
-
-    assert (found["gate_C"], found["gate_E"]) == ("fail", "fail")
-    assert found["identity_kl_bits"] == 1e-3
+    assert world.judge().verdicts["C"] == "fail"
     world.last_layer = [None, 0.01, 0.01, 0.01, 0.01]
-    assert world.judge()["gate_C"] == "invalid"
+    assert world.judge().verdicts["C"] == "invalid"
 
 
 def test_templates_are_drawn_as_a_whole(tmp_path: Path) -> None:
@@ -395,10 +443,7 @@ def test_templates_are_drawn_as_a_whole(tmp_path: Path) -> None:
     world.template = lambda unit: f"t{unit}"
     by_prompt = world.judge(bootstrap_samples=2000)
 
-    def width(found: dict[str, Any]) -> float:
-        return float(found["earliness_share_le_10_hi"] - found["earliness_share_le_10_lo"])
-
-    assert width(by_template) > 1.8 * width(by_prompt)
+    assert width_of(by_template, "earliness_share_le_10") > 1.8 * width_of(by_prompt, "earliness_share_le_10")
 
 
 def test_few_templates_are_not_resampled(world: World) -> None:
@@ -408,8 +453,8 @@ def test_few_templates_are_not_resampled(world: World) -> None:
     world.rank = lambda unit, layer, lens: 0 if layer >= (start[unit] if lens == "tuned" else 4) else 50
     found = world.judge()
 
-    assert found["suite_resampled_by"] == "prompt"
-    assert found["earliness_share_le_10_lo"] < found["earliness_share_le_10_hi"]
+    assert found.counts.suite_resampled_by == "prompt"
+    assert found.estimate("earliness_share_le_10").lo < found.estimate("earliness_share_le_10").hi
 
 
 @pytest.mark.parametrize("statistic", [bootstrap.mean, bootstrap.median])
@@ -476,9 +521,9 @@ def test_limits_in_layers_shrink_with_the_model(limit: float, n_layers: int, sca
 def test_shallow_models_are_judged(tmp_path: Path, n_layers: int) -> None:
     """One block is the last block: the lens can win nothing, and says so without an error."""
     found = World(tmp_path, n_layers=n_layers).judge()
-    assert found["gate_E"] == "pass"
+    assert found.verdicts["C"] == "pass"
     if n_layers == 1:
-        assert found["median_delta_kl_bits_50"] == 0.0
+        assert found.number("median_delta_kl_bits_50") == 0.0
 
 
 def test_rows_of_another_lens_are_refused(world: World) -> None:
@@ -488,7 +533,7 @@ def test_rows_of_another_lens_are_refused(world: World) -> None:
     for changed in ({"lens": {"weights_sha256": "1" * 64}}, {"lenses": ["norm", "norm_next", "tuned"]}):
         artifacts.write_json(world.suite / "suite.json", {**about, **changed})
         with pytest.raises(IntegrityError, match=f"different lenses: {next(iter(changed))} is"):
-            tables.read(world.sweep, world.suite)
+            rows.read(world.sweep, world.suite)
 
 
 def test_an_edited_suite_is_refused(world: World) -> None:
@@ -517,7 +562,7 @@ def test_damaged_positions_are_refused(world: World, damage: Callable[[str], str
     path = world.sweep / "positions.csv"
     path.write_text(damage(path.read_text()))
     with pytest.raises(IntegrityError, match=message):
-        tables.read(world.sweep, world.suite)
+        rows.read(world.sweep, world.suite)
 
 
 @pytest.mark.parametrize(
@@ -535,7 +580,7 @@ def test_damaged_rows_are_refused(world: World, damage: Callable[[str], str], me
     path = world.suite / "rows.csv"
     path.write_text(damage(path.read_text()))
     with pytest.raises(IntegrityError, match=message):
-        tables.read(world.sweep, world.suite)
+        rows.read(world.sweep, world.suite)
 
 
 def test_plots_have_every_lens_and_the_crossings(world: World) -> None:
@@ -562,12 +607,44 @@ def test_plots_have_every_lens_and_the_crossings(world: World) -> None:
     assert cosine.startswith("layer,lens,cos_to_final,crossing,lo,hi,guide\n0,raw,0.5,,")
 
 
-def test_every_metric_is_flat_and_sorted(world: World) -> None:
-    """DVC diffs and tables read flat files; a dot in a key would be read as a level."""
-    found = world.judge()
-    assert list(found) == sorted(found)
-    assert all(isinstance(value, (int, float, str)) for value in found.values())
+def test_metrics_are_a_page_that_fits_a_terminal(world: World) -> None:
+    """DVC prints a column for each key, at least two characters wider than its name; a dot would be a level."""
+    world.kl = lambda unit, layer, lens: 0.0 if layer == 4 else {"tuned": 2 / 3, "bias": 1.23456789}.get(lens, 3.0)
+    world.judge()
+    found = artifacts.read_json(world.outputs.metrics)
+
+    assert (found["kl25"], found["bias"], found["norm"]) == (0.66667, 1.2346, 3.0)
+    assert (found["gates"], found["preferred"], found["n"]) == ("pass", "tuned", 6)
+    assert len(found) <= 40 and all(isinstance(value, int | float | str) for value in found.values())
     assert not any(set(key) & set("./@") for key in found)
+
+
+def test_metrics_name_the_gates_that_do_not_pass(world: World) -> None:
+    """A verdict is a word in them, and its gates follow."""
+    world.last_layer = [0.2] * 5
+    world.rank = lambda unit, layer, lens: 0 if layer == 4 else 50
+    world.scores["tuned"] = [0.5, 0.5, 0.9, 0.9]
+    world.judge()
+
+    assert artifacts.read_json(world.outputs.metrics)["gates"] == "fail BC, inconclusive H"
+
+
+def test_a_judgement_is_read_as_it_was_written(world: World) -> None:
+    """Full precision, also of its intervals; a file of another form is refused with the field that is wrong."""
+    found = world.judge()
+    path = world.outputs.judgement
+    found.write(path)
+    assert Judgement.read(path) == found
+
+    data = artifacts.read_json(path)
+    for harm, message in (
+        ({"kpis": {"a": {"value": 1.0, "lo": 0.5, "hi": None}}}, r"kpis\.a\.units is missing"),
+        ({"gates": []}, "gates is"),
+        ({"old": 1}, "old is not a field"),
+    ):
+        artifacts.write_json(path, data | harm)
+        with pytest.raises(IntegrityError, match=rf"judgement\.json: {message}.*`dvc repro` writes it again"):
+            Judgement.read(path)
 
 
 def test_gates_start_without_torch() -> None:

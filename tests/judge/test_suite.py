@@ -13,7 +13,8 @@ from lensmith.files import artifacts
 from lensmith.judge import contamination, suite
 from lensmith.judge.bench import Bench
 from lensmith.judge.prompts import Encoder, Prompt, gold_token, read_probes, read_suite
-from lensmith.judge.rows import FIRST_COLUMNS, PROMPT_COLUMNS, ROW_COLUMNS, curves
+from lensmith.judge.rows import curves
+from lensmith.judge.tables import FIRST_COLUMNS, PROMPT_COLUMNS, ROW_COLUMNS
 from lensmith.process.errors import InputError, IntegrityError
 from lensmith.settings.sections import ModelParams
 from tests.support.bench import GOOD, LINES, random_lens, rung_of, tiny_bench, write_lines, write_stages

@@ -12,7 +12,8 @@ from lensmith.files import artifacts
 from lensmith.judge import calibration, gates, heldout, next_token_row, probes, suite, sweep, temperature
 from lensmith.judge.bench import MEASURED, Bench, Target, compare
 from lensmith.judge.prompts import Probe
-from lensmith.judge.rows import HELDOUT_COLUMNS, POSITION_COLUMNS, curves
+from lensmith.judge.rows import curves
+from lensmith.judge.tables import HELDOUT_COLUMNS, POSITION_COLUMNS
 from lensmith.lens import divergence
 from lensmith.process.errors import InputError
 from lensmith.settings.sections import SweepParams

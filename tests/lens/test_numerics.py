@@ -1,21 +1,19 @@
 """Numbers at the edge: what never varies, what is not finite, what is far too large."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from lensmith.judge import gates
-from lensmith.judge import rows as tables
-from lensmith.judge.kpis import Book
+from lensmith.judge.judgement import Estimate
 from lensmith.lens.divergence import BITS, LinearKL, kl_bits
 from lensmith.lens.lens import Lens
 from lensmith.lens.training import Fit, fit
 from lensmith.process.errors import NumericError
 from lensmith.source.head import Head, Transform
 from lensmith.source.teacher import Teacher
-from tests.support.judged import World, settings
+from tests.support.judged import World
 from tests.support.settings import fit_params
 from tests.support.toy_fit import D, L, V, toy, toy_head
 
@@ -102,18 +100,17 @@ def test_a_token_that_is_masked_costs_nothing():
     assert torch.allclose(kl[0].double() * BITS, exact, atol=1e-4) and d_y.isfinite().all()
 
 
-@pytest.mark.parametrize("letter", gates.GATES)
+@pytest.mark.parametrize("letter", gates.LETTERS)
 def test_no_gate_passes_on_nan(world, letter, record_property):
     """Whichever of its numbers it is: the value or either end of its interval."""
-    world.judge()
-    book = Book(tables.read(world.sweep, world.suite), settings().gates)
-    checks = gates.gate_checks(dict(gates._kpis(book)), book)[letter]
+    checks = world.judge().gate(letter).checks
     assert checks
 
     n_broken = 0  # numbers
     for place, check in enumerate(checks):
         for name in ("value", "lo", "hi"):
-            broken = gates.Check(replace(check.kpi, **{name: float("nan")}), check.limit, check.at_least)
+            measured = Estimate(**{**check.measured.model_dump(), name: float("nan")})
+            broken = gates.check(check, measured)
             verdicts = [broken.verdict if i == place else other.verdict for i, other in enumerate(checks)]
             points = [broken.point if i == place else other.point for i, other in enumerate(checks)]
             assert gates.verdict_of(verdicts) == gates.verdict_of(points) == "invalid"

@@ -52,19 +52,19 @@ class Bench:
     def __init__(self, root: Path) -> None:
         self.settings = atlas()
         self.corpus, self.lens = root / "corpus", root / "lens"
-        self.metrics, self.out = root / "metrics.json", root / "release" / "atlas"
+        self.judgement, self.out = root / "judgement.json", root / "release" / "atlas"
         self.licence = {"LICENSE": b"the base model's terms"}
         write_lens(self.lens)
         manifest = {"kind": "atlas", "model": PIN, "tokenizer": {}, "content_hash": "c1"}
         artifacts.write_json(
             self.corpus / "manifest.json", manifest | {"tokens_sha256": "c2", "heldout_sha256": "c3", "commit": None}
         )
-        artifacts.write_json(self.metrics, passing())
+        passing().write(self.judgement)
 
     def build(self, out: Path | None = None) -> Path:
         out = out or self.out
         page = "<html>curves</html>"
-        package.build(self.settings, self.corpus, self.lens, self.metrics, out, licence=self.licence, page=page)
+        package.build(self.settings, self.corpus, self.lens, self.judgement, out, licence=self.licence, page=page)
         return out
 
     def read(self, name: str) -> Any:
@@ -125,11 +125,11 @@ def test_both_forms_of_the_weights_hold_the_same_tensors(bench):
 
 def test_the_packaged_provenance_adds_kpis_and_verdicts(bench):
     """The plan's acceptance block is true or false; a word there would be true for `fail` as well."""
-    artifacts.write_json(bench.metrics, passing(gate_B="fail", gate_D="inconclusive", preferred=0))
+    passing(verdicts={"B": "fail", "D": "inconclusive"}).write(bench.judgement)
     bench.build()
     record = bench.read(f"{FOLDER}/provenance.json")
 
-    assert record["acceptance"] == {f"gate_{gate}": gate not in "BD" for gate in "ABCDEFGH"}
+    assert record["acceptance"] == {f"gate_{gate}": gate not in "BD" for gate in "ABCDFGH"}
     assert record["acceptance_verdicts"]["gate_D"] == "inconclusive"
     assert record["kpis"]["median_delta_kl_bits@{25,50,75}%"] == [3.25, 2.5, 1.125]
     assert record["corpus"] == {"content_hash": "c1", "tokens_sha256": "c2", "heldout_sha256": "c3"}
@@ -139,7 +139,7 @@ def test_the_packaged_provenance_adds_kpis_and_verdicts(bench):
 
 def test_the_card_says_that_a_gate_failed(bench):
     """The card is what a stranger reads first."""
-    artifacts.write_json(bench.metrics, passing(gate_B="fail", preferred=0))
+    passing(verdicts={"B": "fail"}).write(bench.judgement)
     card = (bench.build() / FOLDER / "README.md").read_text(encoding="utf-8")
 
     assert "Not every gate passes" in card and "gate B (fail)" in card and "Every gate passes:" not in card
@@ -246,11 +246,13 @@ def other_tensors(bench: Bench) -> None:
 
 
 def no_verdict(bench: Bench) -> None:
-    artifacts.write_json(bench.metrics, passing(gate_A=None))
+    data = artifacts.read_json(bench.judgement)
+    del data["gates"][0]["verdict"]
+    artifacts.write_json(bench.judgement, data)
 
 
-def no_metrics(bench: Bench) -> None:
-    bench.metrics.unlink()
+def no_judgement(bench: Bench) -> None:
+    bench.judgement.unlink()
 
 
 def no_lens(bench: Bench) -> None:
@@ -270,7 +272,7 @@ def no_object(bench: Bench) -> None:
         other_pin,
         other_tensors,
         no_verdict,
-        no_metrics,
+        no_judgement,
         no_lens,
         no_object,
     ],

@@ -69,13 +69,13 @@ class Lab:
         self.client.call("build", source=source, corpus=corpus, out=str(self.out / "corpus"))
         artifacts.write_json(self.out / "code", {})
         self.client.call("stage", name="fit", settings=self.settings, paths=self.at("code", "corpus", "lens"))
-        artifacts.write_json(self.out / "metrics" / "tiny.json", passing())
+        passing().write(self.out / "judgement" / "tiny.json")
         write_drawn(self.out, "tiny")
 
     def publish(self, **publish: Any) -> dict[str, Any]:
         settings = {**self.settings, "publish": {**self.settings["publish"], **publish}}
         artifacts.write_json(self.out / "settings" / "tiny.json", settings)
-        files = {"settings": "settings/tiny.json", "metrics": "metrics/tiny.json"}
+        files = {"settings": "settings/tiny.json", "judgement": "judgement/tiny.json"}
         files |= {name: f"{name}/tiny.csv" for name in ("kl", "cosine", "earliness", "training")}
         files["detail"] = "detail/tiny.json"
         paths = self.at("corpus", "lens", "release") | {name: str(self.out / file) for name, file in files.items()}
@@ -132,7 +132,7 @@ def test_a_lens_of_another_model_is_refused(lab, tmp_path, wrong):
 
 def test_a_gate_that_does_not_pass_is_sent_only_where_the_settings_say_so(hub, lab):
     """And then the index says it to everybody."""
-    artifacts.write_json(lab.out / "metrics" / "tiny.json", passing(gate_B="fail", preferred=0))
+    passing(verdicts={"B": "fail"}).write(lab.out / "judgement" / "tiny.json")
     with pytest.raises(InputError, match=r"gate B of lab/tiny is fail.*allow_failed_gates.*nothing was sent"):
         lab.publish(repo="lab/failed")
     assert ("datasets", "lab/failed") not in hub.repos
@@ -141,14 +141,14 @@ def test_a_gate_that_does_not_pass_is_sent_only_where_the_settings_say_so(hub, l
     repo = hub.repos["datasets", "lab/failed"]
     index = json.loads(repo.commits[repo.refs["main"]]["INDEX.json"])
     assert index[MODEL]["allow_failed_gates"] is True and index[MODEL]["verdicts"]["gate_B"] == "fail"
-    artifacts.write_json(lab.out / "metrics" / "tiny.json", passing())
+    passing().write(lab.out / "judgement" / "tiny.json")
 
 
 def test_an_invalid_gate_is_never_sent(hub, lab):
-    artifacts.write_json(lab.out / "metrics" / "tiny.json", passing(gate_D="invalid"))
+    passing(verdicts={"D": "invalid"}).write(lab.out / "judgement" / "tiny.json")
     with pytest.raises(InputError, match="gate D of lab/tiny is invalid"):
         lab.publish(repo="lab/invalid", allow_failed_gates=True)
-    artifacts.write_json(lab.out / "metrics" / "tiny.json", passing())
+    passing().write(lab.out / "judgement" / "tiny.json")
 
     assert ("datasets", "lab/invalid") not in hub.repos
 

@@ -3,22 +3,21 @@
 import subprocess
 import sys
 from html.parser import HTMLParser
-from typing import Any
 
 import pytest
 
-from lensmith.judge import scorecard
-from lensmith.judge.scorecard import Estimate, Part
+from lensmith.files import artifacts
+from lensmith.judge import gates
+from lensmith.judge.gates import LETTERS
+from lensmith.judge.judgement import VERDICTS, Criterion, Verdict
 from lensmith.process import wording
 from lensmith.process.errors import InputError, IntegrityError
 from lensmith.report import charts, curves
 from tests.support.desk import Desk
 from tests.support.judged import World
-from tests.support.scores import N_LAYERS, passing
-from tests.support.settings import atlas
+from tests.support.scores import N_LAYERS, interval, passing
 
-FAILING: dict[str, Any] = {"preferred": 0, "gate_B": "fail", "gate_B_pass": 0, "gate_B_point": "fail"}
-FAILING |= {"gate_D": "inconclusive", "gate_D_pass": 0}
+FAILING: dict[str, Verdict] = {"B": "fail", "D": "inconclusive"}
 
 
 class Page(HTMLParser):
@@ -86,10 +85,10 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 def test_hostile_names_and_words_stay_text(desk):
     """Keys, words and curves come from files that others may send."""
     plain = Page(desk.add("one").build())
-    words = {f"baseline_{p}": "</dd><script>alert(1)</script>" for p in (25, 50, 75)}
+    words = {f"median_delta_kl_bits_{p}": "</dd><script>alert(1)</script>" for p in (25, 50, 75)}
     text = (
         Desk(desk.root / "hostile")
-        .add(HOSTILE, passing(**words), crossing="</script><script>alert(2)</script>")
+        .add(HOSTILE, passing(baselines=words), crossing="</script><script>alert(2)</script>")
         .build()
     )
     page = Page(text)
@@ -110,15 +109,15 @@ def test_hostile_names_stay_text_in_charts(desk):
 
 def test_the_same_inputs_give_the_same_bytes(desk, tmp_path):
     """A page that differs without a reason makes every stage after it stale, and every diff noise."""
-    first = desk.add("one").add("two", passing(**FAILING)).build()
-    second = Desk(tmp_path / "again").add("two", passing(**FAILING)).add("one").build()
+    first = desk.add("one").add("two", passing(verdicts=FAILING)).build()
+    second = Desk(tmp_path / "again").add("two", passing(verdicts=FAILING)).add("one").build()
 
     assert first == second
 
 
 def test_a_failed_gate_is_shown_as_failed(desk):
     """A report that hides a red gate is worth nothing."""
-    text = desk.add("one", passing(**FAILING)).build()
+    text = desk.add("one", passing(verdicts=FAILING)).build()
 
     assert "Norm lens preferred." in text and "Tuned lens preferred." not in text
     assert "gate B (fail), gate D (inconclusive)." in text
@@ -141,9 +140,9 @@ def verdict_badges(text: str) -> list[str]:
 
 def test_no_verdict_is_told_by_colour_alone(desk):
     """One reader in twelve men cannot tell red from green: each badge has its word and its sign."""
-    page = Page(desk.add("one", passing(**FAILING, gate_E="invalid")).build())
+    page = Page(desk.add("one", passing(verdicts={**FAILING, "F": "invalid"})).build())
 
-    assert {classes.split()[-1] for classes, _ in page.badges} == set(scorecard.VERDICTS)
+    assert {classes.split()[-1] for classes, _ in page.badges} == set(VERDICTS)
     for classes, text in page.badges:
         verdict = classes.split()[-1]
         assert verdict in text and wording.SYMBOLS[verdict] in text
@@ -169,8 +168,8 @@ def test_the_overview_holds_the_tuned_curve_by_relative_depth(desk):
 
 
 def test_limits_are_those_that_the_gates_used(desk):
-    """Settings may have been edited since the metrics were written; the page shows what was judged."""
-    shown = desk.add("one", passing(limit_delta_kl_bits_50=0.625)).build()
+    """Settings may have been edited since the lens was judged; the page shows what was judged."""
+    shown = desk.add("one", passing(limits={"delta_kl_bits_50": 0.625})).build()
 
     assert "≥ +0.63" in shown or "≥ +0.62" in shown
 
@@ -182,26 +181,23 @@ def test_limits_are_those_that_the_gates_used(desk):
         "median_delta_kl_bits_50",
         "last_layer_kl_after_temp_bits",
         "final_rank1_share",
-        "n_prompts",
     ],
 )
 def test_a_missing_number_is_shown_as_missing(desk, key):
     """A number that was not finite is left out by `gates`; the page must come all the same, and say so."""
-    assert "n/a" in desk.add("one", passing(**{key: None})).build().split("<script>")[0]
+    assert "n/a" in desk.add("one", passing(kpis={key: None})).build().split("<script>")[0]
     assert "n/a" not in Desk(desk.root / "whole").add("one").build().split("<script>")[0]
 
 
 def test_everything_that_a_gate_asks_for_is_what_gates_write(tmp_path):
     """One name spelt differently here and there would show a measured number as missing."""
-    world = World(tmp_path)
-    metrics = world.judge()
-    card = scorecard.read(tmp_path / "metrics.json", atlas())
+    judged = World(tmp_path).judge()
 
-    assert [gate.letter for gate in card.gates] == sorted({key[5] for key in metrics if key.startswith("gate_")})
-    for gate in card.gates:
-        for part in gate.parts:
-            assert part.measured.value is not None and part.limit is not None, f"{gate.letter}: {part.label}"
-    assert "None" not in str(card.plan_kpis()) and card.preferred == ("tuned" if metrics["preferred"] else "norm")
+    assert tuple(gate.letter for gate in judged.gates) == LETTERS
+    for gate in judged.gates:
+        for check in gate.checks:
+            assert check.measured.finite and check.verdict != "invalid", f"{gate.letter}: {check.label}"
+    assert "None" not in str(judged.reference_kpis()) and judged.preferred == "tuned"
 
 
 def test_the_ladder_is_shown_with_its_shares(desk):
@@ -210,14 +206,14 @@ def test_the_ladder_is_shown_with_its_shares(desk):
     table = text[text.index("What each part of the lens explains") :].split("</table>")[0]
 
     assert table.index("norm lens") < table.index("+ temperature") < table.index("+ scale and low-rank map")
-    for value, interval in (("3.50", "3.00 to 4.00"), ("25 %", "12 % to 38 %")):
-        assert f'>{value}<span class="interval">{interval}</span>' in table
-    assert "What each part" not in Desk(desk.root / "bare").add("one", passing(ladder="identity low_rank")).build()
+    for value, bounds in (("3.50", "3.00 to 4.00"), ("25 %", "12 % to 38 %")):
+        assert f'>{value}<span class="interval">{bounds}</span>' in table
+    assert "What each part" not in Desk(desk.root / "bare").add("one", passing(ladder=("identity", "low_rank"))).build()
 
 
 def test_the_ladders_chart_has_a_bar_for_each_rung():
     """Heights and whiskers are those of the table, and no two rungs look alike."""
-    drawn = charts.ladder(scorecard.Scorecard(passing(), atlas()))
+    drawn = charts.ladder(passing())
     assert drawn is not None
 
     bars = drawn["data"]
@@ -226,35 +222,33 @@ def test_the_ladders_chart_has_a_bar_for_each_rung():
     ]  # fmt: skip
     assert bars[1]["error_y"]["array"] == bars[1]["error_y"]["arrayminus"] == [0.5] * 3
     assert len({bar["marker"]["color"] for bar in bars}) == len(bars)
-    assert charts.ladder(scorecard.Scorecard(passing(ladder=None), atlas())) is None
+    assert charts.ladder(passing(ladder=())) is None
 
 
 def test_gate_g_shows_the_worst_part_of_the_context(desk):
     """Six parts at three depths would hide the one that matters; a part without a number comes first."""
-    worst = {"position_delta_kl_bits_50_part_1": -0.5}
-    card = scorecard.Scorecard(passing(**worst), atlas())
-    labels = [part.label for part in card.gates[6].parts]
+    name = "position_delta_kl_bits_{}_part_1"
+    shown = passing(kpis={name.format(50): interval(-0.5, 0.25)}).gate("G").shown
 
-    assert card.gates[6].parts[1].measured.value == -0.5
-    assert ["tokens 0 to 15" in label for label in labels] == [True, False, True]
-    missing = scorecard.Scorecard(passing(position_delta_kl_bits_25_part_1=None), atlas())
-    assert missing.gates[6].parts[0].measured.value is None
+    assert [check.measured.value for check in shown] == [1.0, -0.5, 1.0]
+    assert ["tokens 0 to 15" in check.label for check in shown] == [True, False, True]
+    missing = passing(kpis={name.format(25): None}).gate("G").shown
+    assert missing[0].measured.value is None and missing[0].label.endswith("bits, the worst of 2")
 
 
 def test_crossings_are_marked_where_they_lie(desk):
     """The plan's first-rank crossings, one diamond for each lens, with the ranks that are crossed there."""
     desk.add("one")
     found = curves.read(desk.folders["kl"] / "one.csv", "kl_final_lens_bits")
-    card = scorecard.read(desk.folders["metrics"] / "one.json", atlas())
 
-    marked = [trace for trace in charts.kl(found, card)["data"] if trace.get("text")]
+    marked = [trace for trace in charts.kl(found, passing())["data"] if trace.get("text")]
     assert [(trace["x"], trace["text"]) for trace in marked] == [([3], ["≤ 10, 5"])] * 2
 
 
 @pytest.mark.parametrize(("lo", "limit", "clears"), [(0.4, 0.3, True), (0.2, 0.3, False), (-3.0, -0.1, False)])
 def test_a_drawn_interval_lies_on_the_side_of_its_limit(lo, limit, clears):
     """The picture must say what the numbers say."""
-    span = Part("at 50 %", Estimate(lo + 1, lo, lo + 2), limit, True, wording.signed).span
+    span = gates.check(Criterion(kpi="k", label="at 50 %", limit=limit), interval(lo + 1, 1)).span
 
     assert span is not None and (span.lo >= span.limit) == clears
     assert min(span.lo, span.limit) >= 0 and max(span.hi, span.limit) <= 100
@@ -292,11 +286,15 @@ def test_damage_is_named_and_the_old_page_stays(desk):
     assert desk.html.read_text(encoding="utf-8") == before
 
 
-@pytest.mark.parametrize("changed", [{"gate_C": None}, {"gate_C": "splendid"}])
-def test_a_gate_without_a_verdict_is_refused(desk, changed):
+@pytest.mark.parametrize("verdict", [None, "splendid"])
+def test_a_gate_without_a_verdict_is_refused(desk, verdict):
     """No verdict is no pass."""
-    with pytest.raises(IntegrityError, match="gate_C"):
-        desk.add("one", passing(**changed)).build()
+    path = desk.add("one").folders["judgement"] / "one.json"
+    data = artifacts.read_json(path)
+    data["gates"][2]["verdict"] = verdict
+    artifacts.write_json(path, data)
+    with pytest.raises(IntegrityError, match=r"one\.json: gates\.2\.verdict is .*`dvc repro` writes it again"):
+        desk.build()
 
 
 def test_no_models_is_an_error(desk):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lensmith.files import artifacts
+from lensmith.judge.judgement import Judgement
 from lensmith.report import page as report
 from tests.support.scores import passing, write_drawn
 from tests.support.settings import atlas
@@ -21,11 +22,11 @@ class Desk:
         self.html, self.overview = root / "report.html", root / "overview.csv"
 
     def add(
-        self, key: str, metrics: dict[str, Any] | None = None, *, about: dict[str, Any] | None = None, **curve: str
+        self, key: str, judgement: Judgement | None = None, *, about: dict[str, Any] | None = None, **curve: str
     ) -> "Desk":
         model = MODEL | {"key": key}
         artifacts.write_json(self.folders["resolved"] / f"{key}.json", model)
-        artifacts.write_json(self.folders["metrics"] / f"{key}.json", passing() if metrics is None else metrics)
+        (judgement or passing()).write(self.folders["judgement"] / f"{key}.json")
         write_drawn(self.root, key, about, **curve)
         return self
 

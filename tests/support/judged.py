@@ -1,6 +1,5 @@
 """The folders that gates read, written from functions: hand-made rows with known KPIs."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from lensmith.files import artifacts
-from lensmith.judge import gates
-from lensmith.judge import rows as tables
+from lensmith.judge import judging, tables
+from lensmith.judge.judgement import Judgement
 from lensmith.lens.depth import depth_layer
 from lensmith.settings.sections import ModelParams
 from tests.support.settings import atlas
@@ -18,7 +17,7 @@ Cell = Callable[[int, int, str], float]  # (unit, layer, lens) -> value
 LIMITS: dict[str, Any] = {
     "delta_kl_bits_25": 0.2, "delta_kl_bits_50": 0.3, "delta_kl_bits_75": 0.3, "earliness_le_10_layers": 4.0,
     "earliness_le_5_layers": 2.0, "earliness_share": 0.6, "last_layer_kl_bits": 0.05, "worst_delta_kl_bits": -0.1,
-    "identity_kl_bits": 1e-4, "ladder_gain_bits": 0.01, "position_delta_kl_bits": -0.1, "risk_tier_steps": 0.0,
+    "ladder_gain_bits": 0.01, "position_delta_kl_bits": -0.1, "artifact_score_increase": 0.1,
     "min_prompts": 3, "bootstrap_samples": 200, "confidence": 0.95, "seed": 316,
 }  # fmt: skip
 
@@ -33,7 +32,7 @@ PLACES = 4  # positions in a sequence, two in each of two parts of the context
 
 
 def rows_of(lens: str, n_layers: int) -> range:
-    return range(tables.first_row(lens), n_layers + 1)
+    return tables.layers(lens, n_layers)
 
 
 class World:
@@ -50,27 +49,33 @@ class World:
         self.lenses: tuple[str, ...] = LENSES
         self.kind, self.block_seqs = "low_rank", 1
         self.at_position: Callable[[int, str, int], float] = lambda place, lens, percent: 0.0  # added to the KL there
-        self.tiers: dict[str, str] = {"norm": "high", "tuned": "high"}
+        self.scores: dict[str, list[float]] = {"norm": [0.5] * 4, "tuned": [0.5] * 4}  # artefact scores by prompt
+        self.prompt_of: Callable[[int], int] = lambda text: text  # of a probe's text
         self.folder = folder
 
-    def judge(self, **limits: Any) -> dict[str, Any]:
+    def judge(self, **limits: Any) -> Judgement:
         self.write()
-        out = {name: self.folder / name for name in ("metrics.json", "kl.csv", "cosine.csv")}
-        gates.run(settings(**limits), self.sweep, self.suite, *out.values())
-        found: dict[str, Any] = json.loads(out["metrics.json"].read_text())
-        return found
+        judging.run(settings(**limits), self.sweep, self.suite, self.outputs)
+        return Judgement.read(self.outputs.judgement)
+
+    @property
+    def outputs(self) -> judging.Outputs:
+        names = ("judgement.json", "metrics.json", "kl.csv", "cosine.csv")
+        return judging.Outputs(*(self.folder / name for name in names))
 
     def write(self) -> None:
-        lens = {"weights_sha256": "0" * 64, "kind": self.kind, "norm": "final"}
+        lens = {"weights_sha256": "0" * 64, "kind": self.kind, "norm": "final", "rank": 4}
         parts = [{"first": 8 * part, "last": 8 * part + 7, "n_positions": 2 * self.seqs} for part in range(2)]
+        probes = [{"fact_key": f"f{self.prompt_of(text)}", "prompt_id": "pos"} for text in range(4)]
         run = {
-            "model_stats": {"num_layers": self.n_layers}, "lens": lens, "lenses": self.lenses, "prompts": [1, 2],
+            "model_stats": {"num_layers": self.n_layers}, "lens": lens, "lenses": self.lenses, "prompts": probes,
             "heldout": {"n_positions": PLACES * self.seqs, "parts": parts, "block_seqs": self.block_seqs},
             "last_layer_consistency": {
                 "kl_final_lens_after_temp_bits_by_seq": self.last_layer, "temp_at_bound": False,
             },
             "raw_lens_check": {
-                name: {"risk_tier": tier, "lens_artifact_score": 0.5} for name, tier in self.tiers.items()
+                name: {"risk_tier": "high", "lens_artifact_score": 0.5, "score_by_prompt": scores}
+                for name, scores in self.scores.items()
             },
         }  # fmt: skip
         artifacts.write_json(self.sweep / "run.json", run)

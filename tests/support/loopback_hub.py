@@ -340,7 +340,7 @@ def _calls() -> dict[str, Any]:
         else:
             drawn = {name: at[name].parent for name in page.Folders.__annotations__ if name != "resolved"}
             html = page.page_of(at["settings"], page.Folders(resolved=at["settings"].parent, **drawn))
-            publish.run(chosen, at["corpus"], at["lens"], at["metrics"], at["release"], page=html)
+            publish.run(chosen, at["corpus"], at["lens"], at["judgement"], at["release"], page=html)
 
     def logits(place: str, model: str, base: str, revision: str | None = None) -> Any:
         """What a published or local lens reads after each block at the last of a few tokens."""

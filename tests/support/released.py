@@ -50,8 +50,8 @@ def save_release(root: Path, *, n_layers: int = 4, better: bool = True, **tiny: 
     artifacts.write_json(root / "lens" / "provenance.json", record)
     manifest = {"kind": "atlas", "model": record["model"], "tokenizer": {}, "content_hash": "c1", "commit": None}
     artifacts.write_json(root / "corpus" / "manifest.json", manifest | {"tokens_sha256": "c2", "heldout_sha256": "c3"})
-    artifacts.write_json(root / "metrics.json", passing())
-    places = (root / name for name in ("corpus", "lens", "metrics.json", "release"))
+    passing().write(root / "judgement.json")
+    places = (root / name for name in ("corpus", "lens", "judgement.json", "release"))
     package.build(settings, *places, licence={}, page="")
     return root / "release", backbone, lens
 

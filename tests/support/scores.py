@@ -1,58 +1,102 @@
-"""Metrics and curves as `gates` writes them, of a lens that passes every gate."""
+"""Judgement and curves as `gates` writes them, of a lens that passes every gate."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lensmith.files import artifacts
-from lensmith.judge import plots
+from lensmith.judge import gates, plots
+from lensmith.judge.judgement import ArtifactScore, ContextPart, Counts, Estimate, Judgement, LensIdentity, Verdict
+from lensmith.lens.depth import PERCENTILES
+from tests.support.settings import atlas
 
 N_LAYERS = 6
 
 
-def passing(**changed: Any) -> dict[str, Any]:
-    """Flat metrics. `changed` replaces values; None leaves a key out."""
-    flat: dict[str, Any] = {"n_layers": N_LAYERS, "n_prompts": 216, "n_prompts_unaligned": 0, "preferred": 1}
-    flat |= {
-        "n_heldout_seqs": 8,
-        "n_heldout_positions": 256,
-        "suite_resampled_by": "template",
-        "final_rank1_share": 0.8,
+LIMITS = {"delta_kl_bits_25": 0.3, "delta_kl_bits_50": 0.3, "delta_kl_bits_75": 0.3, "min_prompts": 12}
+PARTS = (ContextPart(first=0, last=15, n_positions=64), ContextPart(first=16, last=63, n_positions=192))
+LADDER = (("identity", 4.0, None), ("temperature", 3.5, 0.25), ("low_rank", 2.0, 0.75))
+
+
+def passing(
+    *,
+    verdicts: dict[str, Verdict] | None = None,
+    kpis: dict[str, Estimate | None] | None = None,
+    limits: dict[str, Any] | None = None,
+    **fields: Any,
+) -> Judgement:
+    """The judgement of a lens that passes every gate.
+
+    Args:
+        verdicts: replaced by letter, whatever the numbers say.
+        kpis: replaced; None takes one away.
+        limits: of section `gates`, replaced.
+        fields: of the judgement, replaced.
+    """
+    changed = {**_passing_kpis(), **(kpis or {})}
+    known = {name: kpi for name, kpi in changed.items() if kpi is not None}
+    settings = atlas(gates={**LIMITS, **(limits or {})})
+    scope = gates.Scope(settings.gates, N_LAYERS, PARTS)
+    results = [
+        gate.model_copy(update={"verdict": (verdicts or {}).get(gate.letter, gate.verdict)})
+        for gate in gates.judge(known, scope)
+    ]
+    counts = Counts(
+        prompts=216,
+        unaligned=0,
+        in_training_text=2,
+        templates=40,
+        never_in_rank={10: 0, 5: 1, 1: 2},
+        heldout_seqs=8,
+        heldout_positions=256,
+        probes=4,
+        suite_resampled_by="template",
+        heldout_resampled_by="sequence",
+    )
+    whole: dict[str, Any] = {
+        "model_key": "atlas",
+        "model_id": "local/atlas",
+        "lens": LensIdentity(weights_sha256="0" * 64, kind="low_rank", norm="final", rank=4),
+        "n_layers": N_LAYERS,
+        "layers": {p: round(N_LAYERS * p / 100) for p in PERCENTILES},
+        "confidence": 0.95,
+        "earliness_layers": {10: 1.0, 5: 1.0},
+        "counts": counts,
+        "kpis": known,
+        "baselines": {f"median_delta_kl_bits_{p}": "norm" for p in PERCENTILES},
+        "gates": tuple(results),
+        "ladder": tuple(kind for kind, _, _ in LADDER),
+        "parts": PARTS,
+        "artifact_scores": {lens: ArtifactScore(score=0.7, risk_tier="high") for lens in ("norm", "tuned")},
+        "last_layer_temp_at_bound": False,
     }
-    for percentile, delta in ((25, 3.25), (50, 2.5), (75, 1.125)):
-        flat |= interval(f"median_delta_kl_bits_{percentile}", delta, 0.25)
-        flat |= interval(f"heldout_delta_kl_bits_{percentile}", delta - 0.5, 0.125)
-        flat |= {f"layer_{percentile}": round(N_LAYERS * percentile / 100), f"baseline_{percentile}": "norm"}
-        flat |= {f"heldout_kl_{lens}_bits_{percentile}": 4.0 for lens in ("norm", "norm_next", "tuned")}
-        flat[f"limit_delta_kl_bits_{percentile}"] = 0.3
-    flat |= {f"heldout_kl_{lens}_bits_mean": 3.5 for lens in ("norm", "norm_next", "tuned")}
-    for k in (10, 5, 1):
-        flat |= interval(f"earliness_shift_first_rank_le_{k}_layers", 2.0, 0.5)
-    for k in (10, 5):
-        flat |= interval(f"earliness_share_le_{k}", 0.75, 0.05) | {f"limit_earliness_le_{k}_layers": 1.0}
-    flat |= interval("rank1_coverage_gain", 0.17, 0.04) | interval("last_layer_kl_after_temp_bits", 4e-6, 1e-6)
-    flat |= interval("identity_kl_bits", 3e-8, 0)
-    for p in (25, 50, 75):
-        for lens in ("temperature", "bias"):
-            flat |= interval(f"heldout_delta_kl_bits_{p}_vs_{lens}", 0.5, 0.125)
-        for part in range(2):
-            flat |= interval(f"position_delta_kl_bits_{p}_part_{part}", 1.0 + part, 0.25)
-        for rung, kl, share in (("identity", 4.0, None), ("temperature", 3.5, 0.25), ("low_rank", 2.0, 0.75)):
-            flat |= interval(f"ladder_kl_bits_{rung}_{p}", kl, 0.5)
-            flat |= {} if share is None else interval(f"ladder_share_{rung}_{p}", share, 0.125)
-    flat |= {"ladder": "identity temperature low_rank", "n_position_parts": 2, "limit_ladder_gain_bits": 0.01}
-    flat |= {"position_part_0_first": 0, "position_part_0_last": 15, "position_part_1_first": 16}
-    flat |= {"position_part_1_last": 63, "limit_position_delta_kl_bits": -0.1, "limit_risk_tier_steps": 0.0}
-    flat |= interval("risk_tier_steps", 0.0, 0) | {"n_prompts_in_training_text": 2}
-    flat |= {"limit_earliness_share": 0.6, "limit_last_layer_kl_bits": 0.05, "limit_worst_delta_kl_bits": -0.1}
-    flat |= {"limit_identity_kl_bits": 1e-4, "limit_min_prompts": 12, "limit_confidence": 0.95}
-    for letter in "ABCDEFGH":
-        flat |= {f"gate_{letter}": "pass", f"gate_{letter}_pass": 1, f"gate_{letter}_point": "pass"}
-    return {key: value for key, value in (flat | changed).items() if value is not None}
+    return Judgement(**{**whole, **fields})
 
 
-def interval(key: str, value: float, half: float) -> dict[str, float]:
-    return {key: value, f"{key}_lo": value - half, f"{key}_hi": value + half}
+def _passing_kpis() -> dict[str, Estimate]:
+    kpis = {}
+    for percent, delta in ((25, 3.25), (50, 2.5), (75, 1.125)):
+        kpis[f"median_delta_kl_bits_{percent}"] = interval(delta, 0.25)
+        kpis[f"heldout_delta_kl_bits_{percent}"] = interval(delta - 0.5, 0.125)
+        kpis |= {f"heldout_kl_{lens}_bits_{percent}": interval(4.0, 0.25) for lens in ("norm", "norm_next", "tuned")}
+        kpis |= {f"heldout_delta_kl_bits_{percent}_vs_{lens}": interval(0.5, 0.125) for lens in gates.BEATEN}
+        kpis |= {f"position_delta_kl_bits_{percent}_part_{part}": interval(1.0 + part, 0.25) for part in range(2)}
+        for rung, kl, share in LADDER:
+            kpis[f"ladder_kl_bits_{rung}_{percent}"] = interval(kl, 0.5)
+            if share is not None:
+                kpis[f"ladder_share_{rung}_{percent}"] = interval(share, 0.125)
+    kpis |= {f"heldout_kl_{lens}_bits_mean": interval(3.5, 0.25) for lens in ("norm", "norm_next", "tuned")}
+    kpis |= {f"earliness_shift_first_rank_le_{k}_layers": interval(2.0, 0.5) for k in (10, 5, 1)}
+    kpis |= {f"earliness_share_le_{k}": interval(0.75, 0.05) for k in (10, 5)}
+    kpis["rank1_coverage_gain"] = interval(0.17, 0.04)
+    kpis["last_layer_kl_after_temp_bits"] = interval(4e-6, 1e-6)
+    kpis["artifact_score_increase"] = interval(0.02, 0.05)
+    kpis["final_rank1_share"] = interval(0.8, 0.05)
+    return kpis
+
+
+def interval(value: float, half: float) -> Estimate:
+    return Estimate(value=value, lo=value - half, hi=value + half, units=216)
 
 
 def write_curves(path: Path, quantity: str, crossing: str = "rank<=10/5") -> None:

@@ -18,6 +18,8 @@ from lensmith.process.errors import InputError, IntegrityError, ResourceError
 
 # A process that is killed leaves its temporary file behind. git and DVC ignore this name (.gitignore, .dvcignore).
 TEMPORARY = ".tmp-"
+# Significant digits of numbers in files that git tracks: another kind of CPU then changes few lines.
+TRACKED_DIGITS = 5
 
 
 @contextmanager
@@ -79,15 +81,31 @@ def read_json(path: Path) -> Any:
         raise IntegrityError(f"{path}: not JSON ({error})") from None
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Comma-separated with a header; floats in their shortest exact form, so that equal rows give equal bytes."""
+def rounded(value: Any, digits: int) -> Any:
+    """The same data with every float rounded to so many significant digits."""
+    if isinstance(value, dict):
+        return {key: rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item, digits) for item in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+def write_csv(
+    path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]], *, digits: int | None = None
+) -> None:
+    """Comma-separated with a header.
+
+    Floats are in their shortest exact form, so that equal rows give equal bytes, or rounded to `digits` significant
+    digits.
+    """
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(_Rows(file))
         writer.writerow(columns)
         for row in rows:
             if len(row) != len(columns):
                 raise ValueError(f"{path}: a row of {len(row)} values under {len(columns)} columns")
-            writer.writerow(["" if value is None else value for value in row])
+            cells = row if digits is None else rounded(row, digits)
+            writer.writerow(["" if value is None else value for value in cells])
 
 
 class _Rows:

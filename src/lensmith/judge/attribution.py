@@ -12,17 +12,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from lensmith.judge import bootstrap
-from lensmith.judge.kpis import Book, Kpi
-from lensmith.judge.rows import NORMS, TUNED
+from lensmith.judge.judgement import Estimate
+from lensmith.judge.kpis import Book
+from lensmith.judge.tables import TUNED
 from lensmith.lens.depth import PERCENTILES
 
 START = "identity"
 ORDER = ("temperature", "bias", "low_rank", "full")
-
-
-def start(book: Book) -> str:
-    """The norm lens that the tuned lens starts from."""
-    return NORMS[0] if book.measured.run["lens"]["norm"] == "final" else NORMS[1]
 
 
 def rungs(book: Book) -> dict[str, str]:
@@ -30,10 +26,10 @@ def rungs(book: Book) -> dict[str, str]:
     lens_of = {rung: rung for rung in book.measured.rungs} | {book.measured.run["lens"]["kind"]: TUNED}
     last = [kind for kind in lens_of if kind not in (*ORDER, START)]
     order = [rung for rung in ORDER if rung in lens_of] + last
-    return {START: start(book)} | {rung: lens_of[rung] for rung in order}
+    return {START: book.start} | {rung: lens_of[rung] for rung in order}
 
 
-def attribution(book: Book) -> Iterator[tuple[str, Kpi]]:
+def attribution(book: Book) -> Iterator[tuple[str, Estimate]]:
     """`ladder_kl_bits_<rung>_<percent>`, `ladder_gain_bits_...` and `ladder_share_...`, each with its interval."""
     units, confidence = book.heldout, book.limits.confidence
     lens_of = rungs(book)
@@ -42,10 +38,16 @@ def attribution(book: Book) -> Iterator[tuple[str, Kpi]]:
         kl = {rung: units.kl[lens][percent] for rung, lens in lens_of.items()}
         saved = kl[START] - kl[names[-1]]
         for before, rung in zip([None, *names], names, strict=False):
-            yield f"ladder_kl_bits_{rung}_{percent}", Kpi.of(bootstrap.mean, kl[rung], units.draws, confidence)
+            yield (
+                f"ladder_kl_bits_{rung}_{percent}",
+                bootstrap.estimate(bootstrap.mean, kl[rung], units.draws, confidence),
+            )
             if before is None:
                 continue
             gain = kl[before] - kl[rung]
-            yield f"ladder_gain_bits_{rung}_{percent}", Kpi.of(bootstrap.mean, gain, units.draws, confidence)
+            yield (
+                f"ladder_gain_bits_{rung}_{percent}",
+                bootstrap.estimate(bootstrap.mean, gain, units.draws, confidence),
+            )
             both = np.stack([gain, saved], axis=1)
-            yield f"ladder_share_{rung}_{percent}", Kpi.of(bootstrap.ratio, both, units.draws, confidence)
+            yield f"ladder_share_{rung}_{percent}", bootstrap.estimate(bootstrap.ratio, both, units.draws, confidence)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lensmith.files import artifacts
 from lensmith.judge.prompts import Encoder
-from lensmith.judge.rows import DISTANCES, LENSES, NORMS, PRISM, RAW, RUNGS, TUNED, first_row
+from lensmith.judge.tables import DISTANCES, LENSES, NORMS, PRISM, RAW, RUNGS, TUNED
 from lensmith.lens import divergence
 from lensmith.lens.lens import Lens
 from lensmith.lens.lens_file import LADDER, WEIGHTS
@@ -141,11 +141,6 @@ def _others(lens_dir: Path, lens: Lens, device: torch.device) -> dict[str, Reade
     if (path := lens_dir / PRISM_FILE).exists():
         found[PRISM] = Prism.load(path).to(device)
     return found
-
-
-def rows(lens: str, n_layers: int) -> range:
-    """The rows that a lens has."""
-    return range(first_row(lens), n_layers + 1)
 
 
 class Target(NamedTuple):

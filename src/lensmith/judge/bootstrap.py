@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lensmith.judge.judgement import Estimate
+from lensmith.judge.tables import Floats
 from lensmith.process.draws import Stream
-
-Floats = NDArray[np.float64]
 
 CHUNK = 2_000_000  # cells of a block of resamples: bounds memory, does not change any number
 
@@ -92,3 +92,13 @@ def interval(statistic: Statistic, values: Floats, draws: Draws, confidence: flo
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def estimate(statistic: Statistic, values: Floats, draws: Draws, confidence: float) -> Estimate:
+    """A statistic of values (n, ...) with its interval; MISSING numbers where there are none or one is not finite."""
+    # inf passes a median unseen, so finiteness is settled before anything is computed.
+    if not len(values) or not np.isfinite(values).all():
+        return Estimate(value=None, lo=None, hi=None, units=len(values))
+    value = float(statistic(values, Draws.once(len(values)))[0])
+    lo, hi = interval(statistic, values, draws, confidence)
+    return Estimate(value=value, lo=lo, hi=hi, units=len(values))

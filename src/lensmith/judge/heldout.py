@@ -15,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lensmith.judge import rows as tables
-from lensmith.judge.bench import MEASURED, Bench, Target, compare, rows
-from lensmith.judge.rows import RANKS, TUNED, Floats
+from lensmith.judge.bench import MEASURED, Bench, Target, compare
+from lensmith.judge.tables import RANKS, TUNED, Floats, layers
 from lensmith.lens import divergence
 from lensmith.lens.depth import PERCENTILES, depth_layer
 from lensmith.process.draws import Stream
@@ -37,8 +36,8 @@ class Heldout:
     first: int  # index of the first measured sequence
     seq_len: int
     positions: NDArray[np.int64]  # (n_seqs, p)
-    values: dict[tuple[str, int], Floats]  # (lens, row) -> (n_seqs, p, len(MEASURED))
-    ranks: dict[tuple[str, int], NDArray[np.int64]]  # (lens, row) -> (n_seqs, p), token_rank of the final top-1
+    values: dict[tuple[str, int], Floats]  # (lens, layer) -> (n_seqs, p, len(MEASURED))
+    ranks: dict[tuple[str, int], NDArray[np.int64]]  # (lens, layer) -> (n_seqs, p), token_rank of the final top-1
 
     @property
     def n_seqs(self) -> int:
@@ -69,7 +68,7 @@ def part_ends(count: int) -> NDArray[np.int64]:
 
 @torch.inference_mode()
 def measure(bench: Bench, tokens: Tensor, settings: SweepParams, first: int = 0) -> Heldout:
-    """MEASURED of every lens and row on sequences (n, seq_len), which are number `first` and on of the corpus."""
+    """MEASURED of every lens and layer on sequences (n, seq_len), which are number `first` and on of the corpus."""
     n, seq_len = tokens.shape
     count = min(settings.positions_per_seq, seq_len)
     positions = draw_positions(seq_len, count, range(first, first + n), settings.seed)
@@ -96,10 +95,10 @@ def measure(bench: Bench, tokens: Tensor, settings: SweepParams, first: int = 0)
 def _measure_part(bench: Bench, resid: Tensor) -> Iterator[tuple[tuple[str, int], Tensor, Tensor]]:
     target = Target.of(bench.final(resid))
     for lens in bench.names:
-        for row in rows(lens, bench.n_layers):
-            reading = compare(target, bench.decode(lens, row, resid))
+        for layer in layers(lens, bench.n_layers):
+            reading = compare(target, bench.decode(lens, layer, resid))
             rank = divergence.token_rank(reading.logits, target.top)
-            yield (lens, row), reading.measured.cpu(), rank.cpu()
+            yield (lens, layer), reading.measured.cpu(), rank.cpu()
 
 
 def lines(measured: Heldout) -> Iterator[list[object]]:
@@ -107,8 +106,8 @@ def lines(measured: Heldout) -> Iterator[list[object]]:
     means = {key: values.mean(axis=1).tolist() for key, values in measured.values.items()}
     count = measured.positions.shape[1]
     for place in range(measured.n_seqs):
-        for (lens, row), by_seq in means.items():
-            yield [measured.first + place, row, lens, count, *by_seq[place]]
+        for (lens, layer), by_seq in means.items():
+            yield [measured.first + place, layer, lens, count, *by_seq[place]]
 
 
 def position_lines(bench: Bench, measured: Heldout) -> Iterator[list[object]]:
@@ -123,16 +122,16 @@ def position_lines(bench: Bench, measured: Heldout) -> Iterator[list[object]]:
 
 def _by_position(measured: Heldout, lens: str, n_layers: int) -> list[NDArray[Any]]:
     """What positions.csv says of one lens beside where: a column (n_seqs, p) each."""
-    ranks = np.stack([measured.ranks[lens, row] for row in range(1, n_layers + 1)], -1)
-    kl = np.stack([measured.values[lens, row][..., KL] for row in range(1, n_layers + 1)], -1)
-    firsts = [first_row_where(ranks < k) for k in RANKS] + [first_row_where(kl <= CLOSE_BITS)]
+    ranks = np.stack([measured.ranks[lens, layer] for layer in range(1, n_layers + 1)], -1)
+    kl = np.stack([measured.values[lens, layer][..., KL] for layer in range(1, n_layers + 1)], -1)
+    firsts = [first_layer_where(ranks < k) for k in RANKS] + [first_layer_where(kl <= CLOSE_BITS)]
     at_depth = [kl[..., depth_layer(n_layers, percent) - 1] for percent in PERCENTILES]
     # As Python's own numbers: a CSV shows NumPy's with their types.
     return [np.array(c.tolist(), dtype=object) for c in (*firsts, (ranks < 1).mean(axis=-1), *at_depth)]
 
 
-def first_row_where(reached: NDArray[np.bool_]) -> NDArray[Any]:
-    """The first row, counted from 1, where (..., L) is true; None where it never is."""
+def first_layer_where(reached: NDArray[np.bool_]) -> NDArray[Any]:
+    """The first layer, counted from 1, where (..., L) is true; None where it never is."""
     first: NDArray[Any] = (reached.argmax(axis=-1) + 1).astype(object)
     first[~reached.any(axis=-1)] = None
     return first
@@ -145,12 +144,12 @@ def block(bench: Bench, measured: Heldout, block_seqs: int) -> dict[str, Any]:
 
     def by_layer(column: int) -> dict[str, list[float]]:
         return {
-            lens: [float(measured.values[lens, row][..., column].mean()) for row in rows(lens, bench.n_layers)]
+            lens: [float(measured.values[lens, layer][..., column].mean()) for layer in layers(lens, bench.n_layers)]
             for lens in bench.names
         }
 
     def medians(lens: str) -> dict[str, float]:
-        return {name: float(np.median(kl[lens, row])) for name, row in at.items()}
+        return {name: float(np.median(kl[lens, layer])) for name, layer in at.items()}
 
     return {
         "first_sequence": measured.first,
@@ -165,7 +164,7 @@ def block(bench: Bench, measured: Heldout, block_seqs: int) -> dict[str, Any]:
         "cosine_milestones": {lens: milestones(lens, curve) for lens, curve in by_layer(COSINE).items()},
         "median_kl_final_lens_bits": {lens: medians(lens) for lens in bench.names},
         "median_delta_kl_bits": {
-            lens: {name: float(np.median(kl[lens, row] - kl[TUNED, row])) for name, row in at.items()}
+            lens: {name: float(np.median(kl[lens, layer] - kl[TUNED, layer])) for name, layer in at.items()}
             for lens in bench.names
             if lens != TUNED
         },
@@ -173,9 +172,9 @@ def block(bench: Bench, measured: Heldout, block_seqs: int) -> dict[str, Any]:
 
 
 def milestones(lens: str, cosine: Sequence[float]) -> dict[str, int | None]:
-    """The first row where the cosines of a lens, one for each of its rows, reach each of MILESTONES."""
-    places = range(tables.first_row(lens), tables.first_row(lens) + len(cosine))
-    return {f"ge_{m}": next((row for row, c in zip(places, cosine, strict=True) if c >= m), None) for m in MILESTONES}
+    """The first layer where the cosines of a lens, one for each of its layers, reach each of MILESTONES."""
+    start = layers(lens, 1)[0]
+    return {f"ge_{m}": next((layer for layer, c in enumerate(cosine, start) if c >= m), None) for m in MILESTONES}
 
 
 def _parts(measured: Heldout) -> list[dict[str, int]]:

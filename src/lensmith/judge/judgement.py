@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from lensmith.files.records import Record
 from lensmith.judge.tables import RANKS
@@ -58,6 +58,11 @@ class Estimate(Record):
     def has_interval(self) -> bool:
         """Whether there is an interval of some width; an exact number has none."""
         return self.lo is not None and self.hi is not None and self.lo != self.hi
+
+    def times(self, factor: float) -> "Estimate":
+        """The same in another unit."""
+        value, lo, hi = (None if x is None else factor * x for x in (self.value, self.lo, self.hi))
+        return Estimate(value=value, lo=lo, hi=hi, units=self.units)
 
     def text(self, form: Callable[[float | None], str]) -> str:
         """The number and its interval in one line."""
@@ -216,7 +221,7 @@ class Judgement(Record):
     counts: Counts
     kpis: dict[str, Estimate]
     baselines: dict[str, str]  # KPI -> the norm lens that it compares with
-    gates: tuple[GateResult, ...]
+    gates: Annotated[tuple[GateResult, ...], Field(min_length=1)]  # without any, `every gate passes` would be true
     ladder: tuple[str, ...]  # kinds of lenses from the norm lens up
     parts: tuple[ContextPart, ...]  # of the context, as position_delta_kl_bits_<p>_part_<i> counts them
     artifact_scores: dict[str, ArtifactScore]  # by lens

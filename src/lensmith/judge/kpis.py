@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from lensmith.judge import bootstrap
 from lensmith.judge.bootstrap import Draws, Statistic
-from lensmith.judge.rows import NORMS, RANKS, TUNED, Curves, Floats, Measured
-from lensmith.lens.depth import PERCENTILES, depth_layer, scaled_layers
+from lensmith.judge.judgement import MISSING, Estimate
+from lensmith.judge.rows import Curves, Measured
+from lensmith.judge.tables import NORMS, RANKS, TUNED, Floats
+from lensmith.lens.depth import PERCENTILES, depth_layer
 from lensmith.process.draws import Stream
 from lensmith.settings.sections import GatesParams
 
@@ -29,34 +31,6 @@ Centre = Callable[[Floats], Any]  # np.mean or np.median
 KL = "kl_final_lens_bits"
 # Below this many templates a resample of templates says more about their number than about the prompts.
 MIN_CLUSTERS = 8
-
-
-@dataclass(frozen=True)
-class Kpi:
-    """A number, its interval, and how many units it was computed from. NaN where there is none."""
-
-    value: float
-    lo: float
-    hi: float
-    units: int
-
-    @property
-    def finite(self) -> bool:
-        return bool(np.isfinite([self.value, self.lo, self.hi]).all())
-
-    @classmethod
-    def exact(cls, value: float, units: int) -> "Kpi":
-        """A number that nothing was sampled for."""
-        return cls(value, value, value, units)
-
-    @classmethod
-    def of(cls, statistic: Statistic, values: Floats, draws: Draws, confidence: float) -> "Kpi":
-        """A statistic of values (n, ...) with its interval."""
-        # inf passes a median unseen, so finiteness is settled before anything is computed.
-        if not len(values) or not np.isfinite(values).all():
-            return cls(np.nan, np.nan, np.nan, len(values))
-        value = statistic(values, Draws.once(len(values)))[0]
-        return cls(float(value), *bootstrap.interval(statistic, values, draws, confidence), len(values))
 
 
 @dataclass(frozen=True)
@@ -86,13 +60,13 @@ class Units:
         strongest = min(baselines, key=lambda lens: _centre(self.kl[lens][percent], centre))
         return strongest, self.kl[strongest][percent] - self.kl[TUNED][percent]
 
-    def median_delta_kl(self, percent: int, baselines: Sequence[str] = NORMS) -> Kpi:
+    def median_delta_kl(self, percent: int, baselines: Sequence[str] = NORMS) -> Estimate:
         """Median over units of KL(final || baseline) - KL(final || tuned), bits."""
         return self._kpi(bootstrap.median, self.delta(percent, baselines, np.median)[1], self.draws)
 
     def mean_delta_kl(
         self, percent: int, baselines: Sequence[str] = NORMS, kept: NDArray[np.bool_] | None = None
-    ) -> Kpi:
+    ) -> Estimate:
         """Mean of the same, over all units or over some. The baseline is the strongest on those it is taken over."""
         if kept is None:
             return self._kpi(bootstrap.mean, self.delta(percent, baselines, np.mean)[1], self.draws)
@@ -108,18 +82,18 @@ class Units:
         reached = np.minimum(first[baseline], first[TUNED]) <= self.n_layers
         return Earliness(baseline, shift, reached | ~np.isfinite(shift), first)  # a missing rank must be seen
 
-    def earliness_shift(self, k: int, baselines: Sequence[str] = NORMS) -> Kpi:
+    def earliness_shift(self, k: int, baselines: Sequence[str] = NORMS) -> Estimate:
         """Median over units, in layers; units that get there under neither lens are left out."""
         early = self.earliness(k, baselines)
         return self._kpi(bootstrap.median, early.shift[early.reached], self._reached(early))
 
-    def earliness_share(self, k: int, layers: float, baselines: Sequence[str] = NORMS) -> Kpi:
+    def earliness_share(self, k: int, layers: float, baselines: Sequence[str] = NORMS) -> Estimate:
         """Share of these units whose shift is at least `layers`."""
         shift = (early := self.earliness(k, baselines)).shift[early.reached]
         hits = np.where(np.isfinite(shift), (shift >= layers).astype(np.float64), np.nan)
         return self._kpi(bootstrap.mean, hits, self._reached(early))
 
-    def coverage_gain(self, baselines: Sequence[str] = NORMS) -> tuple[str, Kpi]:
+    def coverage_gain(self, baselines: Sequence[str] = NORMS) -> tuple[str, Estimate]:
         """Share of (unit, block) where the answer is at rank 1, tuned minus the best baseline."""
         baseline = min(baselines, key=lambda lens: _centre(-self.share_at_top[lens], np.mean))
         gain = self.share_at_top[TUNED] - self.share_at_top[baseline]
@@ -128,8 +102,8 @@ class Units:
     def _reached(self, early: Earliness) -> Draws:
         return self.draws.only(self.answered).only(early.reached)
 
-    def _kpi(self, statistic: Statistic, values: Floats, draws: Draws) -> Kpi:
-        return Kpi.of(statistic, values, draws, self.confidence)
+    def _kpi(self, statistic: Statistic, values: Floats, draws: Draws) -> Estimate:
+        return bootstrap.estimate(statistic, values, draws, self.confidence)
 
 
 @dataclass(frozen=True)
@@ -140,10 +114,14 @@ class Book:
     limits: GatesParams
 
     @cached_property
+    def templates(self) -> tuple[str, ...]:
+        """The template of each prompt."""
+        return tuple(f"{row['domain']}\n{row['template']}" for row in self.measured.prompts)
+
+    @property
     def clusters(self) -> tuple[str, ...]:
         """The unit of resampling of each prompt: its template, or itself where there are few templates."""
-        templates = tuple(f"{row['domain']}\n{row['template']}" for row in self.measured.prompts)
-        return templates if len(set(templates)) >= MIN_CLUSTERS else self.measured.suite.units
+        return self.templates if len(set(self.templates)) >= MIN_CLUSTERS else self.measured.suite.units
 
     @cached_property
     def aligned(self) -> NDArray[np.bool_]:
@@ -191,43 +169,60 @@ class Book:
     def draw(self, stream: str, clusters: Sequence[object]) -> Draws:
         return bootstrap.draw(clusters, self.limits.bootstrap_samples, Stream(self.limits.seed, stream))
 
-    def heldout_mean(self, lens: str, quantity: str, row: int) -> Kpi:
+    def heldout_mean(self, lens: str, quantity: str, row: int) -> Estimate:
         """Mean of any quantity over held-out positions at one row."""
         values = self.measured.heldout.at(lens, quantity)[:, row]
-        return Kpi.of(bootstrap.mean, values, self._heldout_draws, self.limits.confidence)
+        return bootstrap.estimate(bootstrap.mean, values, self._heldout_draws, self.limits.confidence)
 
     @cached_property
     def _heldout_draws(self) -> Draws:
         """The resamples of `heldout`, here of sequences."""
         return self.draw("bootstrap-heldout", self.blocks(np.array(self.measured.heldout.units, dtype=np.int64)))
 
-    def heldout_kl(self, lens: str, percent: int) -> float:
-        """Mean KL(final || lens) over held-out positions, bits."""
-        return _mean(self.measured.heldout.at(lens, KL)[:, depth_layer(self.measured.n_layers, percent)])
+    def heldout_kl(self, lens: str, percent: int) -> Estimate:
+        """Mean KL(final || lens) over held-out positions at one depth, bits."""
+        return self._heldout_mean(self.measured.heldout.at(lens, KL)[:, depth_layer(self.measured.n_layers, percent)])
 
-    def heldout_kl_mean(self, lens: str) -> float:
-        """The same over all blocks but the last, where every lens is the model itself."""
-        return _mean(self.measured.heldout.at(lens, KL)[:, 1 : max(self.measured.n_layers, 2)])
+    def heldout_kl_mean(self, lens: str) -> Estimate:
+        """The same over all layers but the last, where every lens is the model itself."""
+        return self._heldout_mean(self.measured.heldout.at(lens, KL)[:, 1 : max(self.measured.n_layers, 2)])
 
-    def last_layer_kl(self) -> Kpi:
+    def _heldout_mean(self, values: Floats) -> Estimate:
+        by_seq = values.reshape(len(values), -1).mean(axis=1)
+        around = bootstrap.estimate(bootstrap.mean, by_seq, self._heldout_draws, self.limits.confidence)
+        return around.model_copy(update={"value": float(values.mean())}) if around.finite else around
+
+    def last_layer_kl(self) -> Estimate:
         """KL(model || norm lens at the last block after one scalar temperature), bits."""
         last = self.measured.run["last_layer_consistency"]
         by_seq = last["kl_final_lens_after_temp_bits_by_seq"]
         values = np.array([np.nan if v is None else v for v in by_seq], dtype=np.float64)
         draws = self.draw("bootstrap-last-layer", self.blocks(np.arange(len(values))))
-        return Kpi.of(bootstrap.mean, values, draws, self.limits.confidence)
+        return bootstrap.estimate(bootstrap.mean, values, draws, self.limits.confidence)
 
-    def identity_kl(self) -> Kpi:
-        """The largest KL(final || tuned) at the last block, over suite and held-out text. An exact number."""
-        last = [np.ravel(c.at(TUNED, KL)[:, -1]) for c in (self.measured.heldout, self.measured.suite)]
-        joined = np.concatenate(last)
-        value = float(joined.max()) if joined.size and np.isfinite(joined).all() else float("nan")
-        return Kpi.exact(value, len(joined))
+    def artifact_score_increase(self) -> Estimate:
+        """Artefact score of the tuned lens minus that of the norm lens, mean over the probes' texts.
 
-    def earliness_limit(self, k: int) -> float:
-        """The plan's limit in layers, scaled to this model's depth."""
-        limit = {10: self.limits.earliness_le_10_layers, 5: self.limits.earliness_le_5_layers}[k]
-        return scaled_layers(limit, self.measured.n_layers)
+        A prompt is resampled together with its form without filler words. MISSING without probes.
+        """
+        checks, prompts = self.measured.run["raw_lens_check"], self.measured.run["prompts"]
+        if self.start not in checks or TUNED not in checks:
+            return MISSING
+        tuned, norm = (np.array(checks[lens]["score_by_prompt"], dtype=np.float64) for lens in (TUNED, self.start))
+        draws = self.draw("bootstrap-probes", [f"{one['fact_key']}\n{one['prompt_id']}" for one in prompts])
+        return bootstrap.estimate(bootstrap.mean, tuned - norm, draws, self.limits.confidence)
+
+    def final_rank1_share(self) -> Estimate:
+        """Share of aligned prompts where the model itself has the answer on top."""
+        ranks = [row["final_answer_token_rank"] for row in self.measured.prompts if row["aligned"] == "1"]
+        hits = np.array([rank == "0" for rank in ranks], dtype=np.float64)
+        draws = self.suite.draws.only(self.aligned)
+        return bootstrap.estimate(bootstrap.mean, hits, draws, self.limits.confidence)
+
+    @property
+    def start(self) -> str:
+        """The norm lens that the tuned lens starts from."""
+        return NORMS[0] if self.measured.run["lens"]["norm"] == "final" else NORMS[1]
 
 
 def stronger(curves: Curves, row: int, centre: Centre) -> str:
@@ -254,7 +249,3 @@ def first_rows(ranks: Floats, k: int) -> Floats:
 def _share_at_top(ranks: Floats) -> Floats:
     blocks = ranks[:, 1:]
     return np.where(np.isfinite(blocks).all(axis=1), (blocks < 1).mean(axis=1), np.nan)
-
-
-def _mean(values: Floats) -> float:
-    return float(values.mean()) if values.size and np.isfinite(values).all() else float("nan")

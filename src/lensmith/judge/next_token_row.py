@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lensmith.judge.bench import Bench
-from lensmith.judge.rows import NORMS
+from lensmith.judge.tables import NORMS
 from lensmith.lens import divergence
 
 Row = dict[str, Any]

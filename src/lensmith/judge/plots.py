@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from lensmith.files import artifacts
-from lensmith.judge import rows as tables
+from lensmith.judge import rows
 from lensmith.judge.kpis import KL, Book, first_rows, stronger
 from lensmith.judge.prompts import read_suite
-from lensmith.judge.rows import RANKS, TRAJECTORIES, TUNED, Measured
+from lensmith.judge.rows import Measured
+from lensmith.judge.tables import RANKS, TRAJECTORIES, TUNED
 from lensmith.lens.depth import depth_layer
 from lensmith.process.errors import IntegrityError
 from lensmith.settings.sections import ModelParams
@@ -51,11 +52,12 @@ def run(  # noqa: PLR0917 (a stage takes as many paths as it has)
     Raises:
         IntegrityError: rows, log or provenance are missing or damaged, or the suite has been edited since.
     """
-    measured = tables.read(sweep, suite)
+    measured = rows.read(sweep, suite)
     book = Book(measured, settings.gates)
-    artifacts.write_csv(delta_kl, DELTA_COLUMNS, delta_rows(measured))
-    artifacts.write_csv(earliness, EARLINESS_COLUMNS, earliness_rows(book))
-    artifacts.write_csv(training, TRAINING_COLUMNS, training_rows(lens / "fit_log.csv"))
+    artifacts.write_csv(delta_kl, DELTA_COLUMNS, delta_rows(measured), digits=artifacts.TRACKED_DIGITS)
+    artifacts.write_csv(earliness, EARLINESS_COLUMNS, earliness_rows(book), digits=artifacts.TRACKED_DIGITS)
+    log = training_rows(lens / "fit_log.csv")
+    artifacts.write_csv(training, TRAINING_COLUMNS, log, digits=artifacts.TRACKED_DIGITS)
     shown = [text for folder in (sweep, suite) for text in artifacts.read_json(folder / TRAJECTORIES)]
     data = {
         "columns": PROMPT_COLUMNS,

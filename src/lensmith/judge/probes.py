@@ -25,10 +25,10 @@ from torch import Tensor
 
 from lensmith.files import artifacts
 from lensmith.judge import next_token_row
-from lensmith.judge.bench import Bench, rows
+from lensmith.judge.bench import Bench
 from lensmith.judge.heldout import milestones
 from lensmith.judge.prompts import Probe, gold_token
-from lensmith.judge.rows import PRISM, RANKS, RAW, TUNED
+from lensmith.judge.tables import PRISM, RANKS, RAW, TUNED, layers
 from lensmith.judge.trajectories import Shown
 from lensmith.lens import divergence
 from lensmith.lens.depth import PERCENTILES, depth_layer
@@ -118,7 +118,7 @@ class Read:
             for lens in (self.baseline, TUNED)
         }
         cosine = {
-            lens: milestones(lens, [self.facts[case, lens, row]["cos_to_final"] for row in rows(lens, self.n_layers)])
+            lens: milestones(lens, [self.facts[case, lens, row]["cos_to_final"] for row in layers(lens, self.n_layers)])
             for lens in (self.baseline, TUNED)
         }
         return {
@@ -128,7 +128,7 @@ class Read:
         }
 
     def _first(self, case: int, lens: str, k: int) -> int | None:
-        ranks = {row: self.facts[case, lens, row]["answer_rank"] for row in rows(lens, self.n_layers)}
+        ranks = {row: self.facts[case, lens, row]["answer_rank"] for row in layers(lens, self.n_layers)}
         return next((row for row, rank in ranks.items() if rank is not None and rank <= k), None)
 
     def raw_lens_check(self) -> dict[str, Any]:
@@ -141,22 +141,33 @@ class Read:
         return {lens: self._artifact(lens) for lens in self.lenses if self.cases and lens != RAW}
 
     def _artifact(self, lens: str) -> dict[str, Any]:
-        found = [row for (_, name, layer), row in self.facts.items() if name == lens and layer > 0]
-        kl, js, l1 = ([row[name] for row in found] for name in ("kl_lens_raw_bits", "js_divergence", "l1_prob_diff"))
-        alone = sum(row["answer_rank"] == 1 and row["answer_rank_raw"] != 1 for row in found)
-        share = sum(value >= 1 for value in kl) / len(kl)
-        score = 0.6 * share + 0.3 * (alone > 0) + 0.1 * min(1.0, max(kl) / 5)
-        wider = score + 0.1 * min(1.0, median(js) / 0.1) + 0.05 * min(1.0, median(l1) / 0.5)
+        by_case: dict[int, list[next_token_row.Row]] = {}
+        for (case, name, layer), facts in self.facts.items():
+            if name == lens and layer > 0:
+                by_case.setdefault(case, []).append(facts)
+        found = [facts for cells in by_case.values() for facts in cells]
+        js, l1 = (median(facts[name] for facts in found) for name in ("js_divergence", "l1_prob_diff"))
+        score, share, largest, alone = artifact_score(found)
+        wider = score + 0.1 * min(1.0, js / 0.1) + 0.05 * min(1.0, l1 / 0.5)
         return {
             "kl_ge_1_bit_share": share,
-            "max_kl_lens_raw_bits": max(kl),
-            "js_p50": median(js),
-            "l1_p50": median(l1),
+            "max_kl_lens_raw_bits": largest,
+            "js_p50": js,
+            "l1_p50": l1,
             "lens_only_semantics": alone,
             "lens_artifact_score": score,
             "lens_artifact_score_v2": min(1.0, wider),
             "risk_tier": TIERS[(score >= 0.2) + (score > 0.5)],
+            "score_by_prompt": [artifact_score(cells)[0] for cells in by_case.values()],
         }
+
+
+def artifact_score(facts: Sequence[next_token_row.Row]) -> tuple[float, float, float, int]:
+    """The score of some rows of one lens, the share of them at 1 bit or more, the largest KL, and where it is alone."""
+    kl = [row["kl_lens_raw_bits"] for row in facts]
+    alone = sum(row["answer_rank"] == 1 and row["answer_rank_raw"] != 1 for row in facts)
+    share = sum(value >= 1 for value in kl) / len(kl)
+    return 0.6 * share + 0.3 * (alone > 0) + 0.1 * min(1.0, max(kl) / 5), share, max(kl), alone
 
 
 def _deltas(baseline: dict[str, Any], tuned: dict[str, Any], *, sign: int) -> dict[str, Any]:
@@ -187,7 +198,7 @@ def read(bench: Bench, probes: Iterable[tuple[str, Probe]], temperatures: Sequen
         )
         for lens in lenses:
             seen = next_token_row.Seen()
-            for row in rows(lens, bench.n_layers):
+            for row in layers(lens, bench.n_layers):
                 logits = bench.decode(lens, row, resid)
                 lines = _tops(bench, case, row, logits, top_k)
                 found.records.setdefault(lens, []).extend(lines)

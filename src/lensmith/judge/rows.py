@@ -10,34 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensmith.files import artifacts
-from lensmith.lens.depth import PERCENTILES
+from lensmith.judge.tables import ALWAYS, DISTANCES, FIRST, POSITION_COLUMNS, RAW, RUNGS, Floats, layers
 from lensmith.process.errors import IntegrityError
-
-Floats = NDArray[np.float64]
-
-NORMS = ("norm", "norm_next")  # the model's final norm at every layer; the next block's input norm
-RUNGS = ("temperature", "bias", "full")  # smaller and larger lenses of the same form as the tuned one
-RAW, PRISM, TUNED = "raw", "prism", "tuned"  # no norm at all; one decoder for all layers; the lens that is judged
-LENSES = (RAW, *NORMS, *RUNGS, PRISM, TUNED)  # every name that a table may hold, in its order
-ALWAYS = (*NORMS, TUNED)
-RANKS = (10, 5, 1)
-
-DISTANCES = ("kl_final_lens_bits", "kl_lens_final_bits", "entropy_bits", "cos_to_final")
-HELDOUT_COLUMNS = ("seq", "layer", "lens", "n_positions", *DISTANCES, "top1_agree")
-FIRST = (*(f"first_rank_le_{k}" for k in RANKS), "first_kl_le_1_bit")  # rows; empty where it never is so
-AT_DEPTH = tuple(f"kl_final_lens_bits_{percent}" for percent in PERCENTILES)
-POSITION_COLUMNS = ("seq", "position", "part", "lens", *FIRST, "rank1_share", *AT_DEPTH)
-ANSWER = ("answer_token_rank", "p_answer", "top1", "top1_agree", "p_control")
-ROW_COLUMNS = ("id", "domain", "template", "layer", "lens", *DISTANCES, *ANSWER)
-FIRST_COLUMNS = ("id", "domain", "template", "lens", *FIRST)
-FINAL = ("final_answer_token_rank", "final_p_answer")
-TRAJECTORIES = "trajectories.json"  # in both folders: texts read at every position
-PROMPT_COLUMNS = ("id", "domain", "template", "answer", "n_prompt_tokens", "answer_token", "aligned", *FINAL)
-
-
-def first_row(lens: str) -> int:
-    """The first row that a lens has: a translator belongs to a block, so there is none for the embedding."""
-    return int(lens in (*RUNGS, TUNED))
 
 
 @dataclass(frozen=True)
@@ -135,7 +109,7 @@ def curves(path: Path, unit: str, quantities: Sequence[str], n_layers: int, lens
         except (TypeError, ValueError, IndexError) as error:
             raise IntegrityError(f"{path}:{number}: {error}") from None
         seen[cell] = True
-    expected = len(places) * sum(n_layers + 1 - first_row(lens) for lens in lenses)
+    expected = len(places) * sum(len(layers(lens, n_layers)) for lens in lenses)
     if seen.sum() != expected or len(rows) != expected:
         raise IntegrityError(
             f"{path}: {len(rows)} lines, but {len(places)} units at {n_layers} layers need {expected} different ones"

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from lensmith.files import artifacts
 from lensmith.judge import contamination, trajectories
-from lensmith.judge.bench import Bench, Reading, Target, compare, rows
+from lensmith.judge.bench import Bench, Reading, Target, compare
 from lensmith.judge.heldout import CLOSE_BITS
 from lensmith.judge.prompts import Prompt, gold_token, read_suite
-from lensmith.judge.rows import FIRST_COLUMNS, PROMPT_COLUMNS, RANKS, ROW_COLUMNS
+from lensmith.judge.tables import FIRST_COLUMNS, PROMPT_COLUMNS, RANKS, ROW_COLUMNS, layers
 from lensmith.lens import divergence
 from lensmith.process.errors import InputError
 from lensmith.process.progress import track
@@ -136,7 +136,7 @@ def measure(bench: Bench, asked: Sequence[Asked], batch_prompts: int) -> tuple[C
         target = Target.of(bench.final(resid))
         by_prompt: list[Cells] = [[] for _ in group]
         for lens in bench.names:
-            for row in rows(lens, bench.n_layers):
+            for row in layers(lens, bench.n_layers):
                 reading = compare(target, bench.decode(lens, row, resid))
                 for place, line in enumerate(_lines(bench, group, lens, row, reading)):
                     by_prompt[place].append(line)

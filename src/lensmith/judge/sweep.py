@@ -21,7 +21,7 @@ from lensmith.files import artifacts
 from lensmith.judge import calibration, heldout, probes, temperature, trajectories
 from lensmith.judge.bench import Bench
 from lensmith.judge.prompts import read_probes
-from lensmith.judge.rows import HELDOUT_COLUMNS, POSITION_COLUMNS, TUNED
+from lensmith.judge.tables import HELDOUT_COLUMNS, POSITION_COLUMNS, TUNED
 from lensmith.lens.depth import PERCENTILES
 from lensmith.process.errors import InputError
 from lensmith.settings.sections import ModelParams

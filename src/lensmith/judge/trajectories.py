@@ -7,7 +7,7 @@ from pathlib import Path
 from lensmith.files import artifacts
 from lensmith.judge import readings
 from lensmith.judge.bench import Bench
-from lensmith.judge.rows import TRAJECTORIES
+from lensmith.judge.tables import TRAJECTORIES
 
 
 @dataclass(frozen=True)

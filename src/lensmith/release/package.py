@@ -22,7 +22,8 @@ from typing import Any
 
 from lensmith.files import artifacts
 from lensmith.hub.index import INDEX, MODEL_ID
-from lensmith.judge import scorecard
+from lensmith.judge.gates import LETTERS
+from lensmith.judge.judgement import Judgement
 from lensmith.lens import lens_file
 from lensmith.lens.lens_file import WEIGHTS
 from lensmith.process import wording
@@ -55,7 +56,7 @@ class Inputs:
     lens: Path
     provenance: dict[str, Any]
     manifest: dict[str, Any]
-    card: scorecard.Scorecard
+    judgement: Judgement
     shapes: lens_file.Shapes  # of the lens's tensors, by name
     folder: str  # of the lens, relative to the release
     licence: Mapping[str, bytes]  # the base model's licence and notices, by file name
@@ -70,7 +71,7 @@ def build(
     settings: ModelParams,
     corpus: Path,
     lens: Path,
-    metrics: Path,
+    judgement: Path,
     out: Path,
     *,
     licence: Mapping[str, bytes],
@@ -86,7 +87,7 @@ def build(
         IntegrityError: an input is missing, damaged, or belongs to another model.
         InputError: a name or licence that cannot stand in a path, or `out` is a folder that is no release.
     """
-    inputs = _read(settings, corpus, lens, metrics, licence, page)
+    inputs = _read(settings, corpus, lens, judgement, licence, page)
     if out.exists() and any(out.iterdir()) and not (out / RECEIPT).is_file():
         raise InputError(f"{out}: holds files but no receipt.json, so it is no earlier release. Nothing was changed.")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -100,13 +101,13 @@ def build(
 
 
 def _read(  # noqa: PLR0917
-    settings: ModelParams, corpus: Path, lens: Path, metrics: Path, licence: Mapping[str, bytes], page: str
+    settings: ModelParams, corpus: Path, lens: Path, judgement: Path, licence: Mapping[str, bytes], page: str
 ) -> Inputs:
     provenance = _record(lens / "provenance.json")
     manifest = _record(corpus / "manifest.json")
     folder = f"tuned_lenses/{_safe_id(settings.model_id)}"
-    card, shapes = scorecard.read(metrics, settings), lens_file.read_header(lens / WEIGHTS)[0]
-    inputs = Inputs(settings, lens, provenance, manifest, card, shapes, folder, licence, page)
+    judged, shapes = Judgement.read(judgement), lens_file.read_header(lens / WEIGHTS)[0]
+    inputs = Inputs(settings, lens, provenance, manifest, judged, shapes, folder, licence, page)
     _check_same_model(inputs, corpus)
     recorded, found = provenance["weights_sha256"], artifacts.sha256_file(lens / WEIGHTS)
     if recorded != found:
@@ -177,15 +178,15 @@ def _export(weights: Path, export: Path) -> None:
 
 
 def _packaged_provenance(inputs: Inputs, weights: dict[str, str]) -> dict[str, Any]:
-    card, manifest = inputs.card, inputs.manifest
+    judged, manifest = inputs.judgement, inputs.manifest
     return {
         **inputs.provenance,
         "files": weights,
-        "kpis": card.plan_kpis(),
-        "metrics": card.metrics,
+        "kpis": judged.reference_kpis(),
+        "judgement": judged.data(),
         # Words in a field of their own: a reader who tests `acceptance.gate_A` for truth must not take "fail" for it.
-        "acceptance": {f"gate_{gate.letter}": gate.verdict == "pass" for gate in card.gates},
-        "acceptance_verdicts": {f"gate_{gate.letter}": gate.verdict for gate in card.gates},
+        "acceptance": {f"gate_{gate.letter}": gate.verdict == "pass" for gate in judged.gates},
+        "acceptance_verdicts": {f"gate_{gate.letter}": gate.verdict for gate in judged.gates},
         "corpus": {key: manifest[key] for key in ("content_hash", "tokens_sha256", "heldout_sha256")},
     }
 
@@ -198,7 +199,7 @@ def _render(template: str, inputs: Inputs, **more: object) -> str:
         template,
         settings=inputs.settings,
         provenance=inputs.provenance,
-        card=inputs.card,
+        judgement=inputs.judgement,
         folder=inputs.folder,
         dataset=", ".join(str(value) for value in text if value),
         n_layers=n_layers,
@@ -243,16 +244,16 @@ def _index_entry(inputs: Inputs, lens: Path, licences: dict[str, str]) -> dict[s
         "rank": inputs.rank,
         "model_commit": commit,
         "tokenizer_commit": commit,
-        "kpis": inputs.card.plan_kpis(),
-        "verdicts": {f"gate_{gate.letter}": gate.verdict for gate in inputs.card.gates},
+        "kpis": inputs.judgement.reference_kpis(),
+        "verdicts": {f"gate_{gate.letter}": gate.verdict for gate in inputs.judgement.gates},
         "allow_failed_gates": publish.allow_failed_gates,
-        "preferred": inputs.card.preferred,
+        "preferred": inputs.judgement.preferred,
     }
 
 
 def dataset_card(index: Mapping[str, Mapping[str, Any]]) -> str:
     """The README of a repository of lenses, from its index alone: whoever adds a lens writes it for all."""
-    return wording.render(__package__, "dataset.md.j2", index=dict(sorted(index.items())))
+    return wording.render(__package__, "dataset.md.j2", index=dict(sorted(index.items())), letters=LETTERS)
 
 
 def receipt(model_id: str, out: Path, sent: Mapping[str, str | None] | None = None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ GENERATED = ("dvc.lock", "metrics", "plots", "resolved")
 NOT_SENT = "The package is complete; nothing was sent."
 
 
-def run(settings: ModelParams, corpus: Path, lens: Path, metrics: Path, out: Path, *, page: str) -> None:
+def run(settings: ModelParams, corpus: Path, lens: Path, judgement: Path, out: Path, *, page: str) -> None:
     """Stage `publish`: write the release to `out`, and send it where `publish.repo` is set; its receipt says which.
 
     Args:
@@ -42,7 +42,7 @@ def run(settings: ModelParams, corpus: Path, lens: Path, metrics: Path, out: Pat
         # Asked for only where the release is sent: packaging alone needs no network.
         is_on_hub = settings.publish.repo is not None and pin["repo"] is not None
         licence = releases.licence_texts(pin["repo"], pin["commit"]) if is_on_hub else {}
-    package.build(settings, corpus, lens, metrics, out, licence=licence, page=page)
+    package.build(settings, corpus, lens, judgement, out, licence=licence, page=page)
     if settings.publish.repo is not None:
         sent = send(settings, out)
         artifacts.write_json(out / package.RECEIPT, package.receipt(settings.model_id, out, asdict(sent)))

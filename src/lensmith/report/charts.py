@@ -10,7 +10,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from lensmith.judge.scorecard import PERCENTILES, Estimate, Scorecard
+from lensmith.judge.judgement import Estimate, Judgement
+from lensmith.lens.depth import PERCENTILES
 from lensmith.process import wording
 from lensmith.report import palette
 from lensmith.report.curves import Curves, Point
@@ -23,9 +24,9 @@ Bars = dict[str, list[tuple[int, int]]]
 Training = dict[str, list[tuple[int, float | None]]]
 
 
-def kl(curves: Curves, card: Scorecard) -> dict[str, Any]:
+def kl(curves: Curves, judgement: Judgement) -> dict[str, Any]:
     """KL(final, lens) over layers; where half of the answers reach a rank; guides at the depths that gates read."""
-    figure = _depth(curves, card, "KL to the final answer, bits")
+    figure = _depth(curves, judgement, "KL to the final answer, bits")
     top = max((p.value for lens in curves.lenses for p in curves.at(lens) if p.value is not None), default=1.0)
     figure.update_yaxes(
         range=[-0.12 * top, 1.05 * top], zeroline=False
@@ -33,15 +34,15 @@ def kl(curves: Curves, card: Scorecard) -> dict[str, Any]:
     return _plain(figure, WIDE)
 
 
-def cosine(curves: Curves, card: Scorecard) -> dict[str, Any]:
+def cosine(curves: Curves, judgement: Judgement) -> dict[str, Any]:
     """Cosine of the lens's and the final logits over layers."""
     # Five names in a narrow chart leave no room for the lines; they are the first chart's.
     return _plain(
-        _depth(curves, card, "cosine with the final logits", words=False).update_layout(showlegend=False), HALF
+        _depth(curves, judgement, "cosine with the final logits", words=False).update_layout(showlegend=False), HALF
     )
 
 
-def gains(card: Scorecard) -> dict[str, Any] | None:
+def gains(judgement: Judgement) -> dict[str, Any] | None:
     """Bars of KL(norm) - KL(tuned) with intervals and the limits of gate A. None where nothing was measured."""
     series = (
         ("suite prompts, median", "median", palette.LENSES["tuned"]),
@@ -50,14 +51,14 @@ def gains(card: Scorecard) -> dict[str, Any] | None:
     depths = [f"{p} %" for p in PERCENTILES]
     figure = go.Figure()
     for label, prefix, colour in series:
-        estimates = [card.estimate(f"{prefix}_delta_kl_bits_{p}") for p in PERCENTILES]
+        estimates = [judgement.estimate(f"{prefix}_delta_kl_bits_{p}") for p in PERCENTILES]
         if any(e.value is not None for e in estimates):
             hover = f"{label}<br>%{{y:.3f}} bits at %{{x}}<extra></extra>"
             y, error_y = [e.value for e in estimates], whiskers(estimates)
             figure.add_bar(x=depths, y=y, error_y=error_y, name=label, marker={"color": colour}, hovertemplate=hover)
     if not figure.data:
         return None
-    limits = [card.number(f"limit_delta_kl_bits_{p}") for p in PERCENTILES]
+    limits = [check.limit for check in judgement.gate("A").checks]
     marker = {"symbol": "line-ew", "size": 44, "line": {"width": 2.5, "color": palette.LIMIT}}
     hover = "limit %{y} bits<extra></extra>"
     figure.add_scatter(x=depths, y=limits, name="limit of gate A", mode="markers", marker=marker, hovertemplate=hover)
@@ -67,11 +68,11 @@ def gains(card: Scorecard) -> dict[str, Any] | None:
     return _plain(figure, HALF)
 
 
-def ladder(card: Scorecard) -> dict[str, Any] | None:
+def ladder(judgement: Judgement) -> dict[str, Any] | None:
     """Bars of the KL that each kind of lens leaves at three depths, with intervals. None where none was measured."""
     depths = [f"{p} %" for p in PERCENTILES]
     figure = go.Figure()
-    for rung in card.ladder():
+    for rung in judgement.rungs:
         # The lens that is judged has a kind of its own where it is not one that it is compared with.
         colour = palette.LENSES.get({"identity": "norm"}.get(rung.kind, rung.kind), palette.LENSES["tuned"])
         name = html.escape(rung.name, quote=False)
@@ -139,7 +140,7 @@ def overview(models: dict[str, Curves]) -> dict[str, Any]:
     return _plain(figure, WIDE)
 
 
-def _depth(curves: Curves, card: Scorecard, title: str, *, words: bool = True) -> go.Figure:
+def _depth(curves: Curves, judgement: Judgement, title: str, *, words: bool = True) -> go.Figure:
     figure = go.Figure()
     for lens in curves.lenses:
         points, name, colour = curves.at(lens), wording.lens(lens), palette.LENSES[lens]
@@ -152,8 +153,7 @@ def _depth(curves: Curves, card: Scorecard, title: str, *, words: bool = True) -
     L = curves.n_layers
     for percent in PERCENTILES:
         # The layer that the gates read, not the exact share: a quarter of six layers is read at layer 2.
-        layer = card.number(f"layer_{percent}")
-        _guide(figure, L * percent / 100 if layer is None else layer, f"{percent} %")
+        _guide(figure, judgement.layers[percent], f"{percent} %")
     figure.update_xaxes(title="layer", range=[-0.02 * L, L + 0.5], tick0=0, dtick=_tick(L))
     figure.update_yaxes(title=title)
     return figure

@@ -5,7 +5,7 @@
 
 import json
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +14,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lensmith.judge.scorecard import PERCENTILES, Estimate
+from lensmith.judge.judgement import MISSING, Estimate
 from lensmith.lab.experiments import Variant
 from lensmith.process import wording
 from lensmith.process.errors import InputError
 from lensmith.report import charts, palette
-from lensmith.report.terminal import LEGEND
 
-KPIS = (
-    *(f"heldout_kl_tuned_bits_{percent}" for percent in PERCENTILES),
-    "median_delta_kl_bits_50",
-    "earliness_share_le_10",
-    "rank1_coverage_gain",
-)
+KPIS = ("kl25", "kl50", "kl75", "d50", "le10")
 TITLE_WIDTH = 12  # as wide as most intervals
 
 
@@ -75,18 +69,17 @@ def _differ(values: list[Any]) -> bool:
 def table(found: Comparison) -> Table:
     """A line for each variant; an interval stands below its number."""
     drawn = Table(title=f"{found.model}: what differs between {len(found.variants)} variants", box=box.SIMPLE_HEAD,
-                  caption=f"gates: {LEGEND}", padding=(0, 1, 0, 0))  # fmt: skip
+                  padding=(0, 1, 0, 0))  # fmt: skip
     drawn.add_column("variant", overflow="fold")
     for name in found.settings:
         drawn.add_column(name.replace(".", "\n", 1), justify="right", no_wrap=True)
     for name in found.kpis:
         drawn.add_column(_title(name), justify="right", no_wrap=True)
-    letters = sorted({letter for one in found.variants for letter in _letters(one.metrics[found.model])})
-    drawn.add_column(f"gates\n{' '.join(letters)}", no_wrap=True)
+    drawn.add_column("gates", no_wrap=True)
     for one in found.variants:
         settings, metrics = one.settings.get(found.model, {}), one.metrics[found.model]
         cells = [_setting(settings, name) for name in found.settings]
-        drawn.add_row(Text(one.name), *cells, *(_kpi(metrics, name) for name in found.kpis), _gates(metrics, letters))
+        drawn.add_row(Text(one.name), *cells, *(_kpi(metrics, name) for name in found.kpis), _gates(metrics))
     return drawn
 
 
@@ -108,31 +101,21 @@ def _written(value: object) -> str:
 
 def _kpi(metrics: dict[str, Any], name: str) -> Text:
     estimate = estimate_of(metrics, name)
-    form = wording.percent if "share" in name or "coverage" in name else wording.number
     if estimate.value is None:
         return Text(str(metrics.get(name, "n/a")))
-    interval = f"\n{form(estimate.lo)} to {form(estimate.hi)}" if estimate.has_interval else ""
-    return Text.assemble(form(estimate.value), (interval, "dim"))
+    return Text((wording.percent if name.startswith("le") else wording.number)(estimate.value))
 
 
 def estimate_of(metrics: dict[str, Any], name: str) -> Estimate:
-    """A metric and its interval; None where it is missing or no number."""
-    values = (metrics.get(key) for key in (name, f"{name}_lo", f"{name}_hi"))
-    return Estimate(*(float(v) if isinstance(v, int | float) else None for v in values))
+    """A metric as it stands in metrics/<key>.json, without its interval; MISSING where it is no number."""
+    value = metrics.get(name)
+    return Estimate(value=float(value), lo=None, hi=None) if isinstance(value, int | float) else MISSING
 
 
-def _letters(metrics: dict[str, Any]) -> Iterator[str]:
-    return (name.removeprefix("gate_") for name in metrics if name.startswith("gate_") and len(name) == 6)
-
-
-def _gates(metrics: dict[str, Any], letters: Sequence[str]) -> Text:
-    """A mark below each letter; none where a variant is older than a gate."""
-    verdicts = [str(metrics[f"gate_{letter}"]) if f"gate_{letter}" in metrics else None for letter in letters]
-    marks = [
-        (wording.symbol(verdict), palette.VERDICTS_IN_A_TERMINAL.get(verdict, "")) if verdict else " "
-        for verdict in verdicts
-    ]
-    return Text(" ").join(Text.assemble(mark) for mark in marks)
+def _gates(metrics: dict[str, Any]) -> Text:
+    """The gates that a variant does not pass."""
+    words = str(metrics.get("gates", "n/a"))
+    return Text(words, palette.VERDICTS_IN_A_TERMINAL.get(words.split(maxsplit=1)[0], ""))
 
 
 def curve(found: Comparison, setting: str, kpis: Sequence[str] = ()) -> go.Figure:
@@ -155,7 +138,7 @@ def curve(found: Comparison, setting: str, kpis: Sequence[str] = ()) -> go.Figur
     points = sorted(_alike(found, name), key=lambda pair: _order(pair[0]))
     x = [_written(value) for value, _ in points]
     figure = go.Figure()
-    for kpi, colour in zip(kpis or KPIS[: len(PERCENTILES)], palette.SERIES, strict=False):
+    for kpi, colour in zip(kpis or KPIS[:3], palette.SERIES, strict=False):
         estimates = [estimate_of(one.metrics[found.model], kpi) for _, one in points]
         figure.add_scatter(
             x=x, y=[e.value for e in estimates], error_y=charts.whiskers(estimates), name=kpi, mode="lines+markers",

@@ -14,8 +14,9 @@ import plotly.offline
 from markupsafe import Markup
 
 from lensmith.files import artifacts
-from lensmith.judge import scorecard
-from lensmith.judge.scorecard import PERCENTILES, VERDICTS, Estimate, Scorecard
+from lensmith.judge import judgement
+from lensmith.judge.judgement import VERDICTS, Estimate, Judgement
+from lensmith.lens.depth import PERCENTILES
 from lensmith.process import wording
 from lensmith.process.errors import InputError
 from lensmith.report import charts, curves, detail, heatmap, palette
@@ -47,7 +48,7 @@ class Model:
 
     key: str
     settings: ModelParams
-    card: Scorecard
+    judgement: Judgement
     kl: Curves
     cosine: Curves
     earliness: charts.Bars
@@ -56,32 +57,32 @@ class Model:
 
     def charts(self) -> dict[str, dict[str, Any] | None]:
         return {
-            "kl": charts.kl(self.kl, self.card),
-            "cosine": charts.cosine(self.cosine, self.card),
-            "gains": charts.gains(self.card),
-            "ladder": charts.ladder(self.card),
+            "kl": charts.kl(self.kl, self.judgement),
+            "cosine": charts.cosine(self.cosine, self.judgement),
+            "gains": charts.gains(self.judgement),
+            "ladder": charts.ladder(self.judgement),
             "earliness": charts.earliness(self.earliness),
             "training": charts.training(self.training),
         }
 
     def tiles(self) -> Iterator[Tile]:
-        card = self.card
+        judged = self.judgement
         for p in PERCENTILES:
-            delta = card.estimate(f"median_delta_kl_bits_{p}")
+            delta = judged.estimate(f"median_delta_kl_bits_{p}")
             yield Tile(f"KL saved at {p} % depth", wording.signed(delta.value), "bits", self._interval(delta))
-        shift = card.estimate("earliness_shift_first_rank_le_10_layers")
+        shift = judged.estimate("earliness_shift_first_rank_le_10_layers")
         layers = "layer" if shift.value in {-1, 1} else "layers"
         value, interval = (text.replace(".00", "") for text in (wording.signed(shift.value), self._interval(shift)))
         yield Tile("Answer in the top 10, earlier by", value, layers, interval)
-        gain = card.estimate("rank1_coverage_gain")
-        points = Estimate(*(None if x is None else 100 * x for x in (gain.value, gain.lo, gain.hi)))
+        gain = judged.estimate("rank1_coverage_gain")
+        points = gain.times(100)
         value = wording.signed(points.value)
         yield Tile("Layers with the answer on top", value, "% points", self._interval(points))
 
     @property
     def tone(self) -> str:
         """The worst verdict among the gates: the colour of the model's banner."""
-        found = {gate.verdict for gate in self.card.gates}
+        found = {gate.verdict for gate in self.judgement.gates}
         return next(word for word in ("fail", "invalid", "inconclusive", "pass") if word in found)
 
     def layers(self) -> Iterator[tuple[int, list[float | None], list[float | None]]]:
@@ -102,7 +103,7 @@ class Folders:
     """Where the light stages wrote a file for each model."""
 
     resolved: Path  # settings; they say which models there are
-    metrics: Path
+    judgement: Path
     kl: Path
     cosine: Path
     earliness: Path
@@ -114,7 +115,7 @@ def build(folders: Folders, html: Path, overview: Path) -> None:
     """Write the page and the table of all tuned curves.
 
     Raises:
-        IntegrityError: a model's metrics or tables are missing or damaged.
+        IntegrityError: a model's judgement or tables are missing or damaged.
         InputError: no model was resolved.
     """
     files = sorted(folders.resolved.glob("*.json"), key=lambda file: file.stem)
@@ -124,7 +125,9 @@ def build(folders: Folders, html: Path, overview: Path) -> None:
         )
     models = [_read(file, folders) for file in files]
     page = _page(models)
-    artifacts.write_csv(overview, COLUMNS, [row for model in models for row in _rows(model)])
+    artifacts.write_csv(
+        overview, COLUMNS, [row for model in models for row in _rows(model)], digits=artifacts.TRACKED_DIGITS
+    )
     artifacts.write_text(html, page)
 
 
@@ -140,7 +143,7 @@ def _read(file: Path, folders: Folders) -> Model:
     return Model(
         key,
         settings,
-        scorecard.read(folders.metrics / f"{key}.json", settings),
+        judgement.read(folders.judgement / f"{key}.json"),
         curves.read(folders.kl / f"{key}.csv", "kl_final_lens_bits"),
         curves.read(folders.cosine / f"{key}.csv", "cos_to_final"),
         curves.read_earliness(folders.earliness / f"{key}.csv"),
@@ -155,7 +158,7 @@ def _rows(model: Model) -> Iterator[tuple[object, ...]]:
 
 
 def _page(models: list[Model]) -> str:
-    verdicts = Counter(gate.verdict for model in models for gate in model.card.gates)
+    verdicts = Counter(gate.verdict for model in models for gate in model.judgement.gates)
     script = plotly.offline.get_plotlyjs()
     room = (PAGE_BYTES - len(script.encode())) // len(models) - MODEL_BYTES
     return wording.render(

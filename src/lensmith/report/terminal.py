@@ -9,7 +9,9 @@ from rich.text import Text
 
 from lensmith.files.cache import Kept
 from lensmith.hub.index import Entry
-from lensmith.judge.scorecard import GATES, PERCENTILES, Scorecard
+from lensmith.judge.gates import LETTERS
+from lensmith.judge.judgement import Judgement
+from lensmith.lens.depth import PERCENTILES
 from lensmith.process import amounts, wording
 from lensmith.process.errors import shown
 from lensmith.report import palette
@@ -18,7 +20,7 @@ SHORT = 12  # characters of a bank's key, which is a hash
 LEGEND = ", ".join(f"{wording.SYMBOLS[verdict]} {verdict}" for verdict in palette.VERDICTS_IN_A_TERMINAL)
 
 
-def verdicts(cards: Iterable[tuple[str, Scorecard]]) -> Table:
+def verdicts(judged: Iterable[tuple[str, Judgement]]) -> Table:
     """One line a model: held-out KL of the better norm lens and of the tuned lens at three depths, and each gate."""
     table = Table(
         title="KL(final, lens) in bits on held-out text at three depths: norm → tuned",
@@ -29,14 +31,15 @@ def verdicts(cards: Iterable[tuple[str, Scorecard]]) -> Table:
     table.add_column("model", overflow="fold")
     for percentile in PERCENTILES:
         table.add_column(f"{percentile} %", justify="right", no_wrap=True)
-    table.add_column(" ".join(GATES), no_wrap=True)  # one column, so that eight gates fit into 80
+    table.add_column(" ".join(LETTERS), no_wrap=True)  # one column, so that all gates fit into 80
     table.add_column("prefer", no_wrap=True)
-    for key, card in cards:
+    for key, judgement in judged:
         marks = [
-            f"[{palette.VERDICTS_IN_A_TERMINAL[gate.verdict]}]{wording.SYMBOLS[gate.verdict]}[/]" for gate in card.gates
+            f"[{palette.VERDICTS_IN_A_TERMINAL[gate.verdict]}]{wording.SYMBOLS[gate.verdict]}[/]"
+            for gate in judgement.gates
         ]
-        changes = (_change(card, percentile) for percentile in PERCENTILES)
-        table.add_row(key, *changes, " ".join(marks), card.preferred)
+        changes = (_change(judgement, percentile) for percentile in PERCENTILES)
+        table.add_row(key, *changes, " ".join(marks), judgement.preferred)
     return table
 
 
@@ -44,10 +47,10 @@ def lenses(index: Mapping[str, Entry], place: str) -> Table:
     """One line a lens of a release."""
     table = Table(title=Text(shown(place)), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model", overflow="fold")
-    for column in ("version", "lens", f"gates {GATES[0]}-{GATES[-1]}", "prefer"):
+    for column in ("version", "lens", f"gates {' '.join(LETTERS)}", "prefer"):
         table.add_column(column, no_wrap=True)
     for model_id, entry in sorted(index.items()):
-        gates = " ".join(wording.symbol(str(entry.verdicts.get(f"gate_{gate}"))) for gate in GATES)
+        gates = " ".join(wording.symbol(str(entry.verdicts.get(f"gate_{gate}"))) for gate in LETTERS)
         rank = "?" if entry.rank is None else entry.rank
         cells = (entry.tl_version or "not sent", f"{entry.kind or '?'}, rank {rank}", gates, entry.preferred or "?")
         # As Text: a string of a stranger's index could hold rich's own markup.
@@ -66,8 +69,8 @@ def kept(found: Iterable[Kept]) -> Table:
     return table
 
 
-def _change(card: Scorecard, percentile: int) -> str:
+def _change(judgement: Judgement, percentile: int) -> str:
     """The norm lens that is nearer to the model, and the tuned lens."""
-    norms = [card.number(f"heldout_kl_{lens}_bits_{percentile}") for lens in ("norm", "norm_next")]
+    norms = [judgement.number(f"heldout_kl_{lens}_bits_{percentile}") for lens in ("norm", "norm_next")]
     nearer = min((value for value in norms if value is not None), default=None)
-    return f"{wording.number(nearer)} → {wording.number(card.number(f'heldout_kl_tuned_bits_{percentile}'))}"
+    return f"{wording.number(nearer)} → {wording.number(judgement.number(f'heldout_kl_tuned_bits_{percentile}'))}"

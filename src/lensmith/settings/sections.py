@@ -197,10 +197,9 @@ class GatesParams(Section):
     earliness_share: Fraction
     last_layer_kl_bits: NonNegative
     worst_delta_kl_bits: float
-    identity_kl_bits: NonNegative
     ladder_gain_bits: float
     position_delta_kl_bits: float
-    risk_tier_steps: NonNegative
+    artifact_score_increase: NonNegative
     min_prompts: Count
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]

@@ -1,0 +1,203 @@
+"""Stage `gates`: rows in; KPIs, verdicts and curves out. No torch: this stage takes seconds."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lensmith.files import artifacts
+from lensmith.judge import attribution, gates, rows, tables
+from lensmith.judge.judgement import VERDICTS, ArtifactScore, ContextPart, Counts, Estimate, Judgement, LensIdentity
+from lensmith.judge.kpis import KL, Book, Units
+from lensmith.judge.tables import NORMS, RANKS, TUNED
+from lensmith.lens.depth import PERCENTILES, depth_layer
+from lensmith.process.errors import IntegrityError
+from lensmith.settings.sections import ModelParams
+
+CURVE_COLUMNS = ("layer", "lens", "{quantity}", "crossing", "lo", "hi", "guide")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files that stage `gates` writes."""
+
+    judgement: Path
+    metrics: Path
+    kl: Path
+    cosine: Path
+
+
+def run(settings: ModelParams, sweep: Path, suite: Path, outputs: Outputs) -> None:
+    """Judge one model. A failed gate is a result, not an error.
+
+    Raises:
+        IntegrityError: the rows are missing, cut short, of different lenses, or of another edition of the suite.
+    """
+    measured = rows.read(sweep, suite)
+    for name, sha256 in settings.suite.inputs.items():
+        if (other := measured.about["files"].get(name, "none")) != sha256:
+            raise IntegrityError(
+                f"{name}: not the edition that suite-eval measured (sha256 is {sha256[:12]}, measured was "
+                f"{other[:12]}). `dvc repro` measures it again. No metrics were written."
+            )
+    book = Book(measured, settings.gates)
+    judged = judge(book, settings)
+    judged.write(outputs.judgement)
+    artifacts.write_json(outputs.metrics, metrics(judged))
+    for path, quantity in ((outputs.kl, KL), (outputs.cosine, "cos_to_final")):
+        columns = [name.format(quantity=quantity) for name in CURVE_COLUMNS]
+        artifacts.write_csv(path, columns, depth_curve(book, quantity), digits=artifacts.TRACKED_DIGITS)
+
+
+def judge(book: Book, settings: ModelParams) -> Judgement:
+    """Every KPI, and every gate of the table."""
+    measured, run_facts = book.measured, book.measured.run
+    parts = tuple(ContextPart(**part) for part in run_facts["heldout"]["parts"])
+    scope = gates.Scope(settings.gates, measured.n_layers, parts)
+    kpis = dict(_kpis(book, scope))
+    scores = {
+        lens: ArtifactScore(score=check["lens_artifact_score"], risk_tier=check["risk_tier"])
+        for lens, check in run_facts["raw_lens_check"].items()
+    }
+    return Judgement(
+        model_key=settings.key,
+        model_id=settings.model_id,
+        lens=LensIdentity(**run_facts["lens"]),
+        n_layers=measured.n_layers,
+        layers={percent: depth_layer(measured.n_layers, percent) for percent in PERCENTILES},
+        confidence=settings.gates.confidence,
+        earliness_layers={rank: scope.earliness_layers(rank) for rank in (10, 5)},
+        counts=_counts(book),
+        kpis=kpis,
+        baselines=dict(_baselines(book)),
+        gates=gates.judge(kpis, scope),
+        ladder=tuple(attribution.rungs(book)),
+        parts=parts,
+        artifact_scores=scores,
+        last_layer_temp_at_bound=run_facts["last_layer_consistency"]["temp_at_bound"],
+    )
+
+
+def _kpis(book: Book, scope: gates.Scope) -> Iterator[tuple[str, Estimate]]:
+    measured = book.measured
+    for prefix, units in (("", book.suite), ("heldout_", book.heldout)):
+        yield from _reference_kpis(units, scope, prefix, NORMS, "")
+        if "temperature" in measured.rungs:  # the norm lens, calibrated
+            yield from _reference_kpis(units, scope, prefix, ("temperature",), "_vs_temperature")
+    for percent in PERCENTILES:
+        yield f"heldout_delta_kl_bits_{percent}", book.heldout.mean_delta_kl(percent)
+        for rung in gates.BEATEN:
+            if rung in measured.rungs:
+                yield f"heldout_delta_kl_bits_{percent}_vs_{rung}", book.heldout.mean_delta_kl(percent, (rung,))
+        for part in range(len(scope.parts)):
+            kpi = book.heldout.mean_delta_kl(percent, kept=measured.positions.part == part)
+            yield f"position_delta_kl_bits_{percent}_part_{part}", kpi
+        for lens in measured.heldout.lenses:
+            yield f"heldout_kl_{lens}_bits_{percent}", book.heldout_kl(lens, percent)
+    for lens in measured.heldout.lenses:
+        yield f"heldout_kl_{lens}_bits_mean", book.heldout_kl_mean(lens)
+    yield from attribution.attribution(book)
+    yield "last_layer_kl_after_temp_bits", book.last_layer_kl()
+    yield "artifact_score_increase", book.artifact_score_increase()
+    yield "final_rank1_share", book.final_rank1_share()
+
+
+def _reference_kpis(
+    units: Units, scope: gates.Scope, prefix: str, baselines: Sequence[str], end: str
+) -> Iterator[tuple[str, Estimate]]:
+    """The KPIs of the reference recipe over prompts or held-out positions, against the strongest of some baselines."""
+    for percent in PERCENTILES:
+        yield f"{prefix}median_delta_kl_bits_{percent}{end}", units.median_delta_kl(percent, baselines)
+    for k in RANKS:
+        yield f"{prefix}earliness_shift_first_rank_le_{k}_layers{end}", units.earliness_shift(k, baselines)
+    for k in (10, 5):
+        share = units.earliness_share(k, scope.earliness_layers(k), baselines)
+        yield f"{prefix}earliness_share_le_{k}{end}", share
+    yield f"{prefix}rank1_coverage_gain{end}", units.coverage_gain(baselines)[1]
+
+
+def _counts(book: Book) -> Counts:
+    measured, aligned = book.measured, int(book.aligned.sum())
+    return Counts(
+        prompts=len(book.aligned),
+        unaligned=len(book.aligned) - aligned,
+        in_training_text=len(measured.about["in_training_text"]),
+        templates=len(set(book.templates)),
+        never_in_rank={k: aligned - int(book.suite.earliness(k).reached.sum()) for k in RANKS},
+        heldout_seqs=len(measured.heldout.units),
+        heldout_positions=measured.run["heldout"]["n_positions"],
+        probes=len(measured.run["prompts"]),
+        suite_resampled_by="template" if book.clusters == book.templates else "prompt",
+        heldout_resampled_by="sequence" if book.block_seqs == 1 else f"run of {book.block_seqs} sequences",
+    )
+
+
+def _baselines(book: Book) -> Iterator[tuple[str, str]]:
+    """KPI -> the norm lens that it compares with, the stronger one of two."""
+    for prefix, units, delta, centre in (
+        ("", book.suite, "median_delta_kl_bits", np.median),
+        ("heldout_", book.heldout, "delta_kl_bits", np.mean),
+    ):
+        for percent in PERCENTILES:
+            yield f"{prefix}{delta}_{percent}", units.delta(percent, NORMS, centre)[0]
+        for k in RANKS:
+            yield f"{prefix}earliness_shift_first_rank_le_{k}_layers", units.earliness(k).baseline
+        yield f"{prefix}rank1_coverage_gain", units.coverage_gain()[0]
+
+
+def metrics(judged: Judgement) -> dict[str, float | int | str]:
+    """metrics/<key>.json: the few numbers that `dvc metrics show` and `dvc metrics diff` print, a column each.
+
+        kl25 kl50 kl75   mean KL(final || tuned) on held-out text at 25, 50 and 75 % of depth, bits
+        kl norm bias     the same over layers 1..L-1: of the tuned lens, the norm lens, the bias lens
+        d25 d50 d75      median KL that the tuned lens saves on prompts, bits (gates A and D)
+        le10 le5         share of prompts whose answer is that much earlier within rank 10, 5 (gate B)
+        last             KL of the norm lens after the last layer, with one temperature, bits (gate C)
+        gates            the verdicts that are no pass, and their gates
+        preferred        the lens that summaries should read
+        n                prompts
+
+    Names are short so that the table of two models fits into 160 columns. A number that is missing has no key.
+    """
+    names = {f"kl{percent}": f"heldout_kl_tuned_bits_{percent}" for percent in PERCENTILES}
+    names |= {
+        name: f"heldout_kl_{lens}_bits_mean" for name, lens in (("kl", TUNED), ("norm", NORMS[0]), ("bias", "bias"))
+    }
+    names |= {f"d{percent}": f"median_delta_kl_bits_{percent}" for percent in PERCENTILES}
+    names |= {f"le{rank}": f"earliness_share_le_{rank}" for rank in (10, 5)}
+    names |= {"last": "last_layer_kl_after_temp_bits"}
+    numbers = {name: value for name, kpi in names.items() if (value := judged.number(kpi)) is not None}
+    letters = {word: "".join(gate.letter for gate in judged.gates if gate.verdict == word) for word in VERDICTS}
+    open_gates = [f"{word} {letters[word]}" for word in VERDICTS if word != "pass" and letters[word]]
+    words = {"gates": ", ".join(open_gates) or "pass", "preferred": judged.preferred}
+    return {**artifacts.rounded(numbers, artifacts.TRACKED_DIGITS), **words, "n": judged.counts.prompts}
+
+
+def depth_curve(book: Book, quantity: str) -> Iterator[tuple[object, ...]]:
+    """CURVE_COLUMNS of each lens: the mean over held-out positions by layer, and its interval. Empty: not finite.
+
+    `crossing` names the ranks that half of the suite's answers have reached by that layer, at the layer where they do;
+    `guide` the depths that the gates read, once for all lenses.
+    """
+    n_layers = book.measured.n_layers
+    guides = {depth_layer(n_layers, percent): f"{percent} %" for percent in PERCENTILES}
+    for lens in book.measured.heldout.lenses:
+        crossings = _crossings(book, lens) if lens in (NORMS[0], TUNED) else {}
+        for layer in tables.layers(lens, n_layers):
+            mean = book.heldout_mean(lens, quantity, layer)
+            guide = guides.get(layer, "") if lens == TUNED else ""
+            yield layer, lens, mean.value, crossings.get(layer, ""), mean.lo, mean.hi, guide
+
+
+def _crossings(book: Book, lens: str) -> dict[int, str]:
+    """Layer -> label. The first layer by which at least half of the aligned prompts have the answer within rank k."""
+    labels: dict[int, str] = {}
+    for k in RANKS:
+        first = np.sort(book.suite.first[lens][k])
+        if first.size == 0 or not np.isfinite(first).all():
+            continue
+        layer = int(first[(first.size - 1) // 2])
+        if layer <= book.measured.n_layers:
+            labels[layer] = f"{labels[layer]}/{k}" if layer in labels else f"rank<={k}"
+    return labels
