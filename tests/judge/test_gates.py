@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lensmith.files import artifacts
-from lensmith.judge import bootstrap, gates, rows
+from lensmith.judge import bootstrap, gates, judging, rows
 from lensmith.judge.judgement import Criterion, Estimate, Judgement, Verdict
 from lensmith.judge.kpis import first_rows
 from lensmith.lens.depth import depth_layer, scaled_layers
@@ -541,10 +541,9 @@ def test_an_edited_suite_is_refused(world: World) -> None:
     world.write()
     changed = settings()
     suite = changed.suite.model_copy(update={"inputs": {"suites/atlas.jsonl": "f" * 64}})
-    out = [world.folder / name for name in ("m.json", "k.csv", "c.csv")]
     with pytest.raises(IntegrityError, match=r"suites/atlas\.jsonl: not the edition"):
-        gates.run(changed.model_copy(update={"suite": suite}), world.sweep, world.suite, *out)
-    assert not out[0].exists()
+        judging.run(changed.model_copy(update={"suite": suite}), world.sweep, world.suite, world.outputs)
+    assert not world.outputs.judgement.exists() and not world.outputs.metrics.exists()
 
 
 @pytest.mark.parametrize(

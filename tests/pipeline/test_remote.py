@@ -200,7 +200,7 @@ CONSUMED = {
     "suite-eval@one": "artifacts/one/lens/weights.safetensors",
     "gates@one": "artifacts/one/sweep/positions.csv",
     "plots@one": "artifacts/one/lens/fit_log.csv",
-    "publish@one": "metrics/one.json",
+    "publish@one": "plots/judgement/one.json",
     "report": "plots/training/one.csv",
 }
 

@@ -47,7 +47,7 @@ class Estimate(Record):
     value: Number
     lo: Number
     hi: Number
-    units: int = 0
+    units: int
 
     @property
     def finite(self) -> bool:
@@ -69,7 +69,7 @@ class Estimate(Record):
         return f"{form(self.value)} ({form(self.lo)} to {form(self.hi)})" if self.has_interval else form(self.value)
 
 
-MISSING = Estimate(value=None, lo=None, hi=None)
+MISSING = Estimate(value=None, lo=None, hi=None, units=0)
 
 
 class Span(NamedTuple):

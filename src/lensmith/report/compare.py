@@ -109,7 +109,7 @@ def _kpi(metrics: dict[str, Any], name: str) -> Text:
 def estimate_of(metrics: dict[str, Any], name: str) -> Estimate:
     """A metric as it stands in metrics/<key>.json, without its interval; MISSING where it is no number."""
     value = metrics.get(name)
-    return Estimate(value=float(value), lo=None, hi=None) if isinstance(value, int | float) else MISSING
+    return Estimate(value=float(value), lo=None, hi=None, units=0) if isinstance(value, int | float) else MISSING
 
 
 def _gates(metrics: dict[str, Any]) -> Text:
