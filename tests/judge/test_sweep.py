@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from lensmith.files import artifacts
-from lensmith.judge import calibration, gates, heldout, next_token_row, probes, suite, sweep, temperature
+from lensmith.judge import calibration, heldout, judging, next_token_row, probes, suite, sweep, temperature
 from lensmith.judge.bench import MEASURED, Bench, Target, compare
+from lensmith.judge.judgement import Judgement
 from lensmith.judge.prompts import Probe
 from lensmith.judge.rows import curves
 from lensmith.judge.tables import HELDOUT_COLUMNS, POSITION_COLUMNS
@@ -369,9 +370,9 @@ def test_running_twice_gives_the_same_bytes(stage: Path) -> None:
 
 def test_gates_judge_what_sweep_and_suite_wrote(stage: Path) -> None:
     """The three stages of this room fit together; a random lens is refused on its merits, not for its files."""
-    out = [stage / name for name in ("m.json", "k.csv", "c.csv")]
-    gates.run(stage_settings(stage), stage / "sweep", stage / "suite", *out)
-    found = artifacts.read_json(out[0])
+    outputs = judging.Outputs(*(stage / name for name in ("j.json", "m.json", "k.csv", "c.csv")))
+    judging.run(stage_settings(stage), stage / "sweep", stage / "suite", outputs)
+    found = Judgement.read(outputs.judgement)
     with (stage / "sweep" / "heldout.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["layer"] == "2"]
     mean = {
@@ -379,11 +380,12 @@ def test_gates_judge_what_sweep_and_suite_wrote(stage: Path) -> None:
         for lens in ("norm", "norm_next", "tuned")
     }
 
-    assert (found["gate_C"], found["gate_E"], found["n_prompts"]) == ("pass", "pass", 3)
-    assert all(found[f"gate_{gate}"] in ("pass", "fail", "inconclusive") for gate in "ADFGH")
-    assert found["ladder"] == "identity temperature bias low_rank"
-    assert found["heldout_kl_tuned_bits_50"] == pytest.approx(mean["tuned"])
-    assert found["heldout_delta_kl_bits_50"] == pytest.approx(min(mean["norm"], mean["norm_next"]) - mean["tuned"])
+    assert (found.verdicts["C"], found.counts.prompts) == ("pass", 3)
+    assert all(found.verdicts[gate] in ("pass", "fail", "inconclusive") for gate in "ADFGH")
+    assert found.ladder == ("identity", "temperature", "bias", "low_rank")
+    assert found.number("heldout_kl_tuned_bits_50") == pytest.approx(mean["tuned"])
+    saved = min(mean["norm"], mean["norm_next"]) - mean["tuned"]
+    assert found.number("heldout_delta_kl_bits_50") == pytest.approx(saved)
 
 
 def test_without_held_out_text_nothing_is_measured(stage: Path) -> None:
