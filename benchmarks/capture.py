@@ -1,7 +1,7 @@
 """Tokens per second of the capture against a bare forward pass of the same model, and the memory it needs beside it.
 
-The bare forward is the model's own body without its head, same dtype, same batches, its output dropped. The capture
-gathers all layers' residuals at sampled positions and returns them; writing a bank is not part of either.
+The bare forward pass is the model's own body without its head, in the same dtype and batches. The capture gathers all
+layers' residuals at sampled positions and returns them. Neither writes a bank.
 """
 
 from collections.abc import Sequence
@@ -34,27 +34,27 @@ def backbone(spec: dict[str, Any]) -> Backbone:
 SHAPES = {shape.name: shape for shape in (MIDDLE, TINY)}
 
 
-def batch(found: Backbone, spec: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def batch(model: Backbone, spec: dict[str, Any]) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
-    tokens = torch.randint(0, found.d_vocab, (spec["seqs"], spec["seq_len"]))
+    tokens = torch.randint(0, model.d_vocab, (spec["seqs"], spec["seq_len"]))
     positions = torch.rand(tokens.shape).argsort(-1)[:, : spec["positions"]].sort(-1).values
     return tokens, positions
 
 
 @torch.inference_mode()
-def bare(found: Backbone, tokens: Tensor) -> None:
-    found.anatomy.body(input_ids=tokens.to(found.device), use_cache=False)
+def bare(model: Backbone, tokens: Tensor) -> None:
+    model.anatomy.body(input_ids=tokens.to(model.device), use_cache=False)
 
 
 def memory(spec: dict[str, Any]) -> int:
     """Peak bytes over the loaded model of one pass."""
-    found = backbone(spec)
-    tokens, positions = batch(found, spec)
-    peak = common.PeakMemory(found.device)
+    model = backbone(spec)
+    tokens, positions = batch(model, spec)
+    peak = common.PeakMemory(model.device)
     if spec["way"] == "bare":
-        bare(found, tokens)
+        bare(model, tokens)
     else:
-        found.capture(tokens, positions)
+        model.capture(tokens, positions)
     return peak.over_start()
 
 
@@ -88,10 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(args: Any, model: str, dtype: str) -> list[list[Any]]:
     spec = {"model": model, "dtype": dtype, "seqs": args.seqs, "seq_len": args.seq_len, "positions": args.positions}
-    found = backbone(spec)
-    tokens, positions = batch(found, spec)
-    ways = {"bare": lambda: bare(found, tokens), "capture": lambda: found.capture(tokens, positions)}
-    timings = common.in_turns(ways, args.repeats, found.device)
+    loaded = backbone(spec)
+    tokens, positions = batch(loaded, spec)
+    ways = {"bare": lambda: bare(loaded, tokens), "capture": lambda: loaded.capture(tokens, positions)}
+    timings = common.in_turns(ways, args.repeats, loaded.device)
     peaks = {way: common.in_own_process("benchmarks.capture", "memory", spec | {"way": way}) for way in ways}
     base = timings["bare"].median
     return [

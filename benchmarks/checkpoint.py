@@ -1,7 +1,7 @@
-"""What a checkpoint costs a fit: the time for which it is held up, and the time until the file is on the disk.
+"""What a checkpoint costs a fit: the time for which it waits, and the time until the file is on the disk.
 
-The state is that of a lens of so many layers, d_model and rank under AdamW: trained tensors, two moments of each, the
-best lens. The floor is a plain write of as many bytes, with the same fsync. Times are wall clock: the disk is measured.
+The state is that of a lens under AdamW: trained tensors, two moments of each, the best lens. The floor is a plain write
+of as many bytes, with the same fsync. Times are wall clock, since the disk is measured.
 """
 
 import os
@@ -19,7 +19,7 @@ from lensmith.lens.checkpoint import Checkpoints, State
 from lensmith.lens.lens import Lens
 from lensmith.lens.objective import Validation
 
-LIMIT = 0.02  # of a fit's time
+LIMIT = 0.02  # share of a fit's time
 LOST = 300.0  # seconds that a crash may cost
 COLUMNS = ("layers", "d_model", "rank", "bytes", "held_up_s", "written_s", "floor_s", "share_of_time", "lost_s")
 
@@ -37,14 +37,14 @@ def state(layers: int, d_model: int, rank: int) -> State:
 
 def measure(shape: str, repeats: int) -> list[Any]:
     layers, d_model, rank = map(int, shape.split("x"))
-    found = state(layers, d_model, rank)
+    fit_state = state(layers, d_model, rank)
     held, written, floor = [], [], []
     with tempfile.TemporaryDirectory(dir=common.WORK) as folder:
         checkpoints = Checkpoints(Path(folder))
         for step in range(repeats):
-            found.step = step
+            fit_state.step = step
             began = time.perf_counter()
-            checkpoints.save(found)
+            checkpoints.save(fit_state)
             held.append(time.perf_counter() - began)
             checkpoints.wait()
             written.append(time.perf_counter() - began)

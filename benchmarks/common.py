@@ -1,7 +1,7 @@
 """What every benchmark shares: turns on one clock, peak memory, and results that say where they come from.
 
-Time on a CPU is the process's own CPU time: on a busy machine it hardly moves, where wall time doubles. All cases of a
-benchmark run in turns, so that what drifts drifts for all of them; a ratio of medians is the number to quote.
+Time on a CPU is the process's own CPU time, which hardly changes on a busy machine, where wall time doubles. All cases
+of a benchmark run in turns, so that drift affects all of them; quote ratios of medians.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def parsed(cli: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments; from here on this process uses one thread on a CPU, and so do its children."""
+    """The parsed arguments. From now on this process and its children use one thread on a CPU."""
     torch.set_num_threads(1)
     commit()
     return cli.parse_args(arguments)
@@ -87,7 +87,7 @@ def clock(device: torch.device | None = None) -> float:
 
 
 def seconds(work: Callable[[], object], device: torch.device | None = None) -> float:
-    """What one call of `work` takes."""
+    """Seconds that one call of `work` takes."""
     began = clock(device)
     work()
     return clock(device) - began
@@ -96,15 +96,15 @@ def seconds(work: Callable[[], object], device: torch.device | None = None) -> f
 def in_turns(
     cases: Mapping[str, Callable[[], object]], repeats: int, device: torch.device | None = None
 ) -> dict[str, Timing]:
-    """Each case once to warm up, then `repeats` rounds in which every case runs once."""
+    """Run each case once to warm up, then `repeats` rounds in which every case runs once."""
     for work in cases.values():
         work()
     rounds = [{name: seconds(work, device) for name, work in cases.items()} for _ in range(repeats)]
-    return {name: Timing(tuple(one[name] for one in rounds)) for name in cases}
+    return {name: Timing(tuple(times[name] for times in rounds)) for name in cases}
 
 
 class PeakMemory:
-    """The largest resident memory since `start`, over what was resident then, in bytes.
+    """The largest resident memory since `start`, in bytes above what was resident then.
 
     The kernel's high-water mark is reset at the start. `ru_maxrss` is not used: a child inherits its parent's.
     """
@@ -129,10 +129,10 @@ class PeakMemory:
 
 
 def in_own_process(module: str, function: str, spec: Mapping[str, Any], python: str | Path = sys.executable) -> Any:
-    """`module.function(spec)` in a process of its own, with this one's number of threads; spec and answer go as JSON.
+    """Run `module.function(spec)` in a process of its own, with as many threads. Spec and answer are sent as JSON.
 
     Raises:
-        RuntimeError: it failed, with the end of what it said.
+        RuntimeError: it failed; the message is the end of its output.
     """
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -147,7 +147,7 @@ def in_own_process(module: str, function: str, spec: Mapping[str, Any], python: 
 
 @functools.cache
 def commit() -> str:
-    """The commit that this process began at: a long run may see others come."""
+    """The commit that this process began at. Others may be made during a long run."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True)
@@ -176,7 +176,7 @@ def _cpu() -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table, padded so that it reads as well in a terminal."""
+    """A Markdown table, padded so that it can be read in a terminal too."""
     cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     lines = [
@@ -200,7 +200,7 @@ def publish(
     out: Path, name: str, title: str, text: Sequence[str], columns: Sequence[str], rows: Sequence[Sequence[object]],
     device: torch.device | None = None,
 ) -> None:  # fmt: skip
-    """Print a result and write it: `out`/<name>.csv every row, `out`/<name>.md the tables and where they come from."""
+    """Print a result and write it: `out`/<name>.csv has every row, `out`/<name>.md the tables and their provenance."""
     facts = "\n".join(f"- {key}: `{value}`" for key, value in provenance(device).items())
     page = "\n\n".join([f"# {title}", facts, *text]) + "\n"
     print(page)
@@ -227,7 +227,7 @@ def _tick(value: float, _place: int) -> str:
 
 
 def chart(path: Path, lines: Sequence[Line], x: str, y: str, *, log_x: bool = True, log_y: bool = False) -> None:
-    """A small line chart as SVG: it shows in a README, and equal numbers give equal bytes."""
+    """A small line chart as SVG. Equal numbers give equal bytes."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -239,10 +239,10 @@ def chart(path: Path, lines: Sequence[Line], x: str, y: str, *, log_x: bool = Tr
             axes.plot(line.x, line.y, color=colour, marker="o", markersize=3, linewidth=1.4, label=line.name)
             if line.low is not None and line.high is not None:
                 axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
-        log_y = log_y and any(value > 0 for line in lines for value in line.y)  # a tiny run may measure nothing
+        log_y = log_y and any(value > 0 for line in lines for value in line.y)  # a quick run may measure nothing
         axes.set(xlabel=x, ylabel=y, xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
         for axis in (axes.xaxis, axes.yaxis):
-            if axis.get_scale() == "log":  # by default labels of a decade lie over each other
+            if axis.get_scale() == "log":  # by default the labels of a decade overlap
                 low, high = axis.get_data_interval()
                 axis.set_major_locator(LogLocator(subs=(1,) if high > 1000 * low else (1, 2, 5)))
                 axis.set_major_formatter(FuncFormatter(_tick))

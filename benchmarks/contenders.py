@@ -1,8 +1,8 @@
 """Our side of `quality_per_second`: a recipe of params.yaml at several budgets, through the code that stage `fit` runs.
 
-The capture is paid once for the largest budget, and every budget is charged its share: a bank is filled sequence by
-sequence, each at the same cost. A recipe that has no bank reads its text in several passes, each at other positions,
-and is charged a capture for each. The rows that early stopping needs, and the validations on them, are in the time.
+The largest budget is captured once, and every budget is charged its share, since a bank is filled sequence by sequence
+at one cost each. A recipe without a bank reads its text in several passes at other positions each, and each pass is
+charged a capture. Time includes early stopping: the capture of its rows, and the validations.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from lensmith.source import bank
 from lensmith.source.backbone import Backbone
 from lensmith.source.residuals import Batch, Residuals
 
-RATE_SEQS = 32  # that a forward pass's rate is measured on
+RATE_SEQS = 32  # sequences that the rate of a forward pass is measured on
 
 
 def curve(spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def curve(spec: dict[str, Any]) -> list[dict[str, Any]]:
     train: Any = bank.residuals(backbone, pin.files, largest, settings.fit)
     forward_s = common.clock() - began - validation_s
     points, rate = [], 0.0
-    if "positions_a_pass" in spec:  # once: asked again, the bank would be there
+    if "positions_a_pass" in spec:  # once: a second capture would find the bank
         rate = _forward_rate(backbone, pin.files, largest, settings.fit, spec["positions_a_pass"])
     for start, budget in spec["fits"]:
         n_seqs = min(budget // seq_len, len(largest))
@@ -71,7 +71,7 @@ def curve(spec: dict[str, Any]) -> list[dict[str, Any]]:
 def _forward_rate(
     backbone: Backbone, files: dict[str, str], tokens: NDArray[np.uint32], fit: FitParams, positions: int
 ) -> float:
-    """CPU-seconds a token of a capture of so few positions, on some of the text."""
+    """CPU-seconds per token of a capture of `positions` positions a sequence, on some of the text."""
     text = tokens[:RATE_SEQS]
     fewer = fit.model_copy(update={"positions_per_seq": positions, "seed": fit.seed + 1})
     return common.seconds(lambda: bank.residuals(backbone, files, text, fewer)) / text.size
@@ -79,7 +79,7 @@ def _forward_rate(
 
 @dataclasses.dataclass
 class Resampled:
-    """Rows of which every reading takes other positions, as a recipe that forwards its text anew would."""
+    """Residuals of which every reading takes other positions, as a recipe does that forwards its text again."""
 
     rows: Residuals
     positions_per_seq: int
@@ -110,14 +110,14 @@ def settings_of(spec: dict[str, Any]) -> ModelParams:
 
 
 def measure(plain: PreTrainedModel, work: Path, backbone: Backbone, lens: Lens) -> list[float]:
-    """Held-out KL by layer, on the model's own float32 forward pass and not on ours."""
+    """Held-out KL by layer, on the model's own float32 forward pass."""
     files = load_file(work / "heldout.safetensors")
     tokens, positions = (torch.from_numpy(files[name].astype(np.int64)) for name in ("tokens", "positions"))
-    return held_out.kl_bits(plain, tokens, positions, lambda h, row: lens.logits(backbone.head, h, row))
+    return held_out.kl_bits(plain, tokens, positions, lambda resid, layer: lens.logits(backbone.head, resid, layer))
 
 
 def _start(name: str, settings: ModelParams, backbone: Backbone) -> Lens:
     start = Lens.start(settings.fit, backbone.n_layers, backbone.d_model)
-    if name == "saddle":  # as in the plan's project: neither product ever has a gradient
+    if name == "saddle":  # as in the code of the reference recipe: neither product ever has a gradient
         start = dataclasses.replace(start, U=torch.zeros_like(start.U), V=torch.zeros_like(start.V))
     return start

@@ -1,12 +1,12 @@
-"""What a lens costs, from a model's shape: arithmetic, bytes, requests. And how true that is where it can be checked.
+"""What a lens costs by its model's shape: arithmetic and bytes, and how well both predict what can be measured here.
 
     capture   tokens x (2 x weights of the blocks + causal attention), and 4 d V a position for the teacher
     bank      positions x (L d in the model's dtype + d + 2 in fp32)
     fit       epochs x positions x (L - 1) x 4 d V: to the logits and back
     lens      (L - 1) x (2 d rank + 2 d + 1) in fp32; a checkpoint is four of them
 
-`checks` captures and fits a model of this machine's size, and compares bytes exactly, and seconds with the arithmetic
-over the rate of a large product.
+`checks` captures and fits a model that suits this machine. It compares bytes exactly, and seconds with the arithmetic
+divided by the rate of a large product.
 """
 
 import argparse
@@ -42,7 +42,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one lens."""
+    """What one lens costs."""
 
     capture_flop: float
     fit_flop: float
@@ -90,26 +90,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     common.publish(args.out, "cost", "What a lens costs", text, COLUMNS, rows)
 
 
-# Section `fit` of `defaults`, where entry atlas has other values.
+# Values of section `fit` in `defaults` that entry atlas overrides.
 DEFAULT = {"positions_per_seq": 64, "epochs": 4, "batch_seqs": 8}
 
 
 def checks(args: argparse.Namespace, fit: FitParams) -> list[list[Any]]:
-    """A capture and a fit through the stage's own code."""
+    """A capture and a fit through the code of stage `fit`, against the formulas."""
     shape, n_seqs, seq_len = (TINY, 8, 32) if args.quick else (MIDDLE, 32, 256)
-    own = fit.model_copy(update={"epochs": 1, "rank": 8, "validate_every": 999, "start": "norm_lens"} | SMALL)
+    settings = fit.model_copy(update={"epochs": 1, "rank": 8, "validate_every": 999, "start": "norm_lens"} | SMALL)
     backbone = Backbone.from_model(shape.model(torch.device("cpu"), torch.float32))
     tokens = np.random.default_rng(0).integers(0, shape.d_vocab, (n_seqs, seq_len), dtype=np.uint32)
-    expected = Cost.of(shape, own, tokens.size, seq_len, 4)
+    expected = Cost.of(shape, settings, tokens.size, seq_len, 4)
     rate = product_rate()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LENSMITH_HOME"] = folder
-        capture_s = common.seconds(lambda: bank.residuals(backbone, {}, tokens, own))
-        rows = bank.residuals(backbone, {}, tokens, own)
+        capture_s = common.seconds(lambda: bank.residuals(backbone, {}, tokens, settings))
+        rows = bank.residuals(backbone, {}, tokens, settings)
         shards = sum(path.stat().st_size for path in Path(folder).glob("bank/*/shard-*"))
-        start = Lens.start(own, backbone.n_layers, backbone.d_model)
+        start = Lens.start(settings, backbone.n_layers, backbone.d_model)
         few = replace(rows, n_seqs=1)  # type: ignore[type-var]
-        fit_s = common.seconds(lambda: training.fit(backbone.head, rows, few, own, start))
+        fit_s = common.seconds(lambda: training.fit(backbone.head, rows, few, settings, start))
         start.save(Path(folder))
         lens = (Path(folder) / WEIGHTS).stat().st_size
     return [

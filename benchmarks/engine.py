@@ -1,9 +1,9 @@
 """One training step on the same rows: our engine, a naive stacked graph, and tuned-lens 0.2.0.
 
-The model is random, of a chosen vocabulary. Everyone forwards the same sequences and takes the gradients of every
-layer's translator at every position; optimizers are left out. The naive step builds all layers' logits in one graph, as
-a direct translation of the mathematics does. tuned-lens runs in its own environment (`make peer`), full rank, its own
-class and loss; with --positions below the sequence length it has no way to use fewer and is left out.
+The model is random, with a chosen vocabulary. Each contender forwards the same sequences and takes the gradients of
+every layer's translator at every position, without an optimizer. The naive step builds all layers' logits in one graph,
+as the formula says. tuned-lens runs in its own environment (`make peer`), at full rank, with its own class and loss. It
+cannot use fewer positions than the sequence has, so with --positions below that it is left out.
 """
 
 from collections.abc import Sequence
@@ -108,9 +108,8 @@ def measure(spec: dict[str, Any], repeats: int, *, peer: bool) -> list[list[Any]
         way: common.in_own_process("benchmarks.engine", "memory", spec | {"way": way}) for way in spent
     }
     if peer and spec["positions"] == spec["seq_len"] and PEER_PYTHON.exists():
-        asked = spec | {"repeats": repeats}
         spent["tuned-lens"] = common.in_own_process(
-            "benchmarks.peers.tuned_lens_fit", "engine_step", asked, PEER_PYTHON
+            "benchmarks.peers.tuned_lens_fit", "engine_step", spec | {"repeats": repeats}, PEER_PYTHON
         )
         peaks["tuned-lens"] = None
     d_vocab = spec["config"]["vocab_size"]

@@ -1,14 +1,14 @@
 """Minutes from tokens to lens at the exact shapes of published models, with random weights and nothing downloaded.
 
-First what the device can do: the rate of a large bfloat16 product, and of a copy. From them the floor of each phase:
-the frozen forward pass (its products and its bytes, see `shapes`), and the fit (two products a position, layer, epoch).
-Then what ours takes, on a sample of the default budget: capture to a bank in memory, closed form, and some steps of the
-fit; the fit's time is scaled to all of its steps. Random weights cost what trained ones do, but their KL means nothing.
+The rates of a large bfloat16 product and of a copy are measured first. They give the floor of each phase: the frozen
+forward pass (its products and bytes, see `shapes`) and the fit (two products per position, layer and epoch). Then our
+code runs on a sample of the default budget: capture to a bank in memory, closed form, and some steps of the fit, whose
+time is scaled to all steps. Random weights cost what trained ones do; their KL means nothing.
 
     python -m benchmarks.gpu_shapes                                every shape that fits, about two minutes each
     python -m benchmarks.gpu_shapes --shapes llama-3-8b --tokens 2097152     one shape, its whole budget
 
-On a machine without CUDA it runs tiny shapes, to show that it runs.
+Without CUDA it runs tiny shapes, as a test that it runs.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from lensmith.source.backbone import Backbone
 from lensmith.source.residuals import Batch, StreamedResiduals, sample_positions
 from lensmith.source.teacher import Teacher
 
-CAPTURE_LIMIT = 0.6  # of the floor's tokens per second
+CAPTURE_LIMIT = 0.6  # share of the floor's tokens per second
 MINUTES = {"mistral-7b": 3.0, "llama-3-8b": 4.0, "qwen3-8b": 4.0, "gemma-2-9b": 6.0}  # one H200, the default budget
 SPARE = 6 * 2**30  # bytes beside the weights
 HELD_SEQS = 16
@@ -61,7 +61,7 @@ class Ceilings:
 
 @dataclasses.dataclass
 class MemoryRows:
-    """A bank that is kept in the host's memory: a disk's speed is no part of this benchmark."""
+    """A bank in the host's memory: the speed of a disk is not measured here."""
 
     resid: Tensor  # (n_seqs, positions, L, d_model)
     teacher: Tensor | None  # (n_seqs, positions, d_model + 2)
@@ -78,11 +78,11 @@ class MemoryRows:
         packed = None if head.softcap is not None else torch.empty(*shape, rows.backbone.d_model + 2, pin_memory=pin)
         for start in range(0, rows.n_seqs, rows.capture_seqs):
             seqs = np.arange(start, min(start + rows.capture_seqs, rows.n_seqs))
-            found = rows.read(seqs).resid
-            own = Teacher.from_head_input(head, head.norm(found[:, -1], rows.backbone.n_layers)).packed
-            resid[start : start + len(seqs)].copy_(found.unflatten(0, (len(seqs), -1)), non_blocking=True)
-            if packed is not None and own is not None:
-                packed[start : start + len(seqs)].copy_(own.unflatten(0, (len(seqs), -1)), non_blocking=True)
+            captured = rows.read(seqs).resid
+            teacher = Teacher.from_head_input(head, head.norm(captured[:, -1], rows.backbone.n_layers)).packed
+            resid[start : start + len(seqs)].copy_(captured.unflatten(0, (len(seqs), -1)), non_blocking=True)
+            if packed is not None and teacher is not None:
+                packed[start : start + len(seqs)].copy_(teacher.unflatten(0, (len(seqs), -1)), non_blocking=True)
         return cls(resid, packed, rows.tokens_forwarded)
 
     @property
@@ -161,7 +161,7 @@ def default_fit(fit: FitParams, *, tiny: bool) -> FitParams:
 
 
 def captured(backbone: Backbone, n_seqs: int, seq_len: int, fit: FitParams, name: str) -> tuple[MemoryRows, float]:
-    """Random tokens through the model, and the seconds they took; one pass before that is not timed."""
+    """Random tokens through the model, and the seconds that took. One pass before is not timed."""
     draw = np.random.default_rng(len(name))
     tokens = draw.integers(0, backbone.d_vocab, (n_seqs, seq_len)).astype(np.uint32)
     streamed = StreamedResiduals(backbone, tokens, sample_positions(fit, *tokens.shape))
@@ -177,7 +177,7 @@ def fit_times(
 ) -> tuple[float, float]:
     """Seconds before the first step (moments, decompositions, ridge, temperature), and seconds of a step.
 
-    Two fits whose lengths differ by the steps that are timed; what they share is the part before the first step.
+    Two fits are timed that differ in their number of steps; the part before the first step is what they share.
     """
 
     def spent(epochs: float) -> float:
@@ -195,15 +195,15 @@ def fit_times(
 def report(args: argparse.Namespace, rows: list[list[Any]], device: torch.device, *, tiny: bool) -> None:
     shown = []
     for row in rows:
-        found = dict(zip(COLUMNS, row, strict=True))
+        named = dict(zip(COLUMNS, row, strict=True))
         shown.append(
             [
-                found["shape"], found["capture_tok_s"], found["capture_floor_tok_s"], f"{found['capture_share']:.0%}",
-                1e3 * found["step_s"], found["fit_s"], found["fit_floor_s"], found["end_to_end_min"],
-                MINUTES.get(found["shape"]), found["peak_bytes"] / 2**30, found["weight_bytes"] / 2**30,
+                named["shape"], named["capture_tok_s"], named["capture_floor_tok_s"], f"{named['capture_share']:.0%}",
+                1e3 * named["step_s"], named["fit_s"], named["fit_floor_s"], named["end_to_end_min"],
+                MINUTES.get(named["shape"]), named["peak_bytes"] / 2**30, named["weight_bytes"] / 2**30,
             ]
         )  # fmt: skip
-    about = "Tiny shapes on a CPU: they show that it runs. Figures wait for a GPU." if tiny else "One GPU, bfloat16."
+    setting = "Tiny shapes on a CPU, as a test that it runs; no GPU figures." if tiny else "One GPU, bfloat16."
     speed = f"Measured ceilings: {rows[0][2] / 1e12:.3g} TFLOP/s, {rows[0][3] / 1e12:.3g} TB/s." if rows else ""
     names = (
         "shape", "capture tok/s", "floor tok/s", f"share (limit {CAPTURE_LIMIT:.0%})", "step ms", "fit s",
@@ -214,7 +214,7 @@ def report(args: argparse.Namespace, rows: list[list[Any]], device: torch.device
         args.out,
         "gpu_shapes",
         "Shapes of published models",
-        [f"{about} {speed}", common.table(names, shown)],
+        [f"{setting} {speed}", common.table(names, shown)],
         COLUMNS,
         rows,
         device,

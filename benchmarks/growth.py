@@ -1,8 +1,9 @@
-"""How the cost of a step grows: with the vocabulary, the layers, the positions, and a corpus's tokens.
+"""How the cost of a step grows with the vocabulary, the layers, the positions, and the tokens of a corpus.
 
 Each of the four is doubled twice from a base size while the others stay. A straight line is fitted to the times, and
-the largest distance from it is printed beside the limit. Memory over set-up of the step's head is measured in a process
-for each size: it may grow with the vocabulary, but not with layers times positions beyond their own rows.
+the largest distance from it is printed beside the limit. The memory of the step's head above its inputs is measured in
+a process for each size: it may grow with the vocabulary, but with layers times positions only by the result's own
+rows.
 """
 
 import functools
@@ -36,7 +37,7 @@ def case_of(sizes: dict[str, int], d_model: int) -> tuple[Case, LinearKL, Teache
 
 
 def memory(spec: dict[str, Any]) -> int:
-    """Peak bytes over set-up of one step's value and gradient."""
+    """Peak bytes above the inputs of one step's value and gradient."""
     case, linear_kl, teacher = case_of(spec["sizes"], spec["d_model"])
     log_tau = torch.zeros(len(case.y))
     peak = common.PeakMemory()
@@ -45,7 +46,7 @@ def memory(spec: dict[str, Any]) -> int:
 
 
 def off_line(x: Sequence[float], y: Sequence[float]) -> list[float]:
-    """Distance of each y from the straight line through all, as a share of the line there."""
+    """Distance of each y from the line fitted to all, as a share of the line there."""
     line = np.polyval(np.polyfit(x, y, 1), x)
     return [float(abs(value - at) / at) for value, at in zip(y, line, strict=True)]
 
@@ -102,7 +103,7 @@ def _step(case: Case, linear_kl: LinearKL, teacher: Teacher) -> tuple[Tensor, Te
 
 
 def capture_rows(base: int, repeats: int, *, quick: bool) -> list[list[Any]]:
-    """The frozen model's forward pass and what is taken from it, batch by batch."""
+    """The frozen model's forward pass with the capture of its residuals, batch by batch."""
     backbone = Backbone.from_model((TINY if quick else BODY).model(torch.device("cpu"), torch.float32))
     seq_len = min(SEQ_LEN, base)
     tokens = torch.randint(0, backbone.d_vocab, (base // seq_len * max(FACTORS), seq_len))

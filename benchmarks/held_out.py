@@ -1,8 +1,8 @@
-"""The measure that all contenders of `quality_per_second` share. It needs torch and transformers and none of our code,
-so it runs unchanged in the peer's environment.
+"""The measure that all contenders of `quality_per_second` share.
 
-The model's own forward pass gives, at each held-out position, the final logits and the hidden state after every block.
-A lens is a function from the states after block `row` (n, d_model) to logits (n, d_vocab).
+It needs torch and transformers and none of our code, so it runs unchanged in the environment of tuned-lens. The model's
+own forward pass gives, at each held-out position, the final logits and the residual after every block. A lens is a
+function of residuals (n, d_model) and their layer to logits (n, d_vocab).
 """
 
 import math
@@ -18,7 +18,7 @@ BATCH_SEQS = 8
 
 @torch.no_grad()
 def kl_bits(model: PreTrainedModel, tokens: Tensor, positions: Tensor, decode: Decode) -> list[float]:
-    """Mean KL(final || lens) in bits after blocks 1..L-1, in float32.
+    """Mean KL(final || lens) in bits at layers 1..L-1, in float32.
 
     Args:
         tokens: (n_seqs, seq_len) ids.
@@ -27,10 +27,11 @@ def kl_bits(model: PreTrainedModel, tokens: Tensor, positions: Tensor, decode: D
     """
     total = torch.zeros(model.config.num_hidden_layers - 1, dtype=torch.float64)
     for text, at in zip(tokens.split(BATCH_SEQS), positions.split(BATCH_SEQS), strict=True):
-        seen = model(input_ids=text, output_hidden_states=True, use_cache=False)
+        output = model(input_ids=text, output_hidden_states=True, use_cache=False)
         rows = torch.arange(len(text)).unsqueeze(1)
-        log_p = seen.logits[rows, at].float().log_softmax(-1).flatten(0, 1)
-        for row in range(1, len(total) + 1):
-            log_q = decode(seen.hidden_states[row][rows, at].float().flatten(0, 1), row).float().log_softmax(-1)
-            total[row - 1] += (log_p.exp() * (log_p - log_q)).sum().double()
+        log_p = output.logits[rows, at].float().log_softmax(-1).flatten(0, 1)
+        for layer in range(1, len(total) + 1):
+            resid = output.hidden_states[layer][rows, at].float().flatten(0, 1)
+            log_q = decode(resid, layer).float().log_softmax(-1)
+            total[layer - 1] += (log_p.exp() * (log_p - log_q)).sum().double()
     return (total / positions.numel() / math.log(2)).tolist()

@@ -1,7 +1,7 @@
 """Forward and backward of the KL through a frozen unembedding: ours, the naive graph, and torch's own fused paths.
 
-One teacher and L layers of n rows, each row a d_model vector before W_U (d_vocab, d_model). Every way computes, for the
-same rows, the mean KL(p || q_l) of every layer and its gradient with respect to the rows.
+There are one teacher and L layers of n rows, each row a d_model vector before W_U (d_vocab, d_model). Every way
+computes for the same rows the mean KL(p || q_l) of every layer, and its gradient with respect to the rows.
 
     ours              value and gradient in closed form from e_p, H(p); the teacher is made once for all layers
     naive             one autograd graph over the stacked (L, n, d_vocab) logits
@@ -11,9 +11,8 @@ same rows, the mean KL(p || q_l) of every layer and its gradient with respect to
     fused, hard targets    the same function in chunks, which it does for class indices only: another loss, shown as the
                       speed of torch's own fused kernel
 
-Time in turns; memory in a process for each, over what is resident once the inputs are there. `floor` is the time that
-the two products of a layer take at the speed of one large product measured beside them, and the bytes beside it are one
-chunk of logits read and written.
+The ways are timed in turns; memory is measured in a process for each, above the inputs. `floor` is the time that the
+two products of a layer take at the measured speed of one large product; the bytes beside it are one chunk of logits.
 """
 
 import functools
@@ -127,7 +126,7 @@ if hasattr(nn.functional, "linear_cross_entropy"):  # torch 2.13
 
 
 def memory(spec: dict[str, Any]) -> int:
-    """Peak bytes over set-up of one way."""
+    """Peak bytes above the inputs of one way."""
     case = Case.draw(*spec["shape"])
     peak = common.PeakMemory()
     WAYS[spec["way"]](case)

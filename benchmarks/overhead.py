@@ -1,18 +1,18 @@
 """What DVC itself costs a lab of many models, whatever their stages do.
 
-Each lab has this repository's dvc.yaml and its real stage `resolve`; the other stages are stand-ins that write a few
-bytes, so that the time is DVC's, and 30 ms of Python a stage. A lab is grown from one model: its lines of dvc.lock and
-its files are repeated under other names, and a `dvc repro` that runs nothing but `resolve` and `report` confirms them.
+Each lab has this repository's dvc.yaml and its real stage `resolve`. The other stages are stand-ins that write a few
+bytes, so the time is DVC's, plus 30 ms of Python a stage. A lab is grown from one model: its lines of dvc.lock and its
+files are repeated under other names, and a `dvc repro` that runs only `resolve` and `report` confirms them.
 
     no-op        `dvc repro` of an unchanged lab
     one change   after an edit of one model's rank: 8 stages run
-    in a clone   the same with that model's heavy stages, as a node of `lensmith fleet` runs them: 4 stages in a lab of
-                 that model alone (`lensmith fleet only`), in one that knows them all under "in a whole clone"
-    restored     what it adds on the head that such a node made another model: the head has the heavy stages from the
-                 remote and runs the light ones, 7 stages; what a `lensmith fleet restore` costs anyhow is not in it
-    one more     after an entry more: 9 stages run
+    in a clone   the model's 4 heavy stages, as a node of `lensmith fleet` runs them in a lab of that model alone
+                 (`lensmith fleet only`); "in a whole clone" is the same in a lab of all models
+    restored     what each further model of a node adds on the head, which takes the heavy stages from the remote and
+                 runs the light ones, 7 stages; the fixed cost of a `lensmith fleet restore` is not in it
+    one more     after one more entry: 9 stages run
     check        `lensmith check`
-    DVC's least  `dvc repro` of an unchanged lab with as many stages, each of one file in, one out, and one parameter
+    DVC's least  `dvc repro` of an unchanged lab with as many stages, each with one input, one output and one parameter
 """
 
 import argparse
@@ -63,7 +63,7 @@ ran = restore.restore(root, head.tree(str(root)), sys.argv[1:], everything=False
 sys.exit(f"ran here: {ran}" if ran else 0)
 """
 
-# A stage for each one of a model, with the least that a stage has.
+# As many stages for each model, each with the least that a stage can have.
 LEAST = """
   {}:
     foreach: ${{models}}
@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             lab.grow(n_models)
             least.grow(n_models)
             rows.append([n_models, *measured(lab, least, args.repeats)])
-            report(args, rows)  # what is there; two hundred models take a quarter of an hour
+            report(args, rows)  # after each size: two hundred models take a quarter of an hour
 
 
 def report(args: argparse.Namespace, rows: list[list[Any]]) -> None:

@@ -1,15 +1,16 @@
-"""Held-out KL against CPU-seconds and tokens: our fit, the written plan's recipe, and tuned-lens 0.2.0.
+"""Held-out KL against CPU-seconds and tokens: our fit, the reference recipe, and tuned-lens 0.2.0.
 
 All fit the same model on the same tokens, and are measured by the same code at the same held-out positions: KL(final ||
 lens) in bits, the mean over blocks 1..L-1. Each budget is a fit of its own, since a schedule depends on its length.
 Contenders take turns, seed by seed; a seed draws text and starting values. Time is CPU time of one thread, from tokens
-to lens, loading the model apart. The plan's recipe runs on our engine, which is faster than its own; its text is as
-much as `make demo` has, in 32 passes with other positions in each. Having no bank, it is charged a capture for each.
+to lens, without loading the model. The reference recipe (docs/origin.md) runs on our engine, which is faster than its
+own. It reads as much text as `make demo` has, in 32 passes at other positions each. It has no bank, so each pass is
+charged a capture.
 
     python -m benchmarks.quality_per_second                  three seeds, two hours of a core; a table after each
-    python -m benchmarks.quality_per_second --full           more budgets, the plan's 16M tokens: most of a day
+    python -m benchmarks.quality_per_second --full           more budgets, the reference's 16M tokens: most of a day
 
-The peer needs an environment of its own, once: `make peer`. Without it the run goes on without the peer.
+`make peer` builds the environment of tuned-lens, once. Without it the run leaves tuned-lens out.
 """
 
 import argparse
@@ -33,24 +34,29 @@ from lensmith.settings import params_yaml
 from lensmith.source import corpus, prefetch
 
 PEER_PYTHON = Path(__file__).parent / ".venv-peer" / "bin" / "python"
-OURS, PLAN, SADDLE, PEER = "ours", "plan", "plan, U = V = 0", "tuned-lens"
+OURS, REFERENCE, SADDLE, PEER = "ours", "reference", "reference, U = V = 0", "tuned-lens"
 K = 1024
 # Tokens through the frozen model, of each contender's fits.
 BUDGETS = {
-    "default": {OURS: (1 * K, 4 * K, 16 * K, 64 * K, 128 * K), PLAN: (2048 * K,), SADDLE: (256 * K,), PEER: (512 * K,)},
+    "default": {
+        OURS: (1 * K, 4 * K, 16 * K, 64 * K, 128 * K),
+        REFERENCE: (2048 * K,),
+        SADDLE: (256 * K,),
+        PEER: (512 * K,),
+    },
     "full": {
         OURS: (8 * K, 16 * K, 32 * K, 64 * K, 128 * K, 256 * K, 512 * K),
-        PLAN: (1024 * K, 4096 * K, 8192 * K, 16384 * K),
+        REFERENCE: (1024 * K, 4096 * K, 8192 * K, 16384 * K),
         SADDLE: (1024 * K, 8192 * K),
         PEER: (16 * K, 64 * K, 256 * K, 512 * K),
     },
-    "quick": {OURS: (120, 240), PLAN: (480,), SADDLE: (480,), PEER: (120,)},
+    "quick": {OURS: (120, 240), REFERENCE: (480,), SADDLE: (480,), PEER: (120,)},
 }
-OURS_FIT = {"epochs": 2.5}  # for the demo's minute, half as many and more text
-# Text of the plan's recipe, and positions that its passes choose eight of.
-PLAN_TEXT, PLAN_POSITIONS = 256 * K, 64
-# What issue and README promise: times fewer tokens, times less CPU time, at the rival's own best KL.
-LIMITS = {PLAN: (64.0, 40.0), SADDLE: (64.0, 40.0), PEER: (None, 40.0)}
+OURS_FIT = {"epochs": 2.5}  # the demo has half as many, and more text
+# Tokens of text that the reference recipe reads, and positions of which each of its passes takes eight.
+REFERENCE_TEXT, REFERENCE_POSITIONS = 256 * K, 64
+# Targets: how many times fewer tokens, and how many times less CPU time, to reach the best KL of the rival.
+LIMITS = {REFERENCE: (64.0, 40.0), SADDLE: (64.0, 40.0), PEER: (None, 40.0)}
 COLUMNS = (
     "contender",
     "seed",
@@ -94,14 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare(args.corpus or packed_text(work, max(map(max, budgets.values()))), work, args.seeds)
     points: list[Point] = []
     for seed in range(args.seeds):
-        for contender in (OURS, PLAN, PEER):
+        for contender in (OURS, REFERENCE, PEER):
             points += run(contender, seed, args, work, budgets)
-        report(points, args.out)  # what is there; a long run may be cut short
+        report(points, args.out)  # after each seed: a long run may be cut short
 
 
 def packed_text(work: Path, n_tokens: int) -> Path:
     """A corpus of atlas's text with at least this many training tokens, packed once."""
-    n_tokens = max(n_tokens, 2048 * K)  # every run then reads the same text
+    n_tokens = max(n_tokens, 2048 * K)  # so that every run reads the same text
     settings = params_yaml.read(common.REPOSITORY / "params.yaml")["atlas"]
     out = work / f"corpus-{n_tokens}"
     if not (out / corpus.MANIFEST).exists():
@@ -130,23 +136,23 @@ def run(
 ) -> list[Point]:
     """One contender's fits of one seed, in a process of its own."""
     spec: dict[str, Any] = {"seed": seed, "model": args.model, "work": str(work.resolve())}
-    own = budgets[contender]
+    sizes = budgets[contender]
     if contender == PEER:
         if not PEER_PYTHON.exists():
             print(f"{PEER_PYTHON}: missing, so {PEER} is left out. `make peer` builds it.", file=sys.stderr)
             return []
-        asked = spec | {"budgets": own}
-        found = common.in_own_process("benchmarks.peers.tuned_lens_fit", "curve", asked, PEER_PYTHON)
-    elif contender == PLAN:
-        spec |= {"entry": "atlas-reference", "fit": {"positions_per_seq": min(PLAN_POSITIONS, _window(work))}}
-        spec |= {"text": min(PLAN_TEXT, own[0] // 2), "positions_a_pass": 8}
-        spec |= {"fits": [("proper", n) for n in own] + [("saddle", n) for n in budgets[SADDLE]]}
-        found = common.in_own_process("benchmarks.contenders", "curve", spec)
+        spec |= {"budgets": sizes}
+        fits = common.in_own_process("benchmarks.peers.tuned_lens_fit", "curve", spec, PEER_PYTHON)
+    elif contender == REFERENCE:
+        spec |= {"entry": "atlas-reference", "fit": {"positions_per_seq": min(REFERENCE_POSITIONS, _window(work))}}
+        spec |= {"text": min(REFERENCE_TEXT, sizes[0] // 2), "positions_a_pass": 8}
+        spec |= {"fits": [("proper", n) for n in sizes] + [("saddle", n) for n in budgets[SADDLE]]}
+        fits = common.in_own_process("benchmarks.contenders", "curve", spec)
     else:
         spec |= {"entry": "atlas", "fit": OURS_FIT | common.settings_of(args.set)}
-        spec |= {"text": own[-1], "fits": [("proper", n) for n in own]}
-        found = common.in_own_process("benchmarks.contenders", "curve", spec)
-    points = [_point(contender, seed, one) for one in found]
+        spec |= {"text": sizes[-1], "fits": [("proper", n) for n in sizes]}
+        fits = common.in_own_process("benchmarks.contenders", "curve", spec)
+    points = [_point(contender, seed, fit) for fit in fits]
     for point in points:
         print(
             f"{point.contender}, seed {seed}: {point.tokens} tokens, {point.cpu_s:.1f} s, {point.kl_bits:.3f} bits",
@@ -156,23 +162,23 @@ def run(
 
 
 def _window(work: Path) -> int:
-    """Positions of a sequence that the plan samples from."""
+    """Positions of a sequence that the reference recipe samples from."""
     seq_len = load_file(work / "heldout.safetensors")["tokens"].shape[1]
     return int(0.95 * seq_len) - int(0.6 * seq_len)
 
 
-def _point(contender: str, seed: int, one: dict[str, Any]) -> Point:
-    by_layer = one["kl_bits"]
+def _point(contender: str, seed: int, fit: dict[str, Any]) -> Point:
+    by_layer = fit["kl_bits"]
     at = [by_layer[depth_layer(len(by_layer) + 1, depth) - 1] for depth in PERCENTILES]
-    name = SADDLE if one.get("start") == "saddle" else contender
-    return Point(name, seed, one["tokens"], one["cpu_s"], one["forward_s"], statistics.mean(by_layer), *at)
+    name = SADDLE if fit.get("start") == "saddle" else contender
+    return Point(name, seed, fit["tokens"], fit["cpu_s"], fit["forward_s"], statistics.mean(by_layer), *at)
 
 
 def reaches(points: Sequence[Point], kl_bits: float, cost: str) -> float | None:
-    """The least `cost` (tokens or cpu_s) at which a curve is at `kl_bits`, read off between two budgets on a log scale.
+    """The least `cost` (tokens or cpu_s) at which a curve reaches `kl_bits`, interpolated on a log scale.
 
-    At its cheapest budget a curve may be better already: that budget is the answer, and a ratio from it is a lower
-    bound. None where the curve never gets there.
+    If the curve is better at its cheapest budget already, that budget is the answer, and a ratio to it is a lower
+    bound. None if the curve never gets there.
     """
     curve = sorted(points, key=lambda point: point.tokens)
     if curve and curve[0].kl_bits <= kl_bits:
@@ -208,7 +214,7 @@ def report(points: Sequence[Point], out: Path) -> None:
 
 
 def _groups(points: Sequence[Point], contender: str) -> list[list[Point]]:
-    """A contender's points by budget, all seeds of one together."""
+    """A contender's points by budget, the seeds of a budget together."""
     budgets = sorted({point.tokens for point in points if point.contender == contender})
     return [[p for p in points if p.contender == contender and p.tokens == budget] for budget in budgets]
 
@@ -234,12 +240,12 @@ def _ratio_rows(points: Sequence[Point], rival: str) -> Any:
                 theirs.append(getattr(last, cost))
                 ours.append(mine)
                 ratios.append(theirs[-1] / mine)
-        asked = "-" if limit is None else f">= {limit:.0f}"
+        target = "-" if limit is None else f">= {limit:.0f}"
         if not ratios:
-            yield rival, cost, None, None, "not reached", asked
+            yield rival, cost, None, None, "not reached", target
             continue
         shown = f"{statistics.median(ratios):.1f} [{min(ratios):.1f} {max(ratios):.1f}]"
-        yield rival, cost, statistics.median(theirs), statistics.median(ours), shown, asked
+        yield rival, cost, statistics.median(theirs), statistics.median(ours), shown, target
 
 
 def _line(points: Sequence[Point], contender: str, cost: str) -> common.Line:

@@ -1,4 +1,4 @@
-"""The curves behind the default recipe: one setting of section `fit` at a time, all others as params.yaml has them.
+"""The curves behind the default recipe: one setting of section `fit` varies, all others are as in params.yaml.
 
 Each point is a fit of entry `atlas` on the same text, measured as held-out KL(final || lens), the mean over blocks
 1..L-1 in bits, on sequences that early stopping did not see. `docs/performance.md` says what follows.
@@ -32,12 +32,12 @@ from lensmith.source.backbone import Backbone
 from lensmith.source.residuals import Residuals
 
 K = 1024
-# Of each curve: the setting, its values, and other settings that every one of its points has.
+# For each curve: the setting, its values, and other settings that all of its points share.
 CURVES: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "adamw": ("lr", (1e-3, 2e-3, 4e-3, 8e-3), {"optimizer": "adamw"}),
     "muon": ("lr", (2e-3, 4e-3, 8e-3), {"optimizer": "muon"}),
     "norm lens start": ("lr", (2.5e-4, 5e-4, 1e-3, 2e-3), {"start": "norm_lens"}),
-    "inputs alone": ("lr", (1e-3, 2e-3, 5e-3, 1e-2, 2e-2), {}),  # whitened, and not what the head reads
+    "inputs alone": ("lr", (1e-3, 2e-3, 5e-3, 1e-2, 2e-2), {}),  # whitened inputs; what the head reads is not
     "plain coordinates": ("lr", (2.5e-4, 5e-4, 1e-3, 3e-3), {"coordinates": "plain"}),
     "rank": ("rank", (8, 16, 32, 64, 128), {}),
     "positions": ("positions_per_seq", (16, 32, 64, 128, 256, 512), {}),
@@ -69,8 +69,8 @@ class Study:
     def point(self, curve: str, value: Any, seed: int) -> list[Any]:
         """A row of the table: the fit of one value."""
         name, _, others = CURVES[curve]
-        own = {} if curve in CLOSED_FORM_ONLY else {name: value}
-        settings = self.settings.fit.model_copy(update={"seed": seed, **others, **own})
+        varied = {} if curve in CLOSED_FORM_ONLY else {name: value}
+        settings = self.settings.fit.model_copy(update={"seed": seed, **others, **varied})
         n = self.args.tokens // self.tokens.shape[1]
         train, validation = (
             self.rows(self.tokens[seed * n : (seed + 1) * n], settings),
@@ -84,10 +84,10 @@ class Study:
             else:
                 lens = training.fit(self.backbone.head, train, validation, settings, start).lens
         spent = common.clock() - began
-        # Positions as the base has them: what is measured must not move with what is varied.
-        found = objective.validate(self.linear_kl, lens, self.rows(self.measured, self.settings.fit))
-        at = [found.at(depth) for depth in (25, 50, 75)]
-        return [curve, name, value, seed, statistics.mean(found.kl_bits[:-1]), *at, spent]
+        # Positions as in the base, so that the measure does not change with the varied setting.
+        kl = objective.validate(self.linear_kl, lens, self.rows(self.measured, self.settings.fit))
+        at = [kl.at(depth) for depth in (25, 50, 75)]
+        return [curve, name, value, seed, statistics.mean(kl.kl_bits[:-1]), *at, spent]
 
 
 @contextmanager
@@ -118,14 +118,14 @@ def inputs_alone(_lr: float) -> Iterator[None]:
     solve = closed_form.solve
 
     def one_side(*args: Any) -> closed_form.Solution:
-        found = solve(*args)
-        return dataclasses.replace(found, head_whitening=torch.eye(len(found.head_whitening)))
+        coordinates = solve(*args)
+        return dataclasses.replace(coordinates, head_whitening=torch.eye(len(coordinates.head_whitening)))
 
     with mock.patch.object(closed_form, "solve", one_side):
         yield
 
 
-# Of a curve that no setting draws: what is changed while a point is measured.
+# Curves over what is no setting: what is changed while a point is measured.
 CHANGES: dict[str, Callable[[Any], AbstractContextManager[None]]] = {
     "ridge": ridge,
     "metric": metric,
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for value in CURVES[curve][1][: 2 if args.quick else None]:
             rows += [study.point(curve, value, seed) for seed in range(args.seeds)]
             print(f"{curve} {value}: {rows[-1][4]:.4f} bits, {rows[-1][-1]:.0f} s", file=sys.stderr)
-        report(args, rows)  # what is there; a long run may be cut short
+        report(args, rows)  # after each curve: a long run may be cut short
 
 
 def report(args: argparse.Namespace, rows: list[list[Any]]) -> None:
@@ -174,8 +174,8 @@ def report(args: argparse.Namespace, rows: list[list[Any]]) -> None:
 def pictures(out: Path, rows: list[list[Any]]) -> None:
     """One picture for each setting that is a number, a line for each of its curves."""
     for setting in dict.fromkeys(row[1] for row in rows if isinstance(row[2], int | float)):
-        own = [row for row in rows if row[1] == setting]
-        lines = [_line([row for row in own if row[0] == curve]) for curve in dict.fromkeys(row[0] for row in own)]
+        points = [row for row in rows if row[1] == setting]
+        lines = [_line([row for row in points if row[0] == curve]) for curve in dict.fromkeys(row[0] for row in points)]
         common.chart(out / f"recipe_{setting}.svg", lines, setting, "held-out KL, bits")
 
 

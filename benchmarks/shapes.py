@@ -1,4 +1,4 @@
-"""Random-weight models of the exact shapes of published ones, and what their arithmetic must cost."""
+"""Models with random weights in the exact shapes of published ones, and what their arithmetic costs at least."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder: `config` in the words of transformers."""
+    """A decoder; `config` has the names of transformers."""
 
     name: str
     model_type: str
@@ -23,7 +23,7 @@ class Shape:
     tied: bool = False
 
     def model(self, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-        """Made on the device, so that the host never holds a copy; its weights small, so that bfloat16 stays finite."""
+        """Made on the device, so that the host holds no copy, with small weights, so that bfloat16 stays finite."""
         config = AutoConfig.for_model(**self.config())
         with torch.device(device):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
@@ -56,7 +56,7 @@ class Shape:
         return self.n_layers * (attention + 3 * self.d_model * self.d_mlp)
 
     def parameters(self) -> int:
-        """With both embeddings; norms are left out."""
+        """All weights, both embeddings included; norms are left out."""
         return self.block_parameters() + self.d_vocab * self.d_model * (1 if self.tied else 2)
 
     def forward_flop(self, seq_len: int) -> float:

@@ -1,8 +1,8 @@
-"""What a variant costs once the bank is there: a first fit, then other ranks, through real `dvc exp run`.
+"""What a variant costs once there is a bank: a first fit, then other ranks, through real `dvc exp run`.
 
-In a temporary clone of this checkout: `dvc repro` up to one model's fit with an empty LENSMITH_HOME, then one
-`dvc exp run` for each rank. A stage's own time is taken around the command that DVC runs, so that what DVC adds stands
-apart. Wall time, since the subject is what a user waits for; on a busy machine quote the ratio.
+A temporary clone of this checkout runs `dvc repro` up to one model's fit with an empty LENSMITH_HOME, then `dvc exp
+run` for each rank. A stage's own time is taken around the command that DVC runs, so DVC's share is separate. Times are
+wall time, which is what a user waits for; on a busy machine quote the ratio.
 """
 
 import json
@@ -23,7 +23,7 @@ from benchmarks import common
 RANKS = (8, 16, 32, 64, 128)
 LIMIT = 0.10
 COLUMNS = ("run", "rank", "wall_s", "stage_wall_s", "stage_cpu_s", "dvc_s", "share_of_first")
-# Stands in dvc.yaml before the command of stage `fit`, and keeps what it took.
+# Goes before the command of stage `fit` in dvc.yaml, and records its time.
 TIMED = """import json, resource, subprocess, sys, time
 began = time.perf_counter()
 code = subprocess.run(sys.argv[2:], check=False).returncode

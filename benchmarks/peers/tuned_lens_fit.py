@@ -1,9 +1,9 @@
 """tuned-lens 0.2.0 in its own environment: its Lens, its loss, its optimizer and schedule, on our tokens.
 
-Its command line needs a data set and a launcher, so the loop around its parts is written here. What its loop does is
-done: all positions, every layer in turn under bfloat16 autocast, gradients clipped at norm 1. Three things are decided
-in its favour. bfloat16 is left out on a CPU that only emulates it. The embedding's translator is not trained, since the
-measure does not read it. A step is BATCH_SEQS sequences, not its 2**18 tokens, of which these budgets hold two at most.
+Its command line needs a data set and a launcher, so the loop around its parts is written here, as its own is: all
+positions, every layer in turn under bfloat16 autocast, gradients clipped at norm 1. Three choices favour it: no
+bfloat16 on a CPU that only emulates it; no translator for the embedding, which the measure does not read; steps of
+BATCH_SEQS sequences instead of its 2**18 tokens, of which these budgets hold two at most.
 """
 
 import time
@@ -46,9 +46,9 @@ def step(model: PreTrainedModel, lens: TunedLens, batch: torch.Tensor) -> None:
     with torch.no_grad():
         seen = model(input_ids=batch, output_hidden_states=True, use_cache=False)
     log_p = seen.logits.float().log_softmax(-1)
-    for row in range(1, len(seen.hidden_states) - 1):
+    for layer in range(1, len(seen.hidden_states) - 1):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=HAS_BFLOAT16):
-            log_q = lens(seen.hidden_states[row], idx=row).log_softmax(-1)
+            log_q = lens(seen.hidden_states[layer], idx=layer).log_softmax(-1)
             loss = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
         loss.backward()
 
