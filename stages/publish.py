@@ -12,7 +12,7 @@ from lensmith.process import command
 
 def main() -> None:
     from lensmith.files import seals
-    from lensmith.lab import fsck
+    from lensmith.lab import rehash
     from lensmith.release import publish
     from lensmith.report import page
     from lensmith.settings import sections
@@ -24,7 +24,7 @@ def main() -> None:
     seals.check_files(args.drawn, (args.earliness, args.training, args.detail))
     settings = sections.read_resolved(args.settings)
     if settings.publish.repo is not None:
-        fsck.refuse(args.corpus, args.lens)
+        rehash.refuse_damaged(args.corpus, args.lens)
     folders = page.Folders(args.settings.parent, *(getattr(args, name).parent for name in drawn))
     html = page.page_of(args.settings, folders)
     publish.run(settings, args.corpus, args.lens, args.judgement, args.release, page=html)

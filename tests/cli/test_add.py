@@ -2,8 +2,8 @@
 
 import pytest
 
-from lensmith.lab import catalogue
-from lensmith.process.errors import InputError
+from lensmith.lab import add
+from lensmith.process.errors import InputError, RemoteError
 from lensmith.settings import params_yaml
 from lensmith.settings.params_yaml import Proposal
 from tests.support.settings import REPOSITORY
@@ -92,51 +92,39 @@ def test_models_in_braces_are_refused(file):
         params_yaml.add(file, NEW)
 
 
-PLAN = (
-    "meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-70B", "mistralai/Mistral-7B-v0.1", "google/gemma-2-9b",
-    "mistralai/Mistral-Small-24B-Base-2501", "google/gemma-2-27b", "01-ai/Yi-34B", "Qwen/Qwen3-8B", "Qwen/Qwen3-14B",
-    "Qwen/Qwen2.5-72B",
-)  # fmt: skip
-FAMILIES = (
-    "Qwen3",
-    "gemma-3",
-    "Llama-3.",
-    "OLMo-2",
-    "Olmo-3",
-    "Mistral",
-    "phi-4",
-    "SmolLM3",
-    "pythia",
-    "gpt2",
-    "gpt-oss",
-)
+def test_a_folder_is_added_as_its_path(file, tmp_path, monkeypatch):
+    """Its key is the folder's name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "My Model").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"models/My Model: holds no config\.json"):
+        add.add(file, "models/My Model")
+    (tmp_path / "models/My Model/config.json").write_text("{}")
+    entry = add.add(file, "./models/My Model")
+
+    assert "my-model:\n    source:\n      path: models/My Model\n" in entry
+    assert "# A local model: set publish.base_license" in entry
+    assert params_yaml.read(file)["my-model"].source.path == "models/My Model"
 
 
-def test_the_catalogue_has_the_plans_models_and_every_common_family():
-    known = catalogue.catalogue()
-
-    assert set(PLAN) <= set(known)
-    assert all(any(family in repo for repo in known) for family in FAMILIES)
-    keys = [catalogue.key_of(repo) for repo in known]
-    assert len(set(keys)) == len(keys)
+@pytest.mark.parametrize("word", ["./atlsa", "atlsa", "/nowhere/atlas", "a/b/c"])
+def test_a_mistyped_folder_is_said_to_be_none(file, word):
+    """A word that cannot be a Hub id asks nobody."""
+    with pytest.raises(InputError, match=f"^{word}: no such folder, and no Hub id"):
+        add.add(file, word)
 
 
-def test_every_model_of_the_catalogue_makes_a_valid_file(file, monkeypatch):
-    """All at once, without a network."""
-    monkeypatch.setattr(catalogue, "is_offline_mode", lambda: True)
-    entries = [params_yaml._entry(catalogue.propose(repo, None), "  ") for repo in catalogue.catalogue()]
-    file.write_text(file.read_text() + "".join(entries))
-    models = params_yaml.read(file)
+def test_without_a_network_a_model_of_the_hub_is_not_added(file, monkeypatch):
+    """Retrying helps, so it is a failure of the remote; the message names the lines to write by hand."""
+    monkeypatch.setattr(add, "is_offline_mode", lambda: True)
+    before = file.read_text()
+    with pytest.raises(RemoteError) as error:
+        add.add(file, "org/New-Model")
 
-    assert {m.source.repo for m in models.values()} >= set(catalogue.catalogue())
-    assert models["gemma-2-9b"].publish.base_license == "gemma"
-    assert "# Gated: accept its licence at https://huggingface.co/google/gemma-2-9b" in file.read_text()
+    assert str(error.value).startswith("org/New-Model: no such folder, and HF_HUB_OFFLINE is set")
+    assert "models.new-model.source.repo, source.revision and publish.base_license" in str(error.value)
+    assert file.read_text() == before
 
 
-def test_without_a_network_an_unknown_model_is_answered_with_near_ones(monkeypatch):
-    monkeypatch.setattr(catalogue, "is_offline_mode", lambda: True)
-
-    with pytest.raises(InputError, match=r"google/gemma-2-10b is not in the catalogue.*near: google/gemma-2-"):
-        catalogue.propose("google/gemma-2-10b", None)
-    with pytest.raises(InputError, match="must be org/name"):
-        catalogue.propose("gemma", None)
+def test_a_name_that_makes_no_key_asks_for_one(file):
+    with pytest.raises(InputError, match="give it a key with --key"):
+        add.of_repo("org/123-model")

@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
+from lensmith.cli import releases
+from lensmith.fleet import work
 from tests.support.released import save_release
 
 REPOSITORY = Path(__file__).parents[2]
@@ -51,23 +55,56 @@ def test_report_without_metrics_says_how_to_get_them(tmp_path):
 
 
 def test_add_writes_an_entry_and_says_so(tmp_path):
-    """Without a network, from the catalogue."""
+    """Of a folder; a model of the Hub cannot be asked for here, which ends with 5."""
     (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
-    done = lensmith("add", "openai-community/gpt2", cwd=tmp_path)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny/config.json").write_text("{}")
+    done, offline = lensmith("add", "tiny", cwd=tmp_path), lensmith("add", "openai-community/gpt2", cwd=tmp_path)
 
     assert done.returncode == 0
-    assert "  gpt2:\n    source:\n      repo: openai-community/gpt2\n" in done.stdout
+    assert "  tiny:\n    source:\n      path: tiny\n" in done.stdout
     assert done.stdout.endswith("params.yaml: entry added. `dvc repro` fits its lens.\n")
-    assert "gpt2:" in (tmp_path / "params.yaml").read_text()
+    assert "tiny:" in (tmp_path / "params.yaml").read_text()
+    assert offline.returncode == 5 and "HF_HUB_OFFLINE is set" in offline.stderr
 
 
-def test_publish_shows_only(tmp_path):
-    """DVC publishes; a second way would leave DVC with an out that it does not know."""
+def test_publish_refuses_a_model_without_a_target():
+    """Nothing runs and nothing is sent."""
     plain, dry, unknown = (lensmith("publish", *words) for words in (["atlas"], ["atlas", "--dry-run"], ["atlantis"]))
 
     assert (plain.returncode, dry.returncode, unknown.returncode) == (2, 2, 2)
-    assert "`dvc repro publish@atlas` publishes; --dry-run shows" in plain.stderr
+    assert "models.atlas.publish.repo is not set, so nothing would be sent" in plain.stderr
     assert "models.atlas.publish.repo is not set, so nothing would be sent" in dry.stderr
+    assert "no model atlantis; there is atlas, atlas-reference. Nothing was sent." in unknown.stderr
+
+
+@pytest.mark.parametrize(("code", "text"), [(0, "org/lenses@v2026.11.29, commit abc"), (3, ""), (255, "")])
+def test_publish_runs_the_stage_and_ends_as_it_ends(tmp_path, monkeypatch, capsys, code, text):
+    """DVC's own code, 255, says nothing of the stage; where no stage failed, DVC refused what it was given."""
+    monkeypatch.chdir(tmp_path)
+    settings = (REPOSITORY / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(settings.replace("repo: null\n    tag:", "repo: org/lenses\n    tag:"))
+    (tmp_path / "release/atlas").mkdir(parents=True)
+    receipt = {"repo": "org/lenses", "tag": "v2026.11.29", "commit": "abc"}
+    (tmp_path / "release/atlas/receipt.json").write_text(json.dumps(receipt))
+    commands = []
+    monkeypatch.setattr(work, "execute", lambda command, *_: commands.append(command) or work.Outcome(code, "why"))
+
+    with pytest.raises(SystemExit) if code else nullcontext() as ended:
+        releases.publish("atlas", dry_run=False)
+    assert commands == [("dvc", "repro", "publish@atlas")]
+    assert text in capsys.readouterr().out
+    assert not code or ended.value.code == {3: 3, 255: 2}[code]
+
+
+def test_verify_of_a_lab_without_lenses_says_how_to_get_them(tmp_path):
+    """A word without a slash is a model of params.yaml; a folder of that name is `./atlas`."""
+    (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
+    whole, one, unknown = (lensmith("verify", *words, cwd=tmp_path) for words in ([], ["atlas"], ["atlantis"]))
+
+    assert (whole.returncode, one.returncode, unknown.returncode) == (2, 2, 2)
+    assert "error: artifacts: holds no lens yet. `dvc repro` fits it" in whole.stderr
+    assert "error: artifacts/atlas: holds no lens yet" in one.stderr
     assert "no model atlantis; there is atlas, atlas-reference" in unknown.stderr
 
 

@@ -17,9 +17,9 @@ from ruamel.yaml import YAML
 from transformers import AutoModelForCausalLM
 
 from lensmith.fleet import head, jobs, work
-from lensmith.fleet.board import Board, Row
+from lensmith.fleet.board import Board, ModelState
 from lensmith.fleet.driver import Driver
-from lensmith.fleet.jobs import Job, Machine, Needs, Tree
+from lensmith.fleet.jobs import Job, JobNeeds, LabCommit, Node
 from lensmith.fleet.work import Outcome
 from lensmith.hub import model_size
 from lensmith.lab import one_model
@@ -33,7 +33,7 @@ from tests.support.tiny import save_tiny
 
 MODIFIED = [{"changed deps": {"resolved/models/a.json": {"fit": "modified"}}}]
 GONE = [{"changed deps": {"artifacts/a/corpus": "deleted"}}, {"changed outs": {"artifacts/a/lens": "not in cache"}}]
-SMALL = Needs(cpus=1, gpus=0, memory=GIB)
+SMALL = JobNeeds(cpus=1, gpus=0, memory=GIB)
 
 
 # What is stale
@@ -54,9 +54,9 @@ def test_heavy_stages_are_those_that_a_remote_can_hold():
     read = {dep for name in ("gates", "plots") for dep in stages[name]["do"]["deps"]}
     for name in jobs.HEAVY:
         assert all(isinstance(out, str) for out in stages[name]["do"]["outs"]) and "metrics" not in stages[name]["do"]
-    made = {stages[name]["do"]["outs"][0] for name in jobs.ENDS}
+    made = {stages[name]["do"]["outs"][0] for name in jobs.LAST_HEAVY}
 
-    assert made <= read and jobs.LIGHT_END in stages
+    assert made <= read and jobs.LAST_LIGHT in stages
 
 
 def test_where_a_model_runs_makes_nothing_stale(tmp_path):
@@ -98,8 +98,8 @@ def test_what_params_say_goes_before_what_is_guessed():
         update={"fleet": settings.fleet.model_copy(update={"gpus": 4, "memory_gib": 9, "cpus": 6})}
     )
 
-    assert jobs.needs(own, 10**9, 8) == Needs(6, 4, 9 * GIB)
-    assert jobs.needs(settings, None, 8) == Needs(1, 1, None)
+    assert jobs.needs(own, 10**9, 8) == JobNeeds(6, 4, 9 * GIB)
+    assert jobs.needs(settings, None, 8) == JobNeeds(1, 1, None)
 
 
 def test_a_model_is_measured_without_loading_it(tmp_path):
@@ -113,11 +113,11 @@ def test_a_model_is_measured_without_loading_it(tmp_path):
 
 def test_a_need_that_no_machine_meets_is_said_with_what_there_is():
     """Such a job would wait for ever, and nobody would know for what."""
-    machines = [Machine("n1", 4, 0, 8 * GIB), Machine("n2", 1, 2, 4 * GIB)]
-    jobs.check_fits("a", Needs(1, 2, 4 * GIB), machines)
+    nodes = [Node("n1", 4, 0, 8 * GIB), Node("n2", 1, 2, 4 * GIB)]
+    jobs.check_fits("a", JobNeeds(1, 2, 4 * GIB), nodes)
 
     with pytest.raises(Exception, match=r"models\.a\.fleet: no machine has 4 CPUs, 1 GPUs, 8\.0 GiB; there is 1 CPUs"):
-        jobs.check_fits("a", Needs(4, 1, 8 * GIB), machines)
+        jobs.check_fits("a", JobNeeds(4, 1, 8 * GIB), nodes)
 
 
 # Who runs what when
@@ -129,8 +129,8 @@ class FakeCluster:
     def __init__(self, **ends: list[int]) -> None:
         self.ends, self.queue, self.ran, self.cancelled = ends, list[Job](), list[str](), False
 
-    def machines(self) -> list[Machine]:
-        return [Machine("n1", 4, 0, 8 * GIB)]
+    def nodes(self) -> list[Node]:
+        return [Node("n1", 4, 0, 8 * GIB)]
 
     def submit(self, job: Job) -> None:
         self.queue.append(job)
@@ -151,7 +151,7 @@ class FakeCluster:
         self.cancelled = True
 
 
-def drive(tmp_path: Path, cluster: FakeCluster, retries: int = 2, workers: int = 0, needs: Needs = SMALL):
+def drive(tmp_path: Path, cluster: FakeCluster, retries: int = 2, workers: int = 0, needs: JobNeeds = SMALL):
     board = Board(["a", "b"], tmp_path, Console(file=io.StringIO(), force_terminal=False))
     outcomes = Driver(cluster, board, retries).run({m: jobs.phases(m, needs, workers) for m in ("a", "b")})
     return {model: outcome.code for model, outcome in outcomes.items()}
@@ -182,7 +182,7 @@ def test_a_phase_begins_when_the_one_before_is_whole(tmp_path):
 
 def test_a_model_too_large_for_the_cluster_fails_alone_and_at_once(tmp_path):
     """With the exit code of memory."""
-    assert drive(tmp_path, FakeCluster(), needs=Needs(1, 0, 9 * GIB)) == {"a": 7, "b": 7}
+    assert drive(tmp_path, FakeCluster(), needs=JobNeeds(1, 0, 9 * GIB)) == {"a": 7, "b": 7}
 
 
 def test_an_interrupt_cancels_what_runs_and_says_what_is_restorable(tmp_path):
@@ -193,8 +193,8 @@ def test_an_interrupt_cancels_what_runs_and_says_what_is_restorable(tmp_path):
         Driver(cluster, board, 2).run({m: jobs.phases(m, SMALL) for m in ("a", "b")})
 
     assert cluster.cancelled
-    assert "1 of 2 models are finished" in board.kept() and "lensmith fleet restore --models a" in board.kept()
-    assert board.kept().endswith("goes on with b.")
+    assert "1 of 2 models are finished" in board.summary() and "lensmith fleet restore --models a" in board.summary()
+    assert board.summary().endswith("continues with b.")
 
 
 # What is shown
@@ -205,18 +205,18 @@ def test_the_board_reads_what_dvc_and_the_stages_print():
     clock, stream = iter([0.0, 40.0, 40.0, 40.0]), io.StringIO()
     with Progress("fit", 100, "step", stream=stream, clock=lambda: next(clock)) as progress:
         progress.advance(25, tokens=4000, kl_bits=(2.75, 1.84, 1.11))
-        row = Row()
+        state = ModelState()
         for line in ("node: n1, chain", "Stage 'prefetch@a' is cached - skipping run, checking out outputs"):
-            row.read(line)
-        row.read("Running stage 'fit@a':")
-        row.read(stream.getvalue().strip())
-        assert (row.where, row.now, row.left) == ("n1", "fit 25/100 steps", "02:00")
-        assert list(row.stages.values()) == ["there", "runs", "waits", "waits"]
+            state.read(line)
+        state.read("Running stage 'fit@a':")
+        state.read(stream.getvalue().strip())
+        assert (state.node, state.now, state.left) == ("n1", "fit 25/100 steps", "02:00")
+        assert list(state.stages.values()) == ["done", "runs", "waits", "waits"]
         clock = iter([50.0, 50.0])
-    row.read("Running stage 'sweep@a':")
-    assert list(row.stages.values()) == ["there", "there", "runs", "waits"]
-    row.end("failed", "failed with 3")
-    assert list(row.stages.values()) == ["there", "there", "failed", "waits"]
+    state.read("Running stage 'sweep@a':")
+    assert list(state.stages.values()) == ["done", "done", "runs", "waits"]
+    state.end("failed", "failed with 3")
+    assert list(state.stages.values()) == ["done", "done", "failed", "waits"]
 
 
 def test_a_log_gets_a_line_each_half_minute_and_a_terminal_a_table(tmp_path):
@@ -264,17 +264,17 @@ def told(tmp_path: Path) -> list[list[str]]:
     return lines
 
 
-def chain(model: str, tree: Tree) -> tuple[Outcome, list[str]]:
+def chain(model: str, lab: LabCommit) -> tuple[Outcome, list[str]]:
     lines: list[str] = []
     [[job]] = jobs.phases(model, SMALL)
-    return work.run(job, tree, lines.append), lines
+    return work.run(job, lab, lines.append), lines
 
 
 def test_what_a_node_made_is_restored_and_not_run_again(lab, tmp_path):
     """Through the remote alone: the node's clone is another folder, and the head runs light stages only."""
-    tree = head.tree(None)
+    commit = head.lab_commit(None)
     assert set(head.stale(lab.root, ["a", "b"], fetching=False)) == {"a", "b"}
-    outcome, lines = chain("a", tree)
+    outcome, lines = chain("a", commit)
     on_node = told(tmp_path)
     ran = lab.restored("a")
     here = told(tmp_path)
@@ -282,7 +282,7 @@ def test_what_a_node_made_is_restored_and_not_run_again(lab, tmp_path):
     assert outcome.code == 0, lines
     assert "a: weights" in lines, "the model's files are seen to, wherever prefetch ran"
     assert sorted(name for name, _ in on_node) == [f"{stage}@a" for stage in sorted(jobs.HEAVY)]
-    assert {Path(folder) for _, folder in on_node} == {work.home("a", tree) / "clone"}
+    assert {Path(folder) for _, folder in on_node} == {work.clone_folder("a", commit)}
     assert ran == [] and [name for name, _ in here] == ["gates@a", "publish@a"]
 
 
@@ -292,7 +292,7 @@ def test_what_is_restored_is_what_dvc_restores_in_place(lab, tmp_path):
     way than `dvc repro --pull` in the whole one, and leaves nothing behind.
     """
     for model in ("a", "b"):
-        assert chain(model, head.tree(None))[0].code == 0
+        assert chain(model, head.lab_commit(None))[0].code == 0
     shutil.copytree(lab.root, tmp_path / "plain")
     plain = FleetLab(tmp_path / "plain")
     told(tmp_path)
@@ -319,7 +319,7 @@ def test_what_is_restored_is_what_dvc_restores_in_place(lab, tmp_path):
 def test_a_stage_that_fails_on_the_head_takes_no_other_model_with_it(lab, tmp_path, monkeypatch):
     """They are here; the next time it is the only one that runs."""
     for model in ("a", "b"):
-        assert chain(model, head.tree(None))[0].code == 0
+        assert chain(model, head.lab_commit(None))[0].code == 0
     monkeypatch.setenv("FAILS", "publish@a")
     monkeypatch.setenv("CODE", "5")
     with pytest.raises(
@@ -348,33 +348,34 @@ def test_a_clone_of_one_model_resolves_as_the_whole_lab_does(tmp_path, monkeypat
     git("commit", "-qm", "lab")
     whole = params_yaml.read(Path("params.yaml"))
     with pytest.raises(InputError, match="no model b; there is atlas, atlas-reference"):
-        one_model.narrow("b")
-    one_model.narrow("atlas")
+        one_model.keep_only("b")
+    one_model.keep_only("atlas")
     alone = params_yaml.read(Path("params.yaml"))
     stages = YAML(typ="safe").load(Path("dvc.lock"))["stages"]
 
     assert list(alone) == ["atlas"]
-    assert set(stages) == {"resolve", "report", *jobs.of("atlas", *jobs.HEAVY, "gates", "plots", "publish")}
+    assert set(stages) == {"resolve", "report", *jobs.stage_names("atlas", *jobs.HEAVY, "gates", "plots", "publish")}
     assert resolved.with_inputs(alone, REPOSITORY)["atlas"] == resolved.with_inputs(whole, REPOSITORY)["atlas"]
-    one_model.narrow("atlas")  # once more, as in a clone that an earlier job left: there is nothing to lose
+    one_model.keep_only("atlas")  # once more, as in a clone that an earlier job left: there is nothing to lose
     git("checkout", "--", ".")
     Path("params.yaml").write_text(Path("params.yaml").read_text() + "\n# somebody's work\n")
     with pytest.raises(InputError, match=r"params\.yaml is not as committed"):
-        one_model.narrow("atlas")
-    assert "somebody's work" in Path("params.yaml").read_text()
-    assert "fit@atlas-reference" in Path("dvc.lock").read_text()
+        one_model.keep_only("atlas")
+    assert (
+        "somebody's work" in Path("params.yaml").read_text() and "fit@atlas-reference" in Path("dvc.lock").read_text()
+    )
 
 
 @pytest.mark.long
 def test_after_a_failure_or_a_loss_only_what_is_nowhere_runs(lab, tmp_path, monkeypatch):
     """A failed stage's code is DVC's no more but the stage's; then only it runs, and on the head what no node has."""
-    tree = head.tree(None)
+    commit = head.lab_commit(None)
     monkeypatch.setenv("FAILS", "sweep@a")
     monkeypatch.setenv("CODE", "3")
-    outcome, _ = chain("a", tree)
+    outcome, _ = chain("a", commit)
     monkeypatch.delenv("FAILS")
     told(tmp_path)
-    again, _ = chain("a", tree)
+    again, _ = chain("a", commit)
     ran_again = {name for name, _ in told(tmp_path)}
 
     assert (outcome.code, outcome.line) == (3, "error: it is broken")
@@ -391,17 +392,17 @@ def test_after_a_failure_or_a_loss_only_what_is_nowhere_runs(lab, tmp_path, monk
 
 def test_a_clone_is_made_the_commit_whatever_was_left_in_it(lab, tmp_path):
     """A killed git leaves a lock, a killed DVC names a process that here may be any; a folder may be half a clone."""
-    tree = head.tree(None)
-    clone = work.home("a", tree) / "clone"
+    commit = head.lab_commit(None)
+    clone = work.clone_folder("a", commit)
     clone.mkdir(parents=True)
     (clone / "half").touch()
-    work.checkout(clone, tree)
+    work.checkout(clone, commit)
     (clone / ".git/index.lock").touch()
     (clone / "stage.py").write_text("edited")
     (clone / ".dvc/tmp").mkdir(exist_ok=True)
     (clone / ".dvc/tmp/rwlock").write_text("{")
     lab.seed(a=3, b=2)
-    work.checkout(clone, Tree(tree.url, lab.commit()))
+    work.checkout(clone, LabCommit(commit.url, lab.commit()))
 
     assert (clone / "params.yaml").read_text() == (lab.root / "params.yaml").read_text()
     assert (clone / "stage.py").read_text() == (lab.root / "stage.py").read_text()
@@ -411,13 +412,13 @@ def test_a_clone_is_made_the_commit_whatever_was_left_in_it(lab, tmp_path):
 def test_a_commit_or_a_lab_that_is_not_there_is_said(lab):
     """What another try would not cure ends with 2; a server that does not answer with 5."""
     url = str(lab.root)
-    unknown, _ = chain("a", Tree(url, "0" * 40))
-    nowhere, _ = chain("a", Tree(f"{url}-gone", "0" * 40))
+    unknown, _ = chain("a", LabCommit(url, "0" * 40))
+    nowhere, _ = chain("a", LabCommit(f"{url}-gone", "0" * 40))
 
     assert (unknown.code, nowhere.code) == (2, 5)
     assert unknown.line == f"{url}: has no commit {'0' * 40}. `git push` it, then start again."
     capture = jobs.phases("a", SMALL, capture_workers=1)[1][0]
-    not_shared = work.run(capture, Tree(f"{url}-other", "0" * 40), lambda line: None)
+    not_shared = work.run(capture, LabCommit(f"{url}-other", "0" * 40), lambda line: None)
     assert not_shared.code == 2 and "--capture-workers needs one LENSMITH_HOME" in not_shared.line
 
 
@@ -425,16 +426,16 @@ def test_the_head_refuses_what_nodes_could_not_see(lab, monkeypatch):
     """An edit, a commit that is not pushed, no remote, a remote that is another folder in each clone."""
     head.check_remote(lab.root)
     (lab.root / "untracked").touch()
-    assert head.tree(None).url == str(lab.root)
+    assert head.lab_commit(None).url == str(lab.root)
     with (lab.root / "stage.py").open("a") as file:
         file.write("# edited\n")
     with pytest.raises(InputError, match=r"git: stage.py is not as committed"):
-        head.tree(None)
+        head.lab_commit(None)
     lab.commit()
     lab.run("git", "remote", "add", "origin", str(lab.root.parent / "origin"))
     with pytest.raises(InputError, match="`git push` first"):
-        head.tree(None)
-    assert head.tree("elsewhere").url == "elsewhere"
+        head.lab_commit(None)
+    assert head.lab_commit("elsewhere").url == "elsewhere"
     lab.use_remote("../here")
     with pytest.raises(InputError, match="another folder in each clone"):
         head.check_remote(lab.root)

@@ -155,15 +155,15 @@ def test_a_node_is_killed_mid_fit_and_every_lens_is_right(tmp_path, record_prope
 MAILBOX = """
 import sys, time
 import ray
-from lensmith.fleet import cluster, plan
-here = cluster.RayCluster(sys.argv[1], plan.Tree("", ""))
+from lensmith.fleet import cluster, jobs
+here = cluster.RayCluster(sys.argv[1], jobs.LabCommit("", ""))
 
 @ray.remote(num_cpus=1)
 def say_many(model, mailbox):
-    outbox = cluster.Outbox(plan.Job(model, "chain", plan.Needs(1, 0, None), ()), mailbox)
+    outbox = cluster.Outbox(jobs.Job(model, "chain", jobs.JobNeeds(1, 0, None), ()), mailbox)
     begin = time.time()
     for number in range(200):
-        outbox.say(str(number))
+        outbox.send(str(number))
         time.sleep(0.01)
     return begin, time.time()
 

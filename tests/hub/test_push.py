@@ -339,7 +339,7 @@ def test_licences_come_from_the_models_own_repository(shelf):
 
 
 def test_a_model_is_proposed_with_its_commit_and_licence(shelf):
-    """What the Hub says has the last word over the catalogue."""
+    """The commit that `main` has now, and the notes that its author needs."""
     sha = shelf.hub.commit("models", "Qwen/Qwen3-8B", {"config.json": b"{}"})
     shelf.hub.repos["models", "Qwen/Qwen3-8B"].gated = True
 

@@ -14,6 +14,7 @@ import pytest
 
 from lensmith.files import cache
 from lensmith.lab import doctor
+from lensmith.process import amounts
 from tests.support import toy
 from tests.support.lab import Lab
 
@@ -77,7 +78,7 @@ def test_a_lock_held_by_a_number_that_is_another_program_now_is_mended(lab):
     """This very test has the pid that the dead dvc had."""
     (lab.root / RWLOCK).write_text(f'{{"write": {{"artifacts/x": {{"pid": {os.getpid()}, "cmd": "dvc repro"}}}}}}')
 
-    assert "processes that are dvc no more" in str(only(doctor.rwlock, lab.root))
+    assert "processes that are not dvc any more" in str(only(doctor.rwlock, lab.root))
 
 
 def test_a_lock_is_left_alone_while_a_dvc_lives_in_the_lab(lab, tmp_path):
@@ -96,9 +97,9 @@ def test_a_damaged_dvc_lock_is_said_with_its_line(lab):
     lines = LOCK.splitlines(keepends=True)
 
     file.write_text("".join([*lines[:3], "<<<<<<< HEAD\n", *lines[3:]]))
-    assert f"{file}:4: holds the marks of a merge" in str(only(doctor.dvc_lock, lab.root))
+    assert f"{file}:4: holds the marks of an unfinished merge" in str(only(doctor.dvc_lock, lab.root))
     file.write_text('schema: "2.0"\nstages:\n  fit: [\n')
-    assert "is cut short or no lock file. `git checkout -- dvc.lock`" in str(only(doctor.dvc_lock, lab.root))
+    assert "is cut short, or is no lock file. `git checkout -- dvc.lock`" in str(only(doctor.dvc_lock, lab.root))
     file.write_text("")
     assert "cut short" in str(only(doctor.dvc_lock, lab.root))
     file.write_text(LOCK)
@@ -136,7 +137,7 @@ def test_a_path_without_this_environment_is_named(tmp_path, monkeypatch):
     """`.venv/bin/dvc repro` does not put `.venv/bin` on PATH, and stages run the python of PATH."""
     monkeypatch.setenv("PATH", "/usr/bin")
 
-    assert f'`export PATH="{Path(sys.executable).parent}:$PATH"`' in str(only(doctor.path, tmp_path))
+    assert f'`export PATH="{Path(sys.executable).parent}:$PATH"`' in str(only(doctor.programs, tmp_path))
 
 
 def test_a_package_below_its_floor_is_named(tmp_path, monkeypatch):
@@ -165,7 +166,7 @@ def test_a_full_disk_is_named_once_per_disk(tmp_path, monkeypatch):
     cache.home().mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 2**30))
 
-    assert "1.0 GiB are free" in str(only(doctor.disk, tmp_path))
+    assert f"{amounts.size(2**30)} are free" in str(only(doctor.disk, tmp_path))
 
 
 @pytest.mark.long
@@ -180,7 +181,7 @@ def test_an_experiment_whose_worker_was_killed_is_named(tmp_path):
         process.kill()
     finding = only(doctor.queue, lab.root)
 
-    assert "dvc queue: lost: is said to run, but no worker is alive" in str(finding)
+    assert "dvc queue: lost: is marked as running, but no worker is alive" in str(finding)
     lab.run("dvc", "queue", "kill", "-f", "lost")
     assert list(doctor.queue(lab.root)) == []
 

@@ -160,14 +160,14 @@ def test_the_command_objects_line_by_line_and_exits_with_4(lab, record, monkeypa
     about["seed"] = 17
     artifacts.write_json(path, about)
     root = lab[1]
-    for folder in ("corpus", "lens"):  # a record that was sealed so: what fsck cannot see
+    for folder in ("corpus", "lens"):  # a record that was sealed so: what `doctor --rehash` cannot see
         seals.seal(root / "artifacts/atlas" / folder)
     (root / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
     (root / "demo").mkdir()
     for folder in ("demo/atlas", "suites"):
         (root / folder).symlink_to(REPOSITORY / folder)
     monkeypatch.chdir(root)
-    monkeypatch.setattr("sys.argv", ["lensmith", "check", "--provenance"])
+    monkeypatch.setattr("sys.argv", ["lensmith", "verify", "atlas"])
 
     with pytest.raises(SystemExit) as exited:
         app.run()

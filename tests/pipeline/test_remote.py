@@ -81,7 +81,7 @@ def test_a_fresh_clone_pulls_everything_over_a_bad_network_and_runs_nothing(push
 
 @pytest.mark.long
 def test_a_truncated_pull_from_a_remote_that_does_not_verify_is_named_before_use(pushed, s3, tmp_path):
-    """DVC keeps half of a file, calls it up to date and would run on it; the seal, fsck and check do not."""
+    """DVC keeps half of a file, calls it up to date and would run on it; the seal and `doctor --rehash` do not."""
     lab = toy.clone(pushed, tmp_path / "clone")
     lab.run("dvc", "remote", "modify", "store", "verify", "false")
     broken_pull(lab, s3)
@@ -90,7 +90,7 @@ def test_a_truncated_pull_from_a_remote_that_does_not_verify_is_named_before_use
 
     used = lab.attempt("dvc", "repro", "--force", "--single-item", "gates@one")
     assert used.returncode != 0 and f"error: {LENS}" in used.stderr
-    found = lab.attempt("lensmith", "fsck")
+    found = lab.attempt("lensmith", "doctor", "--rehash")
     assert found.returncode == 4 and f"`dvc fetch {LENS}` gets it from the remote store" in found.stderr
 
 
@@ -107,7 +107,7 @@ def test_a_flipped_bit_in_the_cache_is_named_before_use_and_is_not_pushed(pushed
 
     with pytest.raises(IntegrityError, match=r"weights\.safetensors: sha256 is"):
         seals.check(lab.root / LENS)
-    assert lab.attempt("lensmith", "fsck").returncode == 4
+    assert lab.attempt("lensmith", "doctor", "--rehash").returncode == 4
     assert not kept.exists()
     lab.run("dvc", "remote", "add", "--default", "--force", "other", str(tmp_path / "other"))
     lab.attempt("dvc", "push", "--quiet")

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lensmith.judge import judging
 from lensmith.lab import experiments
-from lensmith.lab.experiments import Variant
+from lensmith.lab.experiments import LabVariant
 from lensmith.process.errors import InputError
 from lensmith.report import compare
 from tests.support.scores import passing
@@ -46,7 +46,7 @@ def text(found: compare.Comparison) -> str:
 
 def test_finished_variants_are_read_and_others_counted():
     """DVC lists what is queued or runs with the metrics of the workspace: shown as its own they would be a lie."""
-    found = experiments.of(shown(*RANKS, ("r-3", 32, 2.0, "running"), ("r-4", 64, 2.0, "queued")))
+    found = experiments.parse(shown(*RANKS, ("r-3", 32, 2.0, "running"), ("r-4", 64, 2.0, "queued")))
 
     assert [one.name for one in found.variants] == ["main", "r-1", "r-2"] and found.unfinished == 2
     assert found.variants[1].settings["one"] == {"fit.rank": 8, "fit.lr": 0.01, "gates.seed": 316}
@@ -55,14 +55,14 @@ def test_finished_variants_are_read_and_others_counted():
 def test_a_workspace_that_is_as_committed_is_no_variant():
     """It would be HEAD twice; one that differs is shown."""
     data = shown()
-    assert [one.name for one in experiments.of(data).variants] == ["main"]
+    assert [one.name for one in experiments.parse(data).variants] == ["main"]
     data[0] = state("workspace", 4, 3.0)
-    assert [one.name for one in experiments.of(data).variants] == ["main", "workspace"]
+    assert [one.name for one in experiments.parse(data).variants] == ["main", "workspace"]
 
 
 def test_only_what_differs_is_compared():
     """Two numbers that are shown alike do not tell variants apart."""
-    variants = experiments.of(shown(*RANKS)).variants
+    variants = experiments.parse(shown(*RANKS)).variants
     variants[1].metrics["one"]["d50"] += 1e-9
     found = compare.compare(variants, "one")
 
@@ -83,7 +83,7 @@ def test_a_setting_that_a_variant_lacks_is_no_difference(lacking):
         del files["resolved/models/one.json"]["data"]["fit"]["lr"]
     else:
         files["resolved/models/one.json"]["data"] = {"version": 1}
-    found = compare.compare(experiments.of(data).variants, "one")
+    found = compare.compare(experiments.parse(data).variants, "one")
 
     assert found.settings == ["fit.rank"]
     (head,) = (line.split() for line in text(found).splitlines() if line.strip().startswith("main"))
@@ -97,12 +97,12 @@ def test_a_setting_that_only_one_variant_has_tells_nothing():
     data = shown(*RANKS)
     data[1]["experiments"][0]["revs"][0]["data"]["params"]["resolved/models/one.json"]["data"]["fit"]["new"] = 7
 
-    assert compare.compare(experiments.of(data).variants, "one").settings == ["fit.rank"]
+    assert compare.compare(experiments.parse(data).variants, "one").settings == ["fit.rank"]
 
 
 def test_no_value_is_a_value():
     """params.yaml's null differs from a word, is written so, and has a place in a curve."""
-    found = compare.compare(experiments.of(shown(("r-1", None, 2.5, None), ("r-2", 16, 2.25, None))).variants, "one")
+    found = compare.compare(experiments.parse(shown(("r-1", None, 2.5, None), ("r-2", 16, 2.25, None))).variants, "one")
 
     assert found.settings == ["fit.rank"] and "null" in text(found)
     assert list(compare.curve(found, "rank").data[0].x) == ["16", "auto", "null"]
@@ -110,7 +110,7 @@ def test_no_value_is_a_value():
 
 def test_the_curve_has_a_point_for_each_variant_in_the_order_of_the_setting():
     """8 before 16, words last; the same numbers as in the metrics."""
-    found = compare.compare(experiments.of(shown(RANKS[1], RANKS[0])).variants, "one")
+    found = compare.compare(experiments.parse(shown(RANKS[1], RANKS[0])).variants, "one")
     figure = compare.curve(found, "rank")
 
     line = next(trace for trace in figure.data if trace.name == "kl50")
@@ -128,14 +128,14 @@ def test_the_curve_has_a_point_for_each_variant_in_the_order_of_the_setting():
 )
 def test_what_cannot_be_compared_is_named(ask, says):
     with pytest.raises(InputError, match=says):
-        ask(experiments.of(shown(*RANKS)).variants)
+        ask(experiments.parse(shown(*RANKS)).variants)
 
 
 def test_names_of_experiments_are_text():
     """A name may hold what a terminal's markup would swallow."""
     data = copy.deepcopy(shown(("[bold]x[/]", 8, 2.5, None)))
 
-    assert "[bold]x[/]" in text(compare.compare(experiments.of(data).variants, "one"))
+    assert "[bold]x[/]" in text(compare.compare(experiments.parse(data).variants, "one"))
 
 
 def test_outside_a_repository_the_reason_is_given(tmp_path):
@@ -145,7 +145,7 @@ def test_outside_a_repository_the_reason_is_given(tmp_path):
 
 def test_variants_without_the_model_are_left_out():
     """A variant from before the model was added has no numbers of it."""
-    variants = [*experiments.of(shown(*RANKS)).variants, Variant("old", {}, {"other": {}})]
+    variants = [*experiments.parse(shown(*RANKS)).variants, LabVariant("old", {}, {"other": {}})]
 
     assert [one.name for one in compare.compare(variants, "one").variants] == ["main", "r-1", "r-2"]
 
@@ -153,7 +153,7 @@ def test_variants_without_the_model_are_left_out():
 def test_the_gates_that_a_variant_does_not_pass_are_named():
     data = shown(*RANKS)
     data[1]["experiments"][0]["revs"][0]["data"]["metrics"]["metrics/one.json"]["data"]["gates"] = "fail BF"
-    lines = text(compare.compare(experiments.of(data).variants, "one")).splitlines()
+    lines = text(compare.compare(experiments.parse(data).variants, "one")).splitlines()
 
     assert next(line for line in lines if line.strip().startswith("r-1")).split()[-2:] == ["fail", "BF"]
     assert next(line for line in lines if line.strip().startswith("r-2")).split()[-1] == "pass"
@@ -163,7 +163,7 @@ def test_a_curve_joins_only_what_differs_in_its_setting():
     """A variant of half the text at the rank of another would stand above it on the same line."""
     data = shown(*RANKS, ("half", "auto", 2.75, None))
     data[1]["experiments"][2]["revs"][0]["data"]["params"]["resolved/models/one.json"]["data"]["fit"]["lr"] = 0.5
-    found = compare.compare(experiments.of(data).variants, "one")
+    found = compare.compare(experiments.parse(data).variants, "one")
 
     assert found.settings == ["fit.lr", "fit.rank"]
     assert list(compare.curve(found, "rank").data[0].x) == ["8", "16", "auto"]

@@ -91,7 +91,7 @@ class FleetLab:
 
     def restored(self, *models: str) -> list[str]:
         """What of the heavy stages ran here, while the head took over what nodes made."""
-        return restore.restore(self.root, head.tree(str(self.root)), models, everything=False)
+        return restore.restore(self.root, head.lab_commit(str(self.root)), models, everything=False)
 
     def run(self, *command: str) -> str:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

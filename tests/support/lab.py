@@ -112,7 +112,8 @@ class Lab:
     def environment(self) -> dict[str, str]:
         return os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(self.root / "src"),  # before the installed one: the lab's own code runs
+            # The lab's own code runs, where it has some; else the code under test.
+            "PYTHONPATH": f"{self.root / 'src'}{os.pathsep}{REPOSITORY / 'src'}",
             "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
             "LENSMITH_HOME": str(self.root / ".lensmith"),

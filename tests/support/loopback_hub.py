@@ -304,7 +304,7 @@ def _calls() -> dict[str, Any]:
     from lensmith.hub import datasets, published, releases
     from lensmith.hub import models as hub
     from lensmith.hub import push as hub_release
-    from lensmith.lab import catalogue
+    from lensmith.lab import add
     from lensmith.lens import stage as fit
     from lensmith.lens.lens import Lens
     from lensmith.release import package, publish, verify
@@ -358,7 +358,7 @@ def _calls() -> dict[str, Any]:
         "download": download,
         "newest": releases.newest,
         "licences": lambda repo, commit: {n: t.decode() for n, t in releases.licence_texts(repo, commit).items()},
-        "propose": lambda repo, key=None: asdict(catalogue.propose(repo, key)),
+        "propose": lambda repo, key=None: asdict(add.of_repo(repo, key)),
         "verify": verify.run,
         "pin_model": lambda **source: hub.pin_model(params.SourceParams.model_validate(source)).model_dump(),
         "fetch_model": lambda pin: str(hub.fetch_model(hub.ModelPin.model_validate(pin))),

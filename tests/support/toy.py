@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lensmith.lab.store import Store
+from lensmith.lab.dvc_cache import DvcCache
 from tests.support.lab import REPOSITORY, Lab
 
 DVC_YAML = """
@@ -98,8 +98,8 @@ def copy(lab: Lab, to: Path) -> Lab:
 
 def kept(lab: Lab, path: Path) -> Path:
     """The object of the cache that is a file of the workspace."""
-    store = Store.open(lab.root)
-    return next(store.object(oid) for oid, use in store.uses.items() if use.path == lab.root / path)
+    cache = DvcCache.open(lab.root)
+    return next(cache.object(oid) for oid, use in cache.uses.items() if use.path == lab.root / path)
 
 
 def flip(path: Path) -> None:

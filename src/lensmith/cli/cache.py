@@ -14,27 +14,27 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.callback()
 def main() -> None:
-    """Residual banks and checkpoints of fits. Any of them may go: the next fit captures, or begins, anew."""
+    """Residual banks, checkpoints of fits, and clones of the fleet. Delete any: the next fit makes what it needs."""
 
 
 @app.command("ls")
-def ls() -> None:
-    """List what is there, the entry that was used last first."""
-    found = cache.entries()
-    if found:
-        Console().print(terminal.kept(found))
-    _say(found, "entries")
+def list_() -> None:
+    """List the entries, the one that was used last first."""
+    entries = cache.entries()
+    if entries:
+        Console().print(terminal.kept(entries))
+    _print_sum(entries, "entries")
 
 
 @app.command()
 def prune(
     keep: Annotated[float, typer.Option(min=0, help="GiB that may stay; 0 deletes all.")],
 ) -> None:
-    """Delete what was used longest ago, until no more than --keep GiB are left. What is in use stays."""
+    """Delete the entries used longest ago until at most --keep GiB are left. An entry in use stays."""
     for entry in cache.prune(int(keep * amounts.GIB)):
         typer.echo(f"deleted {entry.kind} {entry.key}, {amounts.size(entry.size)}")
-    _say(cache.entries(), "entries left")
+    _print_sum(cache.entries(), "entries left")
 
 
-def _say(found: list[cache.Kept], what: str) -> None:
-    typer.echo(f"{cache.home()}: {len(found)} {what}, {amounts.size(sum(entry.size for entry in found))}")
+def _print_sum(entries: list[cache.Kept], noun: str) -> None:
+    typer.echo(f"{cache.home()}: {len(entries)} {noun}, {amounts.size(sum(entry.size for entry in entries))}")

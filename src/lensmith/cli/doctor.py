@@ -1,4 +1,4 @@
-"""`lensmith fsck`, `doctor`: whether what the lab keeps is whole, and whether its machine can use it."""
+"""`lensmith doctor`: what is wrong with this lab and its machine, and with --rehash whether every byte is right."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,40 +11,48 @@ app = typer.Typer()
 
 
 @app.command()
-def fsck(
-    subset: Annotated[str, typer.Option(help="n/t: read the n-th of t parts of the cache.")] = "1/1",
-) -> None:
-    """Read every byte of DVC's cache and of the outputs again, and put what is damaged in quarantine."""
-    from lensmith.lab import fsck as checking
-    from lensmith.process import amounts
-
-    found = checking.run(Path(), subset)
-    for line in found.wrong:
-        typer.echo(f"error: {line}", err=True)
-    typer.echo(
-        f"{found.objects} objects of the cache ({amounts.size(found.size)}) and {found.files} files of the workspace "
-        f"read, {len(found.wrong)} wrong"
-    )
-    if found.wrong:
-        raise IntegrityError(f"{len(found.wrong)} files are not what was recorded; each line above says what to do.")
-
-
-@app.command()
 def doctor(
     *,
     fix: Annotated[bool, typer.Option("--fix", help="Mend what can be mended without losing anything.")] = False,
+    rehash: Annotated[
+        bool, typer.Option("--rehash", help="Also hash every file of DVC's cache and of the outputs again.")
+    ] = False,
+    subset: Annotated[str | None, typer.Option(help="With --rehash: n/t hashes the n-th of t parts.")] = None,
 ) -> None:
-    """Say what is wrong with this lab and this machine, why it matters, and what to do."""
-    from lensmith.lab import doctor as doctors
+    """Say what is wrong with this lab and this machine, why it matters, and what to do.
 
-    left = 0
-    for finding in doctors.examine(Path()):
+    --rehash compares every file of DVC's cache with its name and its seal, and every output with dvc.lock. A damaged
+    file of the cache is moved to .lensmith/quarantine; each line says how to get it back.
+    """
+    if subset is not None and not rehash:
+        raise InputError("--subset chooses a part for --rehash, which is missing. Nothing was read.")
+    from lensmith.lab import doctor as checks
+
+    n_left = 0
+    for finding in checks.examine(Path()):
         if fix and finding.mend is not None:
             finding.mend()
             typer.echo(f"mended: {finding.what}: {finding.why}.")
         else:
-            left += 1
+            n_left += 1
             typer.echo(f"{finding}.")
-    typer.echo(f"{left} things to do" if left else "nothing to do")
-    if left:
+    typer.echo(f"{n_left} things to do" if n_left else "nothing to do")
+    if rehash:
+        _rehash(subset or "1/1")
+    if n_left:
         raise InputError("the lab is not as it should be; each line above says what to do. Nothing else was changed.")
+
+
+def _rehash(subset: str) -> None:
+    from lensmith.lab import rehash
+    from lensmith.process import amounts
+
+    result = rehash.run(Path(), subset)
+    for line in result.faults:
+        typer.echo(f"error: {line}", err=True)
+    typer.echo(
+        f"{result.n_objects} objects of the cache ({amounts.size(result.size)}) and {result.n_files} files of the "
+        f"workspace hashed, {len(result.faults)} wrong"
+    )
+    if result.faults:
+        raise IntegrityError(f"{len(result.faults)} files are not what was recorded; each line above says what to do.")

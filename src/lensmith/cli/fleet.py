@@ -2,30 +2,25 @@
 
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from lensmith.cli import report
-from lensmith.cli.releases import PARAMS
+from lensmith.cli.report import report
+from lensmith.lab import layout
 from lensmith.process import stopping
-from lensmith.process.errors import InputError, RemoteError
-from lensmith.settings import params_yaml
-from lensmith.settings.sections import ModelParams
-
-if TYPE_CHECKING:
-    from lensmith.fleet.driver import Cluster
-    from lensmith.fleet.jobs import Phases
+from lensmith.process.errors import RemoteError
 
 app = typer.Typer(no_args_is_help=True)
 
 LOGS = Path(".lensmith/fleet")
+NOTHING = "Nothing was started."
 
 
 @app.callback()
 def main() -> None:
-    """Fit lenses on the machines of a Ray cluster. Nodes clone this lab, and push what they made to DVC's remote."""
+    """Fit lenses on the machines of a Ray cluster. Nodes clone this lab, and push their results to DVC's remote."""
 
 
 @app.command()
@@ -35,46 +30,54 @@ def run(
     address: Annotated[
         str, typer.Option(help="ray://HOST:10001; auto: one that runs here; local: start one.")
     ] = "auto",
-    url: Annotated[str | None, typer.Option("--from", help="What nodes clone; by default what `origin` is.")] = None,
+    url: Annotated[str | None, typer.Option("--from", help="What nodes clone; by default the remote `origin`.")] = None,
     retries: Annotated[int, typer.Option(min=0, help="How often lost work is placed again.")] = 2,
     capture_workers: Annotated[int, typer.Option(min=0, help="Tasks that capture a model's residuals at once.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run where.")] = False,
 ) -> None:
     """Run what is stale on the cluster, restore it here, and print the verdicts."""
     from lensmith.fleet import board, head, jobs
+    from lensmith.fleet.driver import Driver
 
-    root, settings = Path.cwd(), _chosen(models)
-    tree = head.tree(url)
+    root, settings = Path.cwd(), layout.models(models or [], NOTHING)
+    lab = head.lab_commit(url)
     head.check_remote(root)
     stale, failed = head.stale(root, list(settings), fetching=not dry_run), list[str]()
     if stale:
         from lensmith.fleet import cluster
 
-        with closing(cluster.RayCluster(address, tree)) as ray:
-            needs = head.needs({model: settings[model] for model in stale}, ray.machines())
+        with closing(cluster.RayCluster(address, lab)) as ray:
+            needs = head.needs({model: settings[model] for model in stale}, ray.nodes())
             if dry_run:
-                Console().print(board.placement(stale, needs, ray.machines()))
+                Console().print(board.placement(stale, needs, ray.nodes()))
                 return
-            captures = {m: capture_workers if jobs.captures(stale[m], settings[m]) else 0 for m in stale}
-            failed = _drive({m: jobs.phases(m, needs[m], captures[m]) for m in stale}, ray, retries)
+            workers = {m: capture_workers if jobs.captures(stale[m], settings[m]) else 0 for m in stale}
+            phases = {model: jobs.phases(model, needs[model], workers[model]) for model in stale}
+            shown = board.Board(phases, LOGS)
+            try:
+                with shown:
+                    outcomes = Driver(ray, shown, retries).run(phases)
+            except stopping.Interrupted as stopped:
+                raise stopping.Interrupted(stopped.exit_code - 128, shown.summary()) from None
+            failed = [model for model, outcome in outcomes.items() if outcome.code]
     elif dry_run:
         typer.echo("Nothing is stale.")
         return
-    _restore(root, tree.commit, [m for m in settings if m not in failed], everything=not models and not failed)
+    _restore(root, lab.commit, [model for model in settings if model not in failed], everything=not (models or failed))
     if failed:
         logs = ", ".join(f"{model} (log: {LOGS / model}.log)" for model in failed)
-        raise RemoteError(f"{len(failed)} models failed: {logs}. What the others made is here.")
+        raise RemoteError(f"{len(failed)} models failed: {logs}. The results of the others are here.")
 
 
 @app.command()
 def restore(
     models: Annotated[list[str] | None, typer.Option(help="A model; again for more. All by default.")] = None,
 ) -> None:
-    """Have here what nodes pushed, run the light stages, and print the verdicts: what `fleet run` ends with."""
+    """Bring here what nodes pushed, run the light stages, and print the verdicts. `fleet run` ends with this."""
     from lensmith.fleet import head
 
-    root, settings = Path.cwd(), _chosen(models)
-    _restore(root, head.tree(str(root)).commit, list(settings), everything=not models)
+    root, settings = Path.cwd(), layout.models(models or [], NOTHING)
+    _restore(root, head.lab_commit(str(root)).commit, list(settings), everything=not models)
 
 
 @app.command()
@@ -82,38 +85,16 @@ def only(model: Annotated[str, typer.Argument(help="The model to keep.")]) -> No
     """Make this clone a lab of one model, as nodes do with theirs: DVC's own time grows with the models of a lab."""
     from lensmith.lab import one_model
 
-    one_model.narrow(model)
-
-
-def _chosen(models: list[str] | None) -> dict[str, ModelParams]:
-    settings = params_yaml.read(PARAMS)
-    for model in models or ():
-        if model not in settings:
-            raise InputError(f"{PARAMS}: no model {model}; there is {', '.join(settings)}. Nothing was started.")
-    return {model: settings[model] for model in models or settings}
-
-
-def _drive(phases: "dict[str, Phases]", cluster: "Cluster", retries: int) -> list[str]:
-    """Run the work of every model; those that failed."""
-    from lensmith.fleet.board import Board
-    from lensmith.fleet.driver import Driver
-
-    board = Board(phases, LOGS)
-    try:
-        with board:
-            outcomes = Driver(cluster, board, retries).run(phases)
-    except stopping.Interrupted as stopped:
-        raise stopping.Interrupted(stopped.exit_code - 128, board.kept()) from None
-    return [model for model, outcome in outcomes.items() if outcome.code]
+    one_model.keep_only(model)
 
 
 def _restore(root: Path, commit: str, models: list[str], *, everything: bool) -> None:
     from lensmith.fleet import restore
-    from lensmith.fleet.jobs import Tree
+    from lensmith.fleet.jobs import LabCommit
 
     if not models:
         return
     typer.echo("Restoring here with `dvc repro --pull`")
-    for stage in restore.restore(root, Tree(str(root), commit), models, everything=everything):
-        typer.echo(f"warning: {stage} ran on this machine: what a node made of it is not in the remote", err=True)
-    report.show()
+    for stage in restore.restore(root, LabCommit(str(root), commit), models, everything=everything):
+        typer.echo(f"warning: {stage} ran on this machine: the remote does not have a node's result of it", err=True)
+    report()

@@ -1,105 +1,64 @@
-"""`lensmith add`, `fetch`, `publish`, `verify`, `list`, `download`: what comes into the lab, and what leaves it."""
+"""`lensmith publish`, `list`, `download`: lenses to the Hub and from it."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from lensmith.files import artifacts
+from lensmith.lab import layout
+from lensmith.lab.layout import PARAMS, RELEASES
 from lensmith.process.errors import LINE, InputError, shown
 from lensmith.report import terminal
-from lensmith.settings import params_yaml, sections
 
 app = typer.Typer()
 
-PARAMS = Path("params.yaml")
-RELEASES = Path("release")
-ARTIFACTS = Path("artifacts")
-
-Place = Annotated[str, typer.Argument(help="A dataset repository on the Hub, org/name, or a folder with INDEX.json.")]
 Revision = Annotated[str | None, typer.Option(help="A version such as v2026.01.31; the newest one where left out.")]
-
-
-@app.command()
-def add(
-    repo: Annotated[str, typer.Argument(help="A model's Hub id, org/name.")],
-    key: Annotated[str | None, typer.Option(help="Its name in this lab; made from the id where left out.")] = None,
-) -> None:
-    """Append a model to params.yaml: its key, its commit as it is now, its licence."""
-    from lensmith.lab import catalogue
-    from lensmith.settings import params_yaml
-
-    typer.echo(params_yaml.add(PARAMS, catalogue.propose(repo, key)), nl=False)
-    typer.echo(f"{PARAMS}: entry added. `dvc repro` fits its lens.")
-
-
-@app.command()
-def fetch(
-    keys: Annotated[
-        list[str] | None, typer.Argument(help="Models of params.yaml; all with a corpus by default.")
-    ] = None,
-) -> None:
-    """Download the models that packed corpora belong to: the stages after prefetch run without a network.
-
-    prefetch does it too; where DVC brought the corpus from another machine, prefetch did not run here.
-    """
-    from lensmith.hub import models as hub
-    from lensmith.hub import published
-    from lensmith.source.corpus import Manifest
-
-    models = _models(keys or [])
-    for key in keys or [key for key in models if (ARTIFACTS / key / "corpus").exists()]:
-        manifest = Manifest.read(ARTIFACTS / key / "corpus")
-        typer.echo(f"{key}: {hub.fetch_model(manifest.model)}")
-        if manifest.lens is not None:
-            typer.echo(f"{key}: {published.fetch_lens(manifest.lens)}")
+Release = Annotated[str, typer.Argument(help="A dataset repository on the Hub, org/name, or a folder with INDEX.json.")]
 
 
 @app.command()
 def publish(
     key: Annotated[str, typer.Argument(help="A model of params.yaml.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be sent.")] = False,
 ) -> None:
-    """Show what the stage `publish` would send: files, sizes, tag, and the change to INDEX.json."""
-    models = _models([key])
-    if not dry_run:
-        raise InputError(f"`dvc repro publish@{key}` publishes; --dry-run shows what it would send. Nothing was sent.")
-    from lensmith.release import publish as publishing
+    """Send a model's lens to its publish.repo: `dvc repro publish@KEY`, with its exit code. What is stale runs first.
 
-    for line in publishing.preview(models[key], RELEASES / key):
-        typer.echo(shown(line, LINE))  # the index on the Hub may be others' too
+    --dry-run shows files, sizes, tag and the change to INDEX.json of the package as it is, and sends nothing.
+    """
+    settings = layout.models([key], "Nothing was sent.")[key]
+    if dry_run:
+        from lensmith.release import publish as publishing
 
+        for line in publishing.preview(settings, RELEASES / key):
+            typer.echo(shown(line, LINE))  # others may have written the index on the Hub
+        return
+    if settings.publish.repo is None:
+        raise InputError(f"{PARAMS}: models.{key}.publish.repo is not set, so nothing would be sent")
+    # DVC runs the stage: what it sent is then the output that DVC has recorded.
+    from lensmith.fleet import work
 
-def _models(keys: list[str]) -> dict[str, sections.ModelParams]:
-    """Every model of the lab; InputError where one of `keys` is none."""
-    models = params_yaml.read(PARAMS)
-    for key in keys:
-        if key not in models:
-            raise InputError(f"{PARAMS}: no model {key}; there is {', '.join(models)}")
-    return models
-
-
-@app.command("verify")
-def verify_(place: Place, model: Annotated[str | None, typer.Argument()] = None, revision: Revision = None) -> None:
-    """Check a release's hashes, and measure its lenses again with the models that they belong to."""
-    from lensmith.release import verify
-
-    for line in verify.every(place, model, revision):
-        typer.echo(shown(line, LINE))
+    outcome = work.execute(("dvc", "repro", f"publish@{key}"), Path.cwd(), None, typer.echo)
+    if outcome.code:
+        sys.exit(InputError.exit_code if outcome.code == work.DVC_REFUSED else outcome.code)
+    receipt = artifacts.read_json(RELEASES / key / "receipt.json")
+    typer.echo(f"{key}: {receipt['repo']}@{receipt['tag']}, commit {receipt['commit']}")
 
 
 @app.command("list")
-def list_(place: Place, revision: Revision = None) -> None:
-    """The lenses of a release."""
+def list_(release: Release, revision: Revision = None) -> None:
+    """Print the lenses of a release."""
     from lensmith.hub import releases
 
-    index, found = releases.index_of(place, revision)
-    Console().print(terminal.lenses(index, f"{place}@{found}" if found else place))
+    index, version = releases.index_of(release, revision)
+    Console().print(terminal.lenses(index, f"{release}@{version}" if version else release))
 
 
 @app.command()
 def download(
-    place: Annotated[str, typer.Argument(help="A dataset repository on the Hub, org/name.")],
+    repo: Annotated[str, typer.Argument(help="A dataset repository on the Hub, org/name.")],
     model: Annotated[str | None, typer.Argument(help="One model's lens; all where left out.")] = None,
     revision: Revision = None,
     to: Annotated[Path | None, typer.Option(help="A folder; the Hub's cache where left out.")] = None,
@@ -107,4 +66,4 @@ def download(
     """Download lenses, check every byte against INDEX.json, and print the folder."""
     from lensmith.hub import releases
 
-    typer.echo(releases.download(place, model, revision, to))
+    typer.echo(releases.download(repo, model, revision, to))

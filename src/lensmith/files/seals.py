@@ -18,7 +18,7 @@ from lensmith.files import artifacts
 from lensmith.process.errors import IntegrityError
 
 SUMS = "SHA256SUMS"
-UNREAD = "Nothing was read from it. `lensmith fsck` says how to get it again."
+UNREAD = "Nothing was read from it. `lensmith doctor --rehash` says how to get it again."
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\0\n\\]+)")
 

@@ -1,6 +1,6 @@
-"""What the head shows: a table of models by stages while somebody watches, else plain lines, one a model.
+"""What the head prints: a table of models by stages in a terminal, else plain lines, one a model.
 
-Everything is read from the lines that DVC and the stages print; nothing depends on it.
+Everything is read from the lines that DVC and the stages print; no result depends on it.
 """
 
 import re
@@ -16,50 +16,49 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from lensmith.fleet import jobs
-from lensmith.fleet.jobs import HEAVY, Machine, Needs
+from lensmith.fleet.jobs import HEAVY, JobNeeds, Node
 from lensmith.process.progress import EVERY
 
-MARKS = {"waits": "·", "runs": "▶", "there": "✓", "failed": "✕"}
-COLOURS = {"waits": "dim", "runs": "yellow", "there": "green", "failed": "red"}
+MARKS = {"waits": "·", "runs": "▶", "done": "✓", "failed": "✕"}
+STATE_COLOURS = {"waits": "dim", "runs": "yellow", "done": "green", "failed": "red"}
 
 _RUNS = re.compile(r"Running stage '([\w-]+)@")
-_THERE = re.compile(r"(?:Stage '([\w-]+)@[^']+' (?:is cached|didn't change)|Pulling data for .*'([\w-]+)@)")
+_RESTORED = re.compile(r"(?:Stage '([\w-]+)@[^']+' (?:is cached|didn't change)|Pulling data for .*'([\w-]+)@)")
 _NODE = re.compile(r"node: (.+), (.+)")
 _PROGRESS = re.compile(r"([\w -]+): (\d+) of (\d+) (\w+)(?:, .*?)?(?:, ([^,]+) left)?$")
 
 
 @dataclass
-class Row:
+class ModelState:
     """What is known of one model."""
 
     stages: dict[str, str] = field(default_factory=lambda: dict.fromkeys(HEAVY, "waits"))
-    where: str = ""
+    node: str = ""
     now: str = "waits for a machine"
     left: str = ""
 
     def read(self, line: str) -> None:
         """Take in one line of its log."""
-        if found := _NODE.fullmatch(line):
-            self.where, self.now, self.left = found[1], found[2], ""
-        elif found := _RUNS.search(line):
-            self._set(found[1], "runs")
-        elif found := _THERE.search(line):
-            self._set(found[1] or found[2], "there")
-        elif found := _PROGRESS.fullmatch(line):
-            self.now, self.left = f"{found[1]} {found[2]}/{found[3]} {found[4]}", found[5] or ""
+        if match := _NODE.fullmatch(line):
+            self.node, self.now, self.left = match[1], match[2], ""
+        elif match := _RUNS.search(line):
+            self._set(match[1], "runs")
+        elif match := _RESTORED.search(line):
+            self._set(match[1] or match[2], "done")
+        elif match := _PROGRESS.fullmatch(line):
+            self.now, self.left = f"{match[1]} {match[2]}/{match[3]} {match[4]}", match[5] or ""
 
     def _set(self, stage: str, state: str) -> None:
         if stage not in self.stages:
             return
         # A stage begins when the one before it is over.
-        self.stages |= {name: "there" for name, was in self.stages.items() if was == "runs"} | {stage: state}
+        self.stages |= {name: "done" for name, before in self.stages.items() if before == "runs"} | {stage: state}
         self.now, self.left = stage, ""
 
     def end(self, state: str, text: str) -> None:
-        """Everything is there, or what runs and waits has failed."""
-        ended = {"failed": {"runs": "failed"}, "there": dict.fromkeys(MARKS, "there")}[state]
-        self.stages = {name: ended.get(was, was) for name, was in self.stages.items()}
+        """Every stage is `done`, or the running one has `failed`."""
+        changes = {"failed": {"runs": "failed"}, "done": dict.fromkeys(MARKS, "done")}[state]
+        self.stages = {name: changes.get(before, before) for name, before in self.stages.items()}
         self.now, self.left = text, ""
 
 
@@ -73,12 +72,12 @@ class Board:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.rows = {model: Row() for model in models}
-        self._logs, self._clock, self._said = logs, clock, clock()
+        self.models = {model: ModelState() for model in models}
+        self._logs, self._clock, self._noted = logs, clock, clock()
         self._console = Console() if console is None else console
         self._live = Live(console=self._console, get_renderable=self.table, refresh_per_second=2)
         logs.mkdir(parents=True, exist_ok=True)
-        for model in self.rows:
+        for model in self.models:
             self.log(model).write_text("")
 
     def __enter__(self) -> Self:
@@ -92,62 +91,64 @@ class Board:
         self._live.stop()
 
     def log(self, model: str) -> Path:
+        """The file that holds every line of a model."""
         return self._logs / f"{model}.log"
 
     def read(self, model: str, line: str) -> None:
-        """A line of a model's work: into its log, and into the table."""
+        """Take in a line of a model's work: into its log, and into the table."""
         with self.log(model).open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
-        self.rows[model].read(line)
+        self.models[model].read(line)
 
     def end(self, model: str, state: str, text: str) -> None:
-        """A model is `there`, or has `failed`."""
-        self.rows[model].end(state, text)
+        """A model is `done`, or has `failed`."""
+        self.models[model].end(state, text)
         self.note(f"{model}: {text}")
 
-    def kept(self) -> str:
+    def summary(self) -> str:
         """What is left of a run that is stopped, in words."""
-        there = [model for model, row in self.rows.items() if set(row.stages.values()) == {"there"}]
-        chosen = " ".join(f"--models {model}" for model in there)
-        restore = f"`lensmith fleet restore {chosen}` has them here. " if there else ""
+        done = [model for model, state in self.models.items() if set(state.stages.values()) == {"done"}]
+        chosen = " ".join(f"--models {model}" for model in done)
+        restore = f"`lensmith fleet restore {chosen}` brings them here. " if done else ""
         return (
-            f"{len(there)} of {len(self.rows)} models are finished and in the remote. {restore}"
-            f"The same command goes on with {', '.join(m for m in self.rows if m not in there)}."
+            f"{len(done)} of {len(self.models)} models are finished and in the remote. {restore}"
+            f"The same command continues with {', '.join(model for model in self.models if model not in done)}."
         )
 
     def note(self, line: str) -> None:
-        """A line above the table."""
+        """Print a line above the table."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def tick(self) -> None:
-        """Where nobody watches, a line for each model at work, every half minute."""
-        if self._console.is_terminal or self._clock() - self._said < EVERY:
+        """Without a terminal, print a line for each model at work, every half minute."""
+        if self._console.is_terminal or self._clock() - self._noted < EVERY:
             return
-        self._said = self._clock()
-        for model, row in self.rows.items():
-            if "runs" in row.stages.values():
-                self.note(", ".join(filter(None, (f"{model}: {row.now}", row.where, row.left and f"{row.left} left"))))
+        self._noted = self._clock()
+        for model, state in self.models.items():
+            if "runs" in state.stages.values():
+                parts = (f"{model}: {state.now}", state.node, state.left and f"{state.left} left")
+                self.note(", ".join(filter(None, parts)))
 
     def table(self) -> Table:
-        """One line a model: its stages, where it is, what it does, and how long the stage at work will take."""
+        """One line a model: its stages, its node, what it does, and how long the running stage will take."""
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("model", overflow="fold")
         for stage in HEAVY:
             table.add_column(stage, justify="center", no_wrap=True)
         for column in ("machine", "now", "left"):
             table.add_column(column, overflow="fold")
-        for model, row in self.rows.items():
-            marks = [f"[{COLOURS[state]}]{MARKS[state]}[/]" for state in row.stages.values()]
-            table.add_row(model, *marks, row.where, row.now, row.left)
+        for model, state in self.models.items():
+            marks = [f"[{STATE_COLOURS[stage]}]{MARKS[stage]}[/]" for stage in state.stages.values()]
+            table.add_row(model, *marks, state.node, state.now, state.left)
         return table
 
 
-def placement(stale: Mapping[str, Sequence[str]], needs: Mapping[str, Needs], machines: Sequence[Machine]) -> Table:
+def placement(stale: Mapping[str, Sequence[str]], needs: Mapping[str, JobNeeds], nodes: Sequence[Node]) -> Table:
     """What would run, and on which machines it could."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("model", "stale", "needs", "machines that have it"):
         table.add_column(column, overflow="fold")
     for model, stages in stale.items():
-        fitting = [machine.name for machine in machines if machine.holds(needs[model])]
-        table.add_row(model, ", ".join(stages), jobs.describe(needs[model]), ", ".join(fitting) or "[red]none[/]")
+        names = [node.name for node in nodes if node.meets(needs[model])]
+        table.add_row(model, ", ".join(stages), str(needs[model]), ", ".join(names) or "[red]none[/]")
     return table

@@ -1,4 +1,4 @@
-"""One part of a model's residual bank, by a process of its own: `python -m lensmith.fleet.capture`.
+"""Capture one part of a model's residual bank in a process of its own: `python -m lensmith.fleet.capture`.
 
 Reads   --settings, resolved settings of the model; --corpus; --part I/N, which of N parts
 Writes  every N-th shard of the bank of the training text, from the I-th on, below LENSMITH_HOME
@@ -16,6 +16,7 @@ from lensmith.source.backbone import Backbone
 
 
 def main() -> None:
+    """Capture the part that the command line names."""
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--settings", type=Path, required=True)
     cli.add_argument("--corpus", type=Path, required=True)
@@ -24,10 +25,10 @@ def main() -> None:
     part, parts = _part(args.part)
     settings, manifest = sections.read_resolved(args.settings), corpus.Manifest.read(args.corpus)
     backbone = Backbone.load(settings.source, manifest.model)
-    asked = scaled_to_vocabulary(settings.fit, backbone.d_vocab, backbone.n_layers)
+    fit = scaled_to_vocabulary(settings.fit, backbone.d_vocab, backbone.n_layers)
     tokens = corpus.read_tokens(args.corpus)
-    captured = bank.capture_part(backbone, manifest.model.files, tokens, asked, part=part - 1, parts=parts)
-    print(f"capture: part {part} of {parts}, {captured} shards")
+    n_shards = bank.capture_part(backbone, manifest.model.files, tokens, fit, part=part - 1, parts=parts)
+    print(f"capture: part {part} of {parts}, {n_shards} shards")
 
 
 def _part(text: str) -> tuple[int, int]:

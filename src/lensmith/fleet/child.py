@@ -1,6 +1,6 @@
 """`python -m lensmith.fleet.child PARENT COMMAND…` becomes COMMAND, which gets TERM when PARENT dies.
 
-A program of its own: code between fork and exec could hang in a process that has threads, as Ray's workers do.
+It is a program of its own because code between fork and exec can hang in a process with threads, as Ray's workers are.
 """
 
 import os

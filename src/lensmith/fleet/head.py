@@ -1,4 +1,4 @@
-"""What the head asks git and DVC before nodes begin: what they clone, what there is to do, and what that needs."""
+"""What the head asks git and DVC before nodes begin: the commit that they clone, what is stale, and what it needs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,26 +6,25 @@ from contextlib import suppress
 from pathlib import Path
 
 from lensmith.fleet import jobs
-from lensmith.fleet.jobs import Machine, Needs, Status, Tree
+from lensmith.fleet.jobs import JobNeeds, LabCommit, Node, Status
 from lensmith.hub import model_size
 from lensmith.lab import dvc
+from lensmith.lab.layout import GENERATED
 from lensmith.process import git
 from lensmith.process.errors import InputError
 from lensmith.settings.sections import ModelParams
 
-# What DVC rewrites, here and on each node anew. All else in git decides what is computed.
-GENERATED = ("dvc.lock", "metrics", "plots", "resolved")
 NOTHING = "Nothing was started."
 
 
-def tree(url: str | None) -> Tree:
-    """The commit that is checked out, and where nodes get it: `url`, else the remote `origin`, else this folder.
+def lab_commit(url: str | None) -> LabCommit:
+    """The commit that is checked out, and where nodes clone it: `url`, else the remote `origin`, else this folder.
 
     Raises:
         InputError: a tracked file is not as committed, or the commit is not pushed.
     """
     changed = git.run(
-        "status", "--porcelain", "--untracked-files=no", "--", ".", *(f":(exclude){n}" for n in GENERATED)
+        "status", "--porcelain", "--untracked-files=no", "--", ".", *(f":(exclude){path}" for path in GENERATED)
     )
     commit = git.run("rev-parse", "HEAD")
     if changed is None or commit is None:
@@ -36,19 +35,19 @@ def tree(url: str | None) -> Tree:
     origin = git.run("remote", "get-url", "origin")
     if url is None and origin is not None and not git.run("branch", "--remotes", "--contains", commit):
         raise InputError(f"git: {commit[:12]} is not in {origin}, which nodes clone. `git push` first. {NOTHING}")
-    return Tree(url or origin or str(git.run("rev-parse", "--show-toplevel")), commit)
+    return LabCommit(url or origin or str(git.run("rev-parse", "--show-toplevel")), commit)
 
 
 def check_remote(root: Path) -> None:
-    """Nodes hand over what they made through DVC's remote, as the committed .dvc/config names it.
+    """Check the remote through which nodes return their results, as the committed .dvc/config names it.
 
     Raises:
-        InputError: there is none, or it is a folder by a name that is another one in each clone.
+        InputError: there is none, or its path means another folder in each clone.
     """
     remote = dvc.default_remote(root)
     if remote is None:
         raise InputError(
-            "dvc: no default remote in .dvc/config, and nodes hand over their lenses through it. `dvc remote add "
+            "dvc: no default remote in .dvc/config, and nodes return their lenses through it. `dvc remote add "
             f"--default NAME s3://BUCKET/PATH` and `dvc remote modify NAME verify true`, then commit. {NOTHING}"
         )
     name, url = remote
@@ -59,24 +58,25 @@ def check_remote(root: Path) -> None:
 def stale(root: Path, models: Sequence[str], *, fetching: bool) -> dict[str, list[str]]:
     """The heavy stages that each model has to run.
 
-    `fetching`: what is only missing here is first had from the remote; what it does not have either is stale too.
+    Args:
+        fetching: pull what is only missing here; a stage is stale too if the remote does not have it either.
     """
     dvc.run("repro", "resolve", root=root)
-    found = _status(root, models)
-    if fetching and (gone := jobs.missing(found, models)):
-        with suppress(InputError):  # DVC refuses when the remote has not all; what it has is here nevertheless
-            dvc.run("pull", *gone, root=root)
-        found = _status(root, models)
-    return jobs.stale(found, models, missing_too=fetching)
+    status = _status(root, models)
+    if fetching and (missing := jobs.missing(status, models)):
+        with suppress(InputError):  # DVC refuses if the remote has not all of it; what it has is pulled nevertheless
+            dvc.run("pull", *missing, root=root)
+        status = _status(root, models)
+    return jobs.stale(status, models, missing_too=fetching)
 
 
 def _status(root: Path, models: Sequence[str]) -> Status:
-    stages = [name for model in models for name in jobs.of(model, *jobs.HEAVY)]
-    found: Status = json.loads(dvc.run("status", "--json", *stages, root=root))
-    return found
+    names = [name for model in models for name in jobs.stage_names(model, *jobs.HEAVY)]
+    status: Status = json.loads(dvc.run("status", "--json", *names, root=root))
+    return status
 
 
-def needs(settings: Mapping[str, ModelParams], machines: Sequence[Machine]) -> dict[str, Needs]:
-    """What the jobs of each model ask of a machine."""
-    gpus = sum(machine.gpus for machine in machines)
-    return {model: jobs.needs(own, model_size.parameters(own.source), gpus) for model, own in settings.items()}
+def needs(settings: Mapping[str, ModelParams], nodes: Sequence[Node]) -> dict[str, JobNeeds]:
+    """What the jobs of each model need of a node."""
+    gpus = sum(node.gpus for node in nodes)
+    return {key: jobs.needs(model, model_size.parameters(model.source), gpus) for key, model in settings.items()}

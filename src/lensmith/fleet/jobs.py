@@ -1,6 +1,6 @@
-"""What a fleet has to do: pure functions of what DVC says and of the settings.
+"""The jobs of a fleet: pure functions of what `dvc status` says and of the settings.
 
-A model's work is a list of phases, each a set of jobs that may run at once on different machines:
+A model's work is a list of phases, each a set of jobs that may run at once on different nodes:
 
     chain                                   in a lab of the model alone: prefetch, fit, sweep, suite-eval; then a push
     prefetch | capture 1/N … N/N | chain    with capture workers: the fit then finds its residual bank whole
@@ -15,46 +15,51 @@ from lensmith.process.amounts import GIB
 from lensmith.process.errors import ResourceError
 from lensmith.settings.sections import ModelParams
 
-# What nodes run. The other stages are light, and write metrics and plots that git holds, which no remote has.
+# The stages that nodes run. The others are light, and write metrics and plots that git holds, which no remote has.
 HEAVY = ("prefetch", "fit", "sweep", "suite-eval")
-ENDS = ("sweep", "suite-eval")  # whoever asks for these two asks for all four
-LIGHT_END = "publish"  # of a model, as `report` is of the lab
+LAST_HEAVY = ("sweep", "suite-eval")  # these two need all four
+LAST_LIGHT = "publish"  # the last stage of a model; `report` is the last of the lab
 
-# Words of `dvc status` for what is only not here: a remote may have it.
+# Words of `dvc status` for files that are not here, and that a remote may have.
 _MISSING = ("deleted", "not in cache")
 
-# Beside the weights: the head's copy in fp32, second moments, a shard being written, Python and torch themselves.
-_BESIDE = 1.25
+# Memory beside the weights: the head in fp32, second moments, a shard being written, Python and torch themselves.
+_FACTOR = 1.25
 _BASE = 3 * GIB
-_CARD = 80 * GIB  # of a GPU, where `fleet.gpus` does not say how many
+_GPU = 80 * GIB  # of one card, where `fleet.gpus` does not say how many
 
 Status = Mapping[str, Sequence[Any]]
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What a job asks of a machine."""
+class JobNeeds:
+    """What a job needs of a node."""
 
     cpus: int
     gpus: int
-    memory: int | None  # bytes; None where nothing is known of the model's size
+    memory: int | None  # bytes; None where the model's size is unknown
+
+    def __str__(self) -> str:
+        memory = "memory unknown" if self.memory is None else amounts.size(self.memory)
+        return f"{self.cpus} CPUs, {self.gpus} GPUs, {memory}"
 
 
 @dataclass(frozen=True)
-class Machine:
-    """A node that is up, and all that it has, whoever uses it."""
+class Node:
+    """A machine of the cluster that is up, with all that it has, in use or not."""
 
     name: str
     cpus: float
     gpus: float
     memory: float  # bytes
 
-    def holds(self, needs: Needs) -> bool:
+    def meets(self, needs: JobNeeds) -> bool:
+        """Whether the node has what a job needs, if nothing else ran on it."""
         return needs.cpus <= self.cpus and needs.gpus <= self.gpus and (needs.memory or 0) <= self.memory
 
 
 @dataclass(frozen=True)
-class Tree:
+class LabCommit:
     """The state of the lab that nodes clone."""
 
     url: str
@@ -63,19 +68,19 @@ class Tree:
 
 @dataclass(frozen=True)
 class Job:
-    """Commands to run, in order, in a model's clone on one machine."""
+    """Commands to run, in order, in a model's clone on one node."""
 
     model: str
     name: str
-    needs: Needs
+    needs: JobNeeds
     commands: tuple[tuple[str, ...], ...]
-    shared: bool = False  # works in a clone that an earlier job made, beside others that do
+    shared: bool = False  # works in a clone that an earlier job made, at the same time as others
 
 
 Phases = list[list[Job]]
 
 
-def of(model: str, *stages: str) -> tuple[str, ...]:
+def stage_names(model: str, *stages: str) -> tuple[str, ...]:
     """DVC's names of a model's stages."""
     return tuple(f"{stage}@{model}" for stage in stages)
 
@@ -83,20 +88,26 @@ def of(model: str, *stages: str) -> tuple[str, ...]:
 def stale(status: Status, models: Sequence[str], *, missing_too: bool) -> dict[str, list[str]]:
     """The heavy stages that each model has to run, by `dvc status`; models that have none are left out.
 
-    `missing_too`: also those of which only something is not here, since no remote has it.
+    Args:
+        missing_too: also stages whose files are only not here, because no remote has them.
     """
-
-    def counts(stage: str, model: str) -> bool:
-        changes = status.get(f"{stage}@{model}", [])
-        return bool(changes) if missing_too else _is_changed(changes)
-
-    found = {model: [stage for stage in HEAVY if counts(stage, model)] for model in models}
-    return {model: _followed(stages) for model, stages in found.items() if stages}
+    stages_by_model: dict[str, list[str]] = {}
+    for model in models:
+        changes = {stage: status.get(f"{stage}@{model}", []) for stage in HEAVY}
+        stages = [stage for stage in HEAVY if (changes[stage] if missing_too else _is_changed(changes[stage]))]
+        # DVC cannot yet know that the stages that read what a stale one writes are stale too.
+        if "prefetch" in stages:
+            stages = list(HEAVY)
+        elif "fit" in stages:
+            stages = list(HEAVY[1:])
+        if stages:
+            stages_by_model[model] = stages
+    return stages_by_model
 
 
 def missing(status: Status, models: Sequence[str]) -> list[str]:
-    """The heavy stages, as DVC names them, of which something is not here, but nothing changed."""
-    names = [name for model in models for name in of(model, *HEAVY)]
+    """The heavy stages, as DVC names them, whose files are not here although nothing changed."""
+    names = [name for model in models for name in stage_names(model, *HEAVY)]
     return [name for name in names if status.get(name) and not _is_changed(status[name])]
 
 
@@ -116,99 +127,81 @@ def _words(value: object) -> Iterator[str]:
         yield str(value)
 
 
-def _followed(stages: list[str]) -> list[str]:
-    """With the stages that read what these write, which DVC cannot yet know to be stale."""
-    if "prefetch" in stages:
-        return list(HEAVY)
-    return list(HEAVY[1:]) if "fit" in stages else stages
-
-
-def needs(settings: ModelParams, parameters: int | None, cluster_gpus: float) -> Needs:
-    """What a model's jobs need; `parameters` is its size, None where nobody knows it."""
-    asked, source = settings.fleet, settings.source
+def needs(settings: ModelParams, parameters: int | None, cluster_gpus: float) -> JobNeeds:
+    """What a model's jobs need; `parameters` is its size, None where it is unknown."""
+    source, fleet = settings.source, settings.fleet
     on_gpu = source.device == "cuda" or (source.device == "auto" and cluster_gpus > 0)
-    wide = source.dtype == "float32" or (source.dtype == "auto" and not on_gpu)
-    weights = None if parameters is None else parameters * (4 if wide else 2)
-    held = 0 if weights is None else int(weights * _BESIDE)
-    gpus = max(1, -(-held // _CARD)) if on_gpu else 0
-    memory = None if weights is None else held + _BASE
-    return Needs(
-        cpus=asked.cpus,
-        gpus=gpus if asked.gpus == "auto" else asked.gpus,
-        memory=memory if asked.memory_gib == "auto" else asked.memory_gib * GIB,
+    bytes_each = 4 if source.dtype == "float32" or (source.dtype == "auto" and not on_gpu) else 2
+    held = 0 if parameters is None else int(parameters * bytes_each * _FACTOR)
+    gpus = max(1, -(-held // _GPU)) if on_gpu else 0
+    memory = None if parameters is None else held + _BASE
+    return JobNeeds(
+        cpus=fleet.cpus,
+        gpus=gpus if fleet.gpus == "auto" else fleet.gpus,
+        memory=fleet.memory_gib * GIB if fleet.memory_gib != "auto" else memory,
     )
 
 
-def check_fits(model: str, needs: Needs, machines: Sequence[Machine]) -> None:
-    """ResourceError where no machine, were it idle, has what is needed: the job would wait for ever."""
-    if any(machine.holds(needs) for machine in machines):
+def check_fits(model: str, needs: JobNeeds, nodes: Sequence[Node]) -> None:
+    """Refuse a job that would wait for ever.
+
+    Raises:
+        ResourceError: no node has what the job needs, even if nothing else ran there.
+    """
+    if any(node.meets(needs) for node in nodes):
         return
-    there = "; ".join(sorted({describe(Needs(int(m.cpus), int(m.gpus), int(m.memory))) for m in machines}))
+    available = "; ".join(sorted({str(JobNeeds(int(n.cpus), int(n.gpus), int(n.memory))) for n in nodes}))
     raise ResourceError(
-        f"params.yaml: models.{model}.fleet: no machine has {describe(needs)}; there is {there or 'none'}. "
+        f"params.yaml: models.{model}.fleet: no machine has {needs}; there is {available or 'none'}. "
         "Set it, or add a machine."
     )
 
 
-def describe(needs: Needs) -> str:
-    memory = "memory unknown" if needs.memory is None else amounts.size(needs.memory)
-    return f"{needs.cpus} CPUs, {needs.gpus} GPUs, {memory}"
-
-
 def captures(stages: Sequence[str], settings: ModelParams) -> bool:
-    """Whether a model's stale stages will read a residual bank, which others may capture before."""
+    """Whether a model's stale stages will read a residual bank, which other jobs may capture before."""
     return "fit" in stages and settings.fit.bank == "disk"
 
 
-def phases(model: str, needed: Needs, capture_workers: int = 0) -> Phases:
-    """A model's work. With capture workers, that many jobs first capture its residual bank into a shared home."""
-    corpus = repro(*of(model, "prefetch"))
-    work = (alone(model), corpus, _fetch(model), repro(*of(model, *ENDS)), _push(*of(model, *HEAVY)))
-    chain = Job(model, "chain", needed, work)
+def phases(model: str, needs: JobNeeds, capture_workers: int = 0) -> Phases:
+    """A model's work. With capture workers, that many jobs first capture its residual bank into a shared LENSMITH_HOME.
+
+    Each node fetches the model's files itself: prefetch does not run where a remote has its corpus.
+    """
+    corpus, fetch = repro(*stage_names(model, "prefetch")), ("lensmith", "fetch", model)
+    stages = repro(*stage_names(model, *LAST_HEAVY))
+    whole = (keep_only(model), corpus, fetch, stages, _push(*stage_names(model, *HEAVY)))
+    chain = Job(model, "chain", needs, whole)
     if not capture_workers:
         return [[chain]]
-    nothing = Needs(needed.cpus, 0, None)
-    prefetch = Job(model, "prefetch", nothing, (alone(model), corpus, _push(*of(model, "prefetch"))))
-    return [[prefetch], [_capture(model, needed, i, capture_workers) for i in range(capture_workers)], [chain]]
+    first = (keep_only(model), corpus, _push(*stage_names(model, "prefetch")))
+    paths = ("--settings", f"resolved/models/{model}.json", "--corpus", f"artifacts/{model}/corpus")
+    # PYTHONPATH: the code of the clone runs, as in a stage.
+    capture = ("env", "PYTHONPATH=src", "python", "-m", "lensmith.fleet.capture", *paths, "--part")
+    parts = [f"{part + 1}/{capture_workers}" for part in range(capture_workers)]
+    return [
+        [Job(model, "prefetch", JobNeeds(needs.cpus, 0, None), first)],
+        [Job(model, f"capture {part}", needs, (fetch, (*capture, part)), shared=True) for part in parts],
+        [chain],
+    ]
 
 
-def alone(model: str) -> tuple[str, ...]:
-    """Makes a clone a lab of the model alone."""
+def keep_only(model: str) -> tuple[str, ...]:
+    """The command that makes a clone a lab of one model."""
     return ("lensmith", "fleet", "only", model)
 
 
 def repro(*targets: str) -> tuple[str, ...]:
-    """Runs stages, or has them from the remote."""
+    """The command that runs stages, or restores them from the remote."""
     return ("dvc", "--wait-for-lock", "repro", "--pull", *targets)
-
-
-def _fetch(model: str) -> tuple[str, ...]:
-    """What prefetch downloads, where it did not run because a remote has its corpus."""
-    return ("lensmith", "fetch", model)
 
 
 def _push(*targets: str) -> tuple[str, ...]:
     return ("dvc", "push", "--run-cache", *targets)
 
 
-def _capture(model: str, needed: Needs, part: int, parts: int) -> Job:
-    files = ("--settings", f"resolved/models/{model}.json", "--corpus", f"artifacts/{model}/corpus")
-    # PYTHONPATH: the code of the clone runs, as in a stage.
-    command = (
-        "env",
-        "PYTHONPATH=src",
-        "python",
-        "-m",
-        "lensmith.fleet.capture",
-        *files,
-        "--part",
-        f"{part + 1}/{parts}",
-    )
-    return Job(model, f"capture {part + 1}/{parts}", needed, (_fetch(model), command), shared=True)
-
-
 def retry_helps(code: int) -> bool:
-    """Whether a job that ended so may end otherwise elsewhere: a remote, a busy folder, a signal. Other codes are
-    results of the work itself.
+    """Whether a job that ended with this exit code may end otherwise on another node.
+
+    It may after a failure of a remote, a busy folder or a signal; other codes are results of the work itself.
     """
     return code in (5, 6) or code > 128 or code < 0

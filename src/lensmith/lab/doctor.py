@@ -1,7 +1,7 @@
-"""What is wrong with this lab and its machine, where DVC or a stage would only say that something failed.
+"""Checks of a lab and its machine, for states in which DVC or a stage would only say that something failed.
 
-Each check below yields what it finds: what is so, why that matters, what to do. A finding that can be mended without
-losing anything has a `mend`; everything else is left to a person.
+Each check yields its findings: what is wrong, why that matters, what to do. A finding has a `mend` where nothing can be
+lost by it; the rest is left to a person.
 """
 
 import json
@@ -22,15 +22,15 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from lensmith.files import cache
-from lensmith.lab import remotes, store
+from lensmith.lab import dvc, layout, remotes
+from lensmith.process import amounts
 from lensmith.process.errors import LensmithError
 from lensmith.settings import params_yaml
 
-OLD = 24 * 3600  # seconds; a temporary file of that age belongs to nobody
-LOW = 5 * 2**30  # bytes free
+OLD = 24 * 3600  # seconds; no process still writes a temporary file of that age
+LOW = 5 * amounts.GIB  # bytes free
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "9p", "afs", "fuse.sshfs")
-OUTPUTS = ("artifacts", "metrics", "plots", "release", "resolved")
-# As DVC names them, and as artifacts.replacing does: eight drawn characters, not a word such as `.x.settings`.
+# Names that DVC draws, and those of artifacts.replacing: eight drawn characters, not a word such as `.x.settings`.
 LEFTOVER = re.compile(r"(.*\.[\w-]{20,}\.tmp|\..+\.(?=[a-z]*[0-9_])[a-z0-9_]{8})")
 
 
@@ -41,7 +41,7 @@ class Finding:
     what: str
     why: str
     do: str
-    mend: Callable[[], None] | None = None  # safe: nothing is lost by it
+    mend: Callable[[], None] | None = None  # loses nothing
 
     def __str__(self) -> str:
         return f"{self.what}: {self.why}. {self.do}"
@@ -49,12 +49,12 @@ class Finding:
 
 def examine(root: Path) -> Iterator[Finding]:
     """Everything that is wrong with the lab in `root` and with this machine."""
-    for check in (remote_options, rwlock, dvc_lock, queue, leftovers, devices, path, packages, home, disk):
+    for check in (remote_options, rwlock, dvc_lock, queue, leftovers, devices, programs, packages, home, disk):
         yield from check(root)
 
 
 def rwlock(root: Path) -> Iterator[Finding]:
-    """DVC's table of who reads and writes what. It is not written atomically: a kill can leave half of it."""
+    """DVC's table of the files that its processes read and write; a kill can leave half of it."""
     file = root / ".dvc" / "tmp" / "rwlock"
     if not file.exists() or _dvc_processes(root):
         return
@@ -67,21 +67,22 @@ def rwlock(root: Path) -> Iterator[Finding]:
             str(file), "a killed dvc left it unreadable, so every dvc command fails", f"`rm {file}`", file.unlink
         )
         return
-    # A number that lives on as another program's blocks DVC; a dead one it clears by itself.
+    # DVC clears the entry of a dead process; a live one blocks it, also where another program now has that pid.
     if any(psutil.pid_exists(pid) for pid in pids):
-        why = "it names processes that are dvc no more, so dvc says that files are busy"
+        why = "it names processes that are not dvc any more, so dvc says that files are busy"
         yield Finding(str(file), why, f"`rm {file}`", file.unlink)
 
 
 def dvc_lock(root: Path) -> Iterator[Finding]:
-    file = root / "dvc.lock"
+    """dvc.lock: marks of an unfinished merge, or half a file."""
+    file = root / layout.LOCK
     if not file.exists():
         return
     text = file.read_text(encoding="utf-8", errors="replace")
     if marker := re.search(r"^(<<<<<<<|=======|>>>>>>>)", text, re.MULTILINE):
         line = text[: marker.start()].count("\n") + 1
         do = "`git checkout --ours dvc.lock` takes one side whole, `dvc repro` the rest from the cache"
-        yield Finding(f"{file}:{line}", "holds the marks of a merge that was not finished", do)
+        yield Finding(f"{file}:{line}", "holds the marks of an unfinished merge", do)
         return
     try:
         lock = YAML(typ="safe", pure=True).load(text)
@@ -91,26 +92,25 @@ def dvc_lock(root: Path) -> Iterator[Finding]:
         mark = getattr(error, "problem_mark", None)
         file = Path(f"{file}:{mark.line + 1}") if mark else file
     if not is_whole:
-        do = "`git checkout -- dvc.lock`, then `dvc repro`: what was made since is in the cache and is not made again"
-        yield Finding(str(file), "is cut short or no lock file", do)
+        do = "`git checkout -- dvc.lock`, then `dvc repro`: what was made since then comes from the cache"
+        yield Finding(str(file), "is cut short, or is no lock file", do)
 
 
 def queue(root: Path) -> Iterator[Finding]:
-    """A killed worker of `dvc queue` leaves its experiment as running for ever."""
+    """Experiments of a killed worker of `dvc queue`, which DVC takes for running for ever."""
     if not (root / ".dvc/tmp/exps/celery").is_dir() or any("queue-worker" in words for words in _dvc_processes(root)):
         return
-    from dvc.repo import Repo
-
-    with Repo(str(root)) as repo:
+    with dvc.repository(root) as repo:
         names = [entry.name or entry.stash_rev[:7] for entry in repo.experiments.celery_queue.iter_active()]
     for name in names:
-        do = f"`dvc queue kill -f {name}` clears it, then queue it again: a fit goes on from a checkpoint"
-        yield Finding(f"dvc queue: {name}", "is said to run, but no worker is alive", do)
+        do = f"`dvc queue kill -f {name}` clears it, then queue it again: a fit resumes from its checkpoint"
+        yield Finding(f"dvc queue: {name}", "is marked as running, but no worker is alive", do)
 
 
 def leftovers(root: Path) -> Iterator[Finding]:
-    """Temporary files that a killed process left in the cache, among the outputs, or among the banks."""
-    folders = [store.cache_dir(root), *(root / name for name in OUTPUTS), cache.home()]
+    """Temporary files that a killed process left in DVC's cache, among the outputs, or under LENSMITH_HOME."""
+    dvc_cache = Path(dvc.config(root)["cache"].get("dir", root / ".dvc/cache"))  # also where dvc.lock cannot be read
+    folders = [dvc_cache, *(root / name for name in layout.OUTPUTS), cache.home()]
     before = time.time() - OLD
     for folder in folders:
         old = [
@@ -120,13 +120,13 @@ def leftovers(root: Path) -> Iterator[Finding]:
         ]
         if old:
             size = sum(file.lstat().st_size for file in old)
-            why = f"a killed process left them, {size / 2**20:.1f} MiB, the first is {old[0].relative_to(folder)}"
-            yield Finding(
-                f"{folder}: {len(old)} temporary files", why, "`lensmith doctor --fix`", partial(_remove, old)
-            )
+            why = f"a killed process left them, {amounts.size(size)}, the first is {old[0].relative_to(folder)}"
+            do = "`lensmith doctor --fix` deletes them"
+            yield Finding(f"{folder}: {len(old)} temporary files", why, do, partial(_delete, old))
 
 
 def remote_options(root: Path) -> Iterator[Finding]:
+    """DVC's remotes: what `lensmith check` refuses."""
     for line in remotes.faults(root):
         where, _, text = line.partition(": ")
         why, _, do = text.partition(". ")
@@ -134,50 +134,50 @@ def remote_options(root: Path) -> Iterator[Finding]:
 
 
 def devices(root: Path) -> Iterator[Finding]:
+    """params.yaml: it cannot be read, or it names a GPU that this machine does not have."""
     try:
-        models = params_yaml.read(root / "params.yaml")
+        models = params_yaml.read(root / layout.PARAMS)
     except LensmithError as error:
-        yield Finding(
-            "params.yaml", str(error).removeprefix("params.yaml: ").rstrip("."), "`lensmith check` reads it again"
-        )
+        why = str(error).removeprefix(f"{root / layout.PARAMS}: ").rstrip(".")
+        yield Finding(str(layout.PARAMS), why, "`lensmith check` reads it again")
         return
-    asking = [key for key, model in models.items() if model.source.device == "cuda"]
-    if not asking:
-        return
-    import torch  # here: it takes a second
+    on_gpu = [key for key, model in models.items() if model.source.device == "cuda"]
+    if on_gpu:
+        import torch
 
-    if not torch.cuda.is_available():
-        do = "Fit it where there is one (`nvidia-smi` shows it), or set source.device to auto"
-        yield Finding(
-            f"params.yaml: {', '.join(asking)}", "source.device is cuda, but torch sees no CUDA device here", do
-        )
+        if not torch.cuda.is_available():
+            why = "source.device is cuda, but torch sees no CUDA device here"
+            do = "Fit it where there is one (`nvidia-smi` shows it), or set source.device to auto"
+            yield Finding(f"{layout.PARAMS}: {', '.join(on_gpu)}", why, do)
 
 
-def path(_root: Path) -> Iterator[Finding]:
-    own = Path(sys.executable).parent
-    for program in ("python", "dvc"):
-        found = shutil.which(program)
-        if found is None or Path(found).parent != own:
-            why = f"is {found}, but lensmith is installed in {own}, and stages run what PATH says"
-            yield Finding(f"PATH: {program}", why, f'`export PATH="{own}:$PATH"`')
+def programs(_root: Path) -> Iterator[Finding]:
+    """PATH: stages run another python or dvc than the one that lensmith is installed with."""
+    installed = Path(sys.executable).parent
+    for name in ("python", "dvc"):
+        program = shutil.which(name)
+        if program is None or Path(program).parent != installed:
+            why = f"is {program}, but lensmith is installed in {installed}, and stages run what PATH names"
+            yield Finding(f"PATH: {name}", why, f'`export PATH="{installed}:$PATH"`')
             return
 
 
 def packages(_root: Path) -> Iterator[Finding]:
+    """Packages that are missing, or outside the versions that pyproject.toml allows."""
     for text in metadata.requires("lensmith") or ():
-        asked = Requirement(text)
-        if asked.marker and not asked.marker.evaluate({"extra": ""}):
+        required = Requirement(text)
+        if required.marker and not required.marker.evaluate({"extra": ""}):
             continue
         try:
-            found = metadata.version(asked.name)
+            version = metadata.version(required.name)
         except metadata.PackageNotFoundError:
-            found = "missing"
-        if found == "missing" or not asked.specifier.contains(found, prereleases=True):
-            yield Finding(f"package {asked.name}", f"is {found}, must be {asked.specifier}", "`make install`")
+            version = "missing"
+        if version == "missing" or not required.specifier.contains(version, prereleases=True):
+            yield Finding(f"package {required.name}", f"is {version}, must be {required.specifier}", "`make install`")
 
 
 def home(_root: Path) -> Iterator[Finding]:
-    """LENSMITH_HOME: banks and checkpoints, each held by flock."""
+    """LENSMITH_HOME: it cannot be written, or locks may not hold there."""
     folder = cache.home()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -187,37 +187,32 @@ def home(_root: Path) -> Iterator[Finding]:
         do = "Set LENSMITH_HOME to a folder that can be written"
         yield Finding(f"LENSMITH_HOME {folder}", f"cannot be written ({error.strerror})", do)
         return
-    if (kind := _file_system(folder)) in NETWORK:
+    inside = [part for part in psutil.disk_partitions(all=True) if folder.resolve().is_relative_to(part.mountpoint)]
+    kind = max(inside, key=lambda part: len(part.mountpoint)).fstype if inside else ""
+    if kind in NETWORK:
         why = f"is on {kind}, where a lock may not hold, so two fits could write one checkpoint"
         yield Finding(f"LENSMITH_HOME {folder}", why, "Set LENSMITH_HOME to a disk of this machine")
 
 
 def disk(root: Path) -> Iterator[Finding]:
-    for folder in {place.stat().st_dev: place for place in (cache.home(), root) if place.exists()}.values():
+    """Disks of the lab and of LENSMITH_HOME that are almost full, each once."""
+    for folder in {path.stat().st_dev: path for path in (cache.home(), root) if path.exists()}.values():
         if (free := shutil.disk_usage(folder).free) < LOW:
-            why = f"{free / 2**30:.1f} GiB are free, and a fit that cannot write stops"
+            why = f"{amounts.size(free)} are free, and a fit that cannot write stops"
             yield Finding(f"disk of {folder}", why, "`lensmith cache prune --keep 0` and `dvc gc -w` make room")
 
 
 def _dvc_processes(root: Path) -> list[list[str]]:
-    """The command lines of live dvc processes in this lab; one whose folder cannot be seen counts."""
-    found = []
+    """The command lines of live dvc processes in this lab; one whose folder is hidden from us counts."""
+    commands = []
     for process in psutil.process_iter(["cmdline", "cwd"]):
-        words = process.info["cmdline"] or []
-        cwd = process.info["cwd"]
-        if any(Path(word).name == "dvc" for word in words[:3]) and (
-            cwd is None or Path(cwd).is_relative_to(root.resolve())
-        ):
-            found.append(words)
-    return found
+        words, cwd = process.info["cmdline"] or [], process.info["cwd"]
+        is_dvc = any(Path(word).name == "dvc" for word in words[:3])
+        if is_dvc and (cwd is None or Path(cwd).is_relative_to(root.resolve())):
+            commands.append(words)
+    return commands
 
 
-def _file_system(folder: Path) -> str:
-    """The kind of the file system that a folder is on."""
-    inside = [part for part in psutil.disk_partitions(all=True) if folder.resolve().is_relative_to(part.mountpoint)]
-    return max(inside, key=lambda part: len(part.mountpoint)).fstype if inside else ""
-
-
-def _remove(paths: list[Path]) -> None:
-    for file in paths:
+def _delete(files: list[Path]) -> None:
+    for file in files:
         file.unlink(missing_ok=True)

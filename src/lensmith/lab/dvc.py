@@ -1,8 +1,19 @@
-"""What DVC answers, through its command line: its Python interface is not a public one."""
+"""What DVC knows of a lab: from its command line, and where no command says it, from its Python code.
+
+DVC's Python interface is not public, so this file alone imports it:
+
+    Config   the options of each remote by the file that holds them, and the cache's folder when dvc.lock is damaged
+    Repo     every recorded output with its hash and stage, and the experiments that the queue takes for running
+
+pyproject.toml bounds the version. The imports take a second, so they are inside the functions.
+"""
 
 import configparser
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lensmith.process.errors import InputError
 
@@ -23,12 +34,43 @@ def run(*words: str, root: Path) -> str:
     return done.stdout
 
 
-def default_remote(root: Path) -> tuple[str, str] | None:
-    """Name and URL of the default remote as .dvc/config has it, which git holds; None where that names none.
+def config(root: Path) -> Any:
+    """The configuration of the repository at `root`: a mapping of all levels together, with `load_one` for one level.
 
-    DVC itself would add what config.local says here alone, and make a relative folder absolute.
+    Raises:
+        InputError: DVC cannot read it.
     """
-    config = configparser.ConfigParser(interpolation=None)
-    config.read(root / ".dvc" / "config", encoding="utf-8")
-    name = config.get("core", "remote", fallback=None)
-    return None if name is None else (name, config.get(f"'remote \"{name}\"'", "url", fallback=""))
+    from dvc.config import Config, ConfigError
+
+    try:
+        return Config(str(root / ".dvc"), validate=False)
+    except ConfigError as error:
+        raise InputError(f".dvc/config: DVC cannot read it ({error}). Nothing was changed.") from None
+
+
+@contextmanager
+def repository(root: Path) -> Iterator[Any]:
+    """The repository that `root` is in, open; dvc.yaml and dvc.lock are read when something of them is asked.
+
+    Raises:
+        InputError: there is none, or its dvc.yaml or dvc.lock cannot be read.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            yield repo
+    except DvcException as error:
+        raise InputError(f"{root}: DVC cannot read it ({error}). `lensmith doctor` may know why.") from None
+
+
+def default_remote(root: Path) -> tuple[str, str] | None:
+    """Name and URL of the default remote in .dvc/config, which git holds; None where that names none.
+
+    The file is read here, since DVC adds what config.local says and makes a relative folder absolute.
+    """
+    committed = configparser.ConfigParser(interpolation=None)
+    committed.read(root / ".dvc" / "config", encoding="utf-8")
+    name = committed.get("core", "remote", fallback=None)
+    return None if name is None else (name, committed.get(f"'remote \"{name}\"'", "url", fallback=""))

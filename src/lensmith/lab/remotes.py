@@ -1,9 +1,10 @@
-"""What every DVC remote of this lab must be: verified on download, and without a secret in what git keeps."""
+"""What every DVC remote of this lab must be: verified on download, and without a secret in a file that git holds."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from lensmith.lab import dvc
 from lensmith.process.errors import InputError
 
 # Options of a remote that are a secret themselves, whatever its kind; `dvc.config_schema` lists all options.
@@ -22,41 +23,30 @@ def check(root: Path) -> list[str]:
     """
     for line in faults(root):
         raise InputError(line)
-    return list(_configs(root)[1])
+    return list(dvc.config(root).get("remote", {})) if (root / ".dvc").is_dir() else []
 
 
 def faults(root: Path) -> Iterator[str]:
-    """A line for each thing that is wrong, with the command that mends it. No secret is repeated in it."""
-    shared, merged = _configs(root)
-    for name, options in shared.items():
+    """A line for each thing that is wrong, with the command that mends it. No line repeats a secret."""
+    if not (root / ".dvc").is_dir():
+        return
+    config = dvc.config(root)
+    for name, options in config.load_one("repo")["remote"].items():
         for option in SECRETS:
             if option in options:
                 yield (
                     f".dvc/config: remote {name} holds {option}, and git keeps that file. Run `dvc remote modify "
-                    f"--unset {name} {option}`, give that key up as known, and put a new one into the environment or "
+                    f"--unset {name} {option}`, revoke that key, and put a new one into the environment or "
                     f"into .dvc/config.local (`dvc remote modify --local {name} {option} …`)."
                 )
         if urlsplit(str(options.get("url", ""))).password:
             yield (
                 f".dvc/config: the url of remote {name} holds a password, and git keeps that file. Run "
-                f"`dvc remote modify {name} url …` without it, and give that password up as known."
+                f"`dvc remote modify {name} url …` without it, and change that password."
             )
-    for name, options in merged.items():
+    for name, options in config.get("remote", {}).items():
         if str(options.get("verify", "")).lower() != "true":
             yield (
-                f".dvc/config: remote {name} does not verify what it downloads, so a broken transfer could pass for "
-                f"whole. Run `dvc remote modify {name} verify true`."
+                f".dvc/config: remote {name} does not verify what it downloads, so a broken transfer could go "
+                f"unnoticed. Run `dvc remote modify {name} verify true`."
             )
-
-
-def _configs(root: Path) -> tuple[dict[str, dict[str, object]], dict[str, dict[str, object]]]:
-    """Options by remote: of .dvc/config, and of all levels together."""
-    if not (root / ".dvc").is_dir():
-        return {}, {}
-    from dvc.config import Config, ConfigError
-
-    try:
-        config = Config(str(root / ".dvc"), validate=False)
-        return config.load_one("repo")["remote"], config.get("remote", {})
-    except ConfigError as error:
-        raise InputError(f".dvc/config: DVC cannot read it ({error}). Nothing was changed.") from None

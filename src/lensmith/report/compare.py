@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lensmith.judge.judgement import MISSING, Estimate
-from lensmith.lab.experiments import Variant
+from lensmith.lab.experiments import LabVariant
 from lensmith.process import wording
 from lensmith.process.errors import InputError
 from lensmith.report import charts, palette
@@ -29,12 +29,12 @@ class Comparison:
     """One model's variants, and what tells them apart."""
 
     model: str
-    variants: list[Variant]
+    variants: list[LabVariant]
     settings: list[str]  # names of settings that differ
     kpis: list[str]  # names of metrics that differ, in the digits that are shown
 
 
-def compare(variants: Sequence[Variant], model: str, kpis: Sequence[str] = ()) -> Comparison:
+def compare(variants: Sequence[LabVariant], model: str, kpis: Sequence[str] = ()) -> Comparison:
     """The variants of one model.
 
     Args:
@@ -57,7 +57,7 @@ def compare(variants: Sequence[Variant], model: str, kpis: Sequence[str] = ()) -
     return Comparison(model, own, differing, list(asked))
 
 
-def _values(variants: Sequence[Variant], model: str, name: str) -> list[Any]:
+def _values(variants: Sequence[LabVariant], model: str, name: str) -> list[Any]:
     """Of the variants that have this setting: an older commit lacks newer ones, or has no resolved/ at all."""
     return [one.settings[model][name] for one in variants if name in one.settings.get(model, {})]
 
@@ -156,7 +156,7 @@ def curve(found: Comparison, setting: str, kpis: Sequence[str] = ()) -> go.Figur
     )
 
 
-def _alike(found: Comparison, name: str) -> list[tuple[Any, Variant]]:
+def _alike(found: Comparison, name: str) -> list[tuple[Any, LabVariant]]:
     """(value, variant) of those that have this setting and are as the first of them in all others."""
     own = [one for one in found.variants if name in one.settings.get(found.model, {})]
     first = own[0].settings[found.model]

@@ -1,0 +1,28 @@
+"""`lensmith check`: the settings, every file that they name, and DVC's remotes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lensmith.judge import prompts
+from lensmith.lab import remotes
+from lensmith.lab.layout import PARAMS
+from lensmith.settings import params_yaml, resolved
+
+app = typer.Typer()
+
+
+@app.command()
+def check(file: Annotated[Path, typer.Argument(help="The settings to check.")] = PARAMS) -> None:
+    """Check params.yaml, every file that it names, and DVC's remotes. It runs nothing and takes about a second."""
+    models = params_yaml.read(file)
+    resolved.with_inputs(models, Path.cwd())
+    for files in dict.fromkeys(tuple(settings.suite.files) for settings in models.values()):
+        prompts.read_suite(files)
+    for files in dict.fromkeys(tuple(settings.sweep.probes) for settings in models.values()):
+        prompts.read_probes(files)
+    names = remotes.check(Path.cwd())
+    typer.echo(f"{file}: {len(models)} models, every setting and every file is valid: {', '.join(models)}")
+    if names:
+        typer.echo(f".dvc/config: {len(names)} remotes, each verifies what it downloads: {', '.join(names)}")

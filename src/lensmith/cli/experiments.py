@@ -1,0 +1,40 @@
+"""`lensmith compare`: the variants that `dvc exp run` made, side by side."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer()
+
+COMPARISON = Path("plots/compare.html")
+PIPED = 140  # columns of a table that goes into a file
+
+
+@app.command()
+def compare(
+    model: Annotated[list[str] | None, typer.Option("--model", help="A model; again for more. All by default.")] = None,
+    kpi: Annotated[list[str] | None, typer.Option("--kpi", help="A metric to compare; again for more.")] = None,
+    plot: Annotated[str | None, typer.Option(help="Draw the KPIs over this setting, such as rank.")] = None,
+    rev: Annotated[str, typer.Option(help="The commit that the experiments began from.")] = "HEAD",
+    out: Annotated[Path, typer.Option(help="The page that --plot writes; the model is put in its name.")] = COMPARISON,
+) -> None:
+    """Print the variants of `dvc exp run`: the settings and KPIs that differ. With --plot, draw one curve."""
+    from lensmith.lab import experiments
+    from lensmith.report import compare as comparing
+
+    lab = experiments.read(Path.cwd(), rev)
+    models = model or sorted({name for variant in lab.variants for name in variant.metrics})
+    console = Console() if sys.stdout.isatty() else Console(width=PIPED)
+    for comparison in [comparing.compare(lab.variants, name, kpi or ()) for name in models]:
+        if plot is None and (comparison.settings or comparison.kpis):
+            console.print(comparing.table(comparison))
+        # Variants of one model say nothing about the others: those are left out unless they were asked for.
+        elif plot is not None and (model or comparing.settings_named(comparison, plot)):
+            page = out.with_stem(f"{out.stem}-{comparison.model}")
+            comparing.curve(comparison, plot, kpi or ()).write_html(page, include_plotlyjs=True)
+            typer.echo(f"{comparison.model}: {page.resolve()}")
+    if lab.unfinished:
+        typer.echo(f"{lab.unfinished} more: queued, running or failed. `dvc queue status` lists them.")

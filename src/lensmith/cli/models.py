@@ -1,0 +1,43 @@
+"""`lensmith add`, `fetch`: models into params.yaml, and their weights onto this machine."""
+
+from typing import Annotated
+
+import typer
+
+from lensmith.lab import layout
+from lensmith.lab.layout import ARTIFACTS, PARAMS
+
+app = typer.Typer()
+
+
+@app.command()
+def add(
+    model: Annotated[str, typer.Argument(help="A model of the Hub, org/name, or a folder.")],
+    key: Annotated[str | None, typer.Option(help="Its name in this lab; made from the model's where left out.")] = None,
+) -> None:
+    """Append a model to params.yaml. The Hub is asked for its commit and licence; a folder becomes source.path."""
+    from lensmith.lab import add as adding
+
+    typer.echo(adding.add(PARAMS, model, key), nl=False)
+    typer.echo(f"{PARAMS}: entry added. `dvc repro` fits its lens.")
+
+
+@app.command()
+def fetch(
+    keys: Annotated[
+        list[str] | None, typer.Argument(help="Models of params.yaml; all with a corpus by default.")
+    ] = None,
+) -> None:
+    """Download the models that packed corpora belong to: the stages after prefetch run without a network.
+
+    Stage prefetch does it too. Run this where DVC brought the corpus from another machine.
+    """
+    from lensmith.hub import models as hub
+    from lensmith.hub import published
+    from lensmith.source.corpus import Manifest
+
+    for key in [key for key in layout.models(keys or []) if keys or (ARTIFACTS / key / "corpus").exists()]:
+        manifest = Manifest.read(ARTIFACTS / key / "corpus")
+        typer.echo(f"{key}: {hub.fetch_model(manifest.model)}")
+        if manifest.lens is not None:
+            typer.echo(f"{key}: {published.fetch_lens(manifest.lens)}")
