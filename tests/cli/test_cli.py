@@ -68,13 +68,15 @@ def test_add_writes_an_entry_and_says_so(tmp_path):
     assert offline.returncode == 5 and "HF_HUB_OFFLINE is set" in offline.stderr
 
 
-def test_publish_refuses_a_model_without_a_target():
-    """Nothing runs and nothing is sent."""
-    plain, dry, unknown = (lensmith("publish", *words) for words in (["atlas"], ["atlas", "--dry-run"], ["atlantis"]))
+def test_publish_refuses_a_model_without_a_target(tmp_path):
+    """Nothing runs and nothing is sent; a dry run reads the package, so that there must be one."""
+    (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
+    words = (["atlas"], ["atlas", "--dry-run"], ["atlantis"])
+    plain, dry, unknown = (lensmith("publish", *each, cwd=tmp_path) for each in words)
 
     assert (plain.returncode, dry.returncode, unknown.returncode) == (2, 2, 2)
     assert "models.atlas.publish.repo is not set, so nothing would be sent" in plain.stderr
-    assert "models.atlas.publish.repo is not set, so nothing would be sent" in dry.stderr
+    assert "no INDEX.json" in dry.stderr
     assert "no model atlantis; there is atlas, atlas-reference. Nothing was sent." in unknown.stderr
 
 
@@ -83,7 +85,7 @@ def test_publish_runs_the_stage_and_ends_as_it_ends(tmp_path, monkeypatch, capsy
     """DVC's own code, 255, says nothing of the stage; where no stage failed, DVC refused what it was given."""
     monkeypatch.chdir(tmp_path)
     settings = (REPOSITORY / "params.yaml").read_text()
-    (tmp_path / "params.yaml").write_text(settings.replace("repo: null\n    tag:", "repo: org/lenses\n    tag:"))
+    (tmp_path / "params.yaml").write_text(settings.replace("repo:\n    tag:", "repo: org/lenses\n    tag:"))
     (tmp_path / "release/atlas").mkdir(parents=True)
     receipt = {"repo": "org/lenses", "tag": "v2026.11.29", "commit": "abc"}
     (tmp_path / "release/atlas/receipt.json").write_text(json.dumps(receipt))
