@@ -51,7 +51,7 @@ def test_report_without_metrics_says_how_to_get_them(tmp_path):
     done = lensmith("report", cwd=tmp_path)
 
     assert done.returncode == 2
-    assert "error: metrics: holds no metrics yet. `dvc repro` writes them." in done.stderr
+    assert "error: plots/judgement: holds no judgement yet. `dvc repro` writes them." in done.stderr
 
 
 def test_add_writes_an_entry_and_says_so(tmp_path):
