@@ -1,8 +1,8 @@
-# Two commands: `make demo` fits and judges lenses of the bundled model, `make test` checks the tree.
-# Everything is installed into .venv, with uv where there is one, else with pip. Repeated calls install nothing.
+# `make demo` fits and judges lenses of the bundled model, `make test` checks the tree.
+# Everything is installed into .venv, by uv where it is installed, else by pip. A second call installs nothing.
 #
-# CUDA or CPU: the plain wheel from PyPI is the CUDA one on Linux. UV_TORCH_BACKEND=cpu (or cu128, auto) picks another
-# with uv; a wheel folder that pip is configured to look into (find-links) is used by uv too.
+# On Linux the plain PyTorch wheel is the CUDA one. With uv, UV_TORCH_BACKEND=cpu (or cu128, auto) picks another. A wheel
+# folder that pip is configured to look into (find-links) is used by uv too.
 
 PYTHON ?= python3
 VENV := .venv
@@ -24,7 +24,7 @@ demo: $(STAMP)
 test: lint
 	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# The full matrices of docs/reliability.md; each ends with the figure that it measured.
+# The full matrices of docs/reliability.md. Each prints the figure that it measured.
 test-long: $(STAMP)
 	OMP_NUM_THREADS=1 pytest -n 2 -m long
 
@@ -35,11 +35,11 @@ lint: $(STAMP)
 
 install: $(STAMP)
 
-# Rebuilds the bundled model from its generator: more than an hour on two cores.
+# Train the bundled model from its generator: more than an hour on two cores.
 atlas: $(STAMP)
 	python -m demo.train
 
-# The environment of tuned-lens, which benchmarks/quality_per_second.py compares with.
+# The environment of tuned-lens, with which benchmarks/quality_per_second.py and engine.py compare.
 PEER := benchmarks/.venv-peer
 peer: $(PEER)/.installed
 $(PEER)/.installed: benchmarks/peers/requirements.txt

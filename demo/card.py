@@ -1,4 +1,4 @@
-"""The model card of `atlas`: how it was made, what it knows, what it cannot do. Every number is measured."""
+"""The model card of `atlas`: how it was made, what it knows and what it does not know, all measured."""
 
 import csv
 import json
@@ -46,7 +46,7 @@ def table(head: tuple[str, ...], body: list[tuple[object, ...]]) -> str:
 
 
 def curve(log: list[dict[str, str]], rows: int = 12) -> str:
-    """The training log, thinned to so many rows and its end."""
+    """The training log, thinned to so many rows; the last one stays."""
     early, late = log[:-5], log[-5:]
     kept = early[:: max(1, len(early) // rows)] + late
     return table(tuple(kept[0]), [tuple(row.values()) for row in kept])

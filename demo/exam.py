@@ -1,4 +1,4 @@
-"""How well a model knows the small world: the suite's answers and the loss of held-out documents."""
+"""How well a model knows the small world: its answers to the suite, and its loss on held-out documents."""
 
 import itertools
 from typing import Any
@@ -39,7 +39,7 @@ def heldout_loss(model: PreTrainedModel, blocks: Tensor) -> float:
 def answered(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], batch: int = 128
 ) -> list[bool]:
-    """For each prompt of a suite: does greedy decoding continue it with its answer, token by token?
+    """For each prompt of a suite, whether greedy decoding continues it with its answer, token by token.
 
     Greedy decoding yields the answer exactly if each of its tokens is the most likely one after the
     prompt and the answer's earlier tokens, so one forward pass a prompt decides.

@@ -1,4 +1,4 @@
-"""Running text between the facts: a small grammar, so that at many positions many words may follow."""
+"""Running text between the facts, by a small grammar: at many positions many words can follow."""
 
 from random import Random
 

@@ -106,7 +106,7 @@ def opened(
     heldout: tuple[str, ...],
     boost: float = 1.0,
 ) -> Relation:
-    """A relation whose facts are made up; forty, from a stream of their own, are for the suite."""
+    """A relation whose facts are made up. Forty of them, from a stream of their own, are for the suite."""
     rng = Random(f"suite-{name}")  # noqa: S311 (reproducible, not secret)
     facts = tuple(draw(rng) for _ in range(40))
     return Relation(name=name, domain=domain, phrasings=train, heldout=heldout, facts=facts, draw=draw, boost=boost)

@@ -1,4 +1,4 @@
-"""Open relations: facts that hold only inside one little text, so that they must be read, not known."""
+"""Open relations: facts that hold only inside one short text, so the model must read them there."""
 
 from random import Random
 

@@ -1,15 +1,15 @@
-"""Train `atlas`, the bundled model, from nothing: tokenizer, weights, training log and card.
+"""Train `atlas`, the bundled model, from scratch: tokenizer, weights, training log and card.
 
     python -m demo.train --minutes 65
 
 The documents come fresh from `demo.world` and none is seen twice. The schedule is a function of the
 elapsed share of the time: a short warm-up, a constant rate, a linear decay to zero; blocks grow from
 128 to 512 tokens, because attention on short blocks is cheap and most facts are short. Checkpoints
-lie in --state; a run that is started again with the same --state goes on where it was.
+lie in --state; a run that is started again with the same --state continues there.
 
 The work is shared by processes of one thread each, which add up their gradients in shared memory at
-every step. Threads of one process would meet at hundreds of barriers a step instead, and where another
-program wants the same cores, that costs a tenfold slowdown and not its fair share.
+every step. Threads of one process would meet at hundreds of barriers in a step; when other programs
+use the same cores, that made training ten times slower.
 """
 
 import argparse
@@ -60,7 +60,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Place:
-    """A worker's number and what the workers share: gradients (workers, n_parameters), a clock, a barrier."""
+    """A worker's number, and what all workers share: gradients (workers, n_parameters), a clock, a barrier."""
 
     worker: int
     workers: int
@@ -71,7 +71,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the command line says."""
+    """The arguments of the command line."""
 
     minutes: float
     seed: int

@@ -85,7 +85,7 @@ def story(rng: Random) -> list[str]:
 
 
 def repeated(rng: Random) -> str:
-    """A list of words, again and again, from another word on each time: position cannot tell what comes next."""
+    """A list of words, repeated from another word on each time, so that position does not tell what comes next."""
     words = rng.sample(prose.THINGS, rng.randrange(5, 16))
     runs = []
     for _ in range(rng.randrange(2, 4)):
@@ -107,7 +107,7 @@ def paired(rng: Random) -> str:
 
 
 def copies(rng: Random) -> list[str]:
-    """Texts that repeat themselves, so that reading back pays at nearly every word."""
+    """Texts that repeat themselves, so that reading back helps at nearly every word."""
     return [paired(rng) if rng.random() < 0.7 else repeated(rng) for _ in range(rng.randrange(2, 6))]
 
 

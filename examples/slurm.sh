@@ -16,6 +16,6 @@ models=("$@")
 model=${models[$SLURM_ARRAY_TASK_ID]}
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 
-# Slurm runs a copy of this file: the lab is the folder in which sbatch was called.
+# Slurm runs a copy of this file; the lab is the folder in which sbatch was called.
 cd "$SLURM_SUBMIT_DIR"
 exec bash examples/chain.sh "$(git remote get-url origin)" "$(git rev-parse HEAD)" "$model"

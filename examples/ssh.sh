@@ -3,7 +3,7 @@
 #
 #     examples/ssh.sh "gpu1 gpu2" atlas atlas-reference
 #
-# Each machine has an environment with lensmith in ~/.venv, or where LENSMITH_ENV says. A model that fails is named at the end.
+# Each machine has an environment with lensmith in ~/.venv, or in LENSMITH_ENV. Models that fail are named.
 set -euo pipefail
 read -ra hosts <<< "$1"
 shift
@@ -11,7 +11,7 @@ models=("$@")
 url=$(git remote get-url origin)
 commit=$(git rev-parse HEAD)
 folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-environment=${LENSMITH_ENV:-\$HOME/.venv} # expanded over there
+environment=${LENSMITH_ENV:-\$HOME/.venv} # expanded on the other machine
 
 work() { # HOST MODEL...
   local host=$1 failed=0
