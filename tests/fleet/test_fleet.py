@@ -21,7 +21,7 @@ from lensmith.fleet.board import Board, ModelState
 from lensmith.fleet.driver import Driver
 from lensmith.fleet.jobs import Job, JobNeeds, LabCommit, Node
 from lensmith.fleet.work import Outcome
-from lensmith.hub import model_size
+from lensmith.hub import models
 from lensmith.lab import one_model
 from lensmith.process.amounts import GIB
 from lensmith.process.errors import InputError, RemoteError
@@ -108,7 +108,7 @@ def test_a_model_is_measured_without_loading_it(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny")
     source = atlas(source={"path": str(tmp_path / "tiny")}).source
 
-    assert model_size.parameters(source) == model.num_parameters()
+    assert models.count_parameters(source) == model.num_parameters()
 
 
 def test_a_need_that_no_machine_meets_is_said_with_what_there_is():

@@ -98,7 +98,7 @@ def readers(tmp_path_factory) -> dict[str, Reader]:
             lambda path: published._check_model(published._config(path, "x"), backbone, "x"),
         ),
         "corpus manifest": Reader([manifest()], "manifest.json", lambda path: Manifest.read(path.parent)),
-        "index of shards": Reader([shards()], models.INDEX, read_shards),
+        "index of shards": Reader([shards()], models.SHARDS, read_shards),
         **{
             f"documents, {suffix}": Reader([content], f"text{suffix}", read_documents)
             for suffix, content in texts().items()
@@ -107,7 +107,7 @@ def readers(tmp_path_factory) -> dict[str, Reader]:
 
 
 def read_shards(path: Path) -> None:
-    models._weights([models.INDEX, "a"], lambda _: path.read_bytes(), "x")
+    models.weight_files([models.SHARDS, "a"], lambda _: path.read_bytes(), "x")
 
 
 def stream(folder: Path) -> None:

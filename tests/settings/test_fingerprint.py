@@ -87,3 +87,12 @@ def test_a_relative_import_is_refused(root):
 def test_a_file_that_is_left_out_is_there():
     """A renamed file would count again, unseen."""
     assert not [name for name in RESULT_FREE if not (REPOSITORY / name).is_file()]
+
+
+def test_a_fit_does_not_depend_on_the_network_nor_on_what_is_above_it():
+    """A download message, a page or a command line must not refit a lens; hub holds the pins that a fit reads."""
+    files = fingerprint(REPOSITORY / "stages/fit.py", REPOSITORY)
+    rooms = {name.split("/")[2] for name in files if name.startswith("src/lensmith/")}
+
+    assert rooms == {"files", "hub", "lens", "process", "settings", "source"}
+    assert {name for name in files if "/hub/" in name} == {"src/lensmith/hub/__init__.py", "src/lensmith/hub/pins.py"}

@@ -301,7 +301,7 @@ def _calls() -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     import lensmith
-    from lensmith.hub import datasets, published, releases
+    from lensmith.hub import datasets, pins, published, releases
     from lensmith.hub import models as hub
     from lensmith.hub import push as hub_release
     from lensmith.lab import add
@@ -361,10 +361,10 @@ def _calls() -> dict[str, Any]:
         "propose": lambda repo, key=None: asdict(add.of_repo(repo, key)),
         "verify": verify.run,
         "pin_model": lambda **source: hub.pin_model(params.SourceParams.model_validate(source)).model_dump(),
-        "fetch_model": lambda pin: str(hub.fetch_model(hub.ModelPin.model_validate(pin))),
-        "fetch_tokenizer": lambda pin: str(hub.fetch_tokenizer(hub.ModelPin.model_validate(pin))),
+        "fetch_model": lambda pin: str(hub.fetch_model(pins.ModelPin.model_validate(pin))),
+        "fetch_tokenizer": lambda pin: str(hub.fetch_tokenizer(pins.ModelPin.model_validate(pin))),
         "pin_lens": lambda **lens: published.pin_lens(params.ImportedParams.model_validate(lens)).model_dump(),
-        "fetch_lens": lambda pin: str(published.fetch_lens(published.LensPin.model_validate(pin))),
+        "fetch_lens": lambda pin: str(published.fetch_lens(pins.LensPin.model_validate(pin))),
         "pin_dataset": dataset,
         "build": build,
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lensmith.fleet import jobs
 from lensmith.fleet.jobs import JobNeeds, LabCommit, Node, Status
-from lensmith.hub import model_size
+from lensmith.hub import models as hub_models
 from lensmith.lab import dvc
 from lensmith.lab.layout import GENERATED
 from lensmith.process import git
@@ -79,4 +79,4 @@ def _status(root: Path, models: Sequence[str]) -> Status:
 def needs(settings: Mapping[str, ModelParams], nodes: Sequence[Node]) -> dict[str, JobNeeds]:
     """What the jobs of each model need of a node."""
     gpus = sum(node.gpus for node in nodes)
-    return {key: jobs.needs(model, model_size.parameters(model.source), gpus) for key, model in settings.items()}
+    return {key: jobs.needs(model, hub_models.count_parameters(model.source), gpus) for key, model in settings.items()}

@@ -3,7 +3,6 @@
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import httpx2
 from huggingface_hub import constants, get_token, is_offline_mode
@@ -17,18 +16,16 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 
+from lensmith.hub.pins import FETCH, RepoType
 from lensmith.process.errors import InputError, RemoteError, ResourceError, first_line
 
 RETRY = "What was downloaded stays in the cache; trying again may help."
 UNCHANGED = "Nothing was changed."
-FETCH = "Stages after prefetch have no network: `lensmith fetch` downloads what they need."
 AGAIN = "A release is whole or absent: running this again finishes it."
 
 
 @contextmanager
-def remote(
-    kind: Literal["model", "dataset", "space"], repo: str, revision: str, *, writing: bool = False
-) -> Iterator[None]:
+def remote(kind: RepoType, repo: str, revision: str, *, writing: bool = False) -> Iterator[None]:
     """Around every use of the network; `writing` where something is sent.
 
     Raises:

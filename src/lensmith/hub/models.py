@@ -1,8 +1,7 @@
-"""The only network code, with hub_data.py and hub_imported.py: a name becomes a pin, and a pin files that are checked.
+"""Models of the Hub: a name becomes a pin, and a pin becomes files that are checked.
 
-A branch or tag can move, so nothing after `prefetch` knows one. A ModelPin says which model was meant: the commit, and
-the sha256 of every file that is read. Of a model only safetensors and the files of tokenizer and configuration are ever
-fetched: no pickles; and its Python files only where source.trust_remote_code is set.
+Of a model only safetensors and the files of tokenizer and configuration are ever fetched: no pickles; and its Python
+files only where source.trust_remote_code is set.
 
 HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
 """
@@ -10,7 +9,7 @@ HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to hugging
 import glob
 import hashlib
 import json
-import re
+import math
 import sys
 from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
@@ -19,17 +18,17 @@ from pathlib import Path
 from huggingface_hub import HfApi, is_offline_mode, snapshot_download
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
-from pydantic import BaseModel, ConfigDict, model_validator
 
 from lensmith.files import untrusted
 from lensmith.files.artifacts import sha256_file
-from lensmith.hub.errors import FETCH, remote
+from lensmith.hub import pins
+from lensmith.hub.errors import remote
+from lensmith.hub.pins import ModelPin
 from lensmith.process.errors import InputError, IntegrityError
 from lensmith.settings.sections import SourceParams
 
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PLAIN = re.compile(r"[A-Za-z0-9_-][\w.+-]*", re.ASCII)  # a file's name that leads nowhere else
+SHARDS = "model.safetensors.index.json"
 # What a tokenizer and a configuration consist of. Everything else in a repository stays there.
 SMALL = (
     "config.json",
@@ -47,32 +46,6 @@ SMALL = (
 CODE = "*.py"
 
 
-class ModelPin(BaseModel):
-    """One model, byte for byte: a commit of a Hub repository, or a folder; and the sha256 of each file that is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    repo: str | None
-    path: str | None
-    commit: str | None  # 40 hex digits; None for a folder
-    files: dict[str, str]  # file name: sha256
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> "ModelPin":
-        if (self.repo is None) == (self.path is None) or (self.repo is None) != (self.commit is None):
-            raise ValueError("needs either repo and commit, or path")
-        if self.commit is not None and not re.fullmatch(r"[0-9a-f]{40}", self.commit):
-            raise ValueError(f"commit is {self.commit!r}, must be 40 hex digits")
-        if wrong := next((name for name in self.files if not PLAIN.fullmatch(name)), None):
-            raise ValueError(f"files has {wrong!r}, must be names of files without a folder")
-        return self
-
-    @property
-    def place(self) -> str:
-        """The model's name in messages."""
-        return str(self.path) if self.repo is None else f"{self.repo}@{self.commit}"
-
-
 def pin_model(source: SourceParams) -> ModelPin:
     """Find out which bytes a model's name stands for now. Weights of a Hub model are not downloaded for this.
 
@@ -81,128 +54,79 @@ def pin_model(source: SourceParams) -> ModelPin:
         RemoteError: the Hub refused, or could not be reached.
     """
     if source.path is not None:
-        return ModelPin(
-            repo=None, path=source.path, commit=None, files=_hash_folder(Path(source.path), source.path, SMALL)
-        )
-    if source.repo is None:
-        raise InputError("source: needs repo or path")
+        files = _hash_folder(Path(source.path), source.path, SMALL)
+        return ModelPin(repo=None, path=source.path, commit=None, files=files)
+    assert source.repo is not None, "SourceParams has either repo or path"
     with remote("model", source.repo, source.revision):
         commit = HfApi().resolve_revision(source.repo, revision=source.revision).resolved
         small = (*SMALL, CODE) if source.trust_remote_code else SMALL
-        files = (_hash_cached if is_offline_mode() else _hash_remote)(source.repo, commit, small)
+        if is_offline_mode():  # no list of files to ask for: what the cache holds must be the whole model
+            folder = snapshot(source.repo, commit, [*small, SHARDS, "model*.safetensors"])
+            files = _hash_folder(folder, f"{source.repo}@{commit}", small)
+        else:
+            files = _hash_remote(source.repo, commit, small)
     return ModelPin(repo=source.repo, path=None, commit=commit, files=files)
 
 
-def fetch_model(pin: ModelPin) -> Path:
-    """The folder that holds every file of the pin, each with the sha256 that was recorded.
+def download(pin: ModelPin) -> None:
+    """Download every file of a pin that the cache lacks; `pins.model_folder` checks their bytes.
 
     Raises:
-        IntegrityError: a file is another than the pinned one. A wrong file of the cache is removed.
         RemoteError: the Hub refused, or could not be reached.
     """
-    return _fetch(pin, list(pin.files))
+    _download(pin, pin.files)
+
+
+def fetch_model(pin: ModelPin) -> Path:
+    """The folder that holds every file of the pin, downloaded where it is missing, each checked.
+
+    Raises:
+        IntegrityError: a file is not the pinned one. A wrong file of the cache is removed.
+        RemoteError: the Hub refused, or could not be reached.
+    """
+    _download(pin, pin.files)
+    return pins.model_folder(pin)
 
 
 def fetch_tokenizer(pin: ModelPin) -> Path:
     """As `fetch_model`, without the weights: enough for the tokenizer and the configuration."""
-    return _fetch(pin, [name for name in pin.files if _is_small(name, (*SMALL, CODE))])
+    names = [name for name in pin.files if _is_small(name, (*SMALL, CODE))]
+    _download(pin, names)
+    return pins.model_folder(pin, names)
 
 
-def _is_small(name: str, small: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in small)
+def count_parameters(source: SourceParams) -> int | None:
+    """Parameters of a model: of a folder by the headers of its files, else by the Hub's record.
 
+    None where the Hub cannot be asked or has no record.
 
-def _wanted(names: Collection[str], read: Callable[[str], bytes], place: str, small: Sequence[str]) -> list[str]:
-    """Names of the files of a model that are read, out of the names in its top folder."""
-    if "config.json" not in names:
-        raise InputError(f"{place}: no config.json; it must hold a transformers model")
-    return sorted({*(name for name in names if _is_small(name, small)), *_weights(names, read, place)})
-
-
-def _weights(names: Collection[str], read: Callable[[str], bytes], place: str) -> list[str]:
-    if WEIGHTS in names:
-        return [WEIGHTS]
-    if INDEX not in names:
-        others = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth", ".h5", ".gguf", ".safetensors")))
-        raise InputError(
-            f"no safetensors in {place}; found {', '.join(others) or 'no weights'}. Only {WEIGHTS} or the shards of "
-            f"{INDEX} are read, pickles never: choose a revision that has them, or convert with save_pretrained."
-        )
-    try:
-        shards = sorted(set(json.loads(read(INDEX))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise IntegrityError(f"{place}: {INDEX} has no weight_map that can be read") from None
-    for shard in shards:
-        if shard not in names:
-            raise IntegrityError(f"{place}: {INDEX} names {shard}, which is missing")
-    return [INDEX, *shards]
-
-
-def _hash_folder(folder: Path, place: str, small: Sequence[str]) -> dict[str, str]:
-    if not folder.is_dir():
-        raise InputError(f"source.path is {place}, which is not a folder. Nothing was changed.")
-    names = {path.name for path in folder.iterdir() if path.is_file()}
-    wanted = _wanted(names, lambda name: (folder / name).read_bytes(), place, small)
-    return {name: sha256_file(folder / name) for name in wanted}
-
-
-def _hash_cached(repo: str, commit: str, small: Sequence[str]) -> dict[str, str]:
-    """Offline there is no list of files to ask for: what the cache holds must be the whole model."""
-    folder = snapshot(repo, commit, [*small, INDEX, "model*.safetensors"])
-    return _hash_folder(folder, f"{repo}@{commit}", small)
-
-
-def _hash_remote(repo: str, commit: str, small: Sequence[str]) -> dict[str, str]:
-    """sha256 of a model's files: the Hub's record for large ones, the bytes themselves for small ones."""
-    place = f"{repo}@{commit}"
-    entries = {e.path: e for e in HfApi().list_repo_tree(repo, revision=commit) if isinstance(e, RepoFile)}
-
-    def read(name: str) -> bytes:
-        content = (snapshot(repo, commit, [glob.escape(name)]) / name).read_bytes()
-        # Git's blob id is all that the Hub records of a small file. It is no defence against malice, but against rot.
-        git_id = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-        if entries[name].lfs is None and git_id != entries[name].blob_id:
-            discard(snapshot(repo, commit, [glob.escape(name)]) / name)
-            raise IntegrityError(f"{place}: {name} is not the file that the Hub lists. It was removed from the cache.")
-        return content
-
-    files: dict[str, str] = {}
-    for name in _wanted(entries, read, place, small):
-        lfs = entries[name].lfs
-        files[name] = lfs.sha256 if lfs else hashlib.sha256(read(name)).hexdigest()
-    return files
+    Raises:
+        IntegrityError: a file of the folder is no safetensors file.
+        RemoteError: the Hub refused, or could not be reached.
+    """
+    if source.path is None:
+        assert source.repo is not None, "SourceParams has either repo or path"
+        if is_offline_mode():
+            return None
+        with remote("model", source.repo, source.revision):
+            info = HfApi().model_info(source.repo, revision=source.revision, expand=["safetensors"])
+        return None if info.safetensors is None else int(info.safetensors.total)
+    total = 0
+    for path in sorted(Path(source.path).glob("*.safetensors")):
+        with path.open("rb") as file:
+            try:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+                total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+            except (ValueError, KeyError, TypeError, OverflowError, MemoryError):
+                raise IntegrityError(f"{path}: not a whole safetensors file. Nothing was changed.") from None
+    return total
 
 
 def snapshot(repo: str, commit: str, patterns: list[str]) -> Path:
-    """The cache's folder of a model repository at a commit, with the files that match."""
+    """The cache's folder of a model repository at a commit, with the files that match downloaded."""
     if not sys.stderr.isatty():
         disable_progress_bars()  # in a log file every redraw of a bar is a line
     return Path(snapshot_download(repo, revision=commit, allow_patterns=patterns))
-
-
-def _fetch(pin: ModelPin, names: list[str]) -> Path:
-    if pin.repo is None or pin.commit is None:
-        folder = Path(str(pin.path))
-    else:
-        with remote("model", pin.repo, pin.commit):
-            folder = snapshot(pin.repo, pin.commit, [glob.escape(name) for name in names])
-    for name in names:
-        _verify(folder / name, pin, name)
-    return folder
-
-
-def _verify(path: Path, pin: ModelPin, name: str) -> None:
-    if not path.is_file():
-        remedy = "" if pin.repo is None else f". {FETCH}"
-        raise IntegrityError(f"{pin.place}: {name} is missing, but was there when prefetch recorded the model{remedy}")
-    found = sha256_file(path)
-    if found == pin.files[name]:
-        return
-    remedy = "It changed after prefetch: run prefetch again for the model as it is now, or put the old file back."
-    if pin.repo is not None:
-        discard(path)
-        remedy = "It was removed from the cache; `lensmith fetch` downloads it again."
-    raise IntegrityError(f"{pin.place}: {name} has sha256 {found}, recorded was {pin.files[name]}. {remedy}")
 
 
 def refuse_large(entry: object, place: str) -> None:
@@ -213,7 +137,73 @@ def refuse_large(entry: object, place: str) -> None:
         )
 
 
-def discard(path: Path) -> None:
-    """Remove a wrong file from the Hub's cache, or it would be served again. Its snapshots are folders of links."""
-    path.resolve().unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+def weight_files(names: Collection[str], read: Callable[[str], bytes], place: str) -> list[str]:
+    """Names of a model's weight files, out of the names in its top folder; `read` reads one of them.
+
+    Raises:
+        InputError: there are no safetensors.
+        IntegrityError: the index of the shards cannot be read, or names a shard that is missing.
+    """
+    if WEIGHTS in names:
+        return [WEIGHTS]
+    if SHARDS not in names:
+        others = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth", ".h5", ".gguf", ".safetensors")))
+        raise InputError(
+            f"no safetensors in {place}; it has {', '.join(others) or 'no weights'}. Only {WEIGHTS} or the shards of "
+            f"{SHARDS} are read, pickles never: choose a revision that has them, or convert with save_pretrained."
+        )
+    try:
+        shards = sorted(set(json.loads(read(SHARDS))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise IntegrityError(f"{place}: {SHARDS} has no weight_map that can be read") from None
+    for shard in shards:
+        if shard not in names:
+            raise IntegrityError(f"{place}: {SHARDS} names {shard}, which is missing")
+    return [SHARDS, *shards]
+
+
+def _download(pin: ModelPin, names: Collection[str]) -> None:
+    if pin.repo is not None and pin.commit is not None:
+        with remote("model", pin.repo, pin.commit):
+            snapshot(pin.repo, pin.commit, [glob.escape(name) for name in names])
+
+
+def _is_small(name: str, small: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in small)
+
+
+def _model_files(names: Collection[str], read: Callable[[str], bytes], place: str, small: Sequence[str]) -> list[str]:
+    """Names of the files of a model that are read, out of the names in its top folder."""
+    if "config.json" not in names:
+        raise InputError(f"{place}: no config.json; it must hold a transformers model")
+    return sorted({*(name for name in names if _is_small(name, small)), *weight_files(names, read, place)})
+
+
+def _hash_folder(folder: Path, place: str, small: Sequence[str]) -> dict[str, str]:
+    if not folder.is_dir():
+        raise InputError(f"source.path is {place}, which is not a folder. Nothing was changed.")
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    files = _model_files(names, lambda name: (folder / name).read_bytes(), place, small)
+    return {name: sha256_file(folder / name) for name in files}
+
+
+def _hash_remote(repo: str, commit: str, small: Sequence[str]) -> dict[str, str]:
+    """sha256 of a model's files: the Hub's record for large ones, the bytes themselves for small ones."""
+    place = f"{repo}@{commit}"
+    entries = {e.path: e for e in HfApi().list_repo_tree(repo, revision=commit) if isinstance(e, RepoFile)}
+
+    def read(name: str) -> bytes:
+        path = snapshot(repo, commit, [glob.escape(name)]) / name
+        content = path.read_bytes()
+        # Git's blob id is all that the Hub records of a small file. It is no defence against malice, but against rot.
+        git_id = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+        if entries[name].lfs is None and git_id != entries[name].blob_id:
+            pins.discard(path)
+            raise IntegrityError(f"{place}: {name} is not the file that the Hub lists. It was removed from the cache.")
+        return content
+
+    files: dict[str, str] = {}
+    for name in _model_files(entries, read, place, small):
+        lfs = entries[name].lfs
+        files[name] = lfs.sha256 if lfs else hashlib.sha256(read(name)).hexdigest()
+    return files

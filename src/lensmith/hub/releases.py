@@ -16,7 +16,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from lensmith.hub import index as release_index
-from lensmith.hub import models
+from lensmith.hub import models, pins
 from lensmith.hub.errors import remote
 from lensmith.hub.index import INDEX, Entry
 from lensmith.process.errors import InputError, IntegrityError, RemoteError
@@ -54,7 +54,7 @@ def download(repo: str, model: str | None, revision: str | None, to: Path | None
     folder = Path(found)
     for model_id in wanted:
         if wrong := release_index.wrong_file(folder, index[model_id]):
-            models.discard(folder / wrong[0])
+            pins.discard(folder / wrong[0])
             raise IntegrityError(f"{repo}@{revision}: {wrong[0]} {wrong[1]}. It was removed; nothing was read from it.")
     return folder
 

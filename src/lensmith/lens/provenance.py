@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from lensmith.files.records import Record
-from lensmith.hub.models import ModelPin
+from lensmith.hub.pins import ModelPin
 from lensmith.source.corpus import TokenizerFacts
 
 PROVENANCE = "provenance.json"

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from lensmith.files import torch_file, untrusted
-from lensmith.hub import published
-from lensmith.hub.published import LensPin
+from lensmith.hub.pins import LENS_CONFIG, LENS_PARAMS, LensPin, lens_folder
 from lensmith.lens import training
 from lensmith.lens.lens import LARGEST, Lens
 from lensmith.process.errors import InputError, IntegrityError, NumericError, shown
@@ -45,10 +44,10 @@ def load(pin: LensPin | None, backbone: Backbone) -> tuple[Lens, dict[str, Any]]
     """
     if pin is None:
         raise IntegrityError(f"fit.kind is imported, but the corpus has no pinned lens. Run prefetch again. {UNREAD}")
-    folder = published.fetch_lens(pin)
-    config = _config(folder / published.CONFIG, pin.place)
+    folder = lens_folder(pin)
+    config = _config(folder / LENS_CONFIG, pin.place)
     _check_model(config, backbone, pin.place)
-    tensors = _tensors(folder / published.PARAMS, config, backbone.d_model, pin.place)
+    tensors = _tensors(folder / LENS_PARAMS, config, backbone.d_model, pin.place)
     about = pin.model_dump(mode="json") | {
         "config": config,
         "left_out": "translator 0, which reads the embedding",

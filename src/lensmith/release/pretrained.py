@@ -16,7 +16,7 @@ from lensmith.files import untrusted
 from lensmith.hub import index as release_index
 from lensmith.hub import releases
 from lensmith.hub.index import PROVENANCE, Sha256
-from lensmith.hub.models import ModelPin
+from lensmith.hub.pins import ModelPin
 from lensmith.lens.lens import Lens, check_head, check_identity, check_numbers
 from lensmith.lens.lens_file import TENSORS, WEIGHTS, read_header
 from lensmith.process.errors import InputError, IntegrityError

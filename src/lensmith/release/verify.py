@@ -10,7 +10,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from lensmith.hub import releases
+from lensmith.hub import models, releases
 from lensmith.process.errors import NumericError
 from lensmith.settings.sections import SourceParams
 
@@ -40,6 +40,7 @@ def run(release: str | Path, model: str | None = None, revision: str | None = No
         placement="single",
         trust_remote_code=False,  # a release may name a model, but not have its code run
     )
+    models.download(pin)
     backbone = Backbone.load(source, pin)
     released.check(lens, backbone)
     measured = spot_check.measure(backbone, lens.to(backbone.device))

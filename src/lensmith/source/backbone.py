@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lensmith.hub.models import ModelPin
+from lensmith.hub.pins import ModelPin
 from lensmith.process.errors import InputError, NumericError
 from lensmith.settings.sections import SourceParams
 from lensmith.source import loading, placement, ranks

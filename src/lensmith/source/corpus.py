@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lensmith.files import artifacts
-from lensmith.hub.models import ModelPin
-from lensmith.hub.published import LensPin
+from lensmith.hub.pins import LensPin, ModelPin
 from lensmith.process.errors import IntegrityError
 from lensmith.settings.sections import BosPolicy, CorpusKind
 

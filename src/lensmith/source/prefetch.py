@@ -21,6 +21,7 @@ from transformers import AutoConfig
 
 from lensmith.files import artifacts
 from lensmith.hub import models, published
+from lensmith.hub.pins import LensPin, ModelPin
 from lensmith.process.errors import InputError, first_line
 from lensmith.settings.sections import CorpusParams, ModelParams
 from lensmith.source import documents, remote_code
@@ -42,7 +43,7 @@ MAX_FAULTS = 0.01  # of all rows read
 MAX_IDLE = 100_000  # rows in turn that give no document; a source that repeats itself forever then ends in an error
 UNWRITTEN = "Nothing was written."
 
-Pins = dict[str, models.ModelPin | published.LensPin | None]
+Pins = dict[str, ModelPin | LensPin | None]
 
 
 @dataclass(slots=True)

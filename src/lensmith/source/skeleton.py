@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from lensmith.hub.models import ModelPin, fetch_model
+from lensmith.hub.pins import ModelPin, model_folder
 from lensmith.process.errors import InputError, first_line
 from lensmith.settings.sections import SourceParams
 from lensmith.source import remote_code
@@ -46,7 +46,7 @@ class Skeleton:
             InputError: config.json cannot be used, or is of an unknown architecture.
             IntegrityError: a file is missing or changed.
         """
-        folder = fetch_model(pin)
+        folder = model_folder(pin)
         trusted = source.trust_remote_code  # never from the pin: pins come with other people's lenses
         config = read_config(folder, pin.place, trusted=trusted)
         device = pick_device(source.device)
