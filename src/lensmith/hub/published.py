@@ -34,11 +34,12 @@ def pin_lens(imported: ImportedParams) -> LensPin | None:
         with remote(kind, repo, imported.revision):
             commit = HfApi().resolve_revision(repo, repo_type=kind, revision=imported.revision).resolved
             pin = pin.model_copy(update={"commit": commit})
-            paths = [] if is_offline_mode() else [f"{folder}/{name}" for name in FILES]
-            for entry in HfApi().get_paths_info(repo, paths, revision=commit, repo_type=kind) if paths else []:
-                refuse_large(entry, f"imported lens {pin.place}")
-                if isinstance(entry, RepoFile) and entry.lfs:
-                    listed[Path(entry.path).name] = entry.lfs.sha256
+            if not is_offline_mode():
+                paths = [f"{folder}/{name}" for name in FILES]
+                entries = HfApi().get_paths_info(repo, paths, revision=commit, repo_type=kind)
+                for entry in entries:
+                    refuse_large(entry, f"imported lens {pin.place}")
+                listed = {Path(e.path).name: e.lfs.sha256 for e in entries if isinstance(e, RepoFile) and e.lfs}
     local = _download(pin)
     missing = [name for name in FILES if not (local / name).is_file()]
     if missing:
