@@ -17,7 +17,7 @@ def main() -> None:
     from lensmith.report import page
     from lensmith.settings import sections
 
-    drawn = [field.name for field in fields(page.Folders) if field.name != "resolved"]
+    drawn = [field.name for field in fields(page.ReportFolders) if field.name != "resolved"]
     args = command.paths(__doc__, "settings", "corpus", "lens", *drawn, "judged", "drawn", "release")
     seals.check(args.corpus, args.lens)
     seals.check_files(args.judged, (args.judgement, args.kl, args.cosine))
@@ -25,7 +25,7 @@ def main() -> None:
     settings = sections.read_resolved(args.settings)
     if settings.publish.repo is not None:
         rehash.refuse_damaged(args.corpus, args.lens)
-    folders = page.Folders(args.settings.parent, *(getattr(args, name).parent for name in drawn))
+    folders = page.ReportFolders(args.settings.parent, *(getattr(args, name).parent for name in drawn))
     html = page.page_of(args.settings, folders)
     publish.run(settings, args.corpus, args.lens, args.judgement, args.release, page=html)
 

@@ -14,14 +14,14 @@ def main() -> None:
     from lensmith.files import seals
     from lensmith.report import page
 
-    folders = [field.name for field in fields(page.Folders)]
+    folders = [field.name for field in fields(page.ReportFolders)]
     args = command.paths(__doc__, *folders, "seals", "html", "overview")
     for key in (settings.stem for settings in args.resolved.glob("*.json")):
         judged = [args.judgement / f"{key}.json", args.kl / f"{key}.csv", args.cosine / f"{key}.csv"]
         drawn = [args.earliness / f"{key}.csv", args.training / f"{key}.csv", args.detail / f"{key}.json"]
         seals.check_files(args.seals / "gates" / f"{key}.sha256", judged)
         seals.check_files(args.seals / "plots" / f"{key}.sha256", drawn)
-    page.build(page.Folders(*(getattr(args, name) for name in folders)), args.html, args.overview)
+    page.build(page.ReportFolders(*(getattr(args, name) for name in folders)), args.html, args.overview)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def test_the_frame_has_a_row_for_each_lens_layer_and_position(parts, trajectory)
     assert frame[frame.pos < n - 1].next_token_bits.notna().all()
 
 
-@pytest.mark.parametrize("colour", list(heatmap.COLOURS))
+@pytest.mark.parametrize("colour", list(heatmap.CELL_COLOURS))
 def test_the_figure_shows_both_lenses_on_one_scale(trajectory, colour):
     """Side by side is only fair where equal colours mean equal numbers, and cells hold what the frame holds."""
     figure = trajectory.figure(colour)

@@ -100,7 +100,9 @@ def test_the_table_sorts_and_searches(browser, plain):
         browser.run(press("final_rank"))
         assert column(browser, rank)[:32] == sorted(column(browser, rank)[:32], key=lambda text: turn * int(text))
         assert column(browser, rank)[32:] == ["\N{EN DASH}"] * 8
-    browser.run("Object.assign(document.querySelector('.find'), {value: 'prompt 7'}).dispatchEvent(new Event('input'))")
+    browser.run(
+        "Object.assign(document.querySelector('.search'), {value: 'prompt 7'}).dispatchEvent(new Event('input'))"
+    )
     assert column(browser, 0) == ["river prompt 7"]
     assert browser.errors == []
 

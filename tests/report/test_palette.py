@@ -7,7 +7,7 @@ import re
 import pytest
 
 from lensmith.judge import plots
-from lensmith.judge.rows import LENSES, RANKS
+from lensmith.judge.tables import LENSES, RANKS
 from lensmith.process import wording
 from lensmith.report import dvc_plots, palette
 from tests.support.settings import REPOSITORY

@@ -101,7 +101,7 @@ def test_hostile_names_and_words_stay_text(desk):
 def test_hostile_names_stay_text_in_charts(desk):
     """Plotly reads a few HTML tags in the names of lines."""
     desk.add("one")
-    found = curves.read(desk.folders["kl"] / "one.csv", "kl_final_lens_bits")
+    found = curves.read_layers(desk.folders["kl"] / "one.csv", "kl_final_lens_bits")
 
     names = [line["name"] for line in charts.overview({HOSTILE: found})["data"]]
     assert names == ["&lt;img src=x onerror=alert(1)&gt;"]
@@ -239,7 +239,7 @@ def test_gate_g_shows_the_worst_part_of_the_context(desk):
 def test_crossings_are_marked_where_they_lie(desk):
     """The plan's first-rank crossings, one diamond for each lens, with the ranks that are crossed there."""
     desk.add("one")
-    found = curves.read(desk.folders["kl"] / "one.csv", "kl_final_lens_bits")
+    found = curves.read_layers(desk.folders["kl"] / "one.csv", "kl_final_lens_bits")
 
     marked = [trace for trace in charts.kl(found, passing())["data"] if trace.get("text")]
     assert [(trace["x"], trace["text"]) for trace in marked] == [([3], ["≤ 10, 5"])] * 2

@@ -18,7 +18,7 @@ class Desk:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.folders = {name: root / name for name in report.Folders.__annotations__}
+        self.folders = {name: root / name for name in report.ReportFolders.__annotations__}
         self.html, self.overview = root / "report.html", root / "overview.csv"
 
     def add(
@@ -31,7 +31,7 @@ class Desk:
         return self
 
     def build(self) -> str:
-        report.build(report.Folders(**self.folders), self.html, self.overview)
+        report.build(report.ReportFolders(**self.folders), self.html, self.overview)
         return self.html.read_text(encoding="utf-8")
 
     def table(self) -> list[dict[str, str]]:

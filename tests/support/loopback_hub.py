@@ -338,8 +338,8 @@ def _calls() -> dict[str, Any]:
         if name == "fit":
             fit.run(chosen, at["code"], at["corpus"], at["lens"])
         else:
-            drawn = {name: at[name].parent for name in page.Folders.__annotations__ if name != "resolved"}
-            html = page.page_of(at["settings"], page.Folders(resolved=at["settings"].parent, **drawn))
+            drawn = {name: at[name].parent for name in page.ReportFolders.__annotations__ if name != "resolved"}
+            html = page.page_of(at["settings"], page.ReportFolders(resolved=at["settings"].parent, **drawn))
             publish.run(chosen, at["corpus"], at["lens"], at["judgement"], at["release"], page=html)
 
     def logits(place: str, model: str, base: str, revision: str | None = None) -> Any:

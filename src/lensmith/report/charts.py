@@ -1,11 +1,11 @@
-"""The page's charts, as Plotly figures in plain JSON.
+"""The report page's charts, as Plotly figures in plain JSON.
 
-Colours of lines are of middle lightness and read well on white and on black; those of text and grid follow the
-reader's colour scheme, and are set by the page.
+Lines keep their colours in light and dark pages; the page's script sets those of text and grid.
 """
 
 import html
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -14,162 +14,175 @@ from lensmith.judge.judgement import Estimate, Judgement
 from lensmith.lens.depth import PERCENTILES
 from lensmith.process import wording
 from lensmith.report import palette
-from lensmith.report.curves import Curves, Point
+from lensmith.report.curves import Earliness, LayerCurves, Training
 
 CROSSED = ("norm", "tuned")  # lenses whose first ranks are marked
 DASHES = ("solid", "dash", "dot", "dashdot")
 WIDE, HALF = 400, 320  # pixels
+DEPTHS = [f"{percent} %" for percent in PERCENTILES]
+KL_AXIS = "KL to the final answer, bits"
 
-Bars = dict[str, list[tuple[int, int]]]
-Training = dict[str, list[tuple[int, float | None]]]
+PlainFigure = dict[str, Any]
 
 
-def kl(curves: Curves, judgement: Judgement) -> dict[str, Any]:
-    """KL(final, lens) over layers; where half of the answers reach a rank; guides at the depths that gates read."""
-    figure = _depth(curves, judgement, "KL to the final answer, bits")
-    top = max((p.value for lens in curves.lenses for p in curves.at(lens) if p.value is not None), default=1.0)
-    figure.update_yaxes(
-        range=[-0.12 * top, 1.05 * top], zeroline=False
-    )  # room for the words below the last layers' diamonds
+def kl(curves: LayerCurves, judgement: Judgement) -> PlainFigure:
+    """KL(final, lens) over layers; diamonds where half of the answers reach a rank; guides at the gates' layers."""
+    figure = _over_layers(curves, judgement, KL_AXIS)
+    values = [point.value for lens in curves.lenses for point in curves.points(lens) if point.value is not None]
+    top = max(values, default=1.0)
+    # Room for the words below the last layers' diamonds.
+    figure.update_yaxes(range=[-0.12 * top, 1.05 * top], zeroline=False)
     return _plain(figure, WIDE)
 
 
-def cosine(curves: Curves, judgement: Judgement) -> dict[str, Any]:
-    """Cosine of the lens's and the final logits over layers."""
-    # Five names in a narrow chart leave no room for the lines; they are the first chart's.
-    return _plain(
-        _depth(curves, judgement, "cosine with the final logits", words=False).update_layout(showlegend=False), HALF
-    )
+def cosine(curves: LayerCurves, judgement: Judgement) -> PlainFigure:
+    """Cosine of the lens's and the final logits over layers. The legend is that of `kl`, for want of room."""
+    figure = _over_layers(curves, judgement, "cosine with the final logits", words=False)
+    return _plain(figure.update_layout(showlegend=False), HALF)
 
 
-def gains(judgement: Judgement) -> dict[str, Any] | None:
+def gains(judgement: Judgement) -> PlainFigure | None:
     """Bars of KL(norm) - KL(tuned) with intervals and the limits of gate A. None where nothing was measured."""
-    series = (
+    figure = go.Figure()
+    for label, prefix, colour in (
         ("suite prompts, median", "median", palette.LENSES["tuned"]),
         ("held-out text, mean", "heldout", palette.TUNED_PALE),
-    )
-    depths = [f"{p} %" for p in PERCENTILES]
-    figure = go.Figure()
-    for label, prefix, colour in series:
-        estimates = [judgement.estimate(f"{prefix}_delta_kl_bits_{p}") for p in PERCENTILES]
-        if any(e.value is not None for e in estimates):
-            hover = f"{label}<br>%{{y:.3f}} bits at %{{x}}<extra></extra>"
-            y, error_y = [e.value for e in estimates], whiskers(estimates)
-            figure.add_bar(x=depths, y=y, error_y=error_y, name=label, marker={"color": colour}, hovertemplate=hover)
+    ):
+        estimates = [judgement.estimate(f"{prefix}_delta_kl_bits_{percent}") for percent in PERCENTILES]
+        if any(estimate.value is not None for estimate in estimates):
+            _bars_at_depths(figure, label, colour, estimates, "bits")
     if not figure.data:
         return None
-    limits = [check.limit for check in judgement.gate("A").checks]
-    marker = {"symbol": "line-ew", "size": 44, "line": {"width": 2.5, "color": palette.LIMIT}}
-    hover = "limit %{y} bits<extra></extra>"
-    figure.add_scatter(x=depths, y=limits, name="limit of gate A", mode="markers", marker=marker, hovertemplate=hover)
+    figure.add_scatter(
+        x=DEPTHS, y=[check.limit for check in judgement.gate("A").checks], name="limit of gate A", mode="markers",
+        marker={"symbol": "line-ew", "size": 44, "line": {"width": 2.5, "color": palette.LIMIT}},
+        hovertemplate="limit %{y} bits<extra></extra>",
+    )  # fmt: skip
     figure.update_layout(bargap=0.35, bargroupgap=0.08, barcornerradius=3)
     figure.update_xaxes(title="depth", type="category")
     figure.update_yaxes(title="KL saved, bits", zeroline=True, rangemode="tozero")
     return _plain(figure, HALF)
 
 
-def ladder(judgement: Judgement) -> dict[str, Any] | None:
+def ladder(judgement: Judgement) -> PlainFigure | None:
     """Bars of the KL that each kind of lens leaves at three depths, with intervals. None where none was measured."""
-    depths = [f"{p} %" for p in PERCENTILES]
     figure = go.Figure()
     for rung in judgement.rungs:
-        # The lens that is judged has a kind of its own where it is not one that it is compared with.
-        colour = palette.LENSES.get({"identity": "norm"}.get(rung.kind, rung.kind), palette.LENSES["tuned"])
-        name = html.escape(rung.name, quote=False)
-        hover = f"{name}<br>%{{y:.3f}} bits left at %{{x}}<extra></extra>"
-        y, error_y = [e.value for e in rung.kl], whiskers(list(rung.kl))
-        figure.add_bar(x=depths, y=y, error_y=error_y, name=name, marker={"color": colour}, hovertemplate=hover)
+        # The judged lens has a kind of its own, for which the palette has no colour.
+        lens = "norm" if rung.kind == "identity" else rung.kind if rung.kind in palette.LENSES else "tuned"
+        _bars_at_depths(figure, html.escape(rung.name, quote=False), palette.LENSES[lens], rung.kl, "bits left")
     if not figure.data:
         return None
     figure.update_layout(bargap=0.25, bargroupgap=0.08, barcornerradius=3)
     figure.update_xaxes(title="depth", type="category")
-    figure.update_yaxes(title="KL to the final answer, bits", rangemode="tozero")
+    figure.update_yaxes(title=KL_AXIS, rangemode="tozero")
     return _plain(figure, HALF)
 
 
-def earliness(bars: Bars) -> dict[str, Any] | None:
-    """How many layers sooner the tuned lens has the answer within a rank: prompts by layers. None without prompts."""
+def earliness(by_rank: Earliness) -> PlainFigure | None:
+    """Prompts by how many layers earlier the tuned lens has the answer within a rank. None without prompts."""
     figure = go.Figure()
-    for (rank, pairs), colour in zip(bars.items(), palette.ANSWER_RANKS.values(), strict=False):
-        layers, prompts = zip(*pairs, strict=True)
+    for (rank, bars), colour in zip(by_rank.items(), palette.ANSWER_RANKS.values(), strict=False):
+        layers, prompts = zip(*bars, strict=True)
         name = html.escape(rank, quote=False)
         hover = f"{name}<br>%{{y}} prompts, %{{x}} layers earlier<extra></extra>"
         figure.add_bar(x=layers, y=prompts, name=name, marker={"color": colour}, hovertemplate=hover)
     if not figure.data:
         return None
     figure.update_layout(bargap=0.2, bargroupgap=0.05, barcornerradius=2)
-    figure.add_vline(x=0, line={"color": palette.GUIDE, "width": 1, "dash": "dot"}, opacity=0.55, layer="below")
+    _guide(figure, 0)
     figure.update_xaxes(title="layers earlier than the norm lens (negative: later)")
     figure.update_yaxes(title="prompts")
     return _plain(figure, HALF)
 
 
-def training(curves: Training) -> dict[str, Any] | None:
+def training(by_curve: Training) -> PlainFigure | None:
     """KL over the positions that the fit trained on. None where it logged nothing."""
     figure = go.Figure()
-    for curve, pairs in curves.items():
-        positions, bits = zip(*pairs, strict=True)
-        name, is_training = html.escape(curve, quote=False), curve == "training"
-        colour = palette.TRAINING.get(curve, palette.GUIDE)
-        line = {"color": colour, "width": 2, "dash": "dot" if is_training else "solid"}
-        figure.add_scatter(x=positions, y=bits, name=name, mode="lines+markers", line=line, marker={"size": 4},
-                           hovertemplate=f"{name}<br>%{{y:.3f}} bits, %{{x:,}} positions<extra></extra>")  # fmt: skip
+    for curve, points in by_curve.items():
+        positions, bits = zip(*points, strict=True)
+        name, dash = html.escape(curve, quote=False), "dot" if curve == "training" else "solid"
+        figure.add_scatter(
+            x=positions, y=bits, name=name, mode="lines+markers", marker={"size": 4},
+            line={"color": palette.TRAINING.get(curve, palette.GUIDE), "width": 2, "dash": dash},
+            hovertemplate=f"{name}<br>%{{y:.3f}} bits, %{{x:,}} positions<extra></extra>",
+        )  # fmt: skip
     if not figure.data:
         return None
     figure.update_xaxes(title="positions trained on")
-    figure.update_yaxes(title="KL to the final answer, bits", rangemode="tozero")
+    figure.update_yaxes(title=KL_AXIS, rangemode="tozero")
     return _plain(figure, HALF)
 
 
-def overview(models: dict[str, Curves]) -> dict[str, Any]:
-    """Tuned curves of all models over relative depth."""
+def overview(models: Mapping[str, LayerCurves]) -> PlainFigure:
+    """The tuned lens's KL of all models over relative depth; dashes tell models of one colour apart."""
     figure = go.Figure()
-    for place, (key, curves) in enumerate(models.items()):
+    n_colours = len(palette.SERIES)
+    for number, (key, curves) in enumerate(models.items()):
         name = html.escape(key, quote=False)  # Plotly reads a few HTML tags in names
-        dash = DASHES[place // len(palette.SERIES) % len(DASHES)]
-        line = {"color": palette.SERIES[place % len(palette.SERIES)], "width": 2.5, "dash": dash}
-        points = curves.at("tuned")
-        x = [100 * point.layer / curves.n_layers for point in points]
-        y = [point.value for point in points]
-        figure.add_scatter(x=x, y=y, name=name, mode="lines+markers", line=line, marker={"size": 5},
-                           hovertemplate=f"{name}<br>%{{y:.3f}} bits at %{{x:.0f}} % depth<extra></extra>")  # fmt: skip
+        points = curves.points("tuned")
+        figure.add_scatter(
+            x=[100 * point.layer / curves.n_layers for point in points], y=[point.value for point in points],
+            name=name, mode="lines+markers", marker={"size": 5},
+            line={"color": palette.SERIES[number % n_colours], "width": 2.5,
+                  "dash": DASHES[number // n_colours % len(DASHES)]},
+            hovertemplate=f"{name}<br>%{{y:.3f}} bits at %{{x:.0f}} % depth<extra></extra>",
+        )  # fmt: skip
     figure.update_xaxes(title="depth, % of layers", range=[0, 102])
-    figure.update_yaxes(title="KL to the final answer, bits", rangemode="tozero")
+    figure.update_yaxes(title=KL_AXIS, rangemode="tozero")
     for percent in PERCENTILES:
         _guide(figure, percent, f"{percent} %")
     return _plain(figure, WIDE)
 
 
-def _depth(curves: Curves, judgement: Judgement, title: str, *, words: bool = True) -> go.Figure:
+def whiskers(estimates: Sequence[Estimate]) -> dict[str, Any]:
+    """Intervals as error bars; of no length where there is no interval."""
+    above = [e.hi - e.value if e.hi is not None and e.value is not None else 0 for e in estimates]
+    below = [e.value - e.lo if e.lo is not None and e.value is not None else 0 for e in estimates]
+    return {"type": "data", "array": above, "arrayminus": below, "thickness": 1.5, "width": 5, "color": palette.WHISKER}
+
+
+def _bars_at_depths(figure: go.Figure, name: str, colour: str, estimates: Sequence[Estimate], unit: str) -> None:
+    figure.add_bar(
+        x=DEPTHS, y=[estimate.value for estimate in estimates], error_y=whiskers(estimates), name=name,
+        marker={"color": colour}, hovertemplate=f"{name}<br>%{{y:.3f}} {unit} at %{{x}}<extra></extra>",
+    )  # fmt: skip
+
+
+def _over_layers(curves: LayerCurves, judgement: Judgement, title: str, *, words: bool = True) -> go.Figure:
+    """A line for each lens in the band of its interval; diamonds, with words or without, at the first ranks."""
     figure = go.Figure()
     for lens in curves.lenses:
-        points, name, colour = curves.at(lens), wording.lens(lens), palette.LENSES[lens]
-        _band(figure, points, colour)
-        x, y = [p.layer for p in points], [p.value for p in points]
-        figure.add_scatter(x=x, y=y, name=name, mode="lines+markers", line={"color": colour, "width": 2.5},
-                           marker={"size": 5}, hovertemplate=_hover(name))  # fmt: skip
+        points, name, colour = curves.points(lens), wording.lens(lens), palette.LENSES[lens]
+        known = [point for point in points if point.lo is not None and point.hi is not None]
+        layers = [point.layer for point in known]
+        figure.add_scatter(
+            x=layers + layers[::-1], y=[point.hi for point in known] + [point.lo for point in reversed(known)],
+            fill="toself", fillcolor=colour, opacity=0.18, line={"width": 0}, mode="lines", hoverinfo="skip",
+            showlegend=False,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[point.layer for point in points], y=[point.value for point in points], name=name, mode="lines+markers",
+            line={"color": colour, "width": 2.5}, marker={"size": 5},
+            hovertemplate=f"{name}<br>%{{y:.3f}} at layer %{{x}}<extra></extra>",
+        )  # fmt: skip
         if lens in CROSSED:
-            _crossings(figure, lens, [p for p in points if p.crossing and p.value is not None], words=words)
+            _crossings(figure, curves, lens, words=words)
     L = curves.n_layers
     for percent in PERCENTILES:
         # The layer that the gates read, not the exact share: a quarter of six layers is read at layer 2.
         _guide(figure, judgement.layers[percent], f"{percent} %")
-    figure.update_xaxes(title="layer", range=[-0.02 * L, L + 0.5], tick0=0, dtick=_tick(L))
+    # About ten labels, the last layer among them where that is possible.
+    steps = [step for step in range(1, L + 1) if L / step <= 12]
+    tick = next((step for step in steps[:4] if L % step == 0), steps[0] if steps else 1)
+    figure.update_xaxes(title="layer", range=[-0.02 * L, L + 0.5], tick0=0, dtick=tick)
     figure.update_yaxes(title=title)
     return figure
 
 
-def _band(figure: go.Figure, points: tuple[Point, ...], colour: str) -> None:
-    """The interval around a curve."""
-    known = [p for p in points if p.lo is not None and p.hi is not None]
-    x = [p.layer for p in known]
-    figure.add_scatter(x=x + x[::-1], y=[p.hi for p in known] + [p.lo for p in reversed(known)], fill="toself",
-                       fillcolor=colour, opacity=0.18, line={"width": 0}, mode="lines", hoverinfo="skip",
-                       showlegend=False)  # fmt: skip
-
-
-def _crossings(figure: go.Figure, lens: str, points: list[Point], *, words: bool) -> None:
-    """Diamonds where half of the answers have reached a rank; words on the side where the other curve is not."""
+def _crossings(figure: go.Figure, curves: LayerCurves, lens: str, *, words: bool) -> None:
+    """Diamonds where half of the answers have reached a rank; words on the side away from the other curve."""
+    points = [point for point in curves.points(lens) if point.crossing and point.value is not None]
     ranks = [html.escape(p.crossing.replace("rank<=", "≤ ").replace("/", ", "), quote=False) for p in points]
     side: str | list[str] = "top right"
     if lens == "tuned":
@@ -184,29 +197,13 @@ def _crossings(figure: go.Figure, lens: str, points: list[Point], *, words: bool
     )  # fmt: skip
 
 
-def whiskers(estimates: list[Estimate]) -> dict[str, Any]:
-    """Intervals as error bars; none where there is no interval."""
-    above = [e.hi - e.value if e.hi is not None and e.value is not None else 0 for e in estimates]
-    below = [e.value - e.lo if e.lo is not None and e.value is not None else 0 for e in estimates]
-    return {"type": "data", "array": above, "arrayminus": below, "thickness": 1.5, "width": 5, "color": palette.WHISKER}
-
-
-def _guide(figure: go.Figure, x: float, label: str) -> None:
+def _guide(figure: go.Figure, x: float, label: str = "") -> None:
     figure.add_vline(x=x, line={"color": palette.GUIDE, "width": 1, "dash": "dot"}, opacity=0.55, layer="below")
-    figure.add_annotation(x=x, y=1, yref="paper", yanchor="bottom", text=label, showarrow=False, font={"size": 11})
+    if label:
+        figure.add_annotation(x=x, y=1, yref="paper", yanchor="bottom", text=label, showarrow=False, font={"size": 11})
 
 
-def _tick(n_layers: int) -> int:
-    """Layers between two labels: about ten labels, the last layer among them where that is possible."""
-    enough = [step for step in range(1, n_layers + 1) if n_layers / step <= 12]
-    return next((step for step in enough[:4] if n_layers % step == 0), enough[0] if enough else 1)
-
-
-def _hover(name: str) -> str:
-    return f"{name}<br>%{{y:.3f}} at layer %{{x}}<extra></extra>"
-
-
-def _plain(figure: go.Figure, height: int) -> dict[str, Any]:
+def _plain(figure: go.Figure, height: int) -> PlainFigure:
     figure.update_layout(
         template="none",
         height=height,
@@ -219,9 +216,8 @@ def _plain(figure: go.Figure, height: int) -> dict[str, Any]:
         dragmode=False,
         hovermode="closest",
     )
-    figure.update_xaxes(
-        showgrid=False, zeroline=False, ticks="outside", ticklen=4, title_font_size=12.5, title_standoff=8
-    )
+    axis = {"ticks": "outside", "ticklen": 4, "title_font_size": 12.5, "title_standoff": 8}
+    figure.update_xaxes(showgrid=False, zeroline=False, **axis)
     figure.update_yaxes(showgrid=True, ticks="", title_font_size=12.5)
-    plain: dict[str, Any] = json.loads(figure.to_json())
+    plain: PlainFigure = json.loads(figure.to_json())
     return plain

@@ -1,17 +1,24 @@
-"""Tables that `gates` and `plots` wrote for drawing: curves over depth, bars of earliness, curves of a fit."""
+"""Tables that `gates` and `plots` wrote for drawing: curves over layers, bars of earliness, curves of a fit."""
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lensmith.process import wording
 from lensmith.process.errors import IntegrityError
 
+Earliness = dict[str, list[tuple[int, int]]]  # rank -> (layers by which the tuned lens is earlier, prompts)
+Training = dict[str, list[tuple[int, float | None]]]  # curve -> (positions trained on, KL in bits)
+Converter = Callable[[str], Any]  # of a cell; raises ValueError
+
 
 @dataclass(frozen=True)
 class Point:
+    """One layer of a curve, with the interval around its value."""
+
     layer: int
     value: float | None  # None where it was not finite
     crossing: str = ""  # ranks that half of the answers reach here, such as "rank<=10/5"
@@ -20,8 +27,8 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Curves:
-    """The curves of one quantity by lens, each in the order of its layers. Layers run from 0 to n_layers."""
+class LayerCurves:
+    """One quantity over the layers, a curve for each lens. Layers run from 0 to n_layers."""
 
     by_lens: dict[str, tuple[Point, ...]]
 
@@ -31,78 +38,77 @@ class Curves:
 
     @property
     def lenses(self) -> list[str]:
-        """The lenses that have a curve, in the order in which readers meet them."""
+        """The lenses that have a curve, in the order in which the page shows them."""
         return [lens for lens in wording.LENSES if lens in self.by_lens]
 
-    def at(self, lens: str) -> tuple[Point, ...]:
+    def points(self, lens: str) -> tuple[Point, ...]:
+        """The lens's curve from its first layer up; empty where the lens was not measured."""
         return self.by_lens.get(lens, ())
 
     def value(self, lens: str, layer: int) -> float | None:
-        return next((point.value for point in self.at(lens) if point.layer == layer), None)
+        """The lens's value at a layer; None where there is none."""
+        return next((point.value for point in self.points(lens) if point.layer == layer), None)
 
 
-def read(path: Path, quantity: str) -> Curves:
+def read_layers(path: Path, quantity: str) -> LayerCurves:
     """A file of columns `layer,lens,<quantity>,crossing,lo,hi,guide`.
 
     Raises:
         IntegrityError: missing, other columns, or a line that is no point of a curve.
     """
+    columns: dict[str, Converter] = {
+        "layer": int, "lens": _lens, quantity: _number, "crossing": str, "lo": _number, "hi": _number, "guide": str,
+    }  # fmt: skip
     by_lens: dict[str, list[Point]] = {}
-    for line, row in _rows(path, ("layer", "lens", quantity, "crossing", "lo", "hi", "guide")):
-        if row["lens"] not in wording.LENSES:
-            raise IntegrityError(f"{path}:{line}: lens is {row['lens']!r}, must be one of {', '.join(wording.LENSES)}")
-        value, lo, hi = (_number(path, line, row[name]) for name in (quantity, "lo", "hi"))
-        by_lens.setdefault(row["lens"], []).append(
-            Point(_int(path, line, row["layer"]), value, row["crossing"], lo, hi)
-        )
-    return Curves({lens: tuple(sorted(points, key=lambda p: p.layer)) for lens, points in by_lens.items()})
+    for layer, lens, value, crossing, lo, hi, _ in _rows(path, columns):
+        by_lens.setdefault(lens, []).append(Point(layer, value, crossing, lo, hi))
+    return LayerCurves({lens: tuple(sorted(points, key=lambda p: p.layer)) for lens, points in by_lens.items()})
 
 
-def read_earliness(path: Path) -> dict[str, list[tuple[int, int]]]:
-    """rank -> (layers earlier, prompts). Raises IntegrityError as `read` does."""
-    found: dict[str, list[tuple[int, int]]] = {}
-    for line, row in _rows(path, ("shift_layers", "rank", "prompts", "share_pct")):
-        pair = _int(path, line, row["shift_layers"]), _int(path, line, row["prompts"])
-        found.setdefault(row["rank"], []).append(pair)
-    return found
+def read_earliness(path: Path) -> Earliness:
+    """A file of columns `shift_layers,rank,prompts,share_pct`. Raises IntegrityError as `read_layers` does."""
+    prompts_by_rank: Earliness = {}
+    for shift, rank, prompts, _ in _rows(
+        path, {"shift_layers": int, "rank": str, "prompts": int, "share_pct": _number}
+    ):
+        prompts_by_rank.setdefault(rank, []).append((shift, prompts))
+    return prompts_by_rank
 
 
-def read_training(path: Path) -> dict[str, list[tuple[int, float | None]]]:
-    """curve -> (positions trained on, KL in bits). Raises IntegrityError as `read` does."""
-    found: dict[str, list[tuple[int, float | None]]] = {}
-    for line, row in _rows(path, ("positions", "curve", "kl_bits", "best")):
-        pair = _int(path, line, row["positions"]), _number(path, line, row["kl_bits"])
-        found.setdefault(row["curve"], []).append(pair)
-    return found
+def read_training(path: Path) -> Training:
+    """A file of columns `positions,curve,kl_bits,best`. Raises IntegrityError as `read_layers` does."""
+    by_curve: Training = {}
+    for positions, curve, bits, _ in _rows(path, {"positions": int, "curve": str, "kl_bits": _number, "best": str}):
+        by_curve.setdefault(curve, []).append((positions, bits))
+    return by_curve
 
 
-def _rows(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows(path: Path, columns: Mapping[str, Converter]) -> Iterator[tuple[Any, ...]]:
+    """The lines of a CSV that has exactly these columns, each cell converted by its column's function."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != wanted:
-                raise IntegrityError(f"{path}: its columns are {reader.fieldnames}, must be {list(wanted)}")
-            for row in reader:
-                if None in row.values() or None in row:
-                    raise IntegrityError(f"{path}:{reader.line_num}: has not {len(wanted)} cells")
-                yield reader.line_num, row
+            reader = csv.reader(file)
+            header = next(reader, [])
+            if header != list(columns):
+                raise IntegrityError(f"{path}: its columns are {header}, must be {list(columns)}")
+            for cells in reader:
+                try:
+                    yield tuple(convert(cell) for convert, cell in zip(columns.values(), cells, strict=True))
+                except ValueError as error:
+                    raise IntegrityError(f"{path}:{reader.line_num}: {error}") from None
     except FileNotFoundError:
         raise IntegrityError(f"{path}: missing. `dvc repro` writes it.") from None
 
 
-def _int(path: Path, line: int, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise IntegrityError(f"{path}:{line}: {error}") from None
+def _lens(cell: str) -> str:
+    if cell not in wording.LENSES:
+        raise ValueError(f"lens is {cell!r}, must be one of {', '.join(wording.LENSES)}")
+    return cell
 
 
-def _number(path: Path, line: int, text: str) -> float | None:
+def _number(cell: str) -> float | None:
     """None for an empty cell, which stands for a number that was not finite."""
-    try:
-        value = float(text) if text else None
-    except ValueError as error:
-        raise IntegrityError(f"{path}:{line}: {error}") from None
+    value = float(cell) if cell else None
     if value is not None and not math.isfinite(value):
-        raise IntegrityError(f"{path}:{line}: is {text}, must be a finite number or empty")
+        raise ValueError(f"is {cell}, must be a finite number or empty")
     return value

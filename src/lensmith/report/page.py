@@ -1,14 +1,13 @@
-"""One page over all models: what was measured, what was asked, and the verdicts. It needs no network.
+"""One page over all models: what was measured, what the gates ask, and the verdicts. It needs no network.
 
-The page carries no date and no machine: the same metrics give the same bytes. A model that is not in `resolved` is
-not on it, whatever files it left behind.
+The page carries no date and no machine: the same judgements give the same bytes. A model that is not in `resolved` is
+left out, whatever files of it are still there.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import plotly.offline
 from markupsafe import Markup
@@ -19,43 +18,44 @@ from lensmith.judge.judgement import VERDICTS, Estimate, Judgement
 from lensmith.lens.depth import PERCENTILES
 from lensmith.process import wording
 from lensmith.process.errors import InputError
-from lensmith.report import charts, curves, detail, heatmap, palette
-from lensmith.report.curves import Curves
-from lensmith.report.detail import Detail
+from lensmith.report import charts, curves, heatmap, palette
+from lensmith.report.curves import LayerCurves
+from lensmith.report.model_detail import ModelDetail
 from lensmith.settings import sections
 from lensmith.settings.sections import ModelParams
 
 # A page of ten models stays below this, however many texts they would show.
 PAGE_BYTES = 7_800_000
-MODEL_BYTES = 80_000  # of a model's tables and charts, in the page's text; trajectories share what is left
+MODEL_BYTES = 80_000  # of a model's tables and charts; its trajectories get what is left of its share
 
-COLUMNS = ("model", "layer", "depth_pct", "kl_final_lens_bits")
+OVERVIEW_COLUMNS = ("model", "layer", "depth_pct", "kl_final_lens_bits")
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One number that a reader should see first."""
+    """One number at the head of a model's section."""
 
     label: str
     value: str
     unit: str
-    note: str
+    interval: str  # empty where there is none
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelSection:
     """What the page shows of one model."""
 
     key: str
     settings: ModelParams
     judgement: Judgement
-    kl: Curves
-    cosine: Curves
-    earliness: charts.Bars
-    training: charts.Training
-    detail: Detail
+    kl: LayerCurves
+    cosine: LayerCurves
+    earliness: curves.Earliness
+    training: curves.Training
+    detail: ModelDetail
 
-    def charts(self) -> dict[str, dict[str, Any] | None]:
+    def charts(self) -> dict[str, charts.PlainFigure | None]:
+        """Chart by name; None where it would be empty."""
         return {
             "kl": charts.kl(self.kl, self.judgement),
             "cosine": charts.cosine(self.cosine, self.judgement),
@@ -66,40 +66,38 @@ class Model:
         }
 
     def tiles(self) -> Iterator[Tile]:
-        judged = self.judgement
-        for p in PERCENTILES:
-            delta = judged.estimate(f"median_delta_kl_bits_{p}")
-            yield Tile(f"KL saved at {p} % depth", wording.signed(delta.value), "bits", self._interval(delta))
-        shift = judged.estimate("earliness_shift_first_rank_le_10_layers")
-        layers = "layer" if shift.value in {-1, 1} else "layers"
-        value, interval = (text.replace(".00", "") for text in (wording.signed(shift.value), self._interval(shift)))
-        yield Tile("Answer in the top 10, earlier by", value, layers, interval)
-        gain = judged.estimate("rank1_coverage_gain")
-        points = gain.times(100)
-        value = wording.signed(points.value)
-        yield Tile("Layers with the answer on top", value, "% points", self._interval(points))
+        """The numbers that a reader should see first."""
+        for percent in PERCENTILES:
+            delta = self.judgement.estimate(f"median_delta_kl_bits_{percent}")
+            yield _tile(f"KL saved at {percent} % depth", delta, "bits")
+        shift = self.judgement.estimate("earliness_shift_first_rank_le_10_layers")
+        yield _tile("Answer in the top 10, earlier by", shift, "layer" if shift.value in {-1, 1} else "layers")
+        gain = self.judgement.estimate("rank1_coverage_gain").times(100)
+        yield _tile("Layers with the answer on top", gain, "% points")
 
     @property
-    def tone(self) -> str:
-        """The worst verdict among the gates: the colour of the model's banner."""
-        found = {gate.verdict for gate in self.judgement.gates}
-        return next(word for word in ("fail", "invalid", "inconclusive", "pass") if word in found)
+    def worst_verdict(self) -> str:
+        """The worst verdict among the gates, which colours the model's banner."""
+        verdicts = {gate.verdict for gate in self.judgement.gates}
+        return next(word for word in ("fail", "invalid", "inconclusive", "pass") if word in verdicts)
 
     def layers(self) -> Iterator[tuple[int, list[float | None], list[float | None]]]:
         """(layer, KL by lens, cosine by lens) for the table behind the charts."""
         for layer in range(self.kl.n_layers + 1):
-            kl, cosine = ([c.value(name, layer) for name in self.kl.lenses] for c in (self.kl, self.cosine))
+            kl, cosine = ([c.value(lens, layer) for lens in self.kl.lenses] for c in (self.kl, self.cosine))
             yield layer, kl, cosine
 
-    @staticmethod
-    def _interval(estimate: Estimate) -> str:
-        if estimate.lo is None or estimate.hi is None:
-            return ""
-        return f"{wording.signed(estimate.lo)} to {wording.signed(estimate.hi)}"
+
+def _tile(label: str, estimate: Estimate, unit: str) -> Tile:
+    def form(value: float | None) -> str:
+        return wording.signed(value).removesuffix(".00") if unit.startswith("layer") else wording.signed(value)
+
+    known = estimate.lo is not None and estimate.hi is not None
+    return Tile(label, form(estimate.value), unit, f"{form(estimate.lo)} to {form(estimate.hi)}" if known else "")
 
 
 @dataclass(frozen=True)
-class Folders:
+class ReportFolders:
     """Where the light stages wrote a file for each model."""
 
     resolved: Path  # settings; they say which models there are
@@ -111,7 +109,7 @@ class Folders:
     detail: Path
 
 
-def build(folders: Folders, html: Path, overview: Path) -> None:
+def build(folders: ReportFolders, html: Path, overview: Path) -> None:
     """Write the page and the table of all tuned curves.
 
     Raises:
@@ -125,53 +123,50 @@ def build(folders: Folders, html: Path, overview: Path) -> None:
         )
     models = [_read(file, folders) for file in files]
     page = _page(models)
-    artifacts.write_csv(
-        overview, COLUMNS, [row for model in models for row in _rows(model)], digits=artifacts.TRACKED_DIGITS
-    )
+    rows = [
+        (model.key, point.layer, 100 * point.layer / model.kl.n_layers, point.value)
+        for model in models
+        for point in model.kl.points("tuned")
+    ]
+    artifacts.write_csv(overview, OVERVIEW_COLUMNS, rows, digits=artifacts.TRACKED_DIGITS)
     artifacts.write_text(html, page)
 
 
-def page_of(file: Path, folders: Folders) -> str:
-    """The same page over one model alone, whose settings `file` holds; it goes out with the model's lens."""
-    return _page([_read(file, folders)])
+def page_of(settings: Path, folders: ReportFolders) -> str:
+    """The same page over one model, whose resolved settings the file holds; it goes out with the model's lens."""
+    return _page([_read(settings, folders)])
 
 
-def _read(file: Path, folders: Folders) -> Model:
+def _read(file: Path, folders: ReportFolders) -> ModelSection:
     # The file's name, not the key inside: a name cannot lead out of a folder.
     key = file.stem
-    settings = sections.read_resolved(file)
-    return Model(
+    return ModelSection(
         key,
-        settings,
+        sections.read_resolved(file),
         judgement.read(folders.judgement / f"{key}.json"),
-        curves.read(folders.kl / f"{key}.csv", "kl_final_lens_bits"),
-        curves.read(folders.cosine / f"{key}.csv", "cos_to_final"),
+        curves.read_layers(folders.kl / f"{key}.csv", "kl_final_lens_bits"),
+        curves.read_layers(folders.cosine / f"{key}.csv", "cos_to_final"),
         curves.read_earliness(folders.earliness / f"{key}.csv"),
         curves.read_training(folders.training / f"{key}.csv"),
-        detail.read(folders.detail / f"{key}.json"),
+        ModelDetail.read(folders.detail / f"{key}.json"),
     )
 
 
-def _rows(model: Model) -> Iterator[tuple[object, ...]]:
-    for point in model.kl.at("tuned"):
-        yield model.key, point.layer, 100 * point.layer / model.kl.n_layers, point.value
-
-
-def _page(models: list[Model]) -> str:
+def _page(models: list[ModelSection]) -> str:
     verdicts = Counter(gate.verdict for model in models for gate in model.judgement.gates)
-    script = plotly.offline.get_plotlyjs()
-    room = (PAGE_BYTES - len(script.encode())) // len(models) - MODEL_BYTES
+    plotly_script = plotly.offline.get_plotlyjs()
+    budget = (PAGE_BYTES - len(plotly_script.encode())) // len(models) - MODEL_BYTES
     return wording.render(
         __package__,
         "report.html.j2",
         models=models,
-        details={model.key: model.detail.page(room) for model in models},
-        colours=list(heatmap.choices().items()),  # a list: JSON in a page has its keys sorted
+        details={model.key: model.detail.page_data(budget) for model in models},
+        colours=heatmap.colours_as_data(),
         light=palette.css_variables(palette.LIGHT),
         dark=palette.css_variables(palette.DARK),
         percentiles=PERCENTILES,
         verdicts=[(word, verdicts[word]) for word in VERDICTS if verdicts[word]],
         overview=charts.overview({model.key: model.kl for model in models}),
         # Plotly's script and our own, in which no value stands.
-        scripts=[Markup(text) for text in (script, wording.render(__package__, "scripts.js.j2"))],  # noqa: S704
+        scripts=[Markup(text) for text in (plotly_script, wording.render(__package__, "scripts.js.j2"))],  # noqa: S704
     )
