@@ -91,7 +91,7 @@ def test_parts_together_read_every_object_once(lab):
 
     assert sum(parts) == rehash.run(lab.root).n_objects and all(n < sum(parts) for n in parts)
     for wrong in ("0/3", "4/3", "1", "a/b"):
-        with pytest.raises(InputError, match="must be n/t"):
+        with pytest.raises(InputError, match="must be I/N"):
             rehash.run(lab.root, wrong)
 
 

@@ -17,7 +17,7 @@ def doctor(
     rehash: Annotated[
         bool, typer.Option("--rehash", help="Also hash every file of DVC's cache and of the outputs again.")
     ] = False,
-    subset: Annotated[str | None, typer.Option(help="With --rehash: n/t hashes the n-th of t parts.")] = None,
+    subset: Annotated[str | None, typer.Option(help="With --rehash: 1/7 hashes a seventh of them.")] = None,
 ) -> None:
     """Say what is wrong with this lab and this machine, why it matters, and what to do.
 

@@ -1,8 +1,7 @@
 """`lensmith verify`: whether a lens is what it says it is.
 
-verify                    each lens of this lab: its provenance is computed again from its artifacts, and compared
-verify KEY                one of them
-verify FOLDER | ORG/NAME  a release, packaged here or on the Hub: every hash, and each lens measured with its model
+A word without a slash is a model of this lab: the provenance of its lens is computed again from its artifacts. A folder
+or a repository is a release: every hash is compared, and each lens is measured again with its model.
 """
 
 from typing import Annotated

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from lensmith.lens.schedule import scaled_to_vocabulary
 from lensmith.process import command
-from lensmith.process.errors import InputError
 from lensmith.settings import sections
 from lensmith.source import bank, corpus
 from lensmith.source.backbone import Backbone
@@ -22,20 +21,13 @@ def main() -> None:
     cli.add_argument("--corpus", type=Path, required=True)
     cli.add_argument("--part", required=True)
     args = cli.parse_args()
-    part, parts = _part(args.part)
+    part, parts = command.part("--part", args.part, "Nothing was captured.")
     settings, manifest = sections.read_resolved(args.settings), corpus.Manifest.read(args.corpus)
     backbone = Backbone.load(settings.source, manifest.model)
     fit = scaled_to_vocabulary(settings.fit, backbone.d_vocab, backbone.n_layers)
     tokens = corpus.read_tokens(args.corpus)
     n_shards = bank.capture_part(backbone, manifest.model.files, tokens, fit, part=part - 1, parts=parts)
     print(f"capture: part {part} of {parts}, {n_shards} shards")
-
-
-def _part(text: str) -> tuple[int, int]:
-    part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise InputError(f"--part is {text}, must be I/N with 1 <= I <= N. Nothing was captured.")
-    return int(part), int(parts)
 
 
 if __name__ == "__main__":

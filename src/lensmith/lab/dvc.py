@@ -1,6 +1,6 @@
 """What DVC knows of a lab: from its command line, and where no command says it, from its Python code.
 
-DVC's Python interface is not public, so this file alone imports it:
+Its public `dvc.api` lacks the same, and everything else of it may change, so this file alone imports from it:
 
     Config   the options of each remote by the file that holds them, and the cache's folder when dvc.lock is damaged
     Repo     every recorded output with its hash and stage, and the experiments that the queue takes for running

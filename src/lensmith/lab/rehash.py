@@ -15,7 +15,8 @@ from pathlib import Path
 
 from lensmith.files import artifacts, seals
 from lensmith.lab.dvc_cache import DIR, DvcCache, RecordedOut
-from lensmith.process.errors import InputError, IntegrityError
+from lensmith.process import command
+from lensmith.process.errors import IntegrityError
 from lensmith.process.progress import track
 
 QUARANTINE = Path(".lensmith/quarantine")
@@ -40,12 +41,12 @@ def run(root: Path, subset: str = "1/1") -> Rehash:
     """Hash the cache and the workspace of the lab in `root`; damaged objects are moved to quarantine.
 
     Args:
-        subset: `n/t` reads the n-th of t parts of the cache. An interrupted run of the same part continues.
+        subset: `i/n` reads the i-th of n parts of the cache. An interrupted run of the same part continues.
 
     Raises:
         InputError: there is no DVC repository, or no such part.
     """
-    part, parts = _part(subset)
+    part, parts = command.part("--subset", subset, "Nothing was read.")
     cache, progress = DvcCache.open(root), root / PROGRESS
     try:
         result = Rehash(**json.loads(progress.read_bytes()))
@@ -173,10 +174,3 @@ def _digests(path: Path) -> tuple[str, str]:
             md5.update(chunk)
             sha256.update(chunk)
     return md5.hexdigest(), sha256.hexdigest()
-
-
-def _part(subset: str) -> tuple[int, int]:
-    n, _, t = subset.partition("/")
-    if n.isdecimal() and t.isdecimal() and 1 <= int(n) <= int(t):
-        return int(n), int(t)
-    raise InputError(f"--subset is {subset!r}, must be n/t with 1 <= n <= t, such as 1/4. Nothing was read.")

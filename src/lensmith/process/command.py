@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lensmith.process import credentials, offline, stopping
-from lensmith.process.errors import LINE, LensmithError, shown
+from lensmith.process.errors import LINE, InputError, LensmithError, shown
 
 
 def paths(description: str | None, *names: str) -> argparse.Namespace:
@@ -16,6 +16,14 @@ def paths(description: str | None, *names: str) -> argparse.Namespace:
     for name in names:
         cli.add_argument(f"--{name}", type=Path, required=True)
     return cli.parse_args()
+
+
+def part(option: str, text: str, untouched: str) -> tuple[int, int]:
+    """An option's value I/N, the I-th of N parts. InputError, ending in `untouched`, where it is none."""
+    i, _, n = text.partition("/")
+    if i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n):
+        return int(i), int(n)
+    raise InputError(f"{option} is {text!r}, must be I/N with 1 <= I <= N, such as 1/4. {untouched}")
 
 
 def run_stage(main: Callable[[], None], *, network: bool = False) -> None:

@@ -13,13 +13,12 @@ from typing import Any
 from lensmith.files import artifacts
 from lensmith.hub import index, push, releases
 from lensmith.hub.push import Parcel, Published
+from lensmith.lab.layout import GENERATED
 from lensmith.process import git
 from lensmith.process.errors import InputError
 from lensmith.release import package, secrets
 from lensmith.settings.sections import ModelParams
 
-# What `dvc repro` itself rewrites; everything else in git decides what a release is.
-GENERATED = ("dvc.lock", "metrics", "plots", "resolved")
 NOT_SENT = "The package is complete; nothing was sent."
 
 
@@ -61,7 +60,7 @@ def send(settings: ModelParams, out: Path) -> Published:
     if repo is None:
         raise InputError(f"params.yaml: models.{settings.key}.publish.repo is not set, so there is nowhere to send to")
     # The cheap checks come first.
-    changed = git.run("status", "--porcelain", "--", ".", *(f":(exclude){name}" for name in GENERATED))
+    changed = git.run("status", "--porcelain", "--", ".", *(f":(exclude){path}" for path in GENERATED))
     if changed is None:
         raise InputError(f"this folder is no git repository, so nobody could tell what made the release. {NOT_SENT}")
     if changed:
