@@ -20,17 +20,17 @@ from lensmith.process.errors import InputError, IntegrityError
 from lensmith.release import package, publish
 from lensmith.settings.sections import ModelParams
 from lensmith.source.backbone import Backbone
+from tests.support import records
 from tests.support.scores import passing
 from tests.support.settings import atlas
 from tests.support.tiny import save_tiny
 
 L, D, RANK = 3, 8, 2
 FOLDER = "tuned_lenses/local/atlas"
-PIN = {"repo": None, "path": "demo/atlas", "commit": None, "files": {"model.safetensors": "ab" * 32}}
 
 
 def write_lens(folder: Path, n_layers: int = L, d_model: int = D, **provenance: Any) -> None:
-    """A lens with the identity at the last block, and what it says about itself."""
+    """A lens with the identity at the last layer, and what it says about itself."""
     rng = np.random.default_rng(0)
     tensors = {name: rng.normal(size=(n_layers, d_model, RANK)).astype(np.float32) for name in ("U", "V")}
     tensors |= {"c": rng.normal(size=(n_layers, d_model)).astype(np.float32) / 10}
@@ -39,11 +39,9 @@ def write_lens(folder: Path, n_layers: int = L, d_model: int = D, **provenance: 
         tensors[name][-1] = 0
     about = artifacts.canonical_json({"kind": "low_rank", "norm": "final", "schema": 1})
     artifacts.write_tensors(folder / "weights.safetensors", tensors, metadata=about)
-    record: dict[str, Any] = {key: {} for key in package.REQUIRED["provenance.json"]}
-    record |= {"model_id": "local/atlas", "model": PIN, "kind": "low_rank", "norm": "final", "seed": 316}
-    record |= {"measured": {"tokens_forwarded": 262144, "steps": 64}, "preconditioner": {"type": "none"}}
-    record["weights_sha256"] = artifacts.sha256_file(folder / "weights.safetensors")
-    artifacts.write_json(folder / "provenance.json", record | provenance)
+    sha256 = artifacts.sha256_file(folder / "weights.safetensors")
+    record = records.provenance(n_layers, d_model, RANK, weights_sha256=sha256, **provenance)
+    artifacts.write_json(folder / "provenance.json", record)
 
 
 class Bench:
@@ -55,10 +53,7 @@ class Bench:
         self.judgement, self.out = root / "judgement.json", root / "release" / "atlas"
         self.licence = {"LICENSE": b"the base model's terms"}
         write_lens(self.lens)
-        manifest = {"kind": "atlas", "model": PIN, "tokenizer": {}, "content_hash": "c1"}
-        artifacts.write_json(
-            self.corpus / "manifest.json", manifest | {"tokens_sha256": "c2", "heldout_sha256": "c3", "commit": None}
-        )
+        artifacts.write_json(self.corpus / "manifest.json", records.manifest())
         passing().write(self.judgement)
 
     def build(self, out: Path | None = None) -> Path:
@@ -113,7 +108,7 @@ def test_the_receipt_lists_every_file_and_claims_nothing(bench):
 
 
 def test_both_forms_of_the_weights_hold_the_same_tensors(bench):
-    """The plan names weights.pt; what it holds must be the lens, as plain tensors, and the other form its copy."""
+    """weights.pt is an export: plain tensors, those of the lens; the other file is a copy of what was fit."""
     folder = bench.build() / FOLDER
     tensors = load_file(folder / "weights.safetensors")
     exported = torch.load(folder / "weights.pt", weights_only=True)
@@ -124,7 +119,7 @@ def test_both_forms_of_the_weights_hold_the_same_tensors(bench):
 
 
 def test_the_packaged_provenance_adds_kpis_and_verdicts(bench):
-    """The plan's acceptance block is true or false; a word there would be true for `fail` as well."""
+    """`acceptance` is true or false; a word there would be true for `fail` as well."""
     passing(verdicts={"B": "fail", "D": "inconclusive"}).write(bench.judgement)
     bench.build()
     record = bench.read(f"{FOLDER}/provenance.json")
@@ -158,13 +153,11 @@ def test_the_base_models_terms_are_in_the_package_as_they_are(bench):
 
 
 def test_only_the_main_lens_goes_out(bench):
-    """Rungs of the ladder and the prism baseline are the lab's; a preconditioner is part of its lens."""
+    """Rungs of the ladder and the prism baseline are the lab's."""
     write_lens(bench.lens / "ladder" / "bias")
-    for name in ("prism.safetensors", "precond.safetensors"):
-        artifacts.write_tensors(bench.lens / name, {"x": np.zeros(1, np.float32)})
-    entry = (bench.build() and bench.read("INDEX.json"))["local/atlas"]
+    artifacts.write_tensors(bench.lens / "prism.safetensors", {"x": np.zeros(1, np.float32)})
+    bench.build()
 
-    assert "precond.safetensors" in entry["sha256"]
     assert not [path for path in bench.out.rglob("*") if "prism" in path.name or "ladder" in path.parts]
 
 
@@ -193,14 +186,15 @@ def test_an_unknown_base_licence_is_said_to_be_unknown(bench):
     assert "https://spdx.org/licenses/Apache-2.0.html" in (bench.out / "LICENSES" / "Apache-2.0.txt").read_text()
 
 
-@pytest.mark.parametrize("key", package.REQUIRED["provenance.json"])
-def test_provenance_that_lacks_a_key_is_refused_by_name(bench, key):
+@pytest.mark.parametrize("name", ["lens/provenance.json", "corpus/manifest.json"])
+def test_a_record_that_lacks_a_key_is_refused_by_name(bench, name):
     """A lens that does not say what it was fit on cannot be fit again."""
-    record = artifacts.read_json(bench.lens / "provenance.json")
-    artifacts.write_json(bench.lens / "provenance.json", {k: v for k, v in record.items() if k != key})
-
-    with pytest.raises(IntegrityError, match=re.escape(key)):
-        bench.build()
+    path = bench.corpus.parent / name
+    record = artifacts.read_json(path)
+    for key in ("seed", "model"):
+        artifacts.write_json(path, {k: v for k, v in record.items() if k != key})
+        with pytest.raises(IntegrityError, match=rf"{name}: {key}"):
+            bench.build()
     assert not bench.out.exists()
 
 
@@ -228,7 +222,7 @@ def damage_weights(bench: Bench) -> None:
 
 
 def flip_recorded_weights(bench: Bench) -> None:
-    write_lens(bench.lens, weights_sha256="0" * 64)
+    artifacts.write_json(bench.lens / "provenance.json", records.provenance(weights_sha256="0" * 64))
 
 
 def other_model(bench: Bench) -> None:
@@ -236,7 +230,7 @@ def other_model(bench: Bench) -> None:
 
 
 def other_pin(bench: Bench) -> None:
-    write_lens(bench.lens, model={**PIN, "commit": "f" * 40})
+    write_lens(bench.lens, model=records.PIN.model_dump(mode="json") | {"files": {}})
 
 
 def other_tensors(bench: Bench) -> None:
@@ -289,9 +283,9 @@ def test_a_wrong_input_leaves_the_old_release_as_it_was(bench, harm):
 def test_a_release_replaces_an_older_one_whole(bench):
     """A file of the older release that stayed would be published under the new one's name."""
     bench.build()
-    (bench.out / FOLDER / "precond.pt").write_bytes(b"old")
+    (bench.out / FOLDER / "old.pt").write_bytes(b"old")
 
-    assert not (bench.build() / FOLDER / "precond.pt").exists()
+    assert not (bench.build() / FOLDER / "old.pt").exists()
 
 
 def test_a_folder_that_is_no_release_is_left_alone(bench):

@@ -12,6 +12,7 @@ from lensmith.lens.lens import Lens
 from lensmith.release import package
 from lensmith.settings.sections import SourceParams
 from lensmith.source.backbone import Backbone
+from tests.support import records
 from tests.support.scores import passing
 from tests.support.settings import atlas
 from tests.support.tiny import save_tiny
@@ -36,20 +37,17 @@ def save_release(root: Path, *, n_layers: int = 4, better: bool = True, **tiny: 
     settings = atlas(source={"path": str(model)}, fit={"rank": 2})
     lens = _lens(Lens.start(settings.fit, n_layers, backbone.d_model), backbone, better=better)
     lens.save(root / "lens")
-    record: dict[str, Any] = {key: {} for key in package.REQUIRED["provenance.json"]}
-    record |= {
-        "model_id": TINY,
-        "model": pin.model_dump(mode="json"),
-        "kind": lens.kind,
-        "norm": lens.norm,
-        "seed": 316,
-    }
-    record |= {"measured": {"tokens_forwarded": 1, "steps": 1}, "preconditioner": {"type": "none"}}
-    record |= {"head": backbone.head.fingerprint(), "machine": {"dtype": "float32"}}
-    record["weights_sha256"] = artifacts.sha256_file(root / "lens" / "weights.safetensors")
+    record = records.provenance(
+        n_layers,
+        backbone.d_model,
+        lens.rank,
+        weights_sha256=artifacts.sha256_file(root / "lens" / "weights.safetensors"),
+        model_id=TINY,
+        model=pin.model_dump(mode="json"),
+        head=backbone.head.fingerprint(),
+    )
     artifacts.write_json(root / "lens" / "provenance.json", record)
-    manifest = {"kind": "atlas", "model": record["model"], "tokenizer": {}, "content_hash": "c1", "commit": None}
-    artifacts.write_json(root / "corpus" / "manifest.json", manifest | {"tokens_sha256": "c2", "heldout_sha256": "c3"})
+    artifacts.write_json(root / "corpus" / "manifest.json", records.manifest(pin))
     passing().write(root / "judgement.json")
     places = (root / name for name in ("corpus", "lens", "judgement.json", "release"))
     package.build(settings, *places, licence={}, page="")
@@ -62,7 +60,8 @@ def _lens(start: Lens, backbone: Backbone, *, better: bool) -> Lens:
     resid = backbone.capture(tokens, torch.arange(16).expand_as(tokens)).flatten(0, 1)
     final = backbone.head.norm(resid[:, -1], start.n_layers)
     c, log_tau = start.c.clone(), start.log_tau.clone()
-    for row in range(1, start.n_layers):
-        y = backbone.head.norm(resid[:, row], row, start.norm)
-        c[row - 1] = (final - y).mean(0) if better else 9 * torch.randn(y.shape[1], generator=torch.manual_seed(row))
+    for layer in range(1, start.n_layers):
+        y = backbone.head.norm(resid[:, layer], layer, start.norm)
+        noise = 9 * torch.randn(y.shape[1], generator=torch.manual_seed(layer))
+        c[layer - 1] = (final - y).mean(0) if better else noise
     return replace(start, c=c, log_tau=log_tau)

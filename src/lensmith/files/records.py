@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -33,9 +33,10 @@ class Record(BaseModel):
         """Indented, keys sorted; a number that is not finite becomes null."""
         artifacts.write_json(path, self.data())
 
-    def data(self) -> object:
+    def data(self) -> dict[str, Any]:
         """The same as plain JSON data, without NaN and infinity, for which JSON has no word."""
-        return json.loads(self.model_dump_json())
+        data: dict[str, Any] = json.loads(self.model_dump_json())
+        return data
 
 
 def explain(error: ValidationError) -> str:
