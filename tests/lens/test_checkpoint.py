@@ -13,6 +13,7 @@ from lensmith.lens import checkpoint, stage
 from lensmith.lens.checkpoint import Checkpoints, State
 from lensmith.lens.lens import Lens
 from lensmith.lens.objective import Validation
+from lensmith.process import environment
 from lensmith.process.errors import InputError, ResourceError
 from tests.support.settings import fit_params
 
@@ -75,7 +76,7 @@ def test_the_clock_says_when_and_the_environment_how_often(tmp_path, monkeypatch
     assert not checkpoints.is_due
 
     for text in ("soon", "-1", "nan", "inf"):
-        monkeypatch.setenv(checkpoint.SECONDS, text)
+        monkeypatch.setenv(environment.CHECKPOINT_SECONDS, text)
         with pytest.raises(InputError, match=r"LENSMITH_CHECKPOINT_SECONDS is .*, must be a number of seconds >= 0"):
             Checkpoints(tmp_path)
 
@@ -165,7 +166,7 @@ def test_the_cache_command_lists_and_prunes_checkpoints_too(tmp_path, monkeypatc
             (folder / "key.json").write_text('{"model_key": "atlas"}')
     (cache.folder("fit", "old") / cache.LOCK).touch()
 
-    assert {entry.holds() for entry in cache.entries()} == {"checkpoints of atlas: low_rank step-00000003"}
+    assert {entry.contents() for entry in cache.entries()} == {"checkpoints of atlas: low_rank step-00000003"}
     with cache.held(cache.folder("fit", "old")):
         assert {entry.key for entry in cache.prune(0)} == {"new"}
     assert [entry.key for entry in cache.entries()] == ["old"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lensmith.files import artifacts, cache
-from lensmith.process import progress
+from lensmith.process import environment, progress
 from lensmith.process.amounts import GIB
 from lensmith.process.errors import InputError, ResourceError
 from lensmith.source import bank
@@ -172,15 +172,15 @@ def test_the_limit_of_all_banks_is_kept_by_dropping_the_oldest(backbone, monkeyp
     """Room for one bank and a half: the second one takes the first one's place, and neither fits into nothing."""
     rows(backbone)
     size = sum(bank.size for bank in cache.entries("bank"))
-    monkeypatch.setenv(cache.LIMIT, str(1.5 * size / GIB))
+    monkeypatch.setenv(environment.BANK_GIB, str(1.5 * size / GIB))
     first = {bank.key for bank in cache.entries("bank")}
     rows(backbone, tokens=tokens(1))
 
     assert len(cache.entries("bank")) == 1 and not first & {bank.key for bank in cache.entries("bank")}
-    monkeypatch.setenv(cache.LIMIT, "0")
+    monkeypatch.setenv(environment.BANK_GIB, "0")
     with pytest.raises(ResourceError, match="LENSMITH_BANK_GIB allows"):
         rows(backbone, tokens=tokens(2))
-    monkeypatch.setenv(cache.LIMIT, "much")
+    monkeypatch.setenv(environment.BANK_GIB, "much")
     with pytest.raises(InputError, match="must be a number of GiB"):
         rows(backbone, tokens=tokens(2))
 
@@ -214,6 +214,6 @@ def test_who_captures_a_part_waits_for_who_holds_the_bank(backbone):
     half = folder / f"{artifacts.TEMPORARY}half"
     half.touch()
     with cache.held(folder, shared=True), cache.held(folder, shared=True):
-        assert half.exists() and cache._is_held(folder)
+        assert half.exists() and cache.is_held(folder)
     with cache.held(folder):
         assert not half.exists()

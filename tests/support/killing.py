@@ -30,7 +30,7 @@ from lensmith.files import tensor_file
 from lensmith.lens import checkpoint, training
 from lensmith.lens.checkpoint import Checkpoints, State
 from lensmith.lens.lens import Lens
-from lensmith.process import stopping
+from lensmith.process import environment, stopping
 from lensmith.process.errors import LensmithError
 from lensmith.source.head import Head, Transform
 from lensmith.source.residuals import Batch
@@ -397,7 +397,7 @@ def by_cadence(trial: Trial) -> None:
     for seconds in ("0", "0.01", "0.03", "240"):
         trial.rounds += 1
         code, said = trial.run(
-            trial.root / seconds, lambda seconds=seconds: os.environ.update({checkpoint.SECONDS: seconds})
+            trial.root / seconds, lambda seconds=seconds: os.environ.update({environment.CHECKPOINT_SECONDS: seconds})
         )
         if (code, said) != (0, trial.whole):
             trial.wrong.append(f"every {seconds} s: {code} {said}")
@@ -421,7 +421,7 @@ def scenarios() -> Iterator[tuple[str, Callable[[Trial], None]]]:
 def main() -> None:
     torch.set_num_threads(1)
     hardware.force(os.environ.get(hardware.VARIABLE, "none"))
-    os.environ[checkpoint.SECONDS] = "0"
+    os.environ[environment.CHECKPOINT_SECONDS] = "0"
     known = dict(scenarios())
     for asked in sys.argv[1:]:
         name, _, form = asked.partition(":")

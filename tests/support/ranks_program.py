@@ -15,7 +15,8 @@ import psutil
 import torch
 
 from lensmith.hub.models import pin_model
-from lensmith.source import placement, ranks
+from lensmith.process import environment
+from lensmith.source import ranks
 from lensmith.source.backbone import Backbone
 from tests.support.settings import atlas
 
@@ -33,7 +34,7 @@ def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    os.environ[placement.RANKS] = "2"
+    os.environ[environment.RANKS] = "2"
     if sys.argv[2:] == ["release"]:
         print(json.dumps(freed(load(Path(sys.argv[1]), "tp"))), flush=True)
         return

@@ -36,5 +36,5 @@ def prune(
     _print_sum(cache.entries(), "entries left")
 
 
-def _print_sum(entries: list[cache.Kept], noun: str) -> None:
+def _print_sum(entries: list[cache.CacheEntry], noun: str) -> None:
     typer.echo(f"{cache.home()}: {len(entries)} {noun}, {amounts.size(sum(entry.size for entry in entries))}")

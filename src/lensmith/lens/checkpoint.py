@@ -26,7 +26,6 @@ from lensmith.lens.objective import Validation
 from lensmith.process import amounts, environment
 from lensmith.process.errors import IntegrityError, ResourceError
 
-SECONDS = "LENSMITH_CHECKPOINT_SECONDS"
 EVERY = 240.0  # seconds: with the time of a write, no more than five minutes are lost
 KEPT = 2
 FINISHED = "finished.safetensors"
@@ -70,7 +69,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.folder, self._clock = folder, clock
-        self._every = environment.number(SECONDS, "seconds", EVERY, "Nothing was fit.") or 0.0
+        self._every = environment.number(environment.CHECKPOINT_SECONDS, "seconds", EVERY, "Nothing was fit.") or 0.0
         self._saved = clock()
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._writing: Future[None] | None = None

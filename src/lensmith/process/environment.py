@@ -1,23 +1,28 @@
-"""Numbers that environment variables set."""
+"""Every environment variable of Lensmith, in one table. They say where and when; provenance records the rest."""
 
 import os
 
 from lensmith.process.errors import InputError
 
+HOME = "LENSMITH_HOME"  # folder of residual banks, checkpoints and clones; without it ~/.cache/lensmith
+BANK_GIB = "LENSMITH_BANK_GIB"  # most GiB that all residual banks may take; without it what the disk holds
+CHECKPOINT_SECONDS = "LENSMITH_CHECKPOINT_SECONDS"  # from one checkpoint of a fit to the next; without it 240
+RANKS = "LENSMITH_RANKS"  # processes that share a model of source.placement tp; without it one for each GPU
 
-def number(name: str, unit: str, otherwise: float | None, nothing: str) -> float | None:
-    """The variable's value, `otherwise` where it is not set or empty.
+
+def number(name: str, unit: str, default: float | None, untouched: str) -> float | None:
+    """The number that a variable holds, `default` where it is not set or empty.
 
     Raises:
-        InputError: it is not a number from 0 on. `nothing` is the end of that line: what was not done.
+        InputError: it is not a number >= 0. `untouched` ends the message: what was not done.
     """
     text = os.environ.get(name, "").strip()
     if not text:
-        return otherwise
+        return default
     try:
-        found = float(text)
+        value = float(text)
     except ValueError:
-        found = -1.0
-    if not 0 <= found < float("inf"):
-        raise InputError(f"{name} is {text!r}, must be a number of {unit} >= 0. {nothing}")
-    return found
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise InputError(f"{name} is {text!r}, must be a number of {unit} >= 0. {untouched}")
+    return value

@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lensmith.files.cache import Kept
+from lensmith.files.cache import CacheEntry
 from lensmith.hub.index import Entry
 from lensmith.judge.gates import LETTERS
 from lensmith.judge.judgement import Judgement
@@ -58,14 +58,14 @@ def lenses(index: Mapping[str, Entry], place: str) -> Table:
     return table
 
 
-def kept(found: Iterable[Kept]) -> Table:
+def kept(found: Iterable[CacheEntry]) -> Table:
     """One line a residual bank or a fit's checkpoints."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("kind", "key", "size", "last used", "holds"):
         table.add_column(column, no_wrap=column != "holds", justify="right" if column == "size" else "left")
     for one in found:
         used = dt.datetime.fromtimestamp(one.used).astimezone().strftime("%Y-%m-%d %H:%M")
-        table.add_row(one.kind, one.key[:SHORT], amounts.size(one.size), used, one.holds())
+        table.add_row(one.kind, one.key[:SHORT], amounts.size(one.size), used, one.contents())
     return table
 
 

@@ -22,11 +22,11 @@ from transformers import PreTrainedModel
 
 from lensmith.process import amounts
 from lensmith.process.amounts import GIB
+from lensmith.process.environment import RANKS
 from lensmith.process.errors import InputError, ResourceError
 from lensmith.settings.sections import Placement
 from lensmith.source.skeleton import NOT_LOADED, Skeleton, block_lists
 
-RANKS = "LENSMITH_RANKS"
 WORKING = 2 * GIB  # activations of a pass and chunks of logits, on each device that runs blocks
 
 Device = int | str  # a GPU's index, "cpu" or "disk", as accelerate names them

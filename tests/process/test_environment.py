@@ -1,0 +1,37 @@
+"""Environment variables: one table names them all."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lensmith.process import environment
+from lensmith.process.errors import InputError
+
+REPOSITORY = Path(__file__).parents[2]
+NAME = re.compile(r"\bLENSMITH_[A-Z_]+\b")
+TABLE = set(NAME.findall((REPOSITORY / "src/lensmith/process/environment.py").read_text()))
+
+
+def test_every_variable_that_code_or_docs_name_is_in_the_table():
+    """A reader finds all of them, with their defaults, in one place."""
+    files = [*(REPOSITORY / "src").rglob("*.py"), *(REPOSITORY / "docs").rglob("*.md"), REPOSITORY / "README.md"]
+    named = {name for path in files for name in NAME.findall(path.read_text())}
+
+    assert named <= TABLE and {environment.HOME, environment.BANK_GIB} <= TABLE
+
+
+@pytest.mark.parametrize(("text", "value"), [("", 7.0), (" 2.5 ", 2.5), ("0", 0.0)])
+def test_a_variable_is_a_number_or_its_default(monkeypatch, text, value):
+    monkeypatch.setenv(environment.BANK_GIB, text)
+
+    assert environment.number(environment.BANK_GIB, "GiB", 7.0, "Nothing was captured.") == value
+
+
+@pytest.mark.parametrize("text", ["much", "-1", "nan", "inf"])
+def test_another_value_is_refused(monkeypatch, text):
+    """In one line: the variable, its value, what is allowed, what was not done."""
+    monkeypatch.setenv(environment.BANK_GIB, text)
+
+    with pytest.raises(InputError, match=rf"LENSMITH_BANK_GIB is '{text}', must be a number of GiB >= 0\. Nothing"):
+        environment.number(environment.BANK_GIB, "GiB", 7.0, "Nothing was captured.")
