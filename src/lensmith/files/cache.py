@@ -132,8 +132,8 @@ def reserve(folder: Path, need: int) -> None:
     if limit is not None:
         if need > limit * GIB:
             raise ResourceError(
-                f"{folder}: the residual bank needs {amounts.size(need)}, {BANK_GIB} allows {amounts.size(limit * GIB)}. "
-                "Raise it, or set fit.bank to stream. Nothing was captured."
+                f"{folder}: the residual bank needs {amounts.size(need)}, {BANK_GIB} allows "
+                f"{amounts.size(limit * GIB)}. Raise it, or set fit.bank to stream. Nothing was captured."
             )
         prune(int(limit * GIB) - need, "bank", spare=folder)
     free = shutil.disk_usage(folder).free
