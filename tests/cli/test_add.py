@@ -58,7 +58,7 @@ def test_a_file_without_a_last_newline_gets_one(file):
         (Proposal("Bad Key", NEW.settings, ()), "not a model key"),
     ],
 )
-def test_a_key_that_cannot_be_changes_nothing(file, proposal, words):
+def test_an_invalid_key_changes_nothing(file, proposal, words):
     before = file.read_text()
     with pytest.raises(InputError, match=words):
         params_yaml.add(file, proposal)
@@ -75,7 +75,7 @@ def test_a_model_is_added_once(file):
     assert file.read_text() == before
 
 
-def test_a_broken_file_is_told_and_left(file):
+def test_an_invalid_file_is_refused_and_stays(file):
     file.write_text(file.read_text().replace("lr: 2e-3", "lr: fast"))
     before = file.read_text()
     with pytest.raises(InputError, match=r"defaults\.fit\.lr is 'fast'"):
@@ -107,8 +107,8 @@ def test_a_folder_is_added_as_its_path(file, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("word", ["./atlsa", "atlsa", "/nowhere/atlas", "a/b/c"])
-def test_a_mistyped_folder_is_said_to_be_none(file, word):
-    """A word that cannot be a Hub id asks nobody."""
+def test_a_mistyped_folder_is_named_as_missing(file, word):
+    """The Hub is not asked about a word that cannot be a Hub id."""
     with pytest.raises(InputError, match=f"^{word}: no such folder, and no Hub id"):
         add.add(file, word)
 

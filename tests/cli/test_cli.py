@@ -45,7 +45,7 @@ def test_check_names_what_is_wrong_and_exits_with_2(tmp_path):
     assert len(errors) == 1 and "defaults.fit.position_mox is not a setting; did you mean position_max?" in errors[0]
 
 
-def test_report_without_metrics_says_how_to_get_them(tmp_path):
+def test_report_of_a_lab_without_judgements_says_how_to_get_them(tmp_path):
     """A fresh clone has none of its own models judged."""
     (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
     done = lensmith("report", cwd=tmp_path)
@@ -55,7 +55,7 @@ def test_report_without_metrics_says_how_to_get_them(tmp_path):
 
 
 def test_add_writes_an_entry_and_says_so(tmp_path):
-    """Of a folder; a model of the Hub cannot be asked for here, which ends with 5."""
+    """For a folder. A model of the Hub needs the Hub: offline it ends with 5."""
     (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny/config.json").write_text("{}")
@@ -81,8 +81,8 @@ def test_publish_refuses_a_model_without_a_target(tmp_path):
 
 
 @pytest.mark.parametrize(("code", "text"), [(0, "org/lenses@v2026.11.29, commit abc"), (3, ""), (255, "")])
-def test_publish_runs_the_stage_and_ends_as_it_ends(tmp_path, monkeypatch, capsys, code, text):
-    """DVC's own code, 255, says nothing of the stage; where no stage failed, DVC refused what it was given."""
+def test_publish_runs_the_stage_and_returns_its_exit_code(tmp_path, monkeypatch, capsys, code, text):
+    """DVC's own code, 255, means that no stage failed and DVC refused its input: 2."""
     monkeypatch.chdir(tmp_path)
     settings = (REPOSITORY / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(settings.replace("repo:\n    tag:", "repo: org/lenses\n    tag:"))

@@ -1,4 +1,4 @@
-"""The fleet without a cluster: what is stale, what it needs, who runs what when, and what a node does."""
+"""The fleet without a cluster: stale stages, needs, the driver, a node's work, and the head."""
 
 import io
 import json
@@ -39,8 +39,8 @@ SMALL = JobNeeds(cpus=1, gpus=0, memory=GIB)
 # What is stale
 
 
-def test_what_follows_a_stale_stage_is_stale_and_what_is_only_missing_is_not():
-    """DVC says nothing yet of a sweep whose lens will change; a stage whose files lie in the remote costs no GPU."""
+def test_stages_after_a_stale_one_are_stale_and_missing_files_alone_are_not():
+    """`dvc status` does not list a sweep whose lens will change; files that the remote has need no GPU."""
     status = {"fit@a": MODIFIED, "fit@b": GONE, "sweep@c": ["changed command"], "fit@d": []}
 
     assert jobs.stale(status, "abcd", missing_too=False) == {"a": ["fit", "sweep", "suite-eval"], "c": ["sweep"]}
@@ -48,8 +48,8 @@ def test_what_follows_a_stale_stage_is_stale_and_what_is_only_missing_is_not():
     assert set(jobs.stale(status, "abcd", missing_too=True)) == {"a", "b", "c"}
 
 
-def test_heavy_stages_are_those_that_a_remote_can_hold():
-    """A node's result that the run-cache does not keep would be computed again on the head."""
+def test_the_run_cache_keeps_every_output_of_a_heavy_stage():
+    """The head would compute anything else again."""
     stages = YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"]
     read = {dep for name in ("gates", "plots") for dep in stages[name]["do"]["deps"]}
     for name in jobs.HEAVY:
@@ -59,7 +59,7 @@ def test_heavy_stages_are_those_that_a_remote_can_hold():
     assert made <= read and jobs.LAST_LIGHT in stages
 
 
-def test_where_a_model_runs_makes_nothing_stale(tmp_path):
+def test_an_edit_of_the_fleet_section_makes_no_stage_stale(tmp_path):
     """Not even the report, which reads the folder of all settings."""
     text = (REPOSITORY / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(
@@ -91,8 +91,8 @@ def test_needs_follow_the_size_of_the_model(source, parameters, gpus_there, gpus
     assert needs.memory / GIB == pytest.approx(gib)
 
 
-def test_what_params_say_goes_before_what_is_guessed():
-    """And a size that nobody knows is asked of no machine."""
+def test_settings_override_estimated_needs():
+    """A model of unknown size needs no memory of a machine."""
     settings = params_yaml.read(REPOSITORY / "params.yaml")["atlas"]
     own = settings.model_copy(
         update={"fleet": settings.fleet.model_copy(update={"gpus": 4, "memory_gib": 9, "cpus": 6})}
@@ -102,7 +102,7 @@ def test_what_params_say_goes_before_what_is_guessed():
     assert jobs.needs(settings, None, 8) == JobNeeds(1, 1, None)
 
 
-def test_a_model_is_measured_without_loading_it(tmp_path):
+def test_parameters_are_counted_without_loading_the_model(tmp_path):
     """As transformers counts it once it is loaded."""
     save_tiny(tmp_path / "tiny", n_layers=3)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny")
@@ -111,8 +111,8 @@ def test_a_model_is_measured_without_loading_it(tmp_path):
     assert models.count_parameters(source) == model.num_parameters()
 
 
-def test_a_need_that_no_machine_meets_is_said_with_what_there_is():
-    """Such a job would wait for ever, and nobody would know for what."""
+def test_needs_that_no_machine_meets_are_refused_with_what_the_machines_have():
+    """Such a job would wait for ever, without a message."""
     nodes = [Node("n1", 4, 0, 8 * GIB), Node("n2", 1, 2, 4 * GIB)]
     jobs.check_fits("a", JobNeeds(1, 2, 4 * GIB), nodes)
 
@@ -124,7 +124,7 @@ def test_a_need_that_no_machine_meets_is_said_with_what_there_is():
 
 
 class FakeCluster:
-    """Runs a job the moment it is asked how it ended; `ends` says how, by name of the job, in turn."""
+    """Runs a job when `ended` is called; `ends` gives the exit codes of a model's jobs in turn."""
 
     def __init__(self, **ends: list[int]) -> None:
         self.ends, self.queue, self.ran, self.cancelled = ends, list[Job](), list[str](), False
@@ -158,7 +158,7 @@ def drive(tmp_path: Path, cluster: FakeCluster, retries: int = 2, workers: int =
 
 
 def test_lost_work_is_placed_again_and_a_result_is_not(tmp_path):
-    """A killed node and a remote that answered late are tried again; broken numbers would be as broken elsewhere."""
+    """A killed node and a slow remote are worth another try; wrong numbers would be wrong on any node."""
     lost = FakeCluster(a=[137, 5])
     broken = FakeCluster(a=[3])
 
@@ -170,8 +170,8 @@ def test_lost_work_is_placed_again_and_a_result_is_not(tmp_path):
     assert "Placed again, 2 of 2" in (tmp_path / "a.log").read_text()
 
 
-def test_a_phase_begins_when_the_one_before_is_whole(tmp_path):
-    """No fit before the last shard; a model whose capture failed goes no further, and takes no other with it."""
+def test_a_phase_begins_when_the_one_before_is_complete(tmp_path):
+    """A fit waits for the last shard; a failed capture stops its own model and no other."""
     whole, broken = FakeCluster(), FakeCluster(a=[0, 3])
     assert drive(tmp_path, whole, workers=2) == {"a": 0, "b": 0}
     assert drive(tmp_path, broken, workers=2) == {"a": 3, "b": 0}
@@ -181,12 +181,12 @@ def test_a_phase_begins_when_the_one_before_is_whole(tmp_path):
 
 
 def test_a_model_too_large_for_the_cluster_fails_alone_and_at_once(tmp_path):
-    """With the exit code of memory."""
+    """Its exit code is that of memory, 7."""
     assert drive(tmp_path, FakeCluster(), needs=JobNeeds(1, 0, 9 * GIB)) == {"a": 7, "b": 7}
 
 
-def test_an_interrupt_cancels_what_runs_and_says_what_is_restorable(tmp_path):
-    """Finished models are in the remote, the others are named."""
+def test_an_interrupt_cancels_the_jobs_and_names_the_finished_models(tmp_path):
+    """Finished models are in the remote; the message names the others too."""
     cluster = FakeCluster(b=[130])
     board = Board(["a", "b"], tmp_path, Console(file=io.StringIO()))
     with pytest.raises(KeyboardInterrupt):
@@ -201,7 +201,7 @@ def test_an_interrupt_cancels_what_runs_and_says_what_is_restorable(tmp_path):
 
 
 def test_the_board_reads_what_dvc_and_the_stages_print():
-    """The lines of `Progress` as it writes them, and of DVC as it writes them."""
+    """Lines as `Progress` and DVC write them."""
     clock, stream = iter([0.0, 40.0, 40.0, 40.0]), io.StringIO()
     with Progress("fit", 100, "step", stream=stream, clock=lambda: next(clock)) as progress:
         progress.advance(25, tokens=4000, kl_bits=(2.75, 1.84, 1.11))
@@ -257,7 +257,7 @@ def lab(made, tmp_path, monkeypatch) -> FleetLab:
 
 
 def told(tmp_path: Path) -> list[list[str]]:
-    """What ran since it was last asked: [stage@model, folder]."""
+    """What ran since the last call: [stage@model, folder]."""
     path = tmp_path / "told"
     lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
     path.unlink(missing_ok=True)
@@ -270,8 +270,8 @@ def chain(model: str, lab: LabCommit) -> tuple[Outcome, list[str]]:
     return work.run(job, lab, lines.append), lines
 
 
-def test_what_a_node_made_is_restored_and_not_run_again(lab, tmp_path):
-    """Through the remote alone: the node's clone is another folder, and the head runs light stages only."""
+def test_a_nodes_results_are_restored_and_not_computed_again(lab, tmp_path):
+    """Only the remote joins them: the node's clone is another folder. The head runs light stages only."""
     commit = head.lab_commit(None)
     assert set(head.stale(lab.root, ["a", "b"], fetching=False)) == {"a", "b"}
     outcome, lines = chain("a", commit)
@@ -287,10 +287,8 @@ def test_what_a_node_made_is_restored_and_not_run_again(lab, tmp_path):
 
 
 @pytest.mark.long
-def test_what_is_restored_is_what_dvc_restores_in_place(lab, tmp_path):
-    """The same lines of dvc.lock, and DVC finds nothing to do: a model at a time in a lab of its own is no other
-    way than `dvc repro --pull` in the whole one, and leaves nothing behind.
-    """
+def test_restore_leaves_the_lab_as_dvc_repro_pull_does(lab, tmp_path):
+    """The lines of dvc.lock are the same, DVC finds nothing to do, and no temporary lab is left behind."""
     for model in ("a", "b"):
         assert chain(model, head.lab_commit(None))[0].code == 0
     shutil.copytree(lab.root, tmp_path / "plain")
@@ -317,7 +315,7 @@ def test_what_is_restored_is_what_dvc_restores_in_place(lab, tmp_path):
 
 @pytest.mark.long
 def test_a_stage_that_fails_on_the_head_takes_no_other_model_with_it(lab, tmp_path, monkeypatch):
-    """They are here; the next time it is the only one that runs."""
+    """The others are restored; the next time only the failed stage runs."""
     for model in ("a", "b"):
         assert chain(model, head.lab_commit(None))[0].code == 0
     monkeypatch.setenv("FAILS", "publish@a")
@@ -335,7 +333,7 @@ def test_a_stage_that_fails_on_the_head_takes_no_other_model_with_it(lab, tmp_pa
 
 
 def test_a_clone_of_one_model_resolves_as_the_whole_lab_does(tmp_path, monkeypatch):
-    """Else a node would push what the head does not look for. What git cannot bring back is not thrown away."""
+    """Otherwise the head would not find a node's results. Edits that git cannot restore are kept."""
     for name in ("params.yaml", "dvc.lock"):
         shutil.copy(REPOSITORY / name, tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -367,8 +365,8 @@ def test_a_clone_of_one_model_resolves_as_the_whole_lab_does(tmp_path, monkeypat
 
 
 @pytest.mark.long
-def test_after_a_failure_or_a_loss_only_what_is_nowhere_runs(lab, tmp_path, monkeypatch):
-    """A failed stage's code is DVC's no more but the stage's; then only it runs, and on the head what no node has."""
+def test_after_a_failure_or_a_loss_only_results_that_exist_nowhere_are_computed(lab, tmp_path, monkeypatch):
+    """The outcome has the failed stage's own exit code; the next run computes that stage only."""
     commit = head.lab_commit(None)
     monkeypatch.setenv("FAILS", "sweep@a")
     monkeypatch.setenv("CODE", "3")
@@ -390,8 +388,8 @@ def test_after_a_failure_or_a_loss_only_what_is_nowhere_runs(lab, tmp_path, monk
     assert sorted(lab.restored("b")) == sorted(f"{stage}@b" for stage in jobs.HEAVY)
 
 
-def test_a_clone_is_made_the_commit_whatever_was_left_in_it(lab, tmp_path):
-    """A killed git leaves a lock, a killed DVC names a process that here may be any; a folder may be half a clone."""
+def test_checkout_makes_a_clone_the_commit_whatever_was_left_in_it(lab, tmp_path):
+    """A killed git leaves a lock, a killed DVC a pid that means nothing here; a folder may be half a clone."""
     commit = head.lab_commit(None)
     clone = work.clone_folder("a", commit)
     clone.mkdir(parents=True)
@@ -409,8 +407,8 @@ def test_a_clone_is_made_the_commit_whatever_was_left_in_it(lab, tmp_path):
     assert not (clone / ".dvc/tmp/rwlock").exists() and not (clone / "half").exists()
 
 
-def test_a_commit_or_a_lab_that_is_not_there_is_said(lab):
-    """What another try would not cure ends with 2; a server that does not answer with 5."""
+def test_a_missing_commit_or_lab_is_named(lab):
+    """A missing commit ends with 2; a server that does not answer ends with 5, since a retry may help."""
     url = str(lab.root)
     unknown, _ = chain("a", LabCommit(url, "0" * 40))
     nowhere, _ = chain("a", LabCommit(f"{url}-gone", "0" * 40))
@@ -422,7 +420,7 @@ def test_a_commit_or_a_lab_that_is_not_there_is_said(lab):
     assert not_shared.code == 2 and "--capture-workers needs one LENSMITH_HOME" in not_shared.line
 
 
-def test_the_head_refuses_what_nodes_could_not_see(lab, monkeypatch):
+def test_the_head_refuses_a_lab_that_nodes_cannot_clone_or_return_to(lab, monkeypatch):
     """An edit, a commit that is not pushed, no remote, a remote that is another folder in each clone."""
     head.check_remote(lab.root)
     (lab.root / "untracked").touch()
@@ -445,7 +443,7 @@ def test_the_head_refuses_what_nodes_could_not_see(lab, monkeypatch):
 
 
 def test_a_killed_worker_takes_its_commands_with_it(tmp_path):
-    """Else a model would be fit by two machines at once."""
+    """Otherwise two machines would fit a model at once."""
     pids = tmp_path / "pids"
     command = ("sh", "-c", f"echo $$ >> {pids}; exec sleep 600")
     code = f"from pathlib import Path; from lensmith.fleet import work; work.execute({command!r}, Path('.'), 1, print)"

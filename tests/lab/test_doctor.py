@@ -30,7 +30,7 @@ stages:
 
 @pytest.fixture
 def lab(tmp_path) -> Lab:
-    """A lab of which only what the doctor looks at is there."""
+    """A lab with only the files that the doctor reads."""
     root = tmp_path / "lab"
     for folder in (".dvc/tmp", ".dvc/cache/files/md5/ab", "metrics", "artifacts/one/lens"):
         (root / folder).mkdir(parents=True)
@@ -74,15 +74,15 @@ def test_dvc_fails_on_an_empty_lock_file_and_doctor_mends_it(tmp_path):
     assert lab.repro() == (set(), set())
 
 
-def test_a_lock_held_by_a_number_that_is_another_program_now_is_mended(lab):
-    """This very test has the pid that the dead dvc had."""
+def test_a_lock_held_by_the_pid_of_another_program_is_mended(lab):
+    """Here the dead dvc had the pid of this test."""
     (lab.root / RWLOCK).write_text(f'{{"write": {{"artifacts/x": {{"pid": {os.getpid()}, "cmd": "dvc repro"}}}}}}')
 
     assert "processes that are not dvc any more" in str(only(doctor.rwlock, lab.root))
 
 
-def test_a_lock_is_left_alone_while_a_dvc_lives_in_the_lab(lab, tmp_path):
-    """And not for a dvc of another lab."""
+def test_a_lock_stays_while_a_dvc_runs_in_the_lab(lab, tmp_path):
+    """A dvc of another lab does not count."""
     (lab.root / RWLOCK).write_text("")
     (tmp_path / "dvc").write_text("import time; print(flush=True); time.sleep(60)\n")
     for folder, count in ((lab.root, 0), (tmp_path, 1)):
@@ -92,7 +92,7 @@ def test_a_lock_is_left_alone_while_a_dvc_lives_in_the_lab(lab, tmp_path):
             process.kill()
 
 
-def test_a_damaged_dvc_lock_is_said_with_its_line(lab):
+def test_a_damaged_dvc_lock_is_named_with_its_line(lab):
     file = lab.root / "dvc.lock"
     lines = LOCK.splitlines(keepends=True)
 
@@ -106,8 +106,8 @@ def test_a_damaged_dvc_lock_is_said_with_its_line(lab):
     assert list(doctor.dvc_lock(lab.root)) == []
 
 
-def test_leftovers_go_when_they_are_a_day_old(lab):
-    """A younger one may still be written, and what is not temporary stays."""
+def test_temporary_files_are_deleted_when_they_are_a_day_old(lab):
+    """A process may still write a younger one; other files stay."""
     old, young = (
         lab.root / ".dvc/cache/files/md5/ab/.pZ1xkq2Wq_9-AbCdEfGhIj.tmp",
         lab.root / "metrics/.one.json.ab12cd_8",
@@ -124,7 +124,7 @@ def test_leftovers_go_when_they_are_a_day_old(lab):
     assert not old.exists() and young.exists() and kept.exists()
 
 
-def test_cuda_that_is_not_there_is_named_by_model(tmp_path, monkeypatch):
+def test_models_that_need_a_missing_gpu_are_named(tmp_path, monkeypatch):
     text = (Path(__file__).parents[2] / "params.yaml").read_text()
     assert text.count("device: auto") == 1
     (tmp_path / "params.yaml").write_text(text.replace("device: auto", "device: cuda"))
@@ -133,14 +133,14 @@ def test_cuda_that_is_not_there_is_named_by_model(tmp_path, monkeypatch):
     assert "params.yaml: atlas, atlas-reference: source.device is cuda" in str(only(doctor.devices, tmp_path))
 
 
-def test_a_path_without_this_environment_is_named(tmp_path, monkeypatch):
+def test_a_path_that_leads_to_another_python_is_named(tmp_path, monkeypatch):
     """`.venv/bin/dvc repro` does not put `.venv/bin` on PATH, and stages run the python of PATH."""
     monkeypatch.setenv("PATH", "/usr/bin")
 
     assert f'`export PATH="{Path(sys.executable).parent}:$PATH"`' in str(only(doctor.programs, tmp_path))
 
 
-def test_a_package_below_its_floor_is_named(tmp_path, monkeypatch):
+def test_a_package_below_its_lowest_version_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.metadata, "version", lambda name: "0.1" if name == "safetensors" else "99")
     monkeypatch.setattr(
         doctor.metadata, "requires", lambda name: ["safetensors>=0.8", "torch>=2", 'ruff>=1; extra == "dev"']
@@ -150,7 +150,7 @@ def test_a_package_below_its_floor_is_named(tmp_path, monkeypatch):
 
 
 def test_a_home_that_cannot_be_used_is_named(tmp_path, monkeypatch):
-    """Not a folder; on a network file system, where flock may not hold."""
+    """It is no folder, or on a network file system, where locks may not hold."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("LENSMITH_HOME", str(tmp_path / "file/home"))
     assert "cannot be written" in str(only(doctor.home, tmp_path))
@@ -171,7 +171,7 @@ def test_a_full_disk_is_named_once_per_disk(tmp_path, monkeypatch):
 
 @pytest.mark.long
 def test_an_experiment_whose_worker_was_killed_is_named(tmp_path):
-    """DVC calls it running for ever; the command of the message clears it."""
+    """DVC lists it as running for ever; the command in the message clears it."""
     lab = toy.make(tmp_path / "toy")
     lab.replace("fit.py", "    lens = Path", "    import time; time.sleep(300)\n    lens = Path")
     lab.run("dvc", "exp", "run", "--queue", "--name", "lost", "-S", "models.one.rank=5")

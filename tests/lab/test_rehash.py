@@ -33,7 +33,7 @@ def test_a_whole_lab_has_nothing_wrong(lab):
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "SHA256SUMS", ""])
 def test_a_damaged_object_is_named_and_put_in_quarantine(lab, name):
-    """Of a file, of a seal, and of the list of a folder's files; the workspace still holds what it was."""
+    """It holds a file, a seal, or the list of a folder's files; the workspace still has the right bytes."""
     broken = toy.kept(lab, WEIGHTS.parent / name)
     toy.flip(broken)
     result = rehash.run(lab.root)
@@ -67,8 +67,8 @@ def test_each_command_of_a_message_restores_the_file(lab):
     assert rehash.run(lab.root).faults == [] and (lab.root / WEIGHTS).read_bytes() == whole
 
 
-def test_the_seal_has_the_last_word(lab):
-    """An object whose md5 is right and whose sha256 is not: md5 collides for who wants it to."""
+def test_the_seal_decides_where_md5_agrees(lab):
+    """md5 can be made to collide, so an object with the right md5 and another sha256 is a fault."""
     store = DvcCache.open(lab.root)
     seals = dict.fromkeys(rehash._sealed(store), "0" * 64)
 
@@ -95,8 +95,8 @@ def test_parts_together_read_every_object_once(lab):
             rehash.run(lab.root, wrong)
 
 
-def test_an_interrupted_run_goes_on_and_forgets_nothing(lab, monkeypatch):
-    """What was found before the interruption is still in the result."""
+def test_an_interrupted_run_continues_and_keeps_its_faults(lab, monkeypatch):
+    """Objects read before the interruption are not read again; their faults are in the result."""
     objects = DvcCache.open(lab.root).objects()
     toy.flip(objects[0])
     monkeypatch.setattr(rehash, "EVERY", 0.0)

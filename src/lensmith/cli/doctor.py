@@ -21,8 +21,8 @@ def doctor(
 ) -> None:
     """Say what is wrong with this lab and this machine, why it matters, and what to do.
 
-    --rehash compares every file of DVC's cache with its name and its seal, and every output with dvc.lock. A damaged
-    file of the cache is moved to .lensmith/quarantine; each line says how to get it back.
+    --rehash compares every file of DVC's cache with its name and its seal, and every output with dvc.lock.
+    It moves a damaged file of the cache to .lensmith/quarantine; each line says how to restore it.
     """
     if subset is not None and not rehash:
         raise InputError("--subset chooses a part for --rehash, which is missing. Nothing was read.")

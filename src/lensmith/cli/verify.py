@@ -22,14 +22,15 @@ app = typer.Typer()
 def verify(
     lens: Annotated[
         str | None,
-        typer.Argument(help="A model of params.yaml, a packaged folder, or a repository org/name. All of this lab."),
+        typer.Argument(help="A model of params.yaml, a folder, or a repository org/name; this lab where left out."),
     ] = None,
     model: Annotated[str | None, typer.Argument(help="One model of a release; all where left out.")] = None,
     revision: Revision = None,
 ) -> None:
     """Verify lenses: of this lab, that their provenance is true; of a release, its hashes and what its lenses do.
 
-    The provenance of a lens is computed again from its artifacts. A released lens is measured again with its model.
+    The provenance of a lens is computed again from its artifacts.
+    A released lens is measured again with its model.
     """
     if lens is None or params_yaml.MODEL_KEY.fullmatch(lens):
         _verify_provenance(lens)

@@ -54,11 +54,11 @@ def _variant(state: Mapping[str, Any], name: str | None) -> LabVariant:
     settings, metrics = dict(_by_model(data["params"], "resolved")), dict(_by_model(data["metrics"], "metrics"))
     flat = {
         model: {
-            f"{section}.{name}": value
+            f"{section}.{setting}": value
             for section, values in sections.items()
             if isinstance(values, dict)  # a commit from before today's layout may hold anything here
-            for name, value in values.items()
-            if name != "inputs"
+            for setting, value in values.items()
+            if setting != "inputs"
         }
         for model, sections in settings.items()
     }
