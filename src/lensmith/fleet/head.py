@@ -9,7 +9,6 @@ from lensmith.fleet import jobs
 from lensmith.fleet.jobs import JobNeeds, LabCommit, Node, Status
 from lensmith.hub import models as hub_models
 from lensmith.lab import dvc
-from lensmith.lab.layout import GENERATED
 from lensmith.process import git
 from lensmith.process.errors import InputError
 from lensmith.settings.sections import ModelParams
@@ -24,7 +23,7 @@ def lab_commit(url: str | None) -> LabCommit:
         InputError: a tracked file is not as committed, or the commit is not pushed.
     """
     changed = git.run(
-        "status", "--porcelain", "--untracked-files=no", "--", ".", *(f":(exclude){path}" for path in GENERATED)
+        "status", "--porcelain", "--untracked-files=no", "--", ".", *(f":(exclude){path}" for path in git.GENERATED)
     )
     commit = git.run("rev-parse", "HEAD")
     if changed is None or commit is None:

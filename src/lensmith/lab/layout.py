@@ -17,8 +17,6 @@ RELEASES = Path("release")
 JUDGEMENTS = PLOTS / "judgement"
 PAGE = PLOTS / "report.html"
 OUTPUTS = (ARTIFACTS, METRICS, PLOTS, RELEASES, RESOLVED)
-# What `dvc repro` itself rewrites in git; everything else in git decides what is computed.
-GENERATED = (LOCK, METRICS, PLOTS, RESOLVED)
 
 
 def models(keys: Sequence[str] = (), untouched: str = "Nothing was changed.") -> dict[str, ModelParams]:

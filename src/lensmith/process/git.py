@@ -2,6 +2,9 @@
 
 import subprocess
 
+# What `dvc repro` itself rewrites in git; everything else in git decides what is computed.
+GENERATED = ("dvc.lock", "metrics", "plots", "resolved")
+
 
 def run(*words: str) -> str | None:
     """The output of a git command without white space at its ends; None where it fails or there is no git."""

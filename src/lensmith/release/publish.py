@@ -13,7 +13,6 @@ from typing import Any
 from lensmith.files import artifacts
 from lensmith.hub import index, push, releases
 from lensmith.hub.push import Parcel, Published
-from lensmith.lab.layout import GENERATED
 from lensmith.process import git
 from lensmith.process.errors import InputError
 from lensmith.release import package, secrets
@@ -60,7 +59,7 @@ def send(settings: ModelParams, out: Path) -> Published:
     if repo is None:
         raise InputError(f"params.yaml: models.{settings.key}.publish.repo is not set, so there is nowhere to send to")
     # The cheap checks come first.
-    changed = git.run("status", "--porcelain", "--", ".", *(f":(exclude){path}" for path in GENERATED))
+    changed = git.run("status", "--porcelain", "--", ".", *(f":(exclude){path}" for path in git.GENERATED))
     if changed is None:
         raise InputError(f"this folder is no git repository, so nobody could tell what made the release. {NOT_SENT}")
     if changed:
