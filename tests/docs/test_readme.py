@@ -121,3 +121,12 @@ def test_every_setting_is_explained_with_its_default():
         for setting, value in section.items():
             expected = [] if value is None else value if isinstance(value, list) and value else [value]
             assert explained[name][setting] == expected, f"{name}.{setting}"
+
+
+def test_every_environment_variable_is_explained():
+    """docs/settings.md has a row for each variable that the code names, and for no other."""
+    sources = [*(REPOSITORY / "src").rglob("*.py"), *(REPOSITORY / "stages").glob("*.py")]
+    named = {name for file in sources for name in re.findall(r"\bLENSMITH_[A-Z_]+", file.read_text(encoding="utf-8"))}
+    page = (REPOSITORY / "docs" / "settings.md").read_text(encoding="utf-8")
+
+    assert set(re.findall(r"^\| `(LENSMITH_\w+)`", page, re.MULTILINE)) == named
