@@ -102,10 +102,7 @@ def test_no_import_is_hidden():
             assert not (isinstance(node, ast.Attribute) and node.attr == "import_module"), name
 
 
-@pytest.mark.parametrize(
-    "light",
-    [pytest.param("files", marks=pytest.mark.xfail(reason="tensor_file imports torch")), *LIGHT[:1], *LIGHT[2:]],
-)
+@pytest.mark.parametrize("light", LIGHT)
 def test_light_rooms_start_without_torch(light):
     """A wrong setting, a report and a verdict are told in a moment, on machines without a GPU library too."""
     modules = sorted(name for name in FILES if name.startswith(f"lensmith.{light}"))

@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lensmith.files import cache, tensor_file
+from lensmith.files import cache
 from lensmith.lens import checkpoint, stage
 from lensmith.lens.checkpoint import Checkpoints, State
 from lensmith.lens.lens import Lens
 from lensmith.lens.objective import Validation
 from lensmith.process import environment
 from lensmith.process.errors import InputError, ResourceError
+from lensmith.source import tensor_file
 from tests.support.settings import fit_params
 
 START = Lens.start(fit_params(rank=2), n_layers=3, d_model=4)

@@ -26,12 +26,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lensmith.files import tensor_file
 from lensmith.lens import checkpoint, training
 from lensmith.lens.checkpoint import Checkpoints, State
 from lensmith.lens.lens import Lens
 from lensmith.process import environment, stopping
 from lensmith.process.errors import LensmithError
+from lensmith.source import tensor_file
 from lensmith.source.head import Head, Transform
 from lensmith.source.residuals import Batch
 from tests.support import hardware

@@ -20,11 +20,11 @@ from typing import Any
 
 from torch import Tensor
 
-from lensmith.files import tensor_file
 from lensmith.lens.lens import Lens
 from lensmith.lens.objective import Validation
 from lensmith.process import amounts, environment
 from lensmith.process.errors import IntegrityError, ResourceError
+from lensmith.source import tensor_file
 
 EVERY = 240.0  # seconds: with the time of a write, no more than five minutes are lost
 KEPT = 2

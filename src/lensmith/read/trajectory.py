@@ -59,20 +59,20 @@ class Trajectory:
         Columns: lens, layer, pos, token, final_token (the model's own answer), `readings.STATISTICS`, and the likeliest
         tokens with their probabilities, top1, prob1, top2, ... as in the CSVs.
         """
-        return pd.concat([self._frame(name) for name in self.readings.by_lens], ignore_index=True)
-
-    def _frame(self, lens: str) -> pd.DataFrame:
-        words, reading = self.readings.words, self.readings.by_lens[lens]
-        n_layers, n_tokens, top_k = reading.top_ids.shape
-        columns: dict[str, Any] = {
-            "lens": lens,
-            "layer": np.repeat(reading.first_row + np.arange(n_layers), n_tokens),
-            "pos": np.tile(np.arange(n_tokens), n_layers),
-            "token": [words[token] for token in self.readings.ids] * n_layers,
-            "final_token": [words[token] for token in self.readings.final_ids] * n_layers,
-        }
-        columns |= {key: values.ravel() for key, values in reading.statistics.items()}
-        for k in range(top_k):
-            columns[f"top{k + 1}"] = [words[token] for token in reading.top_ids[..., k].ravel().tolist()]
-            columns[f"prob{k + 1}"] = reading.top_p[..., k].ravel()
-        return pd.DataFrame(columns)
+        words, ids, final_ids = self.readings.words, self.readings.ids, self.readings.final_ids
+        frames = []
+        for lens, reading in self.readings.by_lens.items():
+            n_layers, n_tokens, top_k = reading.top_ids.shape
+            columns: dict[str, Any] = {
+                "lens": lens,
+                "layer": np.repeat(reading.first_row + np.arange(n_layers), n_tokens),
+                "pos": np.tile(np.arange(n_tokens), n_layers),
+                "token": [words[token] for token in ids] * n_layers,
+                "final_token": [words[token] for token in final_ids] * n_layers,
+            }
+            columns |= {name: values.ravel() for name, values in reading.statistics.items()}
+            for k in range(top_k):
+                columns[f"top{k + 1}"] = [words[token] for token in reading.top_ids[..., k].ravel().tolist()]
+                columns[f"prob{k + 1}"] = reading.top_p[..., k].ravel()
+            frames.append(pd.DataFrame(columns))
+        return pd.concat(frames, ignore_index=True)

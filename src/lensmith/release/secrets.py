@@ -26,18 +26,12 @@ def refuse(folder: Path) -> None:
 
 
 def find(text: str) -> Iterator[tuple[int, str]]:
-    """(line, kind) of each place in a text."""
-    known = {kind: re.compile(pattern) for kind, pattern in PATTERNS.items()}
-    for kind, value in _own().items():
-        known[kind] = re.compile(re.escape(value))
+    """(line, kind) of each secret in a text: what looks like one, and this machine's own, whatever they look like."""
+    home = os.path.expanduser("~")  # noqa: PTH111, as text: it may not exist
+    local = {"your token": get_token() or "", "your home path": home, "the path of this lab": str(Path.cwd())}
+    patterns = {kind: re.compile(pattern) for kind, pattern in PATTERNS.items()}
+    patterns |= {kind: re.compile(re.escape(value)) for kind, value in local.items() if len(value) > len("/home")}
     for number, line in enumerate(text.splitlines(), 1):
-        for kind, pattern in known.items():
+        for kind, pattern in patterns.items():
             if pattern.search(line):
                 yield number, kind
-
-
-def _own() -> dict[str, str]:
-    """This machine's own secrets and places, whatever they look like."""
-    home = os.path.expanduser("~")  # noqa: PTH111, as text: it may not exist
-    own = {"your token": get_token() or "", "your home path": home, "the path of this lab": str(Path.cwd())}
-    return {kind: value for kind, value in own.items() if len(value) > len("/home")}

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
-from lensmith.files import artifacts, cache, tensor_file
+from lensmith.files import artifacts, cache
 from lensmith.process import amounts
 from lensmith.process.errors import IntegrityError
 from lensmith.process.progress import Progress
 from lensmith.settings.sections import FitParams
-from lensmith.source import ranks
+from lensmith.source import ranks, tensor_file
 from lensmith.source.backbone import Backbone
 from lensmith.source.residuals import Batch, Residuals, StreamedResiduals, sample_positions
 from lensmith.source.teacher import Teacher
