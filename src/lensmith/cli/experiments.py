@@ -22,8 +22,8 @@ def compare(
     out: Annotated[Path, typer.Option(help="The page that --plot writes; the model is put in its name.")] = COMPARISON,
 ) -> None:
     """Print the variants of `dvc exp run`: the settings and KPIs that differ. With --plot, draw one curve."""
+    from lensmith.lab import compare as comparing
     from lensmith.lab import experiments
-    from lensmith.report import compare as comparing
 
     lab = experiments.read(Path.cwd(), rev)
     models = model or sorted({name for variant in lab.variants for name in variant.metrics})

@@ -146,6 +146,19 @@ def _baselines(book: Book) -> Iterator[tuple[str, str]]:
         yield f"{prefix}rank1_coverage_gain", units.coverage_gain()[0]
 
 
+# Metric -> the KPI that it repeats. Names are short so that the table of two models fits into 160 columns.
+METRIC_KPIS = {
+    **{f"kl{percent}": f"heldout_kl_tuned_bits_{percent}" for percent in PERCENTILES},
+    "kl": f"heldout_kl_{TUNED}_bits_mean",
+    "norm": f"heldout_kl_{NORMS[0]}_bits_mean",
+    "bias": "heldout_kl_bias_bits_mean",
+    **{f"d{percent}": f"median_delta_kl_bits_{percent}" for percent in PERCENTILES},
+    "le10": "earliness_share_le_10",
+    "le5": "earliness_share_le_5",
+    "last": "last_layer_kl_after_temp_bits",
+}
+
+
 def metrics(judged: Judgement) -> dict[str, float | int | str]:
     """metrics/<key>.json: the few numbers that `dvc metrics show` and `dvc metrics diff` print, a column each.
 
@@ -158,16 +171,9 @@ def metrics(judged: Judgement) -> dict[str, float | int | str]:
         preferred        the lens that summaries should read
         n                prompts
 
-    Names are short so that the table of two models fits into 160 columns. A number that is missing has no key.
+    A number that is missing has no key.
     """
-    names = {f"kl{percent}": f"heldout_kl_tuned_bits_{percent}" for percent in PERCENTILES}
-    names |= {
-        name: f"heldout_kl_{lens}_bits_mean" for name, lens in (("kl", TUNED), ("norm", NORMS[0]), ("bias", "bias"))
-    }
-    names |= {f"d{percent}": f"median_delta_kl_bits_{percent}" for percent in PERCENTILES}
-    names |= {f"le{rank}": f"earliness_share_le_{rank}" for rank in (10, 5)}
-    names |= {"last": "last_layer_kl_after_temp_bits"}
-    numbers = {name: value for name, kpi in names.items() if (value := judged.number(kpi)) is not None}
+    numbers = {name: value for name, kpi in METRIC_KPIS.items() if (value := judged.number(kpi)) is not None}
     letters = {word: "".join(gate.letter for gate in judged.gates if gate.verdict == word) for word in VERDICTS}
     open_gates = [f"{word} {letters[word]}" for word in VERDICTS if word != "pass" and letters[word]]
     words = {"gates": ", ".join(open_gates) or "pass", "preferred": judged.preferred}

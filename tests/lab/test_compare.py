@@ -2,17 +2,17 @@
 
 import copy
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from lensmith.judge import judging
-from lensmith.lab import experiments
-from lensmith.lab.experiments import LabVariant
+from lensmith.lab import compare, experiments
+from lensmith.lab.experiments import Experiments, LabVariant
 from lensmith.process.errors import InputError
-from lensmith.report import compare
-from tests.support.scores import passing
+from tests.support.scores import interval, passing
 
 
 def state(name: str | None, rank: object, kl: float, **executor: Any) -> dict[str, Any]:
@@ -38,6 +38,10 @@ def shown(*ranges: tuple[str, object, float, str | None]) -> list[dict[str, Any]
 RANKS = (("r-1", 8, 2.5, None), ("r-2", 16, 2.25, "success"))
 
 
+def parse(states: list[dict[str, Any]], objects: Path = Path("/nowhere")) -> Experiments:
+    return experiments.parse(states, objects)
+
+
 def text(found: compare.Comparison) -> str:
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(compare.table(found))
@@ -46,7 +50,7 @@ def text(found: compare.Comparison) -> str:
 
 def test_finished_variants_are_read_and_others_counted():
     """DVC lists what is queued or runs with the metrics of the workspace: shown as its own they would be a lie."""
-    found = experiments.parse(shown(*RANKS, ("r-3", 32, 2.0, "running"), ("r-4", 64, 2.0, "queued")))
+    found = parse(shown(*RANKS, ("r-3", 32, 2.0, "running"), ("r-4", 64, 2.0, "queued")))
 
     assert [one.name for one in found.variants] == ["main", "r-1", "r-2"] and found.unfinished == 2
     assert found.variants[1].settings["one"] == {"fit.rank": 8, "fit.lr": 0.01, "gates.seed": 316}
@@ -55,14 +59,14 @@ def test_finished_variants_are_read_and_others_counted():
 def test_a_workspace_that_is_as_committed_is_no_variant():
     """It would be HEAD twice; one that differs is shown."""
     data = shown()
-    assert [one.name for one in experiments.parse(data).variants] == ["main"]
+    assert [one.name for one in parse(data).variants] == ["main"]
     data[0] = state("workspace", 4, 3.0)
-    assert [one.name for one in experiments.parse(data).variants] == ["main", "workspace"]
+    assert [one.name for one in parse(data).variants] == ["main", "workspace"]
 
 
 def test_only_what_differs_is_compared():
     """Two numbers that are shown alike do not tell variants apart."""
-    variants = experiments.parse(shown(*RANKS)).variants
+    variants = parse(shown(*RANKS)).variants
     variants[1].metrics["one"]["d50"] += 1e-9
     found = compare.compare(variants, "one")
 
@@ -83,7 +87,7 @@ def test_a_setting_that_a_variant_lacks_is_no_difference(lacking):
         del files["resolved/models/one.json"]["data"]["fit"]["lr"]
     else:
         files["resolved/models/one.json"]["data"] = {"version": 1}
-    found = compare.compare(experiments.parse(data).variants, "one")
+    found = compare.compare(parse(data).variants, "one")
 
     assert found.settings == ["fit.rank"]
     (head,) = (line.split() for line in text(found).splitlines() if line.strip().startswith("main"))
@@ -97,20 +101,37 @@ def test_a_setting_that_only_one_variant_has_tells_nothing():
     data = shown(*RANKS)
     data[1]["experiments"][0]["revs"][0]["data"]["params"]["resolved/models/one.json"]["data"]["fit"]["new"] = 7
 
-    assert compare.compare(experiments.parse(data).variants, "one").settings == ["fit.rank"]
+    assert compare.compare(parse(data).variants, "one").settings == ["fit.rank"]
 
 
 def test_no_value_is_a_value():
     """params.yaml's null differs from a word, is written so, and has a place in a curve."""
-    found = compare.compare(experiments.parse(shown(("r-1", None, 2.5, None), ("r-2", 16, 2.25, None))).variants, "one")
+    found = compare.compare(parse(shown(("r-1", None, 2.5, None), ("r-2", 16, 2.25, None))).variants, "one")
 
     assert found.settings == ["fit.rank"] and "null" in text(found)
     assert list(compare.curve(found, "rank").data[0].x) == ["16", "auto", "null"]
 
 
+def test_an_interval_comes_from_the_judgement_in_the_cache(tmp_path):
+    """A difference within the interval is none. A variant whose judgement was not pulled has the number alone."""
+    name = "heldout_kl_tuned_bits_50"
+    passing(kpis={name: interval(2.5, 0.25)}).write(tmp_path / "ab" / "cdef")
+    data = shown(*RANKS)
+    for experiment, oid in zip(data[1]["experiments"], ("abcdef", "012345"), strict=True):
+        experiment["revs"][0]["data"]["outs"] = {"plots/judgement/one.json": {"hash": oid}}
+    variants = parse(data, tmp_path).variants
+
+    for asked in ("kl50", name):
+        main, r_1, r_2 = (compare.estimate(variant, "one", asked) for variant in variants)
+        assert (r_1.value, r_1.lo, r_1.hi) == (2.5, 2.25, 2.75)
+        assert (main.value, r_2.value) == ((2.0, 2.25) if asked == "kl50" else (None, None))
+    assert text(compare.compare(variants, "one")).count("2.25 to 2.75") == 1
+    assert compare.curve(compare.compare(variants, "one"), "rank").data[1].error_y.array == (0.25, 0, 0)
+
+
 def test_the_curve_has_a_point_for_each_variant_in_the_order_of_the_setting():
     """8 before 16, words last; the same numbers as in the metrics."""
-    found = compare.compare(experiments.parse(shown(RANKS[1], RANKS[0])).variants, "one")
+    found = compare.compare(parse(shown(RANKS[1], RANKS[0])).variants, "one")
     figure = compare.curve(found, "rank")
 
     line = next(trace for trace in figure.data if trace.name == "kl50")
@@ -128,14 +149,14 @@ def test_the_curve_has_a_point_for_each_variant_in_the_order_of_the_setting():
 )
 def test_what_cannot_be_compared_is_named(ask, says):
     with pytest.raises(InputError, match=says):
-        ask(experiments.parse(shown(*RANKS)).variants)
+        ask(parse(shown(*RANKS)).variants)
 
 
 def test_names_of_experiments_are_text():
     """A name may hold what a terminal's markup would swallow."""
     data = copy.deepcopy(shown(("[bold]x[/]", 8, 2.5, None)))
 
-    assert "[bold]x[/]" in text(compare.compare(experiments.parse(data).variants, "one"))
+    assert "[bold]x[/]" in text(compare.compare(parse(data).variants, "one"))
 
 
 def test_outside_a_repository_the_reason_is_given(tmp_path):
@@ -145,7 +166,7 @@ def test_outside_a_repository_the_reason_is_given(tmp_path):
 
 def test_variants_without_the_model_are_left_out():
     """A variant from before the model was added has no numbers of it."""
-    variants = [*experiments.parse(shown(*RANKS)).variants, LabVariant("old", {}, {"other": {}})]
+    variants = [*parse(shown(*RANKS)).variants, LabVariant("old", {}, {"other": {}})]
 
     assert [one.name for one in compare.compare(variants, "one").variants] == ["main", "r-1", "r-2"]
 
@@ -153,7 +174,7 @@ def test_variants_without_the_model_are_left_out():
 def test_the_gates_that_a_variant_does_not_pass_are_named():
     data = shown(*RANKS)
     data[1]["experiments"][0]["revs"][0]["data"]["metrics"]["metrics/one.json"]["data"]["gates"] = "fail BF"
-    lines = text(compare.compare(experiments.parse(data).variants, "one")).splitlines()
+    lines = text(compare.compare(parse(data).variants, "one")).splitlines()
 
     assert next(line for line in lines if line.strip().startswith("r-1")).split()[-2:] == ["fail", "BF"]
     assert next(line for line in lines if line.strip().startswith("r-2")).split()[-1] == "pass"
@@ -163,7 +184,7 @@ def test_a_curve_joins_only_what_differs_in_its_setting():
     """A variant of half the text at the rank of another would stand above it on the same line."""
     data = shown(*RANKS, ("half", "auto", 2.75, None))
     data[1]["experiments"][2]["revs"][0]["data"]["params"]["resolved/models/one.json"]["data"]["fit"]["lr"] = 0.5
-    found = compare.compare(experiments.parse(data).variants, "one")
+    found = compare.compare(parse(data).variants, "one")
 
     assert found.settings == ["fit.lr", "fit.rank"]
     assert list(compare.curve(found, "rank").data[0].x) == ["8", "16", "auto"]
