@@ -530,10 +530,23 @@ def test_rows_of_another_lens_are_refused(world: World) -> None:
     """A sweep of the new lens and a suite of the old one give metrics of neither."""
     world.write()
     about = artifacts.read_json(world.suite / "suite.json")
-    for changed in ({"lens": {"weights_sha256": "1" * 64}}, {"lenses": ["norm", "norm_next", "tuned"]}):
+    other = about["lens"] | {"weights_sha256": "1" * 64}
+    for changed in ({"lens": other}, {"lenses": ["norm", "norm_next", "tuned"]}):
         artifacts.write_json(world.suite / "suite.json", {**about, **changed})
         with pytest.raises(IntegrityError, match=f"different lenses: {next(iter(changed))} is"):
             rows.read(world.sweep, world.suite)
+
+
+@pytest.mark.parametrize("name", ["run.json", "suite.json"])
+def test_facts_of_older_code_are_refused_in_one_line(world: World, name: str) -> None:
+    """What is missing, and how the file is written again; a KeyError would say neither."""
+    world.write()
+    path = (world.sweep if name == "run.json" else world.suite) / name
+    data = artifacts.read_json(path)
+    del data["lens"]["rank"]
+    artifacts.write_json(path, data)
+    with pytest.raises(IntegrityError, match=rf"{name}: lens\.rank is missing\. `dvc repro` writes it again"):
+        rows.read(world.sweep, world.suite)
 
 
 def test_an_edited_suite_is_refused(world: World) -> None:

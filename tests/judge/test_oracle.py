@@ -127,7 +127,7 @@ def test_probe_tables(case: Case) -> None:
                     assert [line[f"top{i}"] for i in range(1, 6)] == tops
                     assert (line["layer"], line["pos"], line["token"]) == (row, pos, case.bench.text(token))
                 tau = TAUS[row] if lens == case.bench.baseline else None
-                agree(next(nexts), expected | pure.row(row, tau), (lens, row, asked.prompt), [*where, *unused])
+                agree(next(nexts), expected | pure.row(row, tau), (lens, row, asked.text.prompt), [*where, *unused])
         assert next(records, None) is next(nexts, None) is None
 
 
@@ -141,7 +141,7 @@ def test_the_raw_lens_beside_the_norm_lens(case: Case) -> None:
         for row in range(reference.n_layers + 1):
             assert asked.gold is not None
             expected = oracle.raw_row(reference, row, asked.gold)
-            agree(next(lines), expected, (asked.prompt, row), [*text, "topk_jaccard_consecutive@50"])
+            agree(next(lines), expected, (asked.text.prompt, row), [*text, "topk_jaccard_consecutive@50"])
     assert next(lines, None) is None
 
 

@@ -103,7 +103,7 @@ def test_the_answer_is_its_first_token_behind_the_prompt(
 def test_an_unaligned_prompt_keeps_its_distances(bench: Bench) -> None:
     """The answer has no token, the position has a KL: dropping the prompt would hide it."""
     encode = Encoder(_Glue(bench.encode.tokenizer), True)  # type: ignore[arg-type]
-    glued = Bench(bench.backbone, bench.lens, encode, bench.about)
+    glued = Bench(bench.backbone, bench.lens, encode, bench.identity)
     asked = suite.ask(glued, [("s:1", line) for _, line in _lines(LINES[:2])])
     cells, prompts = suite.measure(glued, asked, 2)
 

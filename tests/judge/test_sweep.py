@@ -1,6 +1,7 @@
 """The sweep: held-out numbers and probe rows against a second computation, temperatures, and the files."""
 
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from lensmith.files import artifacts
 from lensmith.judge import calibration, heldout, judging, next_token_row, probes, suite, sweep, temperature
 from lensmith.judge.bench import MEASURED, Bench, Target, compare
+from lensmith.judge.facts import RunFacts
 from lensmith.judge.judgement import Judgement
 from lensmith.judge.prompts import Probe
 from lensmith.judge.rows import curves
@@ -126,15 +128,15 @@ def test_parts_of_the_context_are_narrow_at_its_beginning(count: int, ends: list
 def test_parts_hold_what_they_say(bench: Bench, tokens: torch.Tensor) -> None:
     """Token ranges without a gap, positions inside of them, and their number."""
     measured = heldout.measure(bench, tokens, few(6, 2))
-    about = heldout.block(bench, measured, 1)
+    parts = heldout.facts(bench, measured, 1).parts
     lines = [dict(zip(POSITION_COLUMNS, line, strict=True)) for line in heldout.position_lines(bench, measured)]
 
-    assert [part["first"] for part in about["parts"][1:]] == [part["last"] + 1 for part in about["parts"][:-1]]
-    assert (about["parts"][0]["first"], about["parts"][-1]["last"]) == (0, 19)
-    for number, part in enumerate(about["parts"]):
+    assert [part.first for part in parts[1:]] == [part.last + 1 for part in parts[:-1]]
+    assert (parts[0].first, parts[-1].last) == (0, 19)
+    for number, part in enumerate(parts):
         inside = [line["position"] for line in lines if line["part"] == number and line["lens"] == "tuned"]
-        assert len(inside) == part["n_positions"]
-        assert part["first"] <= min(inside) <= max(inside) <= part["last"]
+        assert len(inside) == part.n_positions
+        assert part.first <= min(inside) <= max(inside) <= part.last
 
 
 def test_milestones_are_rows_of_the_lens() -> None:
@@ -190,20 +192,15 @@ def test_the_last_layer_is_the_model(family: str, tokens: torch.Tensor) -> None:
     """Softcap, bias and scale included: the model's own logits agree, and no temperature is needed."""
     bench = tiny_bench(family)
     last = calibration.last_layer(bench, tokens, PLACES, calibration.capture(bench, tokens, PLACES))
-    block = calibration.last_layer_block(bench, last)
-    assert (block["temp_at_bound"], block["too_few_positions"], block["warn_high_last_layer_kl"]) == (
-        False,
-        True,
-        False,
-    )
+    assert (last.temp_at_bound, last.too_few_positions, last.warn_high_last_layer_kl) == (False, True, False)
     softcap, scale = {"gemma2": (5.0, 1.0), "cohere": (None, 0.25)}.get(family, (None, 1.0))
-    assert block["cfg_transform"] == {"softcap": softcap, "scale": scale}
+    assert (last.cfg_transform.softcap, last.cfg_transform.scale) == (softcap, scale)
     assert last.p_top1_lens == pytest.approx(last.p_top1_model, abs=1e-5)
     assert last.kl_final_lens_bits < 1e-5
-    assert last.temperature == pytest.approx(1.0, abs=1e-3)
+    assert last.temp_est == pytest.approx(1.0, abs=1e-3)
     assert len(last.kl_final_lens_after_temp_bits_by_seq) == 5
     assert max(last.kl_final_lens_after_temp_bits_by_seq) < 1e-5
-    assert (last.top1_agree, last.positions) == (1.0, 15)
+    assert (last.top1_agree, last.n_positions) == (1.0, 15)
 
 
 def test_a_wrong_head_shows_at_the_last_layer(bench: Bench, tokens: torch.Tensor) -> None:
@@ -219,7 +216,7 @@ def test_a_wrong_head_shows_at_the_last_layer(bench: Bench, tokens: torch.Tensor
     kept = calibration.capture(bench, tokens, PLACES)
     last = calibration.last_layer(Half(), tokens, PLACES, kept)  # type: ignore[arg-type]
     assert last.kl_final_lens_bits > 0.01
-    assert last.temperature == pytest.approx(0.5, abs=1e-3)
+    assert last.temp_est == pytest.approx(0.5, abs=1e-3)
     assert max(last.kl_final_lens_after_temp_bits_by_seq) < 1e-5
 
 
@@ -242,7 +239,7 @@ def test_columns_are_the_plans_and_ours_come_last(bench: Bench) -> None:
 def test_every_text_of_a_probe_is_read(bench: Bench) -> None:
     """orig, no_filler and control of the first, orig of the second; tuned rows start at 1, records are of each one."""
     found = read_probes(bench)
-    texts = [(case.fact_index, case.prompt_id, case.variant) for case in found.cases]
+    texts = [(case.text.fact_index, case.text.prompt_id, case.text.variant) for case in found.cases]
     records = [dict(zip(probes.RECORD_COLUMNS, line, strict=True)) for line in found.records["tuned"]]
 
     assert texts == [(0, "pos", "orig"), (0, "pos", "no_filler"), (0, "ctl", "orig"), (1, "pos", "orig")]
@@ -396,9 +393,10 @@ def test_without_held_out_text_nothing_is_measured(stage: Path) -> None:
         sweep.run(params, stage / "corpus", stage / "lens", stage / "none")
 
 
-def test_numbers_without_a_word_in_json_become_null() -> None:
+def test_numbers_without_a_word_in_json_become_null(stage: Path) -> None:
     """A diverged lens must not stop its own report; gates see null as not finite."""
-    assert sweep.finite({"a": [1.0, float("nan")], "b": (float("inf"), 2, "x")}) == {
-        "a": [1.0, None],
-        "b": [None, 2, "x"],
-    }
+    facts = RunFacts.read(stage / "sweep" / "run.json")
+    share = facts.heldout.model_copy(update={"median_delta_kl_bits": {"norm": {"p25": math.nan, "p50": math.inf}}})
+    path = stage / "diverged.json"
+    facts.model_copy(update={"heldout": share}).write(path)
+    assert RunFacts.read(path).heldout.median_delta_kl_bits == {"norm": {"p25": None, "p50": None}}

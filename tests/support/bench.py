@@ -9,6 +9,7 @@ import torch
 from lensmith.files import artifacts
 from lensmith.hub import models
 from lensmith.judge.bench import Bench
+from lensmith.judge.facts import LensIdentity
 from lensmith.judge.prompts import Encoder
 from lensmith.lens.lens import Lens
 from lensmith.lens.lens_file import LADDER, PRISM
@@ -58,7 +59,14 @@ def tiny_bench(family: str = "llama", norm: str = "final", *, every: bool = Fals
     rungs = {kind: rung_of(lens, kind) for kind in ("temperature", "bias")}
     others = {**rungs, "prism": random_prism(backbone.d_model)} if every else {}
     encode = Encoder(tokenizer, adds_bos=True)  # type: ignore[arg-type]
-    return Bench(backbone, lens, encode, {"weights_sha256": "0" * 64}, others, every)
+    return Bench(
+        backbone,
+        lens,
+        encode,
+        LensIdentity(weights_sha256="0" * 64, kind="low_rank", norm=lens.norm, rank=4),
+        others,
+        every,
+    )
 
 
 def write_stages(folder: Path, params: ModelParams, *, seqs: int = 12, seq_len: int = 24) -> tuple[Path, Path]:

@@ -8,6 +8,21 @@ import numpy as np
 
 from lensmith.files import artifacts
 from lensmith.judge import judging, tables
+from lensmith.judge.facts import (
+    ContextPart,
+    HeldoutFacts,
+    LastLayer,
+    LensIdentity,
+    LogitTransform,
+    ModelStats,
+    NormTemperature,
+    ProbeText,
+    ProofFacts,
+    RawLensCheck,
+    RunFacts,
+    SuiteFacts,
+    TunedLensFacts,
+)
 from lensmith.judge.judgement import Judgement
 from lensmith.lens.depth import depth_layer
 from lensmith.settings.sections import ModelParams
@@ -64,27 +79,93 @@ class World:
         return judging.Outputs(*(self.folder / name for name in names))
 
     def write(self) -> None:
-        lens = {"weights_sha256": "0" * 64, "kind": self.kind, "norm": "final", "rank": 4}
-        parts = [{"first": 8 * part, "last": 8 * part + 7, "n_positions": 2 * self.seqs} for part in range(2)]
-        probes = [{"fact_key": f"f{self.prompt_of(text)}", "prompt_id": "pos"} for text in range(4)]
-        run = {
-            "model_stats": {"num_layers": self.n_layers}, "lens": lens, "lenses": self.lenses, "prompts": probes,
-            "heldout": {"n_positions": PLACES * self.seqs, "parts": parts, "block_seqs": self.block_seqs},
-            "last_layer_consistency": {
-                "kl_final_lens_after_temp_bits_by_seq": self.last_layer, "temp_at_bound": False,
-            },
-            "raw_lens_check": {
-                name: {"risk_tier": "high", "lens_artifact_score": 0.5, "score_by_prompt": scores}
-                for name, scores in self.scores.items()
-            },
-        }  # fmt: skip
-        artifacts.write_json(self.sweep / "run.json", run)
-        about = {"n_layers": self.n_layers, "lens": lens, "files": {}, "in_training_text": ["p0"]}
-        artifacts.write_json(
-            self.suite / "suite.json", {**about, "lenses": [name for name in self.lenses if name != "raw"]}
+        suite = SuiteFacts(
+            schema=2,
+            model_key="atlas",
+            n_layers=self.n_layers,
+            lens=self.identity,
+            lenses=tuple(name for name in self.lenses if name != "raw"),
+            files={},
+            prompts=self.prompts,
+            by_domain={"d": self.prompts},
+            unaligned=(),
+            in_training_text=("p0",),
         )
+        self._run_facts().write(self.sweep / "run.json")
+        suite.write(self.suite / "suite.json")
         self._write_heldout()
         self._write_suite()
+
+    @property
+    def identity(self) -> LensIdentity:
+        return LensIdentity(weights_sha256="0" * 64, kind=self.kind, norm="final", rank=4)
+
+    def _run_facts(self) -> RunFacts:
+        last: dict[str, Any] = dict.fromkeys(LastLayer.model_fields, 0.01) | {
+            "temp_at_bound": False,
+            "cfg_transform": LogitTransform(scale=1.0, softcap=None),
+            "kl_final_lens_after_temp_bits_by_seq": tuple(self.last_layer),
+            "n_positions": 1000,
+            "too_few_positions": False,
+            "warn_high_last_layer_kl": False,
+        }
+        check: dict[str, Any] = dict.fromkeys(RawLensCheck.model_fields, 0.5) | {
+            "lens_only_semantics": 0,
+            "risk_tier": "high",
+        }
+        parts = tuple(ContextPart(first=8 * part, last=8 * part + 7, n_positions=2 * self.seqs) for part in range(2))
+        probes = tuple(
+            ProbeText(
+                fact_key=f"f{self.prompt_of(text)}",
+                fact_index=0,
+                prompt_id="pos",
+                variant="orig",
+                prompt="p",
+                answer="a",
+                aligned=True,
+            )
+            for text in range(4)
+        )
+        return RunFacts(
+            schema=3,
+            model_key="atlas",
+            model_id="local/atlas",
+            model_stats=ModelStats(
+                num_layers=self.n_layers,
+                d_model=4,
+                n_heads=None,
+                d_vocab=97,
+                n_ctx=None,
+                architecture="Model",
+                dtype="float32",
+                proof=ProofFacts(max_kl_bits=0.0, n_positions=1),
+                norm_note="",
+            ),
+            lens=self.identity,
+            lenses=self.lenses,
+            last_layer_consistency=LastLayer(**last),
+            norm_temperature=NormTemperature(lens="norm", positions=1000, by_layer=(), at_bound=()),
+            heldout=HeldoutFacts(
+                first_sequence=0,
+                n_seqs=self.seqs,
+                block_seqs=self.block_seqs,
+                n_positions=PLACES * self.seqs,
+                parts=parts,
+                layers={},
+                kl_final_lens_bits_by_layer={},
+                top1_agree_by_layer={},
+                cos_to_final_by_layer={},
+                cosine_milestones={},
+                median_kl_final_lens_bits={},
+                median_delta_kl_bits={},
+            ),
+            prompts=probes,
+            raw_lens_check={
+                name: RawLensCheck(**{**check, "score_by_prompt": tuple(scores)})
+                for name, scores in self.scores.items()
+            },
+            tuned_lens=TunedLensFacts(status="loaded", summaries=(), attribution=None, provenance={}),
+        )
 
     def _write_heldout(self) -> None:
         heldout = [

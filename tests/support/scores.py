@@ -6,7 +6,8 @@ from typing import Any
 
 from lensmith.files import artifacts
 from lensmith.judge import gates, plots
-from lensmith.judge.judgement import ArtifactScore, ContextPart, Counts, Estimate, Judgement, LensIdentity, Verdict
+from lensmith.judge.facts import ContextPart, LensIdentity
+from lensmith.judge.judgement import ArtifactScore, Counts, Estimate, Judgement, Verdict
 from lensmith.lens.depth import PERCENTILES
 from tests.support.settings import atlas
 

@@ -23,7 +23,7 @@ ORDER = ("temperature", "bias", "low_rank", "full")
 
 def rungs(book: Book) -> dict[str, str]:
     """Rung -> name of the lens in the tables, from the norm lens up."""
-    lens_of = {rung: rung for rung in book.measured.rungs} | {book.measured.run["lens"]["kind"]: TUNED}
+    lens_of = {rung: rung for rung in book.measured.rungs} | {book.measured.run.lens.kind: TUNED}
     last = [kind for kind in lens_of if kind not in (*ORDER, START)]
     order = [rung for rung in ORDER if rung in lens_of] + last
     return {START: book.start} | {rung: lens_of[rung] for rung in order}

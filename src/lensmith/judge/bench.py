@@ -6,12 +6,13 @@ largest tensor of the lab.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lensmith.files import artifacts
+from lensmith.judge.facts import LensIdentity
 from lensmith.judge.prompts import Encoder
 from lensmith.judge.tables import DISTANCES, LENSES, NORMS, PRISM, RAW, RUNGS, TUNED
 from lensmith.lens import divergence
@@ -43,7 +44,7 @@ class Bench:
     backbone: Backbone
     lens: Lens
     encode: Encoder
-    about: dict[str, Any]  # what identifies the lens in a JSON file
+    identity: LensIdentity
     others: dict[str, Reader] = field(default_factory=dict)  # the ladder and Prism, by name, where they were fit
     raw: bool = False  # whether the residual is also read without a norm
 
@@ -67,11 +68,11 @@ class Bench:
                 "Nothing was measured."
             )
         sha256 = artifacts.sha256_file(lens_dir / WEIGHTS)
-        about = {"weights_sha256": sha256, "kind": lens.kind, "norm": lens.norm, "rank": lens.rank}
+        identity = LensIdentity(weights_sha256=sha256, kind=lens.kind, norm=lens.norm, rank=lens.rank)
         assert backbone.tokenizer is not None  # a loaded model has one
         tokenizer.check_behaviour(backbone.tokenizer, manifest.tokenizer.behaviour_sha256, str(corpus_dir))
         encode = Encoder(backbone.tokenizer, manifest.tokenizer.adds_bos)
-        return cls(backbone, lens.to(backbone.device), encode, about, others, raw)
+        return cls(backbone, lens.to(backbone.device), encode, identity, others, raw)
 
     @property
     def n_layers(self) -> int:

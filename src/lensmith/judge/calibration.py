@@ -5,8 +5,6 @@ its head, so that a softcap or scale that our head lacks would show as bits here
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,25 +12,11 @@ from torch import Tensor
 
 from lensmith.judge import temperature
 from lensmith.judge.bench import Bench
+from lensmith.judge.facts import LastLayer, LogitTransform
 from lensmith.lens import divergence
 
 ENOUGH = 1000  # positions that a temperature is fitted on, where there are as many
 WARN_BITS = 0.25  # the plan's project warns above this
-
-
-@dataclass(frozen=True)
-class LastLayer:
-    """The norm lens at the last block against the model's own logits: means over positions, and by sequence."""
-
-    kl_lens_final_bits: float
-    kl_final_lens_bits: float
-    top1_agree: float
-    p_top1_lens: float
-    p_top1_model: float
-    temperature: float
-    kl_lens_final_after_temp_bits: float
-    kl_final_lens_after_temp_bits_by_seq: tuple[float, ...]
-    positions: int
 
 
 @torch.inference_mode()
@@ -43,7 +27,7 @@ def capture(bench: Bench, tokens: Tensor, positions: Tensor) -> list[Tensor]:
 
 @torch.inference_mode()
 def last_layer(bench: Bench, tokens: Tensor, positions: Tensor, kept: Sequence[Tensor]) -> LastLayer:
-    """Measure it on sequences (n, seq_len) at positions (n, p), a sequence at a time; `kept` is their capture."""
+    """The norm lens after the last block on sequences (n, seq_len) at positions (n, p); `kept` is their capture."""
     # A forward pass costs more than these rows: at a thousand positions they are a gigabyte for the largest vocabulary.
     own = [bench.backbone.logits(s)[0, p[0].to(bench.backbone.device)] for s, p in _pairs(tokens, positions)]
 
@@ -57,7 +41,23 @@ def last_layer(bench: Bench, tokens: Tensor, positions: Tensor, kept: Sequence[T
     table = np.array([[_mean(v) for v in _compare(model, z, tau)] for model, z in pairs])
     reverse, forward, agree, p_lens, p_model, reverse_after, _ = table.mean(axis=0).tolist()
     by_seq = tuple(table[:, -1].tolist())
-    return LastLayer(reverse, forward, agree, p_lens, p_model, tau, reverse_after, by_seq, positions.numel())
+    transform = bench.backbone.head.transform
+    return LastLayer(
+        kl_to_final_bits=reverse,
+        top1_agree=agree,
+        p_top1_lens=p_lens,
+        p_top1_model=p_model,
+        temp_est=tau,
+        temp_at_bound=temperature.at_bound(tau),
+        cfg_transform=LogitTransform(scale=transform.scale, softcap=transform.softcap),
+        kl_after_temp_bits=reverse_after,
+        kl_final_lens_bits=forward,
+        kl_final_lens_after_temp_bits=float(np.mean(by_seq)),
+        kl_final_lens_after_temp_bits_by_seq=by_seq,
+        n_positions=positions.numel(),
+        too_few_positions=positions.numel() < ENOUGH,
+        warn_high_last_layer_kl=not reverse <= WARN_BITS,
+    )
 
 
 def _pairs(tokens: Tensor, positions: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
@@ -76,27 +76,6 @@ def _compare(own: Tensor, z: Tensor, tau: float) -> Iterator[Tensor]:
 
 def _mean(values: Tensor) -> float:
     return float(values.double().mean())
-
-
-def last_layer_block(bench: Bench, last: LastLayer) -> dict[str, Any]:
-    """The plan's block, whose KL is KL(lens || final), and the same as KL(final || lens), which gates judge."""
-    transform = bench.backbone.head.transform
-    return {
-        "kl_to_final_bits": last.kl_lens_final_bits,
-        "top1_agree": last.top1_agree,
-        "p_top1_lens": last.p_top1_lens,
-        "p_top1_model": last.p_top1_model,
-        "temp_est": last.temperature,
-        "temp_at_bound": temperature.at_bound(last.temperature),
-        "cfg_transform": {"scale": transform.scale, "softcap": transform.softcap},
-        "kl_after_temp_bits": last.kl_lens_final_after_temp_bits,
-        "kl_final_lens_bits": last.kl_final_lens_bits,
-        "kl_final_lens_after_temp_bits": float(np.mean(last.kl_final_lens_after_temp_bits_by_seq)),
-        "kl_final_lens_after_temp_bits_by_seq": list(last.kl_final_lens_after_temp_bits_by_seq),
-        "n_positions": last.positions,
-        "too_few_positions": last.positions < ENOUGH,
-        "warn_high_last_layer_kl": not last.kl_lens_final_bits <= WARN_BITS,
-    }
 
 
 @torch.inference_mode()

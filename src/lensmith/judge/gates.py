@@ -16,7 +16,8 @@ A new gate is one entry here, its limit in params.yaml (`GatesParams`), and a te
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lensmith.judge.judgement import MISSING, Check, ContextPart, Criterion, Estimate, GateResult, Verdict
+from lensmith.judge.facts import ContextPart
+from lensmith.judge.judgement import MISSING, Check, Criterion, Estimate, GateResult, Verdict
 from lensmith.lens.depth import PERCENTILES, scaled_layers
 from lensmith.process import wording
 from lensmith.settings.sections import GatesParams

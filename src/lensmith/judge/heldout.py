@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lensmith.judge.bench import MEASURED, Bench, Target, compare
+from lensmith.judge.facts import ByDepth, ContextPart, HeldoutFacts
 from lensmith.judge.tables import RANKS, TUNED, Floats, layers
 from lensmith.lens import divergence
 from lensmith.lens.depth import PERCENTILES, depth_layer
@@ -137,51 +138,50 @@ def first_layer_where(reached: NDArray[np.bool_]) -> NDArray[Any]:
     return first
 
 
-def block(bench: Bench, measured: Heldout, block_seqs: int) -> dict[str, Any]:
-    """What run.json says about held-out text: means by layer; medians over positions at 25, 50 and 75 % of depth."""
+def facts(bench: Bench, measured: Heldout, block_seqs: int) -> HeldoutFacts:
+    """What run.json says about held-out text.
+
+    Args:
+        block_seqs: neighbouring sequences that a bootstrap draws together.
+    """
     at = {f"p{percent}": depth_layer(bench.n_layers, percent) for percent in PERCENTILES}
     kl = {key: values[..., KL] for key, values in measured.values.items()}
 
-    def by_layer(column: int) -> dict[str, list[float]]:
+    def by_layer(column: int) -> dict[str, tuple[float, ...]]:
         return {
-            lens: [float(measured.values[lens, layer][..., column].mean()) for layer in layers(lens, bench.n_layers)]
+            lens: tuple(float(measured.values[lens, i][..., column].mean()) for i in layers(lens, bench.n_layers))
             for lens in bench.names
         }
 
-    def medians(lens: str) -> dict[str, float]:
+    def medians(lens: str) -> ByDepth:
         return {name: float(np.median(kl[lens, layer])) for name, layer in at.items()}
 
-    return {
-        "first_sequence": measured.first,
-        "n_seqs": measured.n_seqs,
-        "block_seqs": block_seqs,
-        "n_positions": int(measured.positions.size),
-        "parts": _parts(measured),
-        "layers": at,
-        "kl_final_lens_bits_by_layer": by_layer(KL),
-        "top1_agree_by_layer": by_layer(AGREE),
-        "cos_to_final_by_layer": by_layer(COSINE),
-        "cosine_milestones": {lens: milestones(lens, curve) for lens, curve in by_layer(COSINE).items()},
-        "median_kl_final_lens_bits": {lens: medians(lens) for lens in bench.names},
-        "median_delta_kl_bits": {
-            lens: {name: float(np.median(kl[lens, layer] - kl[TUNED, layer])) for name, layer in at.items()}
-            for lens in bench.names
-            if lens != TUNED
-        },
-    }
+    def medians_saved(lens: str) -> ByDepth:
+        return {name: float(np.median(kl[lens, layer] - kl[TUNED, layer])) for name, layer in at.items()}
+
+    cosine = by_layer(COSINE)
+    count = measured.positions.shape[1]
+    edges, ends = strata(measured.seq_len, count), part_ends(count)
+    return HeldoutFacts(
+        first_sequence=measured.first,
+        n_seqs=measured.n_seqs,
+        block_seqs=block_seqs,
+        n_positions=int(measured.positions.size),
+        parts=tuple(
+            ContextPart(first=int(edges[a]), last=int(edges[b]) - 1, n_positions=int(b - a) * measured.n_seqs)
+            for a, b in zip([0, *ends[:-1]], ends, strict=True)
+        ),
+        layers=at,
+        kl_final_lens_bits_by_layer=by_layer(KL),
+        top1_agree_by_layer=by_layer(AGREE),
+        cos_to_final_by_layer=cosine,
+        cosine_milestones={lens: milestones(lens, curve) for lens, curve in cosine.items()},
+        median_kl_final_lens_bits={lens: medians(lens) for lens in bench.names},
+        median_delta_kl_bits={lens: medians_saved(lens) for lens in bench.names if lens != TUNED},
+    )
 
 
 def milestones(lens: str, cosine: Sequence[float]) -> dict[str, int | None]:
     """The first layer where the cosines of a lens, one for each of its layers, reach each of MILESTONES."""
     start = layers(lens, 1)[0]
     return {f"ge_{m}": next((layer for layer, c in enumerate(cosine, start) if c >= m), None) for m in MILESTONES}
-
-
-def _parts(measured: Heldout) -> list[dict[str, int]]:
-    count = measured.positions.shape[1]
-    edges, ends = strata(measured.seq_len, count), part_ends(count)
-    starts = [0, *ends[:-1]]
-    return [
-        {"first": int(edges[a]), "last": int(edges[b]) - 1, "n_positions": int(b - a) * measured.n_seqs}
-        for a, b in zip(starts, ends, strict=True)
-    ]

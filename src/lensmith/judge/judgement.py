@@ -18,9 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from lensmith.files.records import Record
+from lensmith.judge.facts import ContextPart, LensIdentity, Number, Tier
 from lensmith.judge.tables import RANKS
 from lensmith.lens.depth import PERCENTILES
 from lensmith.process import wording
@@ -32,13 +33,6 @@ FORMS: dict[str, Callable[[float | None], str]] = {
     "number": wording.number,
     "percent": wording.percent,
 }
-
-
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Number = Annotated[float | None, BeforeValidator(_finite)]  # None stands for NaN and infinity
 
 
 class Estimate(Record):
@@ -168,15 +162,6 @@ class Rung(NamedTuple):
     share: tuple[Estimate, ...]  # of what the last rung saves, beyond the rung before; none for the norm lens
 
 
-class LensIdentity(Record):
-    """Which lens was measured."""
-
-    weights_sha256: str
-    kind: str
-    norm: Literal["final", "next_input"]
-    rank: int
-
-
 class Counts(Record):
     """How much was measured, and what intervals are drawn over."""
 
@@ -192,19 +177,11 @@ class Counts(Record):
     heldout_resampled_by: str
 
 
-class ContextPart(Record):
-    """A stretch of the context: its first and last token, and the positions measured in it."""
-
-    first: int
-    last: int
-    n_positions: int
-
-
 class ArtifactScore(Record):
     """How far a lens departs from reading the residual without a norm: see `Probes.raw_lens_check`."""
 
-    score: float
-    risk_tier: Literal["low", "medium", "high"]
+    score: Number
+    risk_tier: Tier
 
 
 class Judgement(Record):

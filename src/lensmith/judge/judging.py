@@ -8,7 +8,7 @@ import numpy as np
 
 from lensmith.files import artifacts
 from lensmith.judge import attribution, gates, rows, tables
-from lensmith.judge.judgement import VERDICTS, ArtifactScore, ContextPart, Counts, Estimate, Judgement, LensIdentity
+from lensmith.judge.judgement import VERDICTS, ArtifactScore, Counts, Estimate, Judgement
 from lensmith.judge.kpis import KL, Book, Units
 from lensmith.judge.tables import NORMS, RANKS, TUNED
 from lensmith.lens.depth import PERCENTILES, depth_layer
@@ -36,7 +36,7 @@ def run(settings: ModelParams, sweep: Path, suite: Path, outputs: Outputs) -> No
     """
     measured = rows.read(sweep, suite)
     for name, sha256 in settings.suite.inputs.items():
-        if (other := measured.about["files"].get(name, "none")) != sha256:
+        if (other := measured.asked.files.get(name, "none")) != sha256:
             raise IntegrityError(
                 f"{name}: not the edition that suite-eval measured (sha256 is {sha256[:12]}, measured was "
                 f"{other[:12]}). `dvc repro` measures it again. No metrics were written."
@@ -53,17 +53,16 @@ def run(settings: ModelParams, sweep: Path, suite: Path, outputs: Outputs) -> No
 def judge(book: Book, settings: ModelParams) -> Judgement:
     """Every KPI, and every gate of the table."""
     measured, run_facts = book.measured, book.measured.run
-    parts = tuple(ContextPart(**part) for part in run_facts["heldout"]["parts"])
-    scope = gates.Scope(settings.gates, measured.n_layers, parts)
+    scope = gates.Scope(settings.gates, measured.n_layers, run_facts.heldout.parts)
     kpis = dict(_kpis(book, scope))
     scores = {
-        lens: ArtifactScore(score=check["lens_artifact_score"], risk_tier=check["risk_tier"])
-        for lens, check in run_facts["raw_lens_check"].items()
+        lens: ArtifactScore(score=check.lens_artifact_score, risk_tier=check.risk_tier)
+        for lens, check in run_facts.raw_lens_check.items()
     }
     return Judgement(
         model_key=settings.key,
         model_id=settings.model_id,
-        lens=LensIdentity(**run_facts["lens"]),
+        lens=run_facts.lens,
         n_layers=measured.n_layers,
         layers={percent: depth_layer(measured.n_layers, percent) for percent in PERCENTILES},
         confidence=settings.gates.confidence,
@@ -73,9 +72,9 @@ def judge(book: Book, settings: ModelParams) -> Judgement:
         baselines=dict(_baselines(book)),
         gates=gates.judge(kpis, scope),
         ladder=tuple(attribution.rungs(book)),
-        parts=parts,
+        parts=scope.parts,
         artifact_scores=scores,
-        last_layer_temp_at_bound=run_facts["last_layer_consistency"]["temp_at_bound"],
+        last_layer_temp_at_bound=run_facts.last_layer_consistency.temp_at_bound,
     )
 
 
@@ -122,12 +121,12 @@ def _counts(book: Book) -> Counts:
     return Counts(
         prompts=len(book.aligned),
         unaligned=len(book.aligned) - aligned,
-        in_training_text=len(measured.about["in_training_text"]),
+        in_training_text=len(measured.asked.in_training_text),
         templates=len(set(book.templates)),
         never_in_rank={k: aligned - int(book.suite.earliness(k).reached.sum()) for k in RANKS},
         heldout_seqs=len(measured.heldout.units),
-        heldout_positions=measured.run["heldout"]["n_positions"],
-        probes=len(measured.run["prompts"]),
+        heldout_positions=measured.run.heldout.n_positions,
+        probes=len(measured.run.prompts),
         suite_resampled_by="template" if book.clusters == book.templates else "prompt",
         heldout_resampled_by="sequence" if book.block_seqs == 1 else f"run of {book.block_seqs} sequences",
     )

@@ -160,7 +160,7 @@ class Book:
     @property
     def block_seqs(self) -> int:
         """Neighbouring sequences that are drawn together: as many as a document of the mean length is long."""
-        return int(self.measured.run["heldout"]["block_seqs"])
+        return self.measured.run.heldout.block_seqs
 
     def blocks(self, seq: NDArray[np.int64]) -> list[int]:
         """The block of each sequence number."""
@@ -194,8 +194,7 @@ class Book:
 
     def last_layer_kl(self) -> Estimate:
         """KL(model || norm lens at the last block after one scalar temperature), bits."""
-        last = self.measured.run["last_layer_consistency"]
-        by_seq = last["kl_final_lens_after_temp_bits_by_seq"]
+        by_seq = self.measured.run.last_layer_consistency.kl_final_lens_after_temp_bits_by_seq
         values = np.array([np.nan if v is None else v for v in by_seq], dtype=np.float64)
         draws = self.draw("bootstrap-last-layer", self.blocks(np.arange(len(values))))
         return bootstrap.estimate(bootstrap.mean, values, draws, self.limits.confidence)
@@ -205,11 +204,11 @@ class Book:
 
         A prompt is resampled together with its form without filler words. MISSING without probes.
         """
-        checks, prompts = self.measured.run["raw_lens_check"], self.measured.run["prompts"]
+        checks, prompts = self.measured.run.raw_lens_check, self.measured.run.prompts
         if self.start not in checks or TUNED not in checks:
             return MISSING
-        tuned, norm = (np.array(checks[lens]["score_by_prompt"], dtype=np.float64) for lens in (TUNED, self.start))
-        draws = self.draw("bootstrap-probes", [f"{one['fact_key']}\n{one['prompt_id']}" for one in prompts])
+        tuned, norm = (np.array(checks[lens].score_by_prompt, dtype=np.float64) for lens in (TUNED, self.start))
+        draws = self.draw("bootstrap-probes", [f"{text.fact_key}\n{text.prompt_id}" for text in prompts])
         return bootstrap.estimate(bootstrap.mean, tuned - norm, draws, self.limits.confidence)
 
     def final_rank1_share(self) -> Estimate:
@@ -222,7 +221,7 @@ class Book:
     @property
     def start(self) -> str:
         """The norm lens that the tuned lens starts from."""
-        return NORMS[0] if self.measured.run["lens"]["norm"] == "final" else NORMS[1]
+        return NORMS[0] if self.measured.run.lens.norm == "final" else NORMS[1]
 
 
 def stronger(curves: Curves, row: int, centre: Centre) -> str:

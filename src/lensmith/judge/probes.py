@@ -14,11 +14,10 @@ The table `rawlens`, where the raw lens is asked for, sets the norm lens beside 
 `entropy_gap_bits` is the raw lens's entropy minus the norm lens's.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from torch import Tensor
 from lensmith.files import artifacts
 from lensmith.judge import next_token_row
 from lensmith.judge.bench import Bench
+from lensmith.judge.facts import TIERS, Contrast, ProbeSummary, ProbeText, RawLensCheck
 from lensmith.judge.heldout import milestones
 from lensmith.judge.prompts import Probe, gold_token
 from lensmith.judge.tables import PRISM, RANKS, RAW, TUNED, layers
@@ -49,24 +49,23 @@ RAW_COLUMNS = (
     "norm_only_semantics",
 )  # fmt: skip
 NEXT = "⟨NEXT⟩"
-TIERS = ("low", "medium", "high")
 
 Line = list[object]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One text of a probe."""
+    """One text of a probe, in tokens."""
 
-    fact_key: str
-    fact_index: int
-    prompt_id: str  # pos, or ctl for the control
-    variant: str  # orig or no_filler
-    prompt: str
-    answer: str
+    text: ProbeText
     ids: list[int]
-    gold: int | None
+    gold: int | None  # the first token of the answer
     other: int | None  # for a control: the first token of the probe's own answer
+
+    @property
+    def where(self) -> tuple[str, int, str, str]:
+        """The first four cells of its lines."""
+        return self.text.fact_key, self.text.fact_index, self.text.prompt_id, self.text.variant
 
 
 @dataclass
@@ -91,48 +90,46 @@ class Read:
         if RAW in self.lenses:
             artifacts.write_csv(out / f"{stem}-pure-next-token-rawlens.csv", RAW_COLUMNS, self.raws)
 
-    def prompts(self) -> list[dict[str, Any]]:
-        """What was asked, as run.json lists it."""
-        names = ("fact_key", "fact_index", "prompt_id", "variant", "prompt", "answer")
-        return [{n: getattr(case, n) for n in names} | {"aligned": case.gold is not None} for case in self.cases]
-
     def shown(self) -> list[Shown]:
         """Every text with all of its words, as the report shows it."""
-        named = [(f"{case.fact_key}{', control' * (case.prompt_id == 'ctl')}", case) for case in self.cases]
-        return [Shown(name, case.prompt, case.answer, case.ids) for name, case in named if case.variant == "orig"]
+        return [
+            Shown(f"{text.fact_key}{', control' * (text.prompt_id == 'ctl')}", text.prompt, text.answer, case.ids)
+            for case in self.cases
+            if (text := case.text).variant == "orig"
+        ]
 
-    def summaries(self) -> list[dict[str, Any]]:
-        """The plan's metrics of each text: where the answer first ranks 10, 5, 1, and KL by depth.
+    def summaries(self) -> tuple[ProbeSummary, ...]:
+        """Of each text: where the answer first ranks 10, 5, 1, where the cosine first is high, and KL by depth."""
+        return tuple(self._summary(i, case) for i, case in enumerate(self.cases))
 
-        As in the plan's project, delta of ranks is tuned - baseline, positive being later, and delta of KL is
-        baseline - tuned; ours in the metrics are both positive in favour of the tuned lens.
-        """
-        names = ("fact_key", "prompt_id", "variant")
-        return [{n: getattr(case, n) for n in names} | self._summary(i) for i, case in enumerate(self.cases)]
-
-    def _summary(self, case: int) -> dict[str, Any]:
-        first = {lens: {f"le_{k}": self._first(case, lens, k) for k in RANKS} for lens in (self.baseline, TUNED)}
+    def _summary(self, number: int, case: Case) -> ProbeSummary:
         at = {f"p{percent}": depth_layer(self.n_layers, percent) for percent in PERCENTILES}
-        kl = {
-            lens: {name: self.facts[case, lens, row]["kl_to_final_bits"] for name, row in at.items()}
-            for lens in (self.baseline, TUNED)
-        }
-        cosine = {
-            lens: milestones(lens, [self.facts[case, lens, row]["cos_to_final"] for row in layers(lens, self.n_layers)])
-            for lens in (self.baseline, TUNED)
-        }
-        return {
-            "cosine_milestones": _deltas(cosine[self.baseline], cosine[TUNED], sign=1),
-            "rank_milestones": _deltas(first[self.baseline], first[TUNED], sign=1),
-            "kl_bits_at_percentiles": _deltas(kl[self.baseline], kl[TUNED], sign=-1),
-        }
+
+        def ranks(lens: str) -> dict[str, int | None]:
+            return {f"le_{k}": self._first(number, lens, k) for k in RANKS}
+
+        def kl(lens: str) -> dict[str, float]:
+            return {name: self.facts[number, lens, layer]["kl_to_final_bits"] for name, layer in at.items()}
+
+        def cosines(lens: str) -> dict[str, int | None]:
+            curve = [self.facts[number, lens, layer]["cos_to_final"] for layer in layers(lens, self.n_layers)]
+            return milestones(lens, curve)
+
+        return ProbeSummary(
+            fact_key=case.text.fact_key,
+            prompt_id=case.text.prompt_id,
+            variant=case.text.variant,
+            cosine_milestones=_contrast(cosines(self.baseline), cosines(TUNED), sign=1),
+            rank_milestones=_contrast(ranks(self.baseline), ranks(TUNED), sign=1),
+            kl_bits_at_percentiles=_contrast(kl(self.baseline), kl(TUNED), sign=-1),
+        )
 
     def _first(self, case: int, lens: str, k: int) -> int | None:
         ranks = {row: self.facts[case, lens, row]["answer_rank"] for row in layers(lens, self.n_layers)}
         return next((row for row, rank in ranks.items() if rank is not None and rank <= k), None)
 
-    def raw_lens_check(self) -> dict[str, Any]:
-        """How far each lens departs from decoding the residual without a norm: the plan's artifact score.
+    def raw_lens_check(self) -> dict[str, RawLensCheck]:
+        """How far each lens departs from decoding the residual without a norm, by the reference recipe's score.
 
         score = 0.6 share(layers with KL(lens || raw) >= 1 bit) + 0.3 [the lens alone has the answer on top somewhere]
         + 0.1 min(1, max KL / 5). Below 0.2 low, up to 0.5 medium, else high. `v2` adds 0.1 min(1, median JS / 0.1) and
@@ -140,7 +137,7 @@ class Read:
         """
         return {lens: self._artifact(lens) for lens in self.lenses if self.cases and lens != RAW}
 
-    def _artifact(self, lens: str) -> dict[str, Any]:
+    def _artifact(self, lens: str) -> RawLensCheck:
         by_case: dict[int, list[next_token_row.Row]] = {}
         for (case, name, layer), facts in self.facts.items():
             if name == lens and layer > 0:
@@ -149,17 +146,17 @@ class Read:
         js, l1 = (median(facts[name] for facts in found) for name in ("js_divergence", "l1_prob_diff"))
         score, share, largest, alone = artifact_score(found)
         wider = score + 0.1 * min(1.0, js / 0.1) + 0.05 * min(1.0, l1 / 0.5)
-        return {
-            "kl_ge_1_bit_share": share,
-            "max_kl_lens_raw_bits": largest,
-            "js_p50": js,
-            "l1_p50": l1,
-            "lens_only_semantics": alone,
-            "lens_artifact_score": score,
-            "lens_artifact_score_v2": min(1.0, wider),
-            "risk_tier": TIERS[(score >= 0.2) + (score > 0.5)],
-            "score_by_prompt": [artifact_score(cells)[0] for cells in by_case.values()],
-        }
+        return RawLensCheck(
+            kl_ge_1_bit_share=share,
+            max_kl_lens_raw_bits=largest,
+            js_p50=js,
+            l1_p50=l1,
+            lens_only_semantics=alone,
+            lens_artifact_score=score,
+            lens_artifact_score_v2=min(1.0, wider),
+            risk_tier=TIERS[(score >= 0.2) + (score > 0.5)],
+            score_by_prompt=tuple(artifact_score(cells)[0] for cells in by_case.values()),
+        )
 
 
 def artifact_score(facts: Sequence[next_token_row.Row]) -> tuple[float, float, float, int]:
@@ -170,10 +167,10 @@ def artifact_score(facts: Sequence[next_token_row.Row]) -> tuple[float, float, f
     return 0.6 * share + 0.3 * (alone > 0) + 0.1 * min(1.0, max(kl) / 5), share, max(kl), alone
 
 
-def _deltas(baseline: dict[str, Any], tuned: dict[str, Any], *, sign: int) -> dict[str, Any]:
-    pairs = {key: (baseline[key], tuned[key]) for key in baseline}
-    delta = {key: None if None in pair else sign * (pair[1] - pair[0]) for key, pair in pairs.items()}
-    return {"baseline": baseline, "tuned": tuned, "delta": delta}
+def _contrast(baseline: Mapping[str, float | None], tuned: Mapping[str, float | None], *, sign: int) -> Contrast:
+    pairs = {key: (value, tuned[key]) for key, value in baseline.items()}
+    delta = {key: None if a is None or b is None else sign * (b - a) for key, (a, b) in pairs.items()}
+    return Contrast(baseline=dict(baseline), tuned=dict(tuned), delta=delta)
 
 
 @torch.inference_mode()
@@ -194,7 +191,7 @@ def read(bench: Bench, probes: Iterable[tuple[str, Probe]], temperatures: Sequen
         resid = bench.backbone.capture(tokens, torch.arange(len(case.ids))[None])[0]
         final = bench.final(resid[-1:])[0]
         prompt = next_token_row.Prompt.of(
-            bench, case.ids, answer=case.answer, gold=case.gold, other=case.other, final=final
+            bench, case.ids, answer=case.text.answer, gold=case.gold, other=case.other, final=final
         )
         for lens in lenses:
             seen = next_token_row.Seen()
@@ -223,26 +220,36 @@ def _beside_raw(bench: Bench, case: Case, row: int, facts: next_token_row.Row) -
     distances = (facts["kl_lens_raw_bits"], facts["kl_raw_lens_bits"], facts["js_divergence"], facts["entropy_bits"])
     overlap = (facts["topk_jaccard_raw_norm@50"], facts["topk_jaccard_consecutive@50"])
     alone = None if case.gold is None else facts["answer_rank"] == 1 and facts["answer_rank_raw"] != 1
-    where = (case.fact_key, case.fact_index, case.prompt_id, case.variant, row)
+    where = (*case.where, row)
     return [*where, *raw, *norm, *distances, facts["entropy_bits_raw"], gap, facts["l1_prob_diff"], *overlap, alone]
 
 
 def _cases(bench: Bench, probes: Iterable[tuple[str, Probe]]) -> Iterator[Case]:
     limit = max_length(bench.backbone.model)
     for index, (where, probe) in enumerate(probes):
-        own = gold_token(bench.encode, probe.prompt, probe.answer)
-        for prompt_id, form in (("pos", probe), ("ctl", probe.control)):
+        main = gold_token(bench.encode, probe.prompt, probe.answer)
+        for kind, form in (("pos", probe), ("ctl", probe.control)):
             if form is None:
                 continue
-            for variant, text in (("orig", form.prompt), ("no_filler", form.no_filler)):
-                if text is None:
+            for variant, prompt in (("orig", form.prompt), ("no_filler", form.no_filler)):
+                if prompt is None:
                     continue
-                ids = bench.encode(text)
+                ids = bench.encode(prompt)
                 if limit is not None and len(ids) > limit:
                     raise InputError(f"{where}: a prompt has {len(ids)} tokens, the model reads at most {limit}")
-                gold = gold_token(bench.encode, text, form.answer)
-                other = own if prompt_id == "ctl" else None
-                yield Case(probe.id, index, prompt_id, variant, text, form.answer, ids, gold, other)
+                gold = gold_token(bench.encode, prompt, form.answer)
+                text = ProbeText.model_validate(
+                    {
+                        "fact_key": probe.id,
+                        "fact_index": index,
+                        "prompt_id": kind,
+                        "variant": variant,
+                        "prompt": prompt,
+                        "answer": form.answer,
+                        "aligned": gold is not None,
+                    }
+                )
+                yield Case(text, ids, gold, main if kind == "ctl" else None)
 
 
 def _tops(bench: Bench, case: Case, row: int, logits: Tensor, top_k: int) -> list[Line]:
@@ -253,6 +260,6 @@ def _tops(bench: Bench, case: Case, row: int, logits: Tensor, top_k: int) -> lis
     for pos, (entropy, chances, tokens) in enumerate(zip(entropies, p.tolist(), ids.tolist(), strict=True)):
         pairs = [cell for token, chance in zip(tokens, chances, strict=True) for cell in (bench.text(token), chance)]
         padding = [None] * (2 * TOPS - len(pairs))
-        where = [case.fact_key, case.fact_index, case.prompt_id, case.variant, row, pos, bench.text(case.ids[pos])]
+        where = [*case.where, row, pos, bench.text(case.ids[pos])]
         lines.append([*where, entropy, entropy, *pairs, *padding, max(0.0, 1.0 - sum(chances))])
     return lines

@@ -4,12 +4,11 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lensmith.files import artifacts
+from lensmith.judge.facts import RunFacts, SuiteFacts
 from lensmith.judge.tables import ALWAYS, DISTANCES, FIRST, POSITION_COLUMNS, RAW, RUNGS, Floats, layers
 from lensmith.process.errors import IntegrityError
 
@@ -54,8 +53,8 @@ class Measured:
     positions: Positions
     suite: Curves
     prompts: tuple[Mapping[str, str], ...]  # rows of prompts.csv, in the order of suite.units
-    run: Mapping[str, Any]  # run.json
-    about: Mapping[str, Any]  # suite.json
+    run: RunFacts
+    asked: SuiteFacts
 
     @property
     def rungs(self) -> tuple[str, ...]:
@@ -69,13 +68,12 @@ def read(sweep: Path, suite: Path) -> Measured:
     Raises:
         IntegrityError: a file is missing or cut short, or the folders speak of different lenses.
     """
-    run, about = artifacts.read_json(sweep / "run.json"), artifacts.read_json(suite / "suite.json")
-    n_layers = run["model_stats"]["num_layers"]
-    lenses = tuple(run["lenses"])
+    run, asked = RunFacts.read(sweep / "run.json"), SuiteFacts.read(suite / "suite.json")
+    n_layers, lenses = run.model_stats.num_layers, run.lenses
     for name, ours, other in (
-        ("num_layers", n_layers, about["n_layers"]),
-        ("lens", run["lens"], about["lens"]),
-        ("lenses", [lens for lens in lenses if lens != RAW], about["lenses"]),  # the suite asks no raw lens
+        ("num_layers", n_layers, asked.n_layers),
+        ("lens", run.lens, asked.lens),
+        ("lenses", tuple(lens for lens in lenses if lens != RAW), asked.lenses),  # the suite asks no raw lens
     ):
         if ours != other:
             raise IntegrityError(
@@ -83,12 +81,12 @@ def read(sweep: Path, suite: Path) -> Measured:
                 f"and {other}. Run `dvc repro` so that both measure the same. No metrics were written."
             )
     heldout = curves(sweep / "heldout.csv", "seq", DISTANCES, n_layers, lenses)
-    rows = curves(suite / "rows.csv", "id", (*DISTANCES, "answer_token_rank"), n_layers, tuple(about["lenses"]))
+    rows = curves(suite / "rows.csv", "id", (*DISTANCES, "answer_token_rank"), n_layers, asked.lenses)
     prompts = {row["id"]: row for row in _read_csv(suite / "prompts.csv")}
     if tuple(prompts) != rows.units:
         raise IntegrityError(f"{suite}: rows.csv and prompts.csv do not hold the same prompts")
-    found = positions(sweep / "positions.csv", run["heldout"]["n_positions"], n_layers, lenses)
-    return Measured(n_layers, heldout, found, rows, tuple(prompts.values()), run, about)
+    found = positions(sweep / "positions.csv", run.heldout.n_positions, n_layers, lenses)
+    return Measured(n_layers, heldout, found, rows, tuple(prompts.values()), run, asked)
 
 
 def curves(path: Path, unit: str, quantities: Sequence[str], n_layers: int, lenses: Sequence[str] = ALWAYS) -> Curves:

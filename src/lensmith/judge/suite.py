@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch import Tensor
 from lensmith.files import artifacts
 from lensmith.judge import contamination, trajectories
 from lensmith.judge.bench import Bench, Reading, Target, compare
+from lensmith.judge.facts import SuiteFacts
 from lensmith.judge.heldout import CLOSE_BITS
 from lensmith.judge.prompts import Prompt, gold_token, read_suite
 from lensmith.judge.tables import FIRST_COLUMNS, PROMPT_COLUMNS, RANKS, ROW_COLUMNS, layers
@@ -63,25 +63,19 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
     artifacts.write_csv(out / "prompts.csv", PROMPT_COLUMNS, prompts)
     trajectories.write(out, bench, shown(asked, settings.suite.trajectories))
     seen = contamination.in_text([_run(bench, one) for one in asked], corpora.read_tokens(corpus))
-    about = {
-        "schema": 2,
-        "model_key": settings.key,
-        "n_layers": bench.n_layers,
-        "lens": bench.about,
-        "lenses": bench.names,
-        "files": suite.files,
-        **_counts(asked),
-        "in_training_text": [one.line.id for one, hit in zip(asked, seen, strict=True) if hit],
-    }
-    artifacts.write_json(out / "suite.json", about)
-
-
-def _counts(asked: Sequence[Asked]) -> dict[str, Any]:
-    return {
-        "prompts": len(asked),
-        "by_domain": dict(Counter(one.line.domain for one in asked)),
-        "unaligned": [one.line.id for one in asked if not one.aligned],
-    }
+    facts = SuiteFacts(
+        schema=2,
+        model_key=settings.key,
+        n_layers=bench.n_layers,
+        lens=bench.identity,
+        lenses=bench.names,
+        files=suite.files,
+        prompts=len(asked),
+        by_domain=dict(Counter(one.line.domain for one in asked)),
+        unaligned=tuple(one.line.id for one in asked if not one.aligned),
+        in_training_text=tuple(one.line.id for one, hit in zip(asked, seen, strict=True) if hit),
+    )
+    facts.write(out / "suite.json")
 
 
 def ask(bench: Bench, lines: Iterable[tuple[str, Prompt]]) -> list[Asked]:

@@ -10,9 +10,8 @@ Writes into one folder (columns: `tables.py`, `probes.py`)
     run.json                                    what was measured, last-layer consistency, medians by depth
 """
 
-from dataclasses import asdict
+import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +19,24 @@ import torch
 from lensmith.files import artifacts
 from lensmith.judge import calibration, heldout, probes, temperature, trajectories
 from lensmith.judge.bench import Bench
+from lensmith.judge.facts import (
+    HeldoutFacts,
+    ModelStats,
+    NormTemperature,
+    ProofFacts,
+    RunFacts,
+    TemperatureShare,
+    TunedLensFacts,
+)
 from lensmith.judge.prompts import read_probes
 from lensmith.judge.tables import HELDOUT_COLUMNS, POSITION_COLUMNS, TUNED
-from lensmith.lens.depth import PERCENTILES
 from lensmith.process.errors import InputError
 from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus as corpora
 from lensmith.source.discovery import max_length
 
 NO_BLOCK = "Nothing was measured."
-# The plan's project: a gain that a temperature explains is no gain of a lens.
+# Limits of the reference recipe: a gain that a temperature explains is no gain of a lens.
 ROTATION_BITS, CALIBRATION_SHARE = 0.2, 0.8
 
 
@@ -57,32 +64,32 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
     read = probes.read(bench, lines, temperatures, settings.sweep.top_k)
     read.write(out, f"output-{settings.key}")
     trajectories.write(out, bench, read.shown())
-    text = heldout.block(bench, measured, _block_seqs(corpus))
-    about = {
-        "schema": 2,
-        "model_key": settings.key,
-        "model_id": settings.model_id,
-        "model_stats": model_stats(bench),
-        "lens": bench.about,
-        "lenses": bench.names,
-        "last_layer_consistency": calibration.last_layer_block(bench, last),
-        "norm_temperature": {
-            "lens": bench.baseline,
-            "positions": last.positions,
-            "by_layer": temperatures,
-            "at_bound": [row for row, tau in enumerate(temperatures) if temperature.at_bound(tau)],
-        },
-        "heldout": text,
-        "prompts": read.prompts(),
-        "raw_lens_check": read.raw_lens_check(),
-        "tuned_lens": {
-            "status": "loaded",
-            "summaries": read.summaries(),
-            "attribution": attribution(text, bench.baseline),
-            "provenance": artifacts.read_json(lens / "provenance.json"),
-        },
-    }
-    artifacts.write_json(out / "run.json", finite(about))
+    text = heldout.facts(bench, measured, _block_seqs(corpus))
+    facts = RunFacts(
+        schema=3,
+        model_key=settings.key,
+        model_id=settings.model_id,
+        model_stats=model_stats(bench),
+        lens=bench.identity,
+        lenses=bench.names,
+        last_layer_consistency=last,
+        norm_temperature=NormTemperature(
+            lens=bench.baseline,
+            positions=last.n_positions,
+            by_layer=tuple(temperatures),
+            at_bound=tuple(layer for layer, tau in enumerate(temperatures) if temperature.at_bound(tau)),
+        ),
+        heldout=text,
+        prompts=tuple(case.text for case in read.cases),
+        raw_lens_check=read.raw_lens_check(),
+        tuned_lens=TunedLensFacts(
+            status="loaded",
+            summaries=read.summaries(),
+            attribution=temperature_share(text, bench.baseline),
+            provenance=artifacts.read_json(lens / "provenance.json"),
+        ),
+    )
+    facts.write(out / "run.json")
 
 
 def _block_seqs(corpus: Path) -> int:
@@ -94,48 +101,39 @@ def _block_seqs(corpus: Path) -> int:
     return max(1, -(-manifest.heldout.tokens // (max(1, manifest.heldout.documents) * manifest.seq_len)))
 
 
-def attribution(text: dict[str, Any], baseline: str) -> dict[str, Any] | None:
-    """The plan's block of that name, by medians over held-out positions: what a temperature alone explains.
-
-    None where no lens of temperatures was fit.
-    """
-    kl = text["median_kl_final_lens_bits"]
+def temperature_share(text: HeldoutFacts, baseline: str) -> TemperatureShare | None:
+    """What a temperature alone explains, by medians over held-out positions; None where no such lens was fit."""
+    # A median that is not finite is None in the facts; as NaN it makes what is computed from it NaN too.
+    kl = {
+        lens: {depth: math.nan if bits is None else bits for depth, bits in by_depth.items()}
+        for lens, by_depth in text.median_kl_final_lens_bits.items()
+    }
     if "temperature" not in kl:
         return None
-    depths = [f"p{percent}" for percent in PERCENTILES]
-    tuned = {p: kl[baseline][p] - kl[TUNED][p] for p in depths}
-    temp = {p: kl[baseline][p] - kl["temperature"][p] for p in depths}
-    rotation = {p: tuned[p] - temp[p] for p in depths}
-    calibration_only = rotation["p50"] < ROTATION_BITS and temp["p50"] >= CALIBRATION_SHARE * tuned["p50"]
-    return {
-        "delta_kl_tuned_bits": tuned,
-        "delta_kl_temperature_bits": temp,
-        "delta_kl_rotation_bits": rotation,
-        "prefer_tuned": rotation["p50"] >= ROTATION_BITS,
-        "tuned_is_calibration_only": calibration_only,
-    }
+    tuned = {depth: bits - kl[TUNED][depth] for depth, bits in kl[baseline].items()}
+    temp = {depth: bits - kl["temperature"][depth] for depth, bits in kl[baseline].items()}
+    rotation = {depth: bits - temp[depth] for depth, bits in tuned.items()}
+    return TemperatureShare(
+        delta_kl_tuned_bits=tuned,
+        delta_kl_temperature_bits=temp,
+        delta_kl_rotation_bits=rotation,
+        prefer_tuned=rotation["p50"] >= ROTATION_BITS,
+        tuned_is_calibration_only=rotation["p50"] < ROTATION_BITS and temp["p50"] >= CALIBRATION_SHARE * tuned["p50"],
+    )
 
 
-def model_stats(bench: Bench) -> dict[str, Any]:
-    """The plan's block of that name."""
+def model_stats(bench: Bench) -> ModelStats:
+    """The model's shape, as its configuration and its modules say."""
     config = bench.backbone.model.config.get_text_config()
-    return {
-        "num_layers": bench.n_layers,
-        "d_model": bench.backbone.d_model,
-        "n_heads": getattr(config, "num_attention_heads", None),
-        "d_vocab": bench.backbone.d_vocab,
-        "n_ctx": max_length(bench.backbone.model),
-        "architecture": type(bench.backbone.model).__name__,
-        "dtype": str(bench.backbone.dtype).removeprefix("torch."),
-        "proof": asdict(bench.backbone.proof),
-        "norm_note": bench.backbone.head.norm_note,
-    }
-
-
-def finite(value: Any) -> Any:
-    """The same data with null for every number that JSON has no word for."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    proof = bench.backbone.proof
+    return ModelStats(
+        num_layers=bench.n_layers,
+        d_model=bench.backbone.d_model,
+        n_heads=getattr(config, "num_attention_heads", None),
+        d_vocab=bench.backbone.d_vocab,
+        n_ctx=max_length(bench.backbone.model),
+        architecture=type(bench.backbone.model).__name__,
+        dtype=str(bench.backbone.dtype).removeprefix("torch."),
+        proof=ProofFacts(max_kl_bits=proof.max_kl_bits, n_positions=proof.n_positions),
+        norm_note=bench.backbone.head.norm_note,
+    )

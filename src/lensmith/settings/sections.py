@@ -199,7 +199,7 @@ class GatesParams(Section):
     worst_delta_kl_bits: float
     ladder_gain_bits: float
     position_delta_kl_bits: float
-    artifact_score_increase: NonNegative
+    artifact_score_increase: NonNegative  # 0.3: what the score adds for answers that only the lens has on top
     min_prompts: Count
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]

@@ -1,0 +1,214 @@
+"""What stages `sweep` and `suite-eval` say beside their tables: run.json and suite.json, one definition of each key.
+
+The keys are those of the project that the CSVs come from. Layers count as in the CSVs; `p25` is 25 % of depth.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from lensmith.files.records import Record
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_finite)]  # None stands for NaN and infinity
+ByDepth = Mapping[str, Number]  # p25, p50, p75 -> a number
+Tier = Literal["low", "medium", "high"]
+TIERS: tuple[Tier, ...] = ("low", "medium", "high")
+
+
+class LensIdentity(Record):
+    """Which lens was measured."""
+
+    weights_sha256: str
+    kind: str
+    norm: Literal["final", "next_input"]
+    rank: int
+
+
+class ProofFacts(Record):
+    """How close the head on the last layer came to the model when it was loaded."""
+
+    max_kl_bits: float
+    n_positions: int
+
+
+class ModelStats(Record):
+    """The model's shape; None where its configuration does not say."""
+
+    num_layers: int
+    d_model: int
+    n_heads: int | None
+    d_vocab: int
+    n_ctx: int | None
+    architecture: str
+    dtype: str
+    proof: ProofFacts
+    norm_note: str
+
+
+class LogitTransform(Record):
+    """What the model does to its logits after W_U."""
+
+    scale: float
+    softcap: float | None
+
+
+class LastLayer(Record):
+    """The norm lens after the last block against the model's own logits: means over positions.
+
+    `kl_to_final_bits` is KL(lens || final); `kl_final_lens_bits`, which gate C judges, is KL(final || lens).
+    """
+
+    kl_to_final_bits: Number
+    top1_agree: Number
+    p_top1_lens: Number
+    p_top1_model: Number
+    temp_est: Number  # the temperature that suits the norm lens best
+    temp_at_bound: bool
+    cfg_transform: LogitTransform
+    kl_after_temp_bits: Number
+    kl_final_lens_bits: Number
+    kl_final_lens_after_temp_bits: Number
+    kl_final_lens_after_temp_bits_by_seq: tuple[Number, ...]
+    n_positions: int
+    too_few_positions: bool
+    warn_high_last_layer_kl: bool
+
+
+class NormTemperature(Record):
+    """The temperature that suits a norm lens best at each layer 0..L."""
+
+    lens: str
+    positions: int
+    by_layer: tuple[Number, ...]
+    at_bound: tuple[int, ...]  # layers where the search ended at its bound
+
+
+class ContextPart(Record):
+    """A stretch of the context: its first and last token, and the positions measured in it."""
+
+    first: int
+    last: int
+    n_positions: int
+
+
+class HeldoutFacts(Record):
+    """Held-out text by lens: means by layer, medians over positions by depth."""
+
+    first_sequence: int
+    n_seqs: int
+    block_seqs: int  # neighbouring sequences that a bootstrap draws together
+    n_positions: int
+    parts: tuple[ContextPart, ...]
+    layers: Mapping[str, int]
+    kl_final_lens_bits_by_layer: Mapping[str, tuple[Number, ...]]
+    top1_agree_by_layer: Mapping[str, tuple[Number, ...]]
+    cos_to_final_by_layer: Mapping[str, tuple[Number, ...]]
+    cosine_milestones: Mapping[str, Mapping[str, int | None]]
+    median_kl_final_lens_bits: Mapping[str, ByDepth]
+    median_delta_kl_bits: Mapping[str, ByDepth]
+
+
+class ProbeText(Record):
+    """One text of a probe: the prompt (pos) or its control (ctl), as it is (orig) or without filler words."""
+
+    fact_key: str
+    fact_index: int
+    prompt_id: Literal["pos", "ctl"]
+    variant: Literal["orig", "no_filler"]
+    prompt: str
+    answer: str
+    aligned: bool  # whether the answer has a first token of its own
+
+
+class RawLensCheck(Record):
+    """How far a lens departs from reading the residual without a norm: `Probes.raw_lens_check` has the formula."""
+
+    kl_ge_1_bit_share: float
+    max_kl_lens_raw_bits: Number
+    js_p50: Number
+    l1_p50: Number
+    lens_only_semantics: int
+    lens_artifact_score: Number
+    lens_artifact_score_v2: Number
+    risk_tier: Tier
+    score_by_prompt: tuple[Number, ...]  # the score of each text alone, in the order of `prompts`
+
+
+class Contrast(Record):
+    """Numbers of the baseline, of the tuned lens, and their difference."""
+
+    baseline: Mapping[str, int | Number]
+    tuned: Mapping[str, int | Number]
+    delta: Mapping[str, int | Number]
+
+
+class ProbeSummary(Record):
+    """One text of a probe under the baseline and under the tuned lens.
+
+    The difference of ranks and cosines is tuned - baseline, later being positive; that of KL is baseline - tuned.
+    """
+
+    fact_key: str
+    prompt_id: str
+    variant: str
+    cosine_milestones: Contrast
+    rank_milestones: Contrast
+    kl_bits_at_percentiles: Contrast
+
+
+class TemperatureShare(Record):
+    """How much of what the tuned lens saves a temperature alone saves, by medians over held-out positions."""
+
+    delta_kl_tuned_bits: ByDepth
+    delta_kl_temperature_bits: ByDepth
+    delta_kl_rotation_bits: ByDepth
+    prefer_tuned: bool
+    tuned_is_calibration_only: bool
+
+
+class TunedLensFacts(Record):
+    """The tuned lens on the probes, and what it says about itself."""
+
+    status: Literal["loaded"]
+    summaries: tuple[ProbeSummary, ...]
+    attribution: TemperatureShare | None  # None where no lens of temperatures was fit
+    provenance: dict[str, Any]  # as `fit` wrote it
+
+
+class RunFacts(Record):
+    """run.json of a sweep."""
+
+    schema_version: Literal[3] = Field(alias="schema")
+    model_key: str
+    model_id: str
+    model_stats: ModelStats
+    lens: LensIdentity
+    lenses: tuple[str, ...]
+    last_layer_consistency: LastLayer
+    norm_temperature: NormTemperature
+    heldout: HeldoutFacts
+    prompts: tuple[ProbeText, ...]
+    raw_lens_check: Mapping[str, RawLensCheck]  # by lens; empty without probes
+    tuned_lens: TunedLensFacts
+
+
+class SuiteFacts(Record):
+    """suite.json of an evaluation."""
+
+    schema_version: Literal[2] = Field(alias="schema")
+    model_key: str
+    n_layers: int
+    lens: LensIdentity
+    lenses: tuple[str, ...]
+    files: Mapping[str, str]  # of prompts -> sha256
+    prompts: int
+    by_domain: Mapping[str, int]
+    unaligned: tuple[str, ...]  # ids of prompts whose answer has no first token of its own
+    in_training_text: tuple[str, ...]  # ids of prompts that stand there word for word
