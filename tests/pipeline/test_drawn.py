@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lensmith.files import artifacts, untrusted
-from lensmith.hub.index import Entry
+from lensmith.hub.index import IndexEntry
 from lensmith.process.errors import IntegrityError, shown
 from lensmith.settings.params_yaml import MODEL_KEY
 from lensmith.settings.sections import FitParams
@@ -61,7 +61,7 @@ def test_no_path_of_an_index_leads_out_of_its_release(path, name, licence):
         {"licenses": {licence: digest}},
     ):
         try:
-            entry = Entry.model_validate({"path": "tuned_lenses/org/name", "sha256": read} | changed)
+            entry = IndexEntry.model_validate({"path": "tuned_lenses/org/name", "sha256": read} | changed)
         except ValueError:
             continue
         for file, _ in entry.files():

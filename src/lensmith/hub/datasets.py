@@ -1,7 +1,6 @@
 """Datasets of the Hub: which files, at which commit, in which order; and their bytes, streamed.
 
-Part of the network code, as hub.py is; a file of its own because only `prefetch` reads datasets, and an edit here must
-not make a fitted lens stale.
+Only `prefetch` reads datasets: an edit here makes no fitted lens stale.
 """
 
 import hashlib
@@ -44,8 +43,7 @@ def pin_dataset(corpus: CorpusParams) -> DatasetPin:
         InputError: the dataset has no such configuration or split, or is made by a script.
         RemoteError: the Hub refused, or could not be reached.
     """
-    if corpus.repo is None:
-        raise InputError("corpus.repo is missing; kind hf needs a dataset id")
+    assert corpus.repo is not None, "CorpusParams: kind hf has a repo"
     with remote("dataset", corpus.repo, corpus.revision):
         commit = HfApi().resolve_revision(corpus.repo, repo_type="dataset", revision=corpus.revision).resolved
         files = _split_files(corpus, corpus.repo, commit)

@@ -1,4 +1,4 @@
-"""What the Hub, or the way to it, does wrong, as errors of this lab: one line, without addresses or tokens."""
+"""Failures of the Hub and of the network as our errors: one line, without tokens."""
 
 import errno
 from collections.abc import Iterator
@@ -48,9 +48,11 @@ def remote(kind: RepoType, repo: str, revision: str, *, writing: bool = False) -
 
 
 def _reason(error: BaseException, page: str, writing: bool) -> str | None:
-    """The Hub's or the network's part in an error, looked for along its causes; None where there is none."""
+    """What the Hub or the network did, by the causes of an error; None where they did nothing."""
     token = f"token present: {'yes' if get_token() else 'no'}"
-    causes = list(_causes(error))
+    causes = [error]
+    while cause := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(cause)
     if answer := next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None):
         return _refusal(answer, page, token) if writing else _answer(answer, page, token)
     if is_offline_mode():
@@ -81,9 +83,3 @@ def _refusal(error: HfHubHTTPError, page: str, token: str) -> str:
             f"fine-grained one with write access to this repository (`hf auth login`, or HF_TOKEN); see {page}. {AGAIN}"
         )
     return f"the Hub answered HTTP {status}; {token}. {AGAIN}"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -1,7 +1,7 @@
 """INDEX.json of a release: which lenses it holds, where, and the sha256 of every file.
 
-A release is a folder, here or on the Hub. Whoever made it, nothing in its index may lead out of that folder, and what
-it lists has the size of such a thing.
+A release is a folder, local or on the Hub. Others may have made it, so its index may not lead out of that folder, and
+its files may not be larger than those of any lens.
 """
 
 import re
@@ -16,7 +16,7 @@ from lensmith.process.errors import InputError, IntegrityError, shown
 
 INDEX = "INDEX.json"
 PROVENANCE = "provenance.json"
-READ = {"weights.safetensors", PROVENANCE}  # of a lens, so an index must vouch for them
+READ = {"weights.safetensors", PROVENANCE}  # files of a lens that are read; an index must list their sha256
 MODEL_ID = re.compile(r"[A-Za-z0-9_-][\w.-]*/[A-Za-z0-9_-][\w.-]*", re.ASCII)
 FILE = re.compile(r"[A-Za-z0-9_-][\w.-]*", re.ASCII)
 LICENCE = re.compile(r"LICENSES(/[A-Za-z0-9_-][\w.+-]*)+", re.ASCII)
@@ -24,8 +24,8 @@ LICENCE = re.compile(r"LICENSES(/[A-Za-z0-9_-][\w.+-]*)+", re.ASCII)
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Entry(BaseModel):
-    """What an index says about one lens. Other keys are for people."""
+class IndexEntry(BaseModel):
+    """What an index says about one lens. Readers ignore other keys."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
@@ -40,7 +40,7 @@ class Entry(BaseModel):
     preferred: str | None = None
 
     @model_validator(mode="after")
-    def _inside(self) -> "Entry":
+    def _check_paths(self) -> "IndexEntry":
         folder, _, model_id = self.path.partition("/")
         names = all(FILE.fullmatch(name) for name in self.sha256)
         if folder != "tuned_lenses" or not MODEL_ID.fullmatch(model_id) or not names:
@@ -57,7 +57,7 @@ class Entry(BaseModel):
         yield from sorted(self.licenses.items())
 
 
-def read(folder: Path) -> dict[str, Entry]:
+def read(folder: Path) -> dict[str, IndexEntry]:
     """The index of a release by model id.
 
     Raises:
@@ -70,24 +70,24 @@ def read(folder: Path) -> dict[str, Entry]:
     return parse(untrusted.read_json(path), str(path))
 
 
-def parse(data: object, where: str) -> dict[str, Entry]:
+def parse(data: object, where: str) -> dict[str, IndexEntry]:
     """An index from its JSON data; `where` names it in messages."""
     if not isinstance(data, dict):
         raise IntegrityError(f"{where}: is no JSON object")
     try:
-        index = {model_id: Entry.model_validate(entry) for model_id, entry in data.items()}
+        index = {model_id: IndexEntry.model_validate(entry) for model_id, entry in data.items()}
     except ValidationError as error:
         first = error.errors()[0]
-        place = "".join(f"{part}: " for part in first["loc"])
-        raise IntegrityError(f"{where}: {place}{first['msg'].removeprefix('Value error, ')}") from None
-    # One place for each: or an entry could vouch for the files of another.
+        key = "".join(f"{part}: " for part in first["loc"])
+        raise IntegrityError(f"{where}: {key}{first['msg'].removeprefix('Value error, ')}") from None
+    # Each lens has one path, or an entry could list the files of another.
     for model_id, entry in index.items():
         if entry.path != f"tuned_lenses/{model_id}":
             raise IntegrityError(f"{where}: the lens of {shown(model_id)} is at {entry.path}")
     return index
 
 
-def pick(index: Mapping[str, Entry], model: str | None, place: str) -> str:
+def pick(index: Mapping[str, IndexEntry], model: str | None, place: str) -> str:
     """The id of the lens that is meant: the one asked for, or the only one.
 
     Raises:
@@ -97,38 +97,37 @@ def pick(index: Mapping[str, Entry], model: str | None, place: str) -> str:
         return next(iter(index))
     if model is not None and model in index:
         return model
-    there = ", ".join(sorted(index)) or "nothing"
+    available = ", ".join(sorted(index)) or "nothing"
     problem = "say which model's lens" if model is None else f"no lens for {model}"
-    raise InputError(f"{place}: {problem}; there is {there}. `lensmith add` and `dvc repro` fit one for another model.")
+    raise InputError(
+        f"{place}: {problem}; there is {available}. `lensmith add` and `dvc repro` fit one for another model."
+    )
 
 
-def wrong_file(folder: Path, entry: Entry) -> tuple[str, str] | None:
+def wrong_file(folder: Path, entry: IndexEntry) -> tuple[str, str] | None:
     """(path, what is wrong) of the first file that is not the one of the index; None where all are."""
     for path, recorded in entry.files():
         if not (folder / path).is_file():
             return path, f"is missing, {INDEX} lists it"
         if (size := (folder / path).stat().st_size) > (limit := untrusted.size_limit(path)):
             return path, f"has {size:,} bytes, at most {limit:,} are read"
-        if (found := artifacts.sha256_file(folder / path)) != recorded:
-            return path, f"has sha256 {found}, {INDEX} records {recorded}"
+        if (actual := artifacts.sha256_file(folder / path)) != recorded:
+            return path, f"has sha256 {actual}, {INDEX} records {recorded}"
     return None
 
 
-def _is_inside(folder: Path, path: Path) -> bool:
-    root, real = folder.resolve(), path.resolve()
+def refuse_links(folder: Path, entry: IndexEntry) -> None:
+    """InputError where a file of a lens is not, or would not come to be, in the folder: a link leads out of it."""
+    root = folder.resolve()
     # In the Hub's cache a snapshot is a folder of links to the repository's blobs.
     blobs = root.parents[1] / "blobs" if root.parent.name == "snapshots" else root
-    return real.is_relative_to(root) or real.is_relative_to(blobs)
-
-
-def refuse_links(folder: Path, entry: Entry) -> None:
-    """InputError where a file of a lens is not, or would not come to be, in the folder: a link leads out of it."""
     for path, _ in entry.files():
-        if not _is_inside(folder, folder / path):
+        real = (folder / path).resolve()
+        if not real.is_relative_to(root) and not real.is_relative_to(blobs):
             raise InputError(f"{folder / path}: a link leads out of {folder}. Nothing was read or written there.")
 
 
-def check(folder: Path, entry: Entry) -> None:
+def check(folder: Path, entry: IndexEntry) -> None:
     """As `refuse_links`; and IntegrityError for the first file of a lens that is not the one of the index."""
     refuse_links(folder, entry)
     if wrong := wrong_file(folder, entry):

@@ -1,7 +1,6 @@
-"""Lenses onto the Hub: one commit and one tag for each release.
+"""Send lenses to the Hub: one commit and one tag for each release.
 
-Part of the network code, as hub.py is. The protocol, so that a release is whole or absent and a second run finishes
-what a first one began:
+A release is whole or absent, and a second run finishes what a first one began:
 
     read head, tags and INDEX.json     a release of the same bytes is there already: nothing to do but its tag
     choose the version                 no tag has it, nor any entry of INDEX.json; a tag is never moved
@@ -16,7 +15,7 @@ import hashlib
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +29,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from lensmith.files import untrusted
 from lensmith.hub import index as release_index
 from lensmith.hub.errors import remote
-from lensmith.hub.index import INDEX, Entry
+from lensmith.hub.index import INDEX, IndexEntry
 from lensmith.process.errors import InputError, IntegrityError
 
 KIND: Literal["dataset"] = "dataset"
@@ -54,19 +53,21 @@ class Parcel:
     @property
     def hashes(self) -> dict[str, str]:
         """sha256 of each file by its path in the repository."""
-        return dict(Entry.model_validate(self.entry).files())
+        return dict(IndexEntry.model_validate(self.entry).files())
 
 
 @dataclass(frozen=True)
-class Published:
+class Release:
+    """A lens as it is on the Hub."""
+
     repo: str
     commit: str
     tag: str
 
 
 @dataclass(frozen=True)
-class State:
-    """A repository as it is now. Of one that does not exist nothing is set."""
+class RepoState:
+    """A repository as it is now; nothing is set where it does not exist."""
 
     head: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)  # commit by tag
@@ -74,11 +75,14 @@ class State:
 
     @property
     def taken(self) -> set[str]:
-        # Versions of the index too: between a commit and its tag nobody else may take that tag.
+        """Versions that a new release may not take.
+
+        Those of the index too: between a commit and its tag nobody else may take that tag.
+        """
         return {*self.tags, *(entry["tl_version"] for entry in self.index.values() if entry.get("tl_version"))}
 
 
-def push(parcel: Parcel, repo: str, today: dt.date) -> Published:
+def push(parcel: Parcel, repo: str, today: dt.date) -> Release:
     """Release a parcel in a dataset repository, which is created where it is missing.
 
     Raises:
@@ -93,7 +97,7 @@ def push(parcel: Parcel, repo: str, today: dt.date) -> Published:
         version, commit = _commit(api, repo, parcel, today)
         _tag(api, repo, version, commit)
     _compare(api, repo, commit, parcel.hashes)
-    return Published(repo, commit, version)
+    return Release(repo, commit, version)
 
 
 def preview(parcel: Parcel, repo: str, today: dt.date) -> Iterator[str]:
@@ -112,13 +116,13 @@ def preview(parcel: Parcel, repo: str, today: dt.date) -> Iterator[str]:
     yield from difflib.unified_diff(before, after, f"{INDEX} now", f"{INDEX} then", lineterm="", n=1)
 
 
-def _read(api: HfApi, repo: str) -> State:
+def _read(api: HfApi, repo: str) -> RepoState:
     try:
         refs = api.list_repo_refs(repo, repo_type=KIND)
     except RepositoryNotFoundError:
-        return State()
+        return RepoState()
     head = next((branch.target_commit for branch in refs.branches if branch.name == "main"), None)
-    return State(head, {tag.name: tag.target_commit for tag in refs.tags}, _index_at(repo, head) if head else {})
+    return RepoState(head, {tag.name: tag.target_commit for tag in refs.tags}, _index_at(repo, head) if head else {})
 
 
 def _index_at(repo: str, commit: str) -> Index:
@@ -132,7 +136,7 @@ def _index_at(repo: str, commit: str) -> Index:
 
 
 def _commit(api: HfApi, repo: str, parcel: Parcel, today: dt.date) -> tuple[str, str]:
-    """The version of the parcel, and the commit that its tag belongs on."""
+    """Commit a parcel, again where others moved the head; its version, and the commit for its tag."""
     for attempt in itertools.count(1):
         now = _read(api, repo)
         if now.head is None:
@@ -155,21 +159,20 @@ def _commit(api: HfApi, repo: str, parcel: Parcel, today: dt.date) -> tuple[str,
     raise AssertionError("the loop ends by returning or raising")
 
 
-def _released(repo: str, now: State, parcel: Parcel) -> str | None:
-    """The version under which the same bytes are there, tagged or about to be."""
-    place = now.index
-    if parcel.tag in now.tags:
-        place = _index_at(repo, now.tags[str(parcel.tag)])
-    there = dict(place.get(parcel.model_id) or {})
-    version: str | None = there.pop("tl_version", None)
-    return version if there == parcel.entry and parcel.tag in (None, version) else None
+def _released(repo: str, now: RepoState, parcel: Parcel) -> str | None:
+    """The version under which the repository holds the same bytes, tagged or about to be."""
+    index = _index_at(repo, now.tags[str(parcel.tag)]) if parcel.tag in now.tags else now.index
+    entry = dict(index.get(parcel.model_id) or {})
+    version: str | None = entry.pop("tl_version", None)
+    return version if entry == parcel.entry and parcel.tag in (None, version) else None
 
 
-def _choose(now: State, parcel: Parcel, today: dt.date) -> str:
+def _choose(now: RepoState, parcel: Parcel, today: dt.date) -> str:
+    """The version of a release: the one of its settings, else today's, else the next that is free."""
     day = f"v{today:%Y.%m.%d}"
-    own = str((now.index.get(parcel.model_id) or {}).get("tl_version"))
-    again = own == day or own.startswith(f"{day}.")
-    wanted = parcel.tag or (own if again else None)
+    current = str((now.index.get(parcel.model_id) or {}).get("tl_version"))
+    is_of_today = current == day or current.startswith(f"{day}.")
+    wanted = parcel.tag or (current if is_of_today else None)
     if wanted is None:
         return _next_free(day, now.taken)
     if wanted not in now.taken:
@@ -186,7 +189,7 @@ def _next_free(day: str, taken: set[str]) -> str:
     return next(version for version in itertools.chain([day], numbered) if version not in taken)
 
 
-def _merged(now: State, parcel: Parcel, version: str) -> Index:
+def _merged(now: RepoState, parcel: Parcel, version: str) -> Index:
     return {**now.index, parcel.model_id: {**parcel.entry, "tl_version": version}}
 
 
@@ -194,14 +197,14 @@ def _text(index: Index) -> str:
     return json.dumps(index, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _operations(now: State, parcel: Parcel, version: str) -> list[CommitOperationAdd | CommitOperationDelete]:
+def _operations(now: RepoState, parcel: Parcel, version: str) -> list[CommitOperationAdd | CommitOperationDelete]:
     """Made anew for every attempt: a commit changes these objects."""
     index = _merged(now, parcel, version)
     contents: dict[str, str | bytes] = {path: str(parcel.folder / path) for path in parcel.hashes}
     contents |= {INDEX: _text(index).encode(), CARD: parcel.card(index).encode()}
-    kept = {path for entry in index.values() for path, _ in Entry.model_validate(entry).files()}
+    listed = {path for entry in index.values() for path, _ in IndexEntry.model_validate(entry).files()}
     old = now.index.get(parcel.model_id)
-    stale = {path for path, _ in Entry.model_validate(old).files()} - kept if old else set()
+    stale = {path for path, _ in IndexEntry.model_validate(old).files()} - listed if old else set()
     return [
         *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in contents.items()),
         *(CommitOperationDelete(path_in_repo=path) for path in sorted(stale)),
@@ -214,27 +217,22 @@ def _tag(api: HfApi, repo: str, version: str, commit: str) -> None:
     except HfHubHTTPError as error:
         if error.response.status_code != 409:  # it exists; is it ours?
             raise
-        found = _read(api, repo).tags.get(version)
-        if found != commit:
-            raise IntegrityError(f"{repo}: tag {version} is on {found}, the release is commit {commit}") from None
+        tagged = _read(api, repo).tags.get(version)
+        if tagged != commit:
+            raise IntegrityError(f"{repo}: tag {version} is on {tagged}, the release is commit {commit}") from None
 
 
 def _compare(api: HfApi, repo: str, commit: str, hashes: Mapping[str, str]) -> None:
     """IntegrityError for the first file that the Hub does not hold as it was sent."""
     with remote(KIND, repo, commit, writing=True):
-        for path, found in _hashes_at(api, repo, commit, hashes):
-            if found != hashes[path]:
-                raise IntegrityError(f"{repo}@{commit}: {path} has sha256 {found} on the Hub, sent was {hashes[path]}")
-
-
-def _hashes_at(api: HfApi, repo: str, commit: str, paths: Iterable[str]) -> Iterator[tuple[str, str | None]]:
-    infos = api.get_paths_info(repo, list(paths), revision=commit, repo_type=KIND)
-    there = {info.path: info for info in infos if isinstance(info, RepoFile)}
-    for path in paths:
-        if path not in there:
-            yield path, None
-        elif lfs := there[path].lfs:
-            yield path, lfs.sha256
-        else:  # of a small file the Hub records no sha256: read it
-            content = HfFileSystem().read_bytes(f"datasets/{repo}@{commit}/{path}")
-            yield path, hashlib.sha256(content).hexdigest()
+        infos = api.get_paths_info(repo, list(hashes), revision=commit, repo_type=KIND)
+        files = {info.path: info for info in infos if isinstance(info, RepoFile)}
+        for path, sent in hashes.items():
+            held = None
+            if path in files and (lfs := files[path].lfs):
+                held = lfs.sha256
+            elif path in files:  # of a small file the Hub records no sha256: read it
+                content = HfFileSystem().read_bytes(f"datasets/{repo}@{commit}/{path}")
+                held = hashlib.sha256(content).hexdigest()
+            if held != sent:
+                raise IntegrityError(f"{repo}@{commit}: {path} has sha256 {held} on the Hub, sent was {sent}")

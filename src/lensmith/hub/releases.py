@@ -1,6 +1,6 @@
 """Lenses from the Hub: which there are, at which version, and their files, checked byte for byte.
 
-Part of the network code, as hub.py is; hub_release.py is the way there.
+`push` sends them, `index` reads what a release lists.
 """
 
 import glob
@@ -18,7 +18,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from lensmith.hub import index as release_index
 from lensmith.hub import models, pins
 from lensmith.hub.errors import remote
-from lensmith.hub.index import INDEX, Entry
+from lensmith.hub.index import INDEX, IndexEntry
 from lensmith.process.errors import InputError, IntegrityError, RemoteError
 
 KIND: Literal["dataset"] = "dataset"
@@ -59,7 +59,7 @@ def download(repo: str, model: str | None, revision: str | None, to: Path | None
     return folder
 
 
-def index_of(place: str | Path, revision: str | None) -> tuple[dict[str, Entry], str | None]:
+def index_of(place: str | Path, revision: str | None) -> tuple[dict[str, IndexEntry], str | None]:
     """The index of a release, and the revision that it was read at: None for a folder.
 
     Raises:
@@ -77,7 +77,7 @@ def index_of(place: str | Path, revision: str | None) -> tuple[dict[str, Entry],
         raise type(error)(f"{repo}: no such folder; on the Hub: {error}") from None
 
 
-def _index_on_hub(repo: str, revision: str) -> tuple[dict[str, Entry], str]:
+def _index_on_hub(repo: str, revision: str) -> tuple[dict[str, IndexEntry], str]:
     with remote(KIND, repo, revision):
         try:
             _refuse_large(repo, revision, [INDEX])
@@ -118,7 +118,7 @@ def licence_texts(repo: str, commit: str) -> dict[str, bytes]:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelFacts:
     """What the Hub says about a model."""
 
     commit: str
@@ -126,12 +126,12 @@ class Model:
     gated: bool
 
 
-def describe_model(repo: str) -> Model:
+def describe_model(repo: str) -> ModelFacts:
     """Commit, licence and gate of a model as it is now."""
     with remote("model", repo, "main"):
         info = HfApi().model_info(repo)
     licence = getattr(info.card_data, "license", None)
-    return Model(str(info.sha), str(licence) if licence else None, bool(info.gated))
+    return ModelFacts(str(info.sha), str(licence) if licence else None, bool(info.gated))
 
 
 def _order(version: re.Match[str]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from lensmith.files import artifacts
 from lensmith.hub import index, push, releases
-from lensmith.hub.push import Parcel, Published
+from lensmith.hub.push import Parcel, Release
 from lensmith.process import git
 from lensmith.process.errors import InputError
 from lensmith.release import package, secrets
@@ -46,7 +46,7 @@ def run(settings: ModelParams, corpus: Path, lens: Path, judgement: Path, out: P
         artifacts.write_json(out / package.RECEIPT, package.receipt(settings.model_id, out, asdict(sent)))
 
 
-def send(settings: ModelParams, out: Path) -> Published:
+def send(settings: ModelParams, out: Path) -> Release:
     """Check a packaged release and send it to `publish.repo`: the same bytes are sent once. `out` is not changed.
 
     Raises:

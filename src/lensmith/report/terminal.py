@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lensmith.files.cache import CacheEntry
-from lensmith.hub.index import Entry
+from lensmith.hub.index import IndexEntry
 from lensmith.judge.gates import LETTERS
 from lensmith.judge.judgement import Judgement
 from lensmith.lens.depth import PERCENTILES
@@ -43,7 +43,7 @@ def verdicts(judged: Iterable[tuple[str, Judgement]]) -> Table:
     return table
 
 
-def lenses(index: Mapping[str, Entry], place: str) -> Table:
+def lenses(index: Mapping[str, IndexEntry], place: str) -> Table:
     """One line a lens of a release."""
     table = Table(title=Text(shown(place)), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model", overflow="fold")

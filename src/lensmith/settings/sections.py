@@ -1,6 +1,6 @@
 """The settings of the lab: one strict class per section of params.yaml.
 
-`params_file` reads that file. `resolve` checks it once and writes each model's settings to
+`params_yaml` reads that file. `resolve` checks it once and writes each model's settings to
 resolved/models/<key>.json; every later stage reads them from there.
 """
 
@@ -138,7 +138,7 @@ class FitParams(Section):
     epochs: Epochs
     batch_seqs: Count  # sequences per optimizer step
     layers_per_step: Annotated[int | Literal["all"], int_or("all")]
-    vocab_scaling: bool  # the plan's rule: fewer layers and positions for a large vocabulary (`budget`)
+    vocab_scaling: bool  # the reference recipe's rule: fewer layers and positions for a large vocabulary
     products: Literal["auto", "float32", "bfloat16"]  # of the head's two matrix products
     optimizer: Literal["adamw", "muon"]  # muon: for U and V, AdamW for the rest
     lr: Annotated[float, Field(gt=0, le=10)]  # peak
