@@ -187,7 +187,7 @@ class SuiteParams(Section):
 
 
 class GatesParams(Section):
-    """Section `gates`: acceptance limits (the plan's section 6) and how intervals are made."""
+    """Section `gates`: limits of acceptance, and how intervals are made."""
 
     delta_kl_bits_25: float
     delta_kl_bits_50: float
