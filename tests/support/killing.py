@@ -75,7 +75,8 @@ def fit(folder: Path, form: str = "adamw") -> str:
         torch.randn(V, D, generator=torch.Generator().manual_seed(0)), None, Transform(), nn.Identity(), (None,) * L, ""
     )
     train, held_out, start = _rows(4 * STEPS, 1, 0.0), _rows(16, 2, 0.3), Lens.start(settings, L, D)
-    found = training.fit(head, train, held_out, settings, start, checkpoints=Checkpoints(folder))
+    opened.append(Checkpoints(folder))
+    found = training.fit(head, train, held_out, settings, start, checkpoints=opened[-1])
     digest = hashlib.sha256()
     for _, tensor in sorted(found.lens.tensors().items()):
         digest.update(tensor.numpy().tobytes())
@@ -107,34 +108,39 @@ def child(work: Callable[[], str]) -> tuple[int, str]:
     os._exit(code)
 
 
-def die(*_: object) -> None:
+opened: list[Checkpoints] = []
+
+
+def die(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die_at_step(step: int) -> None:
     """Die when the fit would take this step."""
-    take = training._Run._step
 
-    def last(run, batch, state):
-        if state.step == step:
-            run.checkpoints.wait()  # else the kill would also hit a write at random: that is another scenario
-            die()
-        take(run, batch, state)
+    def last() -> None:
+        opened[-1].wait()  # else the kill would also hit a write at random: that is another scenario
+        die()
 
-    training._Run._step = last
+    before_step(step, last)
 
 
-def asked_at_step(step: int, number: int) -> None:
+def interrupted_at_step(step: int, number: int) -> None:
     """A signal arrives while the fit takes this step."""
-    take = training._Run._step
-
-    def interrupted(run, batch, state):
-        if state.step == step:
-            signal.raise_signal(number)
-        take(run, batch, state)
-
     stopping.install()
-    training._Run._step = interrupted
+    before_step(step, lambda: signal.raise_signal(number))
+
+
+def before_step(step: int, act: Callable[[], None]) -> None:
+    """Call `act` when the fit begins this step."""
+    gradients = training.step_gradients
+
+    def watched(task, coordinates, trained, batch, at):
+        if at == step:
+            act()
+        return gradients(task, coordinates, trained, batch, at)
+
+    training.step_gradients = watched
 
 
 OPERATIONS = (("tempfile", "mkstemp"), ("os", "fsync"), ("os", "replace"), ("os", "unlink"))
@@ -243,7 +249,7 @@ def steps(trial: Trial) -> None:
         trial.wrong.append(f"the curve must fall, rise and end the fit early: {scores}")
     for step in range(facts["step"]):
         trial.healed(trial.broken(killed, lambda step=step: die_at_step(step), step), step)
-    if trial.run(trial.root / "whole", lambda: setattr(training._Run, "_trained", die)) != (0, trial.whole):
+    if trial.run(trial.root / "whole", lambda: setattr(training, "train_steps", die)) != (0, trial.whole):
         trial.wrong.append("a fit that was over took a step")
 
 
@@ -253,7 +259,7 @@ def signals(trial: Trial) -> None:
     for step in range(facts["step"] - 1):
         number = (signal.SIGTERM, signal.SIGINT)[step % 2]
         ends = lambda code, number=number: code == 128 + number  # noqa: E731
-        folder = trial.broken(ends, lambda step=step, number=number: asked_at_step(step, number), step)
+        folder = trial.broken(ends, lambda step=step, number=number: interrupted_at_step(step, number), step)
         if max(folder.glob("step-*")).stem != f"step-{step + 1:08d}":
             trial.wrong.append(f"{step}: the checkpoint is not of the step that was under way")
         trial.healed(folder, step)

@@ -1,45 +1,60 @@
 """The optimizers of a fit, over the trained tensors of single blocks.
 
 adamw   AdamW for all
-muon    Muon for U and V: their momentum is replaced by the nearest orthogonal matrix. AdamW for the rest
+muon    Muon for U and V, which replaces their momentum by the nearest orthogonal matrix; AdamW for the rest
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lensmith.settings.sections import FitParams
 
-Optimizer = torch.optim.Optimizer
 MOMENTUM = 0.95  # of Muon
 MATRICES = ("U", "V")
 
-
-def make(settings: FitParams, leaves: Mapping[str, list[Tensor]]) -> list[Optimizer]:
-    """Optimizers for the trained tensors, by name a list over blocks."""
-    kinds: dict[str, Callable[[FitParams, Mapping[str, list[Tensor]]], Optimizer]] = {"adamw": _adamw, "muon": _muon}
-    own = {name: tensors for name, tensors in leaves.items() if settings.optimizer != "adamw" and name in MATRICES}
-    rest = {name: tensors for name, tensors in leaves.items() if name not in own}
-    pairs = ((settings.optimizer, own), ("adamw", rest))
-    return [kinds[kind](settings, group) for kind, group in pairs if group]
+Leaves = Mapping[str, list[Tensor]]  # the trained tensors by name, one for each block
 
 
-def _adamw(settings: FitParams, leaves: Mapping[str, list[Tensor]]) -> Optimizer:
-    # Decay pulls to zero, and a factor of zero is no lens: `scale` rests at one.
-    groups = [
-        {"params": tensors, "weight_decay": 0.0 if name == "scale" else settings.weight_decay}
-        for name, tensors in leaves.items()
-    ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2))
+def make(settings: FitParams, leaves: Leaves) -> list[Optimizer]:
+    """Optimizers for the trained tensors."""
+    matrices = {name: leaves[name] for name in leaves if settings.optimizer == "muon" and name in MATRICES}
+    others = {name: tensors for name, tensors in leaves.items() if name not in matrices}
+    made: list[Optimizer] = []
+    if matrices:
+        every = [tensor for tensors in matrices.values() for tensor in tensors]
+        made.append(torch.optim.Muon(every, lr=settings.lr, momentum=MOMENTUM, weight_decay=settings.weight_decay))
+    if others:
+        # Decay pulls to zero, and a factor of zero is no lens: `scale` rests at one.
+        groups = [
+            {"params": tensors, "weight_decay": 0.0 if name == "scale" else settings.weight_decay}
+            for name, tensors in others.items()
+        ]
+        made.append(torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2)))
+    return made
 
 
-def _muon(settings: FitParams, leaves: Mapping[str, list[Tensor]]) -> Optimizer:
-    every = [tensor for tensors in leaves.values() for tensor in tensors]
-    return torch.optim.Muon(every, lr=settings.lr, momentum=MOMENTUM, weight_decay=settings.weight_decay)
+def take_step(
+    made: Sequence[Optimizer], leaves: Leaves, gradients: Mapping[str, Tensor], blocks: Sequence[int], lr: float
+) -> None:
+    """One step of these blocks at this rate; the other blocks rest, their momentum and decay too.
+
+    Args:
+        gradients: by name, stacked in the order of `blocks`; the step is on their mean over blocks.
+    """
+    position = {block: i for i, block in enumerate(blocks)}
+    for name, tensors in leaves.items():
+        for block, leaf in enumerate(tensors):
+            leaf.grad = gradients[name][position[block]] / len(blocks) if block in position else None
+    for optimizer in made:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
 
 
 def restore(made: Sequence[Optimizer], states: Sequence[Mapping[int, Mapping[str, Tensor]]]) -> None:
-    """Give optimizers of the same settings the state that `state_dict` had said of them, by leaf."""
+    """Give optimizers of the same settings the states that their `state_dict` had, by leaf."""
     for optimizer, state in zip(made, states, strict=True):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

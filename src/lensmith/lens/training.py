@@ -1,11 +1,12 @@
 """Training a lens: every layer's translator against the model's own final distribution.
 
-A fit begins at the norm lens or at the closed form, and goes on in the coordinates that the settings name. Batches,
+A fit begins at the norm lens or at the closed form, and trains in the coordinates that the settings name. Batches,
 draws and learning rate are functions of the step alone, so a fit that was stopped goes on from a checkpoint bit for bit
 (`checkpoint`). `objective` says what is minimised.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,13 +24,13 @@ from lensmith.lens.schedule import Schedule
 from lensmith.process import stopping
 from lensmith.process.errors import NumericError
 from lensmith.process.progress import Progress
-from lensmith.process.stopping import Interrupted, Stop
+from lensmith.process.stopping import Interrupted
 from lensmith.settings.sections import FitParams
 from lensmith.source import skeleton
 from lensmith.source.head import Head
 from lensmith.source.residuals import Batch, Residuals, read_ahead
 
-# A fit whose held-out KL is this many times the best, or this many times FLOOR bits where the best is less, is lost.
+# A fit diverges when its held-out KL is this many times the best, or this many times FLOOR bits where the best is less.
 DIVERGED, FLOOR = 10.0, 0.1
 # Numbers in W_U from which `products: auto` may take bfloat16. A smaller head stays in the cache in float32, where its
 # products are a small part of a step, and its lens is then the same on every CPU.
@@ -48,7 +49,7 @@ class Fit:
     stopped_early: bool
     schedule: Schedule
     positions_used: int
-    tokens_forwarded: int  # through the frozen model, for training rows
+    tokens_forwarded: int  # through the frozen model, for training residuals
     best: Validation
     settings: FitParams  # as they ran
     products: str  # dtype of the head's products
@@ -63,6 +64,32 @@ class Bases:
     prism: Prism | None = None
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What a fit reads and never changes."""
+
+    head: Head
+    train: Residuals
+    held_out: Residuals
+    settings: FitParams
+    names: tuple[str, ...]  # of the trained tensors
+    schedule: Schedule
+    step_kl: LinearKL  # of training steps, in `products`
+    exact_kl: LinearKL  # of what chooses: ridges, temperatures, the best step
+
+    @classmethod
+    def of(cls, head: Head, train: Residuals, held_out: Residuals, settings: FitParams, n_blocks: int) -> "_Task":
+        names, products = trainable(settings) if n_blocks else (), products_of(settings, head)
+        schedule = Schedule(settings, train.n_seqs, n_blocks, trains=bool(names))
+        step_kl = LinearKL(head, products)
+        exact_kl = step_kl if products == torch.float32 else LinearKL(head)
+        return cls(head, train, held_out, settings, names, schedule, step_kl, exact_kl)
+
+    def positions(self, steps: int) -> int:
+        """Positions that so many steps train on, repeats counted."""
+        return steps * self.schedule.batch_seqs * self.train.positions_per_seq
+
+
 def fit(
     head: Head,
     train: Residuals,
@@ -73,7 +100,7 @@ def fit(
     bases: Bases | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Fit:
-    """Fit `start`, a lens as `Lens.start` made it, on training rows; return its best form on held-out rows.
+    """Fit `start`, a lens as `Lens.start` made it, on training residuals; return its best form on held-out ones.
 
     `bases` spares what an earlier fit of the same model, norm and at least this rank has computed. `checkpoints` are
     those of this very fit: it goes on from the newest.
@@ -84,7 +111,28 @@ def fit(
         Interrupted: TERM or INT came; there is a checkpoint of the last step.
     """
     bases, checkpoints = bases or Bases(), checkpoints or Checkpoints()
-    return _Run(head, train, held_out, settings, start, bases=bases, checkpoints=checkpoints).go()
+    task = _Task.of(head, train, held_out, settings, n_blocks=start.n_layers - 1)
+    schedule, state = task.schedule, checkpoints.newest(start)
+    if state is None or not state.finished:
+        done = 0 if state is None else state.step
+        with Progress(f"fit {settings.kind}", schedule.total_steps, "step", done=done) as progress:
+            state = train_steps(task, start, bases, checkpoints, state=state, progress=progress)
+    # The fits of a ladder share `train`: the next one counts on from here, also when this one was over already.
+    train.tokens_forwarded = state.tokens_forwarded
+    return Fit(
+        lens=state.best_lens.to(head.W_U.device),
+        log=state.log,
+        steps=state.step,
+        best_step=state.best_step,
+        stopped_early=state.step < schedule.total_steps,
+        schedule=schedule,
+        positions_used=task.positions(state.step),
+        tokens_forwarded=state.tokens_forwarded,
+        best=state.best,
+        settings=settings,
+        products=str(products_of(settings, head)).removeprefix("torch."),
+        ridge=state.ridge,
+    )
 
 
 def needs_solution(settings: FitParams) -> bool:
@@ -120,208 +168,162 @@ def memory(settings: FitParams, n_layers: int, d_model: int) -> int:
     return 4 * (COPIES * lens + whitening)
 
 
-class _Run:
-    """One fit, from its settings to its end."""
+def train_steps(
+    task: _Task, start: Lens, bases: Bases, checkpoints: Checkpoints, *, state: State | None, progress: Progress
+) -> State:
+    """The state after the last step, from the first step or from the `state` of a checkpoint on."""
+    settings, schedule, device = task.settings, task.schedule, task.head.W_U.device
+    start, coordinates, ridge = starting_point(task, start, bases)
+    resumed, state = state, state or first_state(task, start, coordinates, ridge)
+    # Contiguous, as a checkpoint has them: the last bits of a product depend on how its factors lie in memory.
+    state.trained = {name: tensor.to(device).contiguous() for name, tensor in state.trained.items()}
+    # Views of the stacked tensors: the optimizer skips a layer that has no gradient, as one parameter could not.
+    leaves = {name: list(state.trained[name]) for name in task.names}
+    layer_optimizers = optimizers.make(settings, leaves)
+    if resumed is None:
+        checkpoints.reserve(state.trained)
+    else:
+        progress.note(f"fit {settings.kind}: goes on from its checkpoint of step {state.step}")
+        task.train.tokens_forwarded = state.tokens_forwarded
+        optimizers.restore(layer_optimizers, state.optimizers)
+    progress.advance(0, kl_bits=state.best.at_depths)
 
-    def __init__(
-        self,
-        head: Head,
-        train: Residuals,
-        held_out: Residuals,
-        settings: FitParams,
-        start: Lens,
-        *,
-        bases: Bases,
-        checkpoints: Checkpoints,
-    ) -> None:
-        self.head, self.train, self.held_out, self.settings = head, train, held_out, settings
-        self.start, self.bases, self.checkpoints = start, bases, checkpoints
-        products = products_of(settings, head)
-        self.products = str(products).removeprefix("torch.")
-        self.linear_kl = LinearKL(head, products)
-        # What chooses (ridges, temperatures, the best step) is computed in full precision.
-        self.exact_kl = self.linear_kl if products == torch.float32 else LinearKL(head)
-        self.n_blocks = start.n_layers - 1
-        self.names = trainable(settings) if self.n_blocks else ()
-        self.schedule = Schedule(settings, train.n_seqs, self.n_blocks, trains=bool(self.names))
+    def save(*, wait: bool = False) -> None:
+        state.optimizers = [optimizer.state_dict()["state"] for optimizer in layer_optimizers]
+        state.tokens_forwarded = task.train.tokens_forwarded
+        checkpoints.save(state, wait=wait)
 
-    def go(self) -> Fit:
-        state = self.checkpoints.newest(self.start)
-        if state is None or not state.finished:
-            done = 0 if state is None else state.step
-            with Progress(f"fit {self.settings.kind}", self.schedule.total_steps, "step", done=done) as progress:
-                state = self._trained(state, progress)
-        # Rows are shared by the fits of a ladder, which must count on from here even if this one was over already.
-        self.train.tokens_forwarded = state.tokens_forwarded
-        return Fit(
-            lens=state.best_lens.to(self.head.W_U.device),
-            log=state.log,
-            steps=state.step,
-            best_step=state.best_step,
-            stopped_early=state.step < self.schedule.total_steps,
-            schedule=self.schedule,
-            positions_used=self._positions(state.step),
-            tokens_forwarded=state.tokens_forwarded,
-            best=state.best,
-            settings=self.settings,
-            products=self.products,
-            ridge=state.ridge,
+    batches = [schedule.batch(step) for step in range(state.step, schedule.total_steps)]
+    with stopping.deferred() as stop:
+        for batch in read_ahead(task.train, batches):
+            kl_bits, gradients = step_gradients(task, coordinates, state.trained, batch.to(device), state.step)
+            rate = schedule.learning_rate(state.step)
+            optimizers.take_step(layer_optimizers, leaves, gradients, schedule.blocks(state.step), rate)
+            state.train_kl.append(kl_bits)
+            state.step += 1
+            progress.advance()
+            if schedule.is_judged(state.step):
+                judge(task, state, coordinates.leave(state.trained, start), progress)
+                if state.waited >= settings.patience:
+                    break
+            if stop.signal is not None:
+                save(wait=True)
+                kept = "its checkpoint is kept. `dvc repro` goes on from there." if checkpoints.folder else "not kept."
+                raise Interrupted(stop.signal, f"fit stopped after step {state.step} of {schedule.total_steps}; {kept}")
+            if checkpoints.is_due:
+                save()
+    state.finished = True
+    save()
+    return state
+
+
+def starting_point(task: _Task, start: Lens, bases: Bases) -> tuple[Lens, Coordinates, tuple[float, ...] | None]:
+    """The lens before the first step, the coordinates that it is trained in, and the ridges of the closed form."""
+    settings, names = task.settings, task.names
+    solution, prism, ridge = bases.solution, bases.prism, None
+    if solution is None and names and needs_solution(settings):
+        solution = closed_form.solve(task.exact_kl, task.train, task.held_out, start)
+    if names and settings.start == "closed_form":
+        if solution is not None:
+            ridge, start = solution.ridge, solution.lens(start)
+        if "log_tau" in names:
+            start = start.having({"log_tau": closed_form.temperatures(task.exact_kl, start, task.train)})
+    if settings.prism == "precondition" and prism is not None:
+        return start, Coordinates(prism.mean.expand(start.n_layers - 1, -1), *prism.basis()), ridge
+    if solution is not None and names and settings.coordinates == "whitened":
+        return start, Coordinates(solution.mean[:-1], solution.whitening, solution.head_whitening), ridge
+    return start, Coordinates.plain(start), ridge
+
+
+def first_state(task: _Task, start: Lens, coordinates: Coordinates, ridge: tuple[float, ...] | None) -> State:
+    """Before the first step; the start is the best lens so far."""
+    state = State(
+        step=0,
+        trained=coordinates.enter(start),
+        optimizers=[],
+        best_lens=start,
+        best=validate(task, start, step=0),
+        best_step=0,
+        waited=0,
+        log=[],
+        train_kl=[],
+        ridge=ridge,
+        tokens_forwarded=task.train.tokens_forwarded,
+    )
+    record(task, state, state.best, is_best=True)
+    return state
+
+
+def step_gradients(
+    task: _Task, coordinates: Coordinates, trained: Mapping[str, Tensor], batch: Batch, step: int
+) -> tuple[float, dict[str, Tensor]]:
+    """Mean KL in bits of the blocks of a step, and the gradient of their summed loss for each trained tensor.
+
+    Raises:
+        NumericError: KL of a layer is not finite.
+    """
+    settings, blocks = task.settings, task.schedule.blocks(step)
+    x = objective.normed(task.head, batch.resid, blocks, settings.norm) - coordinates.mean[blocks, None]
+    U, V = coordinates.factors(trained)
+    translator = {name: tensor[blocks] for name, tensor in {**trained, "U": U, "V": V}.items()}
+    kl, gradients = objective.layer_gradients(task.step_kl, objective.teacher_of(task.head, batch), x, translator)
+    if not kl.isfinite().all():
+        block = blocks[int(kl.isfinite().logical_not().nonzero()[0])]
+        seqs = task.schedule.batch(step)
+        raise NumericError(
+            f"fit: KL of layer {block + 1} is not finite at step {step} (sequences {seqs.min()}..{seqs.max()}). "
+            "A smaller fit.lr may help. No lens was written."
+        )
+    weights = {"l2_smallness": settings.l2_smallness, "smooth_depth": settings.smooth_depth}
+    if any(weights.values()):
+        for name, value in objective.penalty_gradients(U, V, trained["c"], blocks, **weights).items():
+            gradients[name] += value
+    return float(kl.mean()) * BITS, coordinates.pull(gradients, blocks)
+
+
+def judge(task: _Task, state: State, lens: Lens, progress: Progress) -> None:
+    """Validate a lens, and keep it if it is the best so far.
+
+    Raises:
+        NumericError: its KL is not finite, or so much above the best that the fit diverges.
+    """
+    validation = validate(task, lens, state.step)
+    is_better = validation.score < state.best.score
+    record(task, state, validation, is_best=is_better)
+    progress.advance(0, kl_bits=validation.at_depths)
+    if is_better:
+        state.best_lens, state.best, state.best_step, state.waited = lens, validation, state.step, 0
+        return
+    state.waited += 1
+    if validation.score > DIVERGED * max(state.best.score, FLOOR):
+        raise NumericError(
+            f"fit: held-out KL is {validation.score:.2f} bits at step {state.step}, it was {state.best.score:.2f} at "
+            f"step {state.best_step}: the fit diverges. A smaller fit.lr than {task.settings.lr:g} or "
+            "more fit.warmup may help. No lens was written."
         )
 
-    def _trained(self, kept: State | None, progress: Progress) -> State:
-        """The state after the last step, from the first step or from `kept` on."""
-        ridge, self.start, self.coordinates = self._begin(self.start, self.bases)
-        state = self._first(ridge) if kept is None else kept
-        # Contiguous, as a checkpoint has them: the last bits of a product depend on how its factors lie in memory.
-        self.trained = {name: tensor.to(self.head.W_U.device).contiguous() for name, tensor in state.trained.items()}
-        state.trained = self.trained
-        # Views of the stacked tensors: the optimizer skips a layer that has no gradient, as one parameter could not.
-        self.leaves = {name: list(self.trained[name]) for name in self.names}
-        self.optimizers = optimizers.make(self.settings, self.leaves)
-        if kept is None:
-            self.checkpoints.reserve(self.trained)
-        else:
-            progress.note(f"fit {self.settings.kind}: goes on from its checkpoint of step {kept.step}")
-            self.train.tokens_forwarded = kept.tokens_forwarded
-            optimizers.restore(self.optimizers, kept.optimizers)
-        progress.advance(0, kl_bits=state.best.at_depths)
-        plan = [self.schedule.batch(step) for step in range(state.step, self.schedule.total_steps)]
-        with stopping.deferred() as stop:
-            for batch in read_ahead(self.train, plan):
-                self._step(batch.to(self.head.W_U.device), state)
-                progress.advance()
-                if self.schedule.is_judged(state.step):
-                    self._judge(state, progress)
-                    if state.waited >= self.settings.patience:
-                        break
-                self._keep(state, stop)
-        state.finished = True
-        self._save(state)
-        return state
 
-    def _first(self, ridge: tuple[float, ...] | None) -> State:
-        """Before the first step; the start is the best so far."""
-        state = State(
-            step=0,
-            trained=self.coordinates.enter(self.start),
-            optimizers=[],
-            best_lens=self.start,
-            best=self._validate(self.start, 0),
-            best_step=0,
-            waited=0,
-            log=[],
-            train_kl=[],
-            ridge=ridge,
-            tokens_forwarded=self.train.tokens_forwarded,
+def validate(task: _Task, lens: Lens, step: int) -> Validation:
+    """Held-out KL of a lens. Raises NumericError where it is not finite."""
+    validation = objective.validate(task.exact_kl, lens, task.held_out)
+    if not math.isfinite(validation.score):
+        raise NumericError(f"fit: held-out KL is {validation.score} at step {step}. No lens was written.")
+    return validation
+
+
+def record(task: _Task, state: State, validation: Validation, *, is_best: bool) -> None:
+    """Add a line to the log; the KL of training is counted anew from here."""
+    train_kl, state.train_kl = state.train_kl, []
+    state.log.append(
+        LogRow(
+            step=state.step,
+            positions=task.positions(state.step),
+            lr=task.schedule.learning_rate(state.step - 1) if state.step else 0.0,
+            train_kl_bits=sum(train_kl) / len(train_kl) if train_kl else None,
+            val_kl_bits_25=validation.at(25),
+            val_kl_bits_50=validation.at(50),
+            val_kl_bits_75=validation.at(75),
+            val_kl_bits_mean=sum(validation.kl_bits) / max(1, len(validation.kl_bits) - 1),
+            best=int(is_best),
         )
-        self._record(state, state.best, is_best=True)
-        return state
-
-    def _judge(self, state: State, progress: Progress) -> None:
-        """Validate, and keep the lens if it is the best so far."""
-        lens = self.coordinates.leave(self.trained, self.start)
-        found = self._validate(lens, state.step)
-        is_better = found.score < state.best.score
-        self._record(state, found, is_best=is_better)
-        progress.advance(0, kl_bits=found.at_depths)
-        if is_better:
-            state.best_lens, state.best, state.best_step, state.waited = lens, found, state.step, 0
-            return
-        state.waited += 1
-        if found.score > DIVERGED * max(state.best.score, FLOOR):
-            raise NumericError(
-                f"fit: held-out KL is {found.score:.2f} bits at step {state.step}, it was {state.best.score:.2f} at "
-                f"step {state.best_step}: the fit diverges. A smaller fit.lr than {self.settings.lr:g} or "
-                "more fit.warmup may help. No lens was written."
-            )
-
-    def _keep(self, state: State, stop: Stop) -> None:
-        """Write a checkpoint if it is time for one, or if a signal came: then also stop."""
-        if stop.signal is None:
-            if self.checkpoints.is_due:
-                self._save(state)
-            return
-        self._save(state, wait=True)
-        kept = "its checkpoint is kept. `dvc repro` goes on from there." if self.checkpoints.folder else "not kept."
-        raise Interrupted(stop.signal, f"fit stopped after step {state.step} of {self.schedule.total_steps}; {kept}")
-
-    def _save(self, state: State, *, wait: bool = False) -> None:
-        state.optimizers = [optimizer.state_dict()["state"] for optimizer in self.optimizers]
-        state.tokens_forwarded = self.train.tokens_forwarded
-        self.checkpoints.save(state, wait=wait)
-
-    def _begin(self, start: Lens, bases: Bases) -> tuple[tuple[float, ...] | None, Lens, Coordinates]:
-        """The ridges of the closed form, the lens before the first step, and what it is trained in."""
-        solution, prism, ridge = bases.solution, bases.prism, None
-        if solution is None and self.names and needs_solution(self.settings):
-            solution = closed_form.solve(self.exact_kl, self.train, self.held_out, start)
-        if self.names and self.settings.start == "closed_form":
-            if solution is not None:
-                ridge, start = solution.ridge, solution.lens(start)
-            if "log_tau" in self.names:
-                start = start.having({"log_tau": closed_form.temperatures(self.exact_kl, start, self.train)})
-        if self.settings.prism == "precondition" and prism is not None:
-            mean = prism.mean.expand(self.n_blocks, -1)
-            return ridge, start, Coordinates(mean, *prism.basis())
-        if solution is not None and self.names and self.settings.coordinates == "whitened":
-            return ridge, start, Coordinates(solution.mean[:-1], solution.whitening, solution.head_whitening)
-        return ridge, start, Coordinates.plain(start)
-
-    def _step(self, batch: Batch, state: State) -> None:
-        step = state.step
-        blocks = self.schedule.blocks(step)
-        x = objective.normed(self.head, batch.resid, blocks, self.start.norm) - self.coordinates.mean[blocks, None]
-        U, V = self.coordinates.factors(self.trained)
-        translator = {name: tensor[blocks] for name, tensor in (self.trained | {"U": U, "V": V}).items()}
-        teacher = objective.teacher_of(self.head, batch)
-        kl, gradients = objective.layer_gradients(self.linear_kl, teacher, x, translator)
-        self._check(kl, blocks, step)
-        state.train_kl.append(float(kl.mean()) * BITS)
-        weights = {"l2_smallness": self.settings.l2_smallness, "smooth_depth": self.settings.smooth_depth}
-        if any(weights.values()):
-            for name, value in objective.penalty_gradients(U, V, self.trained["c"], blocks, **weights).items():
-                gradients[name] += value
-        gradients = self.coordinates.pull(gradients, blocks)
-        place = {block: i for i, block in enumerate(blocks)}
-        for name in self.names:
-            for block, leaf in enumerate(self.leaves[name]):
-                leaf.grad = gradients[name][place[block]] / len(blocks) if block in place else None
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.schedule.learning_rate(step)
-            optimizer.step()
-        state.step += 1
-
-    def _check(self, kl: Tensor, blocks: list[int], step: int) -> None:
-        if not kl.isfinite().all():
-            block = blocks[int(kl.isfinite().logical_not().nonzero()[0])]
-            seqs = self.schedule.batch(step)
-            raise NumericError(
-                f"fit: KL of layer {block + 1} is not finite at step {step} (sequences {seqs.min()}..{seqs.max()}). "
-                "A smaller fit.lr may help. No lens was written."
-            )
-
-    def _validate(self, lens: Lens, step: int) -> Validation:
-        found = objective.validate(self.exact_kl, lens, self.held_out)
-        if not math.isfinite(found.score):
-            raise NumericError(f"fit: held-out KL is {found.score} at step {step}. No lens was written.")
-        return found
-
-    def _positions(self, steps: int) -> int:
-        return steps * self.schedule.batch_seqs * self.train.positions_per_seq
-
-    def _record(self, state: State, found: Validation, *, is_best: bool) -> None:
-        since, state.train_kl = state.train_kl, []
-        state.log.append(
-            LogRow(
-                step=state.step,
-                positions=self._positions(state.step),
-                lr=self.schedule.learning_rate(state.step - 1) if state.step else 0.0,
-                train_kl_bits=sum(since) / len(since) if since else None,
-                val_kl_bits_25=found.at(25),
-                val_kl_bits_50=found.at(50),
-                val_kl_bits_75=found.at(75),
-                val_kl_bits_mean=sum(found.kl_bits) / max(1, len(found.kl_bits) - 1),
-                best=int(is_best),
-            )
-        )
+    )
