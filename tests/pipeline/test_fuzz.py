@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
-from lensmith.files import torch_file
 from lensmith.hub import index as release_index
 from lensmith.hub import models
 from lensmith.judge import prompts
@@ -91,7 +90,7 @@ def readers(tmp_path_factory) -> dict[str, Reader]:
         "suite": Reader([suite()], "suite.jsonl", lambda path: prompts.read_suite([str(path)])),
         "probes": Reader([probes()], "probes.jsonl", lambda path: prompts.read_probes([str(path)])),
         "params.yaml": Reader(settings(), "params.yaml", params_yaml.read),
-        "params.pt": Reader([saved(small)], "params.pt", lambda path: torch_file.read(path, 1 << 20)),
+        "params.pt": Reader([saved(small)], "params.pt", lambda path: published.read_tensors(path, 1 << 20)),
         "config of a lens": Reader(
             [config(unembed_hash="0").encode()],
             "config.json",

@@ -5,13 +5,18 @@ Its translator i reads the input of block i, which is resid_post[i - 1], and sta
     z = g( N(h + h A_i^T + b_i) W_U + bias )        A_i (d_model, d_model), b_i (d_model)
 
 So it is our placement `residual` with U = A_i^T, V = 1, c = b_i at block i - 1, and the last block, which has no
-translator there, is the identity. Translator 0 reads the embedding, for which our lenses have no row: it is left out.
+translator there, is the identity. Translator 0 reads the embedding, where our lenses have none: it is left out.
 
     config.json   d_model, num_hidden_layers, bias, unembed_hash, lens_type, base_model_name_or_path, …
-    params.pt     a dictionary of tensors as torch saves it, <i>.weight and <i>.bias: read by files/torch_file.py
+    params.pt     a dictionary of tensors as torch saves it, <i>.weight and <i>.bias
+
+params.pt is a zip archive of plain numbers and one pickle. A pickle is a program, so `torch.load` sees it only after
+its size and each of its instructions were checked; with `weights_only` it then calls nothing but what makes tensors.
 """
 
 import hashlib
+import pickletools
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lensmith.files import torch_file, untrusted
+from lensmith.files import untrusted
 from lensmith.hub.pins import LENS_CONFIG, LENS_PARAMS, LensPin, lens_folder
 from lensmith.lens import training
 from lensmith.lens.lens import LARGEST, Lens
-from lensmith.process.errors import InputError, IntegrityError, NumericError, shown
+from lensmith.process.errors import InputError, IntegrityError, NumericError, first_line, shown
 from lensmith.settings.sections import FitParams
 from lensmith.source.backbone import Backbone
 from lensmith.source.head import Head
@@ -32,6 +37,25 @@ from lensmith.source.residuals import Residuals
 
 LENS_TYPE = "linear_tuned_lens"
 UNREAD = "Nothing was imported."
+
+LARGEST_NUMBER = 8  # bytes
+SLACK = 2 << 20  # bytes of an archive that are no numbers
+PICKLE_BYTES = 1 << 18
+ENTRIES = 10_000
+ENTRY = b"PK\x01\x02"  # begins each entry of an archive's list
+CHUNK = 1 << 20
+# What torch writes for tensors by name.
+GLOBALS = {
+    "collections OrderedDict",
+    "torch._utils _rebuild_tensor_v2",
+    *(f"torch {dtype}Storage" for dtype in ("Float", "Half", "Double", "BFloat16")),
+}
+TUPLES = {"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
+PUT, GET = {"BINPUT", "LONG_BINPUT"}, {"BINGET", "LONG_BINGET"}
+INSTRUCTIONS = TUPLES | PUT | GET | {
+    "PROTO", "GLOBAL", "BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "NEWTRUE", "NEWFALSE", "EMPTY_DICT",
+    "MARK", "BINPERSID", "REDUCE", "SETITEM", "SETITEMS", "BUILD", "STOP",
+}  # fmt: skip
 
 
 def load(pin: LensPin | None, backbone: Backbone) -> tuple[Lens, dict[str, Any]]:
@@ -95,26 +119,101 @@ def _check_model(config: dict[str, Any], backbone: Backbone, place: str) -> None
 def _tensors(path: Path, config: dict[str, Any], d_model: int, place: str) -> dict[str, Tensor]:
     count = config["num_hidden_layers"] * (d_model * d_model + d_model)
     try:
-        stored = torch_file.read(path, torch_file.SLACK + torch_file.LARGEST_NUMBER * count)
+        stored = read_tensors(path, SLACK + LARGEST_NUMBER * count)
     except IntegrityError as error:
         raise IntegrityError(f"imported lens {place}: {error}. {UNREAD}") from None
     indices, is_biased = range(config["num_hidden_layers"]), config.get("bias", True)
     wanted: dict[str, tuple[int, ...]] = {f"{i}.weight": (d_model, d_model) for i in indices}
     wanted |= {f"{i}.bias": (d_model,) for i in indices if is_biased}
-    found = {name: array.shape for name, array in stored.items()}
-    if found != wanted:
-        name = min(key for key in (found.keys() | wanted.keys()) if found.get(key) != wanted.get(key))
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    if shapes != wanted:
+        name = min(key for key in (shapes.keys() | wanted.keys()) if shapes.get(key) != wanted.get(key))
         raise InputError(
-            f"imported lens {place}: {path.name}: {shown(name)} is {found.get(name, 'missing')}, must be "
+            f"imported lens {place}: {path.name}: {shown(name)} is {shapes.get(name, 'missing')}, must be "
             f"{wanted.get(name, 'absent')}; only full linear translators are read, no low-rank or MLP ones. {UNREAD}"
         )
-    tensors = {name: torch.from_numpy(array.astype(np.float32)) for name, array in stored.items()}
+    tensors = {name: tensor.float() for name, tensor in stored.items()}
     for name, tensor in tensors.items():
         if not (tensor.abs() <= LARGEST).all():  # so that NaN fails
             raise NumericError(
                 f"imported lens {place}: {name} holds a number that is not finite, or above {LARGEST:g}. {UNREAD}"
             )
     return tensors
+
+
+def read_tensors(path: Path, limit: int) -> dict[str, Tensor]:
+    """Every tensor of a file that torch saved, of at most `limit` bytes.
+
+    Raises:
+        IntegrityError: the file is larger, not whole, compressed, or holds anything but floating-point tensors by name.
+    """
+    try:
+        return _load_checked(path, entry_sizes=_check_archive(path, limit))
+    except Exception as error:  # noqa: BLE001, zipfile, pickletools and torch raise many kinds, all mean one thing
+        raise IntegrityError(f"{path.name} is not tensors alone ({shown(first_line(error))})") from None
+
+
+def _load_checked(path: Path, entry_sizes: set[int]) -> dict[str, Tensor]:
+    """The tensors of an archive whose pickle was checked."""
+    # Mapped, not read: only the pickle is in memory, and it holds nothing but instructions that make tensors.
+    stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # noqa: TID251, see above
+    if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
+        raise TypeError("not a dictionary of tensors")
+    if not all(isinstance(name, str) for name in stored):
+        raise TypeError("not tensors by name")
+    if not all(tensor.is_contiguous() for tensor in stored.values()):
+        raise ValueError("a tensor is not stored row by row")
+    # A storage that says it is longer than its entry would read on into the next one.
+    if {tensor.untyped_storage().nbytes() for tensor in stored.values()} - {0} - entry_sizes:
+        raise ValueError("a storage holds more or fewer numbers than it says")
+    return stored
+
+
+def _check_archive(path: Path, limit: int) -> set[int]:
+    """The sizes of the entries of an archive whose reading is bounded by `limit`; ValueError for any other file."""
+    if (size := path.stat().st_size) > limit:
+        raise ValueError(f"{size:,} bytes, the tensors take at most {limit:,}")
+    with path.open("rb") as file:
+        entries = sum(chunk.count(ENTRY) for chunk in iter(lambda: file.read(CHUNK), b""))
+    if entries > ENTRIES:
+        raise ValueError(f"{entries:,} entries, at most {ENTRIES:,} are read")
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+        if any(info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size for info in infos):
+            raise ValueError("an entry is compressed")
+        if sum(info.file_size for info in infos) > limit:
+            raise ValueError("its entries overlap")
+        pickles = [info for info in infos if info.filename.endswith("/data.pkl")]
+        if len(pickles) != 1 or pickles[0].file_size > PICKLE_BYTES:
+            raise ValueError(f"not one data.pkl of at most {PICKLE_BYTES:,} bytes")
+        orders = [archive.read(info) for info in infos if info.filename.endswith("/byteorder")]
+        if any(order != b"little" for order in orders):
+            raise ValueError("its numbers are not little-endian")
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"CRC of {damaged} is wrong")
+        _check_pickle(archive.read(pickles[0]))
+    return {info.file_size for info in infos}
+
+
+def _check_pickle(program: bytes) -> None:
+    """ValueError for a pickle with an instruction that torch does not write for a dictionary of tensors."""
+    memo: dict[object, str] = {}  # the instruction that made the object of each slot
+    maker = ""  # the last instruction that left something on the stack
+    for operation, argument, _ in pickletools.genops(program):
+        name = operation.name
+        if name not in INSTRUCTIONS:
+            raise ValueError(f"its pickle has the instruction {name}")
+        if name == "GLOBAL" and argument not in GLOBALS:
+            raise ValueError(f"its pickle names {argument}")
+        # Tuples of tuples may be as deep as the file is long, or take for ever to hash. Torch writes none.
+        if name in TUPLES - {"EMPTY_TUPLE"} and maker in TUPLES:
+            raise ValueError("its pickle has a tuple in a tuple")
+        if name in GET and memo.get(argument) in TUPLES:
+            raise ValueError("its pickle uses a tuple twice")
+        if name in PUT:
+            memo[argument] = maker
+        else:
+            maker = name
 
 
 def _lens(tensors: dict[str, Tensor], n_layers: int, d_model: int) -> Lens:
