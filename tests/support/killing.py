@@ -146,6 +146,12 @@ def before_step(step: int, act: Callable[[], None]) -> None:
 OPERATIONS = (("tempfile", "mkstemp"), ("os", "fsync"), ("os", "replace"), ("os", "unlink"))
 
 
+def wait_for_writes() -> None:
+    """Write each checkpoint before the next step: else how many there are would depend on the machine's speed."""
+    save = Checkpoints.save
+    Checkpoints.save = lambda self, state, wait=False: save(self, state, wait=True)
+
+
 def fail_at_write(number: int, act: Callable[[], None]) -> None:
     """Call `act` before the number-th operation of a write: create, half the bytes, sync, rename, sync, unlink."""
     count = 0
@@ -171,8 +177,7 @@ def fail_at_write(number: int, act: Callable[[], None]) -> None:
 
         return save
 
-    save = Checkpoints.save  # each is waited for: else how many there are would depend on the disk's speed
-    Checkpoints.save = lambda self, state, wait=False: save(self, state, wait=True)
+    wait_for_writes()
     for module, name in OPERATIONS:
         setattr(sys.modules[module], name, counted(getattr(sys.modules[module], name)))
     tensor_file.save_file = halved(tensor_file.save_file)
@@ -314,7 +319,7 @@ def flipped_bits(trial: Trial) -> None:
     """One bit of the newest checkpoint, in its header or in its data; and one of both that are kept."""
     for share in (0.0, 0.01, 0.2, 0.5, 0.8, 0.999):
         for spoiled in (1, 2):
-            folder = trial.broken(killed, lambda: die_at_step(6), share)
+            folder = trial.broken(killed, lambda: (wait_for_writes(), die_at_step(6)), share)
             for path in sorted(folder.glob("step-*"))[-spoiled:]:
                 data = bytearray(path.read_bytes())
                 data[int(share * len(data))] ^= 4
