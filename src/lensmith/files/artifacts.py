@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from lensmith.process.errors import InputError, IntegrityError, ResourceError
 
-# A process that is killed leaves its temporary file behind. git and DVC ignore this name (.gitignore, .dvcignore).
+# Prefix of temporary files, which a killed process leaves behind. git and DVC ignore it (.gitignore, .dvcignore).
 TEMPORARY = ".tmp-"
 # Significant digits of numbers in files that git tracks: another kind of CPU then changes few lines.
 TRACKED_DIGITS = 5
@@ -58,6 +58,7 @@ def _sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """UTF-8 with line feeds, whole or not at all. Raises as `replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
@@ -73,6 +74,7 @@ def canonical_json(value: object) -> str:
 
 
 def read_json(path: Path) -> Any:
+    """JSON data. IntegrityError where the file is missing or not JSON."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -99,7 +101,7 @@ def write_csv(
     digits.
     """
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(_Rows(file))
+        writer = csv.writer(_LineFeeds(file))
         writer.writerow(columns)
         for row in rows:
             if len(row) != len(columns):
@@ -108,8 +110,8 @@ def write_csv(
             writer.writerow(["" if value is None else value for value in cells])
 
 
-class _Rows:
-    """Lines of a csv.writer, which believes that they end in CR LF: else it would not quote a field that holds a CR."""
+class _LineFeeds:
+    """A file for csv.writer, whose CR LF become LF. The writer must believe in CR LF, or it would not quote a CR."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
@@ -125,6 +127,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: str |
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a safetensors file. IntegrityError where it is missing or not whole."""
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -134,11 +137,13 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def sha256_file(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_text(text: str) -> str:
+    """sha256 of a text as UTF-8, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -5,8 +5,8 @@ A seal is a file as `sha256sum` writes it, so `sha256sum --check` reads it too. 
     <folder>/SHA256SUMS                  every other file of a stage's folder, none missing, none more
     plots/seals/<stage>/<key>.sha256     of a stage whose outputs are single files
 
-DVC compares sizes and times, and takes a read-only file of its cache for whole: a flipped bit gets past it. A seal is
-written last and read first, so no number is ever computed from such a file.
+DVC compares sizes and times, and trusts read-only cache files without hashing them again: it misses a flipped bit. A
+seal is written last and read first, so no number is ever computed from such a file.
 """
 
 import os
@@ -55,11 +55,11 @@ def check_files(sums: Path, paths: Iterable[Path]) -> None:
         if expected is None:
             raise IntegrityError(f"{path}: is not in {sums}, so no stage wrote it. {UNREAD}")
         try:
-            found = artifacts.sha256_file(path)
+            actual = artifacts.sha256_file(path)
         except FileNotFoundError:
             raise IntegrityError(f"{path}: missing, but {sums} names it. {UNREAD}") from None
-        if found != expected:
-            raise IntegrityError(f"{path}: sha256 is {found}, {sums} says {expected}. {UNREAD}")
+        if actual != expected:
+            raise IntegrityError(f"{path}: sha256 is {actual}, {sums} says {expected}. {UNREAD}")
 
 
 def read(sums: Path) -> dict[str, str]:
@@ -71,19 +71,17 @@ def read(sums: Path) -> dict[str, str]:
     try:
         return parse(sums.read_bytes(), str(sums))
     except FileNotFoundError:
-        raise IntegrityError(
-            f"{sums}: missing, so nobody can tell whether the files that it should name are whole. {UNREAD}"
-        ) from None
+        raise IntegrityError(f"{sums}: missing, so the files that it should name cannot be checked. {UNREAD}") from None
 
 
 def parse(data: bytes, name: str) -> dict[str, str]:
     """As `read`, of the bytes of a seal called `name`."""
     sealed: dict[str, str] = {}
     for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
-        found = _LINE.fullmatch(line)
-        if found is None or found[2] in sealed:
+        entry = _LINE.fullmatch(line)
+        if entry is None or entry[2] in sealed:
             raise IntegrityError(f"{name}:{number}: is not a sha256 and the name of one more file. {UNREAD}")
-        sealed[found[2]] = found[1]
+        sealed[entry[2]] = entry[1]
     return sealed
 
 

@@ -1,7 +1,7 @@
-"""Bytes that a stranger made: JSON and headers of safetensors files, by rules that leave no reading to chance.
+"""Strict readers for untrusted JSON and safetensors headers.
 
-The usual readers are lenient: of two equal keys the last one wins, NaN is a number, a header may take a gigabyte. Here
-what two readers could read differently, or what nobody needs, is refused.
+The usual readers are lenient: of two equal keys the last one wins, NaN is a number, a header may take a gigabyte. These
+readers refuse what two readers could read differently, and sizes that no lens needs.
 """
 
 import json
@@ -128,11 +128,11 @@ def _naturals(value: object) -> bool:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    data = dict(pairs)
+    if len(data) < len(pairs):
         ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"key {twice!r} twice")
-    return found
+    return data
 
 
 def _no_number(word: str) -> Any:
@@ -147,11 +147,11 @@ def _finite(text: str) -> float:
 
 
 def _deeper(value: object, depth: int) -> bool:
-    """Whether data has more than `depth` levels. No recursion: that is what it is a guard against."""
+    """Whether data has more than `depth` levels, without recursion, which deep data would exhaust."""
     level = [value]
     for _ in range(depth):
-        inner = [one for one in level if isinstance(one, dict | list)]
-        level = [x for one in inner for x in (one.values() if isinstance(one, dict) else one)]
+        inner = [value for value in level if isinstance(value, dict | list)]
+        level = [item for value in inner for item in (value.values() if isinstance(value, dict) else value)]
         if not level:
             return False
     return True

@@ -1,4 +1,4 @@
-"""Credentials: which variables of the environment hold them, a process without them, and text without them."""
+"""Credentials: find them in the environment and in text, and remove them."""
 
 import os
 import re
@@ -7,11 +7,11 @@ import re
 _WORDS = re.compile(
     r"(?:^|_)(?:TOKENS?|SECRETS?|PASSWORD|PASSWD|PASSPHRASE|PAT|CREDENTIALS?|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)(?:_|$)"
 )
-# These hold no secret themselves, but lead to one: a profile, a key agent, a helper that answers with a password.
+# Variables that lead to a secret: a profile, a key agent, a helper that answers with a password.
 _WAYS = re.compile(r"(?:AWS|AZURE|GCP|GOOGLE)_.*|SSH_AUTH_SOCK|(?:GIT|SSH)_ASKPASS|NETRC|KUBECONFIG|DOCKER_CONFIG")
 _USERINFO = re.compile(r"(?<=://)[^/\s\"']+(?=@)")
 
-# What a credential looks like wherever it stands, by its kind.
+# Forms of credentials, by kind.
 PATTERNS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{16,}",
     "an AWS key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
@@ -23,18 +23,18 @@ PATTERNS = {
 _ASSIGNED = r"(?<=[Bb]earer )\S+|(?<=_SECRET_ACCESS_KEY=)\S+|(?<=_secret_access_key=)\S+"
 _LOOKS = re.compile("|".join([_ASSIGNED, *PATTERNS.values()]))
 _HIDDEN = "***"
-_SHORTEST = 8  # characters: replacing a shorter value would garble words, and no credential is one
+_SHORTEST = 8  # characters of a credential; replacing shorter values would garble words
 
 
 def drop() -> None:
-    """Take credentials, and the ways to them, out of this process's environment and that of its children."""
+    """Remove credentials, and variables that lead to them, from the environment of this process and its children."""
     for name, value in list(os.environ.items()):
         if _WORDS.search(name.upper()) or _WAYS.fullmatch(name.upper()) or _USERINFO.search(value):
             del os.environ[name]
 
 
 def redact(text: str) -> str:
-    """`text` without the credentials of this environment, by value, and without what looks like one."""
+    """`text` without the values of this environment's credentials, and without text that has their form."""
     values = [value for name, value in os.environ.items() if _WORDS.search(name.upper()) and len(value) >= _SHORTEST]
     for value in sorted(values, key=len, reverse=True):  # one may hold another
         text = text.replace(value, _HIDDEN)

@@ -1,29 +1,26 @@
 """One error tree: what a command tells its user, and the exit code it ends with.
 
-Bad input, broken numbers and lost files are results that a caller acts on, so each has a class and
-a code. Anything else that escapes is our own bug: a traceback and exit code 1.
+A caller acts on bad input, broken numbers and lost files, so each has a class and a code. Any other exception is our
+own bug: a traceback and exit code 1.
 """
 
 import unicodedata
 
-# Categories of what moves the cursor, changes colours or direction, or cannot be printed at all.
+# Unicode categories of characters that move the cursor, change colours or direction, or cannot be printed.
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-LINE, QUOTE = 2000, 200  # characters of a whole message, and of what it quotes
-TAIL = 80
+LINE, QUOTE = 2000, 200  # most characters of a whole message, and of what it quotes
+TAIL = 80  # characters kept of the end of a longer one
 
 
 def shown(text: object, longest: int = QUOTE) -> str:
-    """Text as a terminal or a log may print it: one line, not endless, in which an escape is shown and does not act."""
+    """Text that is safe to print: one line of at most `longest` characters, escapes written out."""
     whole = str(text)
-    # Whoever wrote the middle, the end of a message is ours: what was kept.
+    # The middle may be others', the end of a message is ours: what was kept.
     cut = f"{whole[: longest - TAIL]} … {whole[-TAIL:]}" if len(whole) > longest else whole
     if cut.isascii() and cut.isprintable():
         return cut
-    return "".join(_escaped(char) if unicodedata.category(char) in UNSEEN else char for char in cut)
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode()
+    unseen = {char for char in cut if unicodedata.category(char) in UNSEEN}
+    return "".join(char.encode("unicode_escape").decode() if char in unseen else char for char in cut)
 
 
 def first_line(error: BaseException) -> str:

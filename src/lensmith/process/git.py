@@ -1,4 +1,4 @@
-"""What git knows of this repository. Outside one, nothing."""
+"""Ask git about the repository that holds the working directory."""
 
 import subprocess
 
@@ -9,7 +9,7 @@ GENERATED = ("dvc.lock", "metrics", "plots", "resolved")
 def run(*words: str) -> str | None:
     """The output of a git command without white space at its ends; None where it fails or there is no git."""
     try:
-        found = subprocess.run(["git", *words], capture_output=True, text=True, check=True)  # noqa: S603, S607
+        output = subprocess.run(["git", *words], capture_output=True, text=True, check=True)  # noqa: S603, S607
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()
+    return output.stdout.strip()

@@ -1,12 +1,12 @@
-"""Progress of long work: a bar where somebody watches, else one plain line every half minute.
+"""Progress of long work: a bar in a terminal, else one plain line every half minute.
 
     with Progress("fit", total=steps, unit="step") as progress:
         for step in range(steps):
             ...
             progress.advance(tokens=n, kl_bits=(2.75, 1.84, 1.11))
 
-and `track` for a loop that has nothing else to say. A log gets whole lines and no carriage return; work that is over
-before the first half minute says nothing there.
+and `track` for a loop that reports nothing else. A log gets whole lines and no carriage return; work of less than half
+a minute writes nothing there.
 """
 
 import sys
@@ -38,7 +38,7 @@ class Progress:
         self._name, self._total, self._unit, self._clock = name, total, unit, clock
         self._stream = sys.stderr if stream is None else stream
         self._started = self._said = clock()
-        self._done = self._begun = done  # by an earlier process, whose work goes on here
+        self._done = self._already_done = done  # by an earlier process, whose work goes on here
         self._tokens = 0
         self._kl_bits: tuple[float, ...] = ()
         watched = self._stream.isatty()
@@ -71,14 +71,14 @@ class Progress:
             self._bar.update(n)
         elif (now := self._clock()) - self._said >= EVERY:
             self._said = now
-            self._print(", ".join([self._counted(), *self._facts(), *self._left()]))
+            self._print(", ".join([self._counted(), *self._facts(), *self._remaining()]))
 
     def note(self, line: str) -> None:
         """A line of its own, above the bar where there is one."""
         if self._bar is not None:
             tqdm.write(line, file=self._stream)
         else:
-            self._print_line(line)
+            print(line, file=self._stream, flush=True)
 
     def _counted(self) -> str:
         return f"{self._done}{'' if self._total is None else f' of {self._total}'} {self._unit}s"
@@ -90,17 +90,14 @@ class Progress:
             facts.append(f"KL {' / '.join(f'{value:.3f}' for value in self._kl_bits)} bits")
         return facts
 
-    def _left(self) -> list[str]:
-        if self._total is None or self._done == self._begun:
+    def _remaining(self) -> list[str]:
+        if self._total is None or self._done == self._already_done:
             return []
-        seconds = (self._clock() - self._started) / (self._done - self._begun) * (self._total - self._done)
+        seconds = (self._clock() - self._started) / (self._done - self._already_done) * (self._total - self._done)
         return [f"{tqdm.format_interval(seconds)} left"]
 
     def _print(self, text: str) -> None:
-        self._print_line(f"{self._name}: {text}")
-
-    def _print_line(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        print(f"{self._name}: {text}", file=self._stream, flush=True)
 
 
 def track(items: Sequence[Item], name: str, unit: str, tokens: Callable[[Item], int] | None = None) -> Iterator[Item]:

@@ -1,6 +1,6 @@
 """How a command ends before its work is done.
 
-TERM and INT end it at once and in order (exit code 128 + signal), or, where it said so, at the end of a step:
+TERM and INT end it at once (exit code 128 + signal), or, where it asked for that, at the end of a step:
 
     with stopping.deferred() as stop:
         for step in steps:
@@ -9,8 +9,8 @@ TERM and INT end it at once and in order (exit code 128 + signal), or, where it 
                 save()
                 raise Interrupted(stop.signal, "stopped at step 12; its checkpoint is kept")
 
-A second signal ends the process without further ado. A stage that DVC runs gets TERM when DVC dies, whatever killed it:
-else its process would work on alone, and a second `dvc repro` would start another one beside it.
+A second signal ends the process immediately. A stage gets TERM when the DVC that runs it dies, else it would go on
+alone, and a second `dvc repro` would start another one beside it.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
-class Interrupted(BaseException):  # as KeyboardInterrupt: no `except Exception` on the way may take it for a failure
+class Interrupted(BaseException):  # as KeyboardInterrupt: `except Exception` must not catch it
     """A signal asked the command to end."""
 
     def __init__(self, number: int, kept: str) -> None:
@@ -47,7 +47,7 @@ _deferring: list[Stop] = []
 def install() -> None:
     """Take TERM and INT, also where a parent such as nohup has them ignored; a stage of DVC follows DVC."""
     for number in SIGNALS:
-        signal.signal(number, _arrived)
+        signal.signal(number, _on_signal)
     if "DVC_STAGE" in os.environ:
         follow(os.getppid())
 
@@ -62,7 +62,7 @@ def follow(parent: int) -> None:
 
 @contextmanager
 def deferred() -> Iterator[Stop]:
-    """Let the block look for a signal when it is ready for one."""
+    """Within the block a signal is only recorded; the block looks for it when it is ready to end."""
     stop = Stop()
     _deferring.append(stop)
     try:
@@ -73,7 +73,7 @@ def deferred() -> Iterator[Stop]:
         raise Interrupted(stop.signal, "what is finished is kept. `dvc repro` goes on.")
 
 
-def _arrived(number: int, _: FrameType | None) -> None:
+def _on_signal(number: int, _: FrameType | None) -> None:
     for each in SIGNALS:
         signal.signal(each, signal.SIG_DFL)
     if not _deferring:

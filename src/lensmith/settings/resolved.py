@@ -2,7 +2,7 @@
 
 import functools
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,47 +41,45 @@ def with_inputs(models: Mapping[str, ModelParams], root: Path) -> dict[str, dict
         InputError: a named file or folder does not exist.
     """
     sha256 = functools.cache(artifacts.sha256_file)  # a hundred models may name the same suite
-    return {key: _with_inputs(settings, root, sha256) for key, settings in models.items()}
+    resolved = {}
+    for key, settings in models.items():
+        data = settings.model_dump(mode="json")
+        for section, names in _named_paths(settings).items():
+            for name in names:
+                files = _watched_files(root, name, f"models.{key}.{section}")
+                data[section]["inputs"].update({file.relative_to(root).as_posix(): sha256(file) for file in files})
+        resolved[key] = data
+    return resolved
 
 
-def _with_inputs(settings: ModelParams, root: Path, sha256: Callable[[Path], str]) -> dict[str, Any]:
-    data = settings.model_dump(mode="json")
-    named = {
+def _named_paths(settings: ModelParams) -> dict[str, list[str]]:
+    """Files, patterns and folders that a model's settings name, by section."""
+    imported, licence = settings.imported, settings.publish.base_license_file
+    return {
         "source": [settings.source.path] if settings.source.path else [],
         "corpus": settings.corpus.files,
-        "imported": [settings.imported.folder] if settings.imported.folder and settings.imported.repo is None else [],
+        "imported": [imported.folder] if imported.folder and imported.repo is None else [],
         "sweep": settings.sweep.probes,
         "suite": settings.suite.files,
-        "publish": [settings.publish.base_license_file] if settings.publish.base_license_file else [],
+        "publish": [licence] if licence else [],
     }
-    for section, paths in named.items():
-        for path in paths:
-            files = _watched(root, path, f"models.{settings.key}.{section}")
-            data[section]["inputs"].update({file.relative_to(root).as_posix(): sha256(file) for file in files})
-    return data
 
 
-def _watched(root: Path, name: str, where: str) -> list[Path]:
+def _watched_files(root: Path, name: str, where: str) -> list[Path]:
     """The files of a name, pattern or model folder that lie where `resolve` sees them change."""
-    files = [file for p in _named(root, name, where) for file in (_model_files(p) if p.is_dir() else [p])]
-    return [file for file in files if any(file.is_relative_to(root / folder) for folder in WATCHED)]
-
-
-def _named(root: Path, name: str, where: str) -> list[Path]:
-    """The files that a name or pattern stands for, or the one folder."""
     try:
         is_pattern = any(c in name for c in "*?[") and not Path(name).is_absolute()
-        found = sorted(root.glob(name)) if is_pattern else [root / name]
-        missing = not found or not all(path.exists() for path in found)
-    except (ValueError, OSError) as error:  # ** inside a name; a name longer than the file system's
+        paths = sorted(root.glob(name)) if is_pattern else [root / name]
+        is_missing = not paths or not all(path.exists() for path in paths)
+    except (ValueError, OSError) as error:  # ** inside a name; a name longer than the file system's limit
         problem = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
         raise InputError(f"params.yaml: {where} names {name}: {problem}. {params_yaml.UNCHANGED}") from None
-    if missing:
+    if is_missing:
         raise InputError(f"params.yaml: {where} names {name}, which does not exist. {params_yaml.UNCHANGED}")
-    if any(path.is_dir() for path in found) and where.rpartition(".")[2] not in FOLDERS:
+    if any(path.is_dir() for path in paths) and where.rpartition(".")[2] not in FOLDERS:
         raise InputError(f"params.yaml: {where} names {name}, a folder; it takes files. {params_yaml.UNCHANGED}")
-    return found
-
-
-def _model_files(folder: Path) -> list[Path]:
-    return sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)})
+    files = []
+    for path in paths:
+        in_folder = {file for pattern in MODEL_FILES for file in path.glob(pattern)} if path.is_dir() else set()
+        files += sorted(in_folder) if path.is_dir() else [path]
+    return [file for file in files if any(file.is_relative_to(root / folder) for folder in WATCHED)]

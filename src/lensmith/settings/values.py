@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-# Beyond these a number is a slip of the hand, and would end in a lack of memory or in a fit without an end.
+# Larger numbers are typing errors that would exhaust memory or time.
 _MOST = 10**12
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=_MOST)]
@@ -19,6 +19,8 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def int_or(word: str, least: int = 1) -> BeforeValidator:
+    """An integer >= `least`, or `word`."""
+
     def check(value: object) -> object:
         # `type() is`, not isinstance: YAML's `rank: true` is a bool, and a bool is an int.
         if value == word or (type(value) is int and least <= value <= _MOST):
