@@ -1,4 +1,4 @@
-"""The backbone reads a model as the model reads itself, for every family, or refuses."""
+"""The backbone reads a model of every family as the model reads itself, or refuses it."""
 
 import dataclasses
 import hashlib
@@ -25,7 +25,7 @@ from tests.support.tiny import BOS, FAMILIES, save_tiny, tiny_model, tiny_tokeni
 
 torch.set_num_threads(1)
 
-# What each family calls the norm that reads the block's input; None where there is none.
+# Each family's name for the norm that reads the block's input; None where it has none.
 INPUT_NORMS = {
     **dict.fromkeys(FAMILIES, "input_layernorm"),
     **dict.fromkeys(("gpt2", "gpt_neo", "gptj", "gpt_bigcode", "codegen"), "ln_1"),
@@ -43,8 +43,8 @@ INPUT_NORMS = {
 TRANSFORMED = ("gemma2", "nanochat", "recurrent_gemma", "cohere", "granite", "hyperclovax", "falcon_h1")
 
 
-def ids(rows: int = 2, pos: int = 20, vocab: int = 97) -> torch.Tensor:
-    return torch.randint(0, vocab, (rows, pos), generator=torch.Generator().manual_seed(1))
+def ids(n_seqs: int = 2, pos: int = 20, vocab: int = 97) -> torch.Tensor:
+    return torch.randint(0, vocab, (n_seqs, pos), generator=torch.Generator().manual_seed(1))
 
 
 def everywhere(tokens: torch.Tensor) -> torch.Tensor:
@@ -65,20 +65,20 @@ def hooks(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_are_the_models_own_residuals_and_the_head_its_logits(family):
-    """Checked against what transformers itself returns: hidden_states[i] is the input of block i, the last one is
-    already normed, and the logits are the model's.
+def test_a_capture_gives_the_models_residuals_and_the_head_its_logits(family):
+    """Against what transformers returns: hidden_states[i] is the input of block i, the last one is already normed, and
+    the logits are the model's.
     """
     backbone = Backbone.from_model(tiny_model(family))
     tokens = ids()
-    rows = backbone.capture(tokens, everywhere(tokens))
+    resid = backbone.capture(tokens, everywhere(tokens))
     with torch.no_grad():
         out = backbone.model(input_ids=tokens, output_hidden_states=True, use_cache=False)
 
-    # Mamba lists what its blocks return, the last one left out; all others what their blocks are given.
-    for row, hidden in enumerate(out.hidden_states[:3], 1 if family == "mamba" else 0):
-        torch.testing.assert_close(rows[:, :, row], hidden)
-    normed = backbone.head.norm(rows[:, :, -1], 3)
+    # Mamba lists the outputs of its blocks without the last one; all others list the inputs.
+    for layer, hidden in enumerate(out.hidden_states[:3], 1 if family == "mamba" else 0):
+        torch.testing.assert_close(resid[:, :, layer], hidden)
+    normed = backbone.head.norm(resid[:, :, -1], 3)
     torch.testing.assert_close(normed, out.hidden_states[-1])
     torch.testing.assert_close(backbone.head.logits(normed), out.logits)
     torch.testing.assert_close(backbone.logits(tokens), out.logits)
@@ -88,36 +88,36 @@ def test_rows_are_the_models_own_residuals_and_the_head_its_logits(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_middle_row_is_normed_by_the_block_that_reads_it(family):
-    """`next_input` is the norm of the block's own input, found without its name; the last row is read by the head."""
+def test_a_middle_layer_is_normed_by_the_block_that_reads_it(family):
+    """`next_input` is the norm of the block's own input, found without its name; the head reads the last layer."""
     backbone = Backbone.from_model(tiny_model(family))
     head, name = backbone.head, INPUT_NORMS[family]
     resid = torch.randn(5, 32)
 
-    for row, block in enumerate(backbone.anatomy.blocks):
+    for layer, block in enumerate(backbone.anatomy.blocks):
         # OLMo-hybrid's attention blocks norm their output, its linear ones their input.
-        own = None if name is None or not hasattr(block, name) else getattr(block, name)
-        expected = head.final_norm(resid) if own is None else own(resid)
-        torch.testing.assert_close(head.norm(resid, row, "next_input"), expected)
+        input_norm = None if name is None or not hasattr(block, name) else getattr(block, name)
+        expected = head.final_norm(resid) if input_norm is None else input_norm(resid)
+        torch.testing.assert_close(head.norm(resid, layer, "next_input"), expected)
     assert torch.equal(head.norm(resid, 3, "next_input"), head.norm(resid, 3, "final"))
     assert (name or "final norm stands in") in head.norm_note
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_in_bfloat16_passes_the_same_proof(family):
-    """Its tail is run in fp32: bf16 logits are too coarse for the limit, and residuals keep the model's dtype."""
+    """Its tail runs in fp32: bf16 logits are too coarse for the limit. Residuals keep the model's dtype."""
     backbone = Backbone.from_model(tiny_model(family), dtype=torch.bfloat16)
-    rows = backbone.capture(ids(), torch.tensor([[0, 5], [1, 19]]))
+    resid = backbone.capture(ids(), torch.tensor([[0, 5], [1, 19]]))
 
     assert backbone.proof.max_kl_bits <= 1e-6
-    assert rows.dtype == torch.bfloat16
-    assert backbone.head.norm(rows[:, :, 1], 1, "next_input").dtype == torch.float32
+    assert resid.dtype == torch.bfloat16
+    assert backbone.head.norm(resid[:, :, 1], 1, "next_input").dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", TRANSFORMED)
 def test_a_missed_scale_or_softcap_is_refused(family, dtype, monkeypatch):
-    """A family whose setting the table does not know must not be read with plain W_U."""
+    """A family whose setting is not in SCALES or SOFTCAPS is not read with plain W_U."""
     monkeypatch.setattr(discovery, "SCALES", ())
     monkeypatch.setattr(discovery, "SOFTCAPS", ())
 
@@ -142,13 +142,13 @@ def test_a_head_that_is_not_the_models_is_refused(dtype):
     """Each part of the head counts: gain of the final norm, bias, one row of W_U, which norm it is."""
     backbone = Backbone.from_model(tiny_model("phi"), dtype=dtype)
     head = backbone.head
-    gain, rows = head.final_norm.weight.clone(), head.W_U.clone()
+    gain, W_U = head.final_norm.weight.clone(), head.W_U.clone()
     gain[3] *= 1.1
-    rows[5] += 0.2
+    W_U[5] += 0.2
     norm = discovery.fp32_copy(head.final_norm)
     norm.weight.data.copy_(gain)
 
-    broken = {"final_norm": norm, "bias": None, "W_U": rows}
+    broken = {"final_norm": norm, "bias": None, "W_U": W_U}
     for wrong in [{name: value} for name, value in broken.items()] + [{"final_norm": head.input_norms[2]}]:
         with pytest.raises(NumericError, match="No lens was made"):
             dataclasses.replace(backbone, head=dataclasses.replace(head, **wrong)).prove()
@@ -157,7 +157,7 @@ def test_a_head_that_is_not_the_models_is_refused(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_that_changed_after_loading_is_refused(dtype):
-    """The head is a copy; weights changed behind it are another model."""
+    """The head is a copy: with other weights the model is another one."""
     backbone = Backbone.from_model(tiny_model("llama"), dtype=dtype)
     backbone.model.model.norm.weight.data[0] += 0.3
 
@@ -166,7 +166,7 @@ def test_a_model_that_changed_after_loading_is_refused(dtype):
 
 
 def test_residuals_of_the_wrong_block_are_refused():
-    """A head that is right on residuals that are wrong is a wrong lens."""
+    """A right head on wrong residuals is a wrong lens."""
     backbone = Backbone.from_model(tiny_model("llama"))
     shallow = dataclasses.replace(backbone.anatomy, blocks=backbone.anatomy.blocks[:-1])
 
@@ -175,22 +175,22 @@ def test_residuals_of_the_wrong_block_are_refused():
 
 
 @pytest.mark.parametrize(("dtype", "wrong"), [(torch.float32, 1), (torch.bfloat16, 64)])
-def test_rows_that_were_captured_wrong_are_refused(dtype, wrong):
-    """The head may be right and the hooks not. In fp32 one wrong position shows; bf16 kernels may differ in some."""
+def test_residuals_that_were_captured_wrong_are_refused(dtype, wrong):
+    """The head may be right and the hooks wrong. In fp32 one wrong position fails; bf16 kernels may differ in some."""
     backbone = Backbone.from_model(tiny_model("llama"), dtype=dtype)
     tokens = ids(1, 64)
-    rows = backbone.capture(tokens, everywhere(tokens))[:, :, -1]
+    last = backbone.capture(tokens, everywhere(tokens))[:, :, -1]
     parts = (backbone.model, backbone.anatomy, backbone.head, tokens)
-    assert prove(*parts, rows).n_positions == 64
+    assert prove(*parts, last).n_positions == 64
 
-    rows[0, :wrong] *= torch.linspace(0.8, 1.2, 32)
+    last[0, :wrong] *= torch.linspace(0.8, 1.2, 32)
     with pytest.raises(NumericError, match="No lens was made"):
-        prove(*parts, rows)
+        prove(*parts, last)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nan_does_not_pass_the_proof(dtype):
-    """NaN compares as false with every limit."""
+    """NaN compares as false with any limit."""
     backbone = Backbone.from_model(tiny_model("llama"), dtype=dtype)
     backbone.model.model.layers[1].mlp.down_proj.weight.data[0, 0] = math.nan
 
@@ -199,7 +199,7 @@ def test_nan_does_not_pass_the_proof(dtype):
 
 
 def test_some_families_return_tuples_from_their_blocks():
-    """Otherwise the first test would not show that tuples are read."""
+    """Only then does the first test show that tuples are read."""
     seen = {}
     for family in ("bloom", "falcon", "gpt_neo", "gptj", "llama"):
         backbone = Backbone.from_model(tiny_model(family))
@@ -214,22 +214,22 @@ def test_some_families_return_tuples_from_their_blocks():
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neo"])
-def test_positions_come_in_the_order_asked(family):
+def test_positions_come_in_the_order_of_the_argument(family):
     """Each sequence has its own positions, in any order, also twice."""
     backbone = Backbone.from_model(tiny_model(family))
     tokens = ids(3)
     positions = torch.tensor([[19, 0, 7, 7], [3, 2, 1, 0], [10, 19, 0, 11]])
     everything = backbone.capture(tokens, everywhere(tokens))
-    taken = backbone.capture(tokens, positions)
+    some = backbone.capture(tokens, positions)
 
-    assert taken.shape == (3, 4, 4, 32)
+    assert some.shape == (3, 4, 4, 32)
     for b, n in [(0, 0), (0, 2), (0, 3), (1, 1), (2, 3)]:
-        assert torch.equal(taken[b, n], everything[b, positions[b, n]])
+        assert torch.equal(some[b, n], everything[b, positions[b, n]])
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "bloom", "gemma2", "qwen3_next", "falcon"])
 def test_padding_on_the_right_changes_nothing(family):
-    """A prompt's residuals may not depend on the longer prompts of its batch."""
+    """A prompt's residuals do not depend on the longer prompts of its batch."""
     backbone = Backbone.from_model(tiny_model(family))
     tokens, length = ids(2, 20), 12
     mask = torch.ones_like(tokens)
@@ -260,8 +260,8 @@ def test_capture_leaves_the_head_out():
     assert backbone.capture(ids(), everywhere(ids())).shape == (2, 20, 4, 32)
 
 
-def test_no_hook_is_left_behind_even_by_an_error(monkeypatch):
-    """A hook that stays would slow down and falsify whatever runs next."""
+def test_no_hook_stays_even_after_an_error(monkeypatch):
+    """A hook that stays would slow down and falsify later passes."""
     backbone = Backbone.from_model(tiny_model("llama"))
     assert hooks(backbone.model) == 0
 
@@ -279,8 +279,8 @@ def test_no_hook_is_left_behind_even_by_an_error(monkeypatch):
     assert hooks(backbone.model) == 0
 
 
-def test_captured_rows_can_be_trained_on():
-    """Tensors made in inference mode cannot: autograd refuses to keep them."""
+def test_captured_residuals_can_be_trained_on():
+    """Autograd refuses tensors made in inference mode."""
     backbone = Backbone.from_model(tiny_model("gemma2"))
     bias = torch.zeros(32, requires_grad=True)
     x = backbone.head.norm(backbone.capture(ids(), everywhere(ids()))[:, :, 1], 1)
@@ -304,7 +304,7 @@ def test_captured_rows_can_be_trained_on():
         ([[1, 2]], [[0]], [[1]], r"attention_mask is \(1, 1\), must be \(1, 2\)"),
     ],
 )
-def test_a_batch_that_cannot_be_read_is_refused(tokens, positions, mask, message):
+def test_an_invalid_batch_is_refused(tokens, positions, mask, message):
     """An id beyond the embedding is a crash on a CPU and garbage on a GPU; position -1 would be the last one."""
     backbone = Backbone.from_model(tiny_model("llama"))
 
@@ -330,7 +330,7 @@ def test_a_model_without_a_final_norm_is_refused():
 
 @pytest.mark.parametrize("stand_in", [nn.Linear(32, 32), nn.Sequential(nn.Linear(32, 32), nn.GELU())])
 def test_a_layer_in_the_place_of_the_final_norm_is_refused(stand_in):
-    """It is where the norm should be, but a middle layer's residual is not normed by it."""
+    """It stands where the norm should be, but would not norm the residual of a middle layer."""
     model = tiny_model("llama")
     model.model.norm = stand_in
 
@@ -348,7 +348,7 @@ def test_blocks_that_run_twice_are_refused():
 
 
 def test_blocks_that_call_each_other_are_refused():
-    """What the second block returns would be taken twice, and counted once."""
+    """The output of the second block would be captured twice."""
     model = tiny_model("llama")
     first, second = model.model.layers[:2]
     forward = first.forward
@@ -359,7 +359,7 @@ def test_blocks_that_call_each_other_are_refused():
 
 
 def test_the_text_blocks_of_a_multimodal_model_are_found():
-    """The vision tower has as many blocks; only those that the text runs through count."""
+    """The vision tower has as many blocks; only those that the text passes count."""
     backbone = Backbone.from_model(tiny_model("gemma3"))
 
     assert type(backbone.model).__name__ == "Gemma3ForConditionalGeneration"
@@ -382,8 +382,8 @@ def test_the_text_blocks_of_a_multimodal_model_are_found():
         (nn.Softmax(dim=-1), False),
     ],
 )
-def test_a_norm_is_known_by_what_it_does(module, expected):
-    """Ten times the vector gives the same result, whatever the class is called."""
+def test_a_norm_is_recognised_by_its_behaviour(module, expected):
+    """Ten times the vector gives the same result; the class is irrelevant."""
     assert is_norm_like(module, 32) is expected
 
 
@@ -399,13 +399,13 @@ def test_temperature_acts_before_the_softcap():
     assert torch.equal(head.logits(y, torch.zeros(2, 4)), head.logits(y))
 
 
-def test_a_row_that_does_not_exist_is_our_own_bug():
-    """Row -1 would silently be the last block's."""
+def test_a_layer_that_does_not_exist_is_a_bug_of_the_caller():
+    """Layer -1 would silently be the last one."""
     head = Backbone.from_model(tiny_model("llama")).head
 
-    for row in (-1, 4):
+    for layer in (-1, 4):
         with pytest.raises(ValueError, match=r"must be in 0..3"):
-            head.norm(torch.randn(1, 32), row)
+            head.norm(torch.randn(1, 32), layer)
 
 
 def test_the_fingerprint_is_of_the_fp32_bytes():
@@ -426,8 +426,8 @@ def test_the_fingerprint_is_of_the_fp32_bytes():
     assert changed["final_norm_sha256"] != expected["final_norm_sha256"]
 
 
-def test_w_u_is_hashed_whole_however_it_is_cut(monkeypatch):
-    """It is hashed in pieces for the memory; the pieces may not show."""
+def test_the_hash_of_w_u_does_not_depend_on_its_pieces(monkeypatch):
+    """W_U is hashed a piece at a time to save memory."""
     head = Backbone.from_model(tiny_model("llama")).head
     whole = head.fingerprint()
     monkeypatch.setattr("lensmith.source.head._HASH_ROWS", 5)
@@ -439,15 +439,15 @@ def test_w_u_is_hashed_whole_however_it_is_cut(monkeypatch):
 
 
 def test_a_released_model_leaves_its_head():
-    """Tied to the embedding or not, and nothing of its size: a fit runs for hours beside what it no longer needs."""
+    """Tied to the embedding or not; no weight stays in memory during the fit."""
     for family in ("llama", "gemma2"):
         backbone = Backbone.from_model(tiny_model(family))
-        before, about = backbone.head.fingerprint(), (backbone.dtype, backbone.device, backbone.n_layers)
+        before, shape = backbone.head.fingerprint(), (backbone.dtype, backbone.device, backbone.n_layers)
         backbone.release()
 
         assert sum(parameter.numel() for parameter in backbone.model.parameters()) == 0
         assert backbone.head.fingerprint() == before
-        assert (backbone.dtype, backbone.device, backbone.n_layers) == about
+        assert (backbone.dtype, backbone.device, backbone.n_layers) == shape
 
 
 def test_a_saved_folder_loads_as_the_same_model(tmp_path):
@@ -462,8 +462,8 @@ def test_a_saved_folder_loads_as_the_same_model(tmp_path):
     assert not any(p.requires_grad for p in backbone.model.parameters())
 
 
-def test_the_dtype_asked_for_is_the_one_loaded(tmp_path):
-    """`auto` may choose, a named dtype may not be overruled."""
+def test_a_named_dtype_is_the_one_loaded(tmp_path):
+    """Only `auto` chooses by the size of the model."""
     assert load(save_tiny(tmp_path), dtype="bfloat16").dtype == torch.bfloat16
 
 
@@ -519,14 +519,14 @@ def _edit(folder: Path, change) -> Path:
         ),
     ],
 )
-def test_weights_that_are_not_the_models_are_refused_by_name(tmp_path, change, error, message):
-    """transformers would draw the missing ones at random and go on."""
+def test_wrong_weights_are_refused_by_name(tmp_path, change, error, message):
+    """transformers would fill in the missing ones at random."""
     with pytest.raises(error, match=message):
         load(_edit(save_tiny(tmp_path), change))
 
 
-def test_old_buffers_in_a_checkpoint_do_no_harm(tmp_path):
-    """Checkpoints of older versions keep masks and frequencies that today's model computes."""
+def test_old_buffers_in_a_checkpoint_are_ignored(tmp_path):
+    """Checkpoints of older versions hold masks and frequencies that today's model computes."""
     folder = save_tiny(tmp_path)
     _edit(folder, lambda t: t.update({"model.layers.0.self_attn.masked_bias": torch.tensor(-1e9)}))
 
@@ -534,7 +534,7 @@ def test_old_buffers_in_a_checkpoint_do_no_harm(tmp_path):
 
 
 def test_a_truncated_weight_file_is_refused(tmp_path):
-    """Half a file must not become half a model."""
+    """A model with part of its weights is never used."""
     file = save_tiny(tmp_path) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
 
@@ -543,7 +543,7 @@ def test_a_truncated_weight_file_is_refused(tmp_path):
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
-    """Its last ids would have no row."""
+    """Its last ids would have no embedding."""
     save_tiny(tmp_path, vocab=90)
     tiny_tokenizer(97).save_pretrained(tmp_path)
 
@@ -551,8 +551,8 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
         load(tmp_path)
 
 
-def test_a_vocabulary_that_is_padded_is_read_whole(tmp_path):
-    """Many models have more rows than their tokenizer has ids: the head keeps them all, as the model's logits do."""
+def test_a_padded_vocabulary_is_read_whole(tmp_path):
+    """Many models have more embeddings than their tokenizer has ids; the head has them all, as the logits do."""
     save_tiny(tmp_path, vocab=128)
     tiny_tokenizer(97).save_pretrained(tmp_path)
     backbone = load(tmp_path)
@@ -573,7 +573,7 @@ def test_the_docs_list_the_families_that_are_tested():
 
 
 @pytest.mark.parametrize("model_type", ["llama", "made_up"])
-def test_code_of_a_repository_is_never_run(tmp_path, model_type):
+def test_python_files_of_a_folder_are_not_run_by_default(tmp_path, model_type):
     """`auto_map` names a module of the repository; a known architecture loads without it, an unknown one not at all."""
     folder, canary = save_tiny(tmp_path / "model"), tmp_path / "canary"
     (folder / "evil.py").write_text(f"from pathlib import Path\nPath({str(canary)!r}).touch()\n")

@@ -1,4 +1,4 @@
-"""Packed corpora: what goes in comes out in order, once, on one side only; and everything else is an error."""
+"""Packed corpora: documents come out in order, once, on one side only; anything else is an error."""
 
 import contextlib
 import gzip
@@ -135,8 +135,8 @@ def unpacked(tokens: np.ndarray) -> list[str]:
 
 
 @pytest.mark.parametrize("bos", ["tokenizer", "never"])
-def test_tokens_are_the_documents_ids_end_to_end(model, bos):
-    """Nothing is lost, added or reordered; only the remainder is dropped."""
+def test_tokens_are_the_ids_of_the_documents_end_to_end(model, bos):
+    """No id is lost, added or reordered; only the remainder is dropped."""
     encode = encoder(load_tokenizer(model, "model"), bos)
     stream = list(documents.clean((documents.SourceRow(0, i, t) for i, t in enumerate(texts(600))), 1000))
     all_ids = [i for text in texts(600) for i in encode([text])[0]]
@@ -150,7 +150,7 @@ def test_tokens_are_the_documents_ids_end_to_end(model, bos):
 
 
 def test_the_same_settings_give_the_same_bytes(model, tmp_path, monkeypatch):
-    """Whatever the batches are that the tokenizer happens to be given."""
+    """Whatever the size of the tokenizer's batches."""
     for number in range(3):
         write_jsonl(tmp_path / f"{number}.jsonl", texts(200, number))
     wanted = settings(model, files=[str(tmp_path / "*.jsonl")])
@@ -177,7 +177,7 @@ def test_the_seed_chooses_the_order_of_files(model, tmp_path):
 
 
 def test_the_budget_is_met_exactly_and_the_sides_are_disjoint(model, tmp_path):
-    """Every document stands twice in the source, and still each is on one side only, whole and as it was."""
+    """Every document stands twice in the source; still each is on one side only, whole and unchanged."""
     source_texts = texts(300)
     write_jsonl(tmp_path / "all.jsonl", source_texts + source_texts)
     prefetch.build(settings(model, files=[str(tmp_path / "all.jsonl")], train_tokens=12000), tmp_path / "out")
@@ -195,7 +195,7 @@ def test_the_budget_is_met_exactly_and_the_sides_are_disjoint(model, tmp_path):
 
 
 def test_the_manifest_accounts_for_every_row(model, tmp_path):
-    """Pins, hashes and counts of what was really read."""
+    """Pins, hashes and counts are those of what was read."""
     file = write_jsonl(tmp_path / "text.jsonl", texts(400))
     prefetch.build(settings(model, files=[str(file)]), tmp_path / "out")
 
@@ -215,8 +215,8 @@ def test_the_manifest_accounts_for_every_row(model, tmp_path):
     assert raw["repo"] is None and raw["skipped"] == {} and raw["cut_documents"] == 0
 
 
-def test_a_tokenizer_that_reads_the_same_files_otherwise_is_refused(model, tmp_path):
-    """Another version of a library, or the slow in place of the fast class: here, one that has lost its BOS."""
+def test_a_tokenizer_with_the_same_files_and_other_ids_is_refused(model, tmp_path):
+    """A library of another version, or the slow instead of the fast class: here, one that has lost its BOS."""
     file = write_jsonl(tmp_path / "text.jsonl", texts(400))
     prefetch.build(settings(model, files=[str(file)]), tmp_path / "out")
     recorded = corpus.Manifest.read(tmp_path / "out").tokenizer.behaviour_sha256
@@ -240,7 +240,7 @@ def test_without_bos_no_document_begins_with_it(model, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet", ".jsonl.gz", ".txt.gz", ".json"])
-def test_every_form_of_file_gives_the_same_documents(tmp_path, suffix):
+def test_every_file_format_gives_the_same_documents(tmp_path, suffix):
     """Lines of a paragraph stay together; BOM, zero-width and right-to-left characters survive."""
     values = ["one line", "  two\n  lines ", "\ufeffbom \u200d \u202e rtl \x00 e\u0301", "last"]
     content = {
@@ -257,7 +257,7 @@ def test_every_form_of_file_gives_the_same_documents(tmp_path, suffix):
 
 
 def test_rows_that_are_not_text_are_skipped_and_counted_and_long_ones_cut(model, tmp_path):
-    """Three bad rows in a thousand are an accident of the source, not a wrong column."""
+    """Three bad rows in a thousand are allowed: more would mean a wrong column."""
     values: list[Any] = [*texts(1000), "x" * 5000]
     values[0], values[1], values[2], values[3] = None, 7, "\ud800 half a pair", ""
     values[4], values[5] = "long " * 100, "y" * 50_000_000
@@ -279,7 +279,7 @@ def world(monkeypatch: pytest.MonkeyPatch, stream: Any) -> None:
 
 
 def test_a_document_of_the_heldout_text_is_left_out_of_training(model, tmp_path, monkeypatch):
-    """Planted duplicate: the training stream brings the first held-out document again, twice."""
+    """The training stream holds the first held-out documents again."""
     seeds: list[int] = []
 
     def stream(seed: int) -> Iterator[str]:
@@ -299,7 +299,7 @@ def test_a_document_of_the_heldout_text_is_left_out_of_training(model, tmp_path,
     assert manifest.train.files == () and manifest.kind == "atlas"
 
 
-def test_a_world_that_only_repeats_itself_is_an_error_and_no_endless_loop(model, tmp_path, monkeypatch):
+def test_a_source_that_only_repeats_itself_ends_in_an_error(model, tmp_path, monkeypatch):
     world(monkeypatch, lambda _: itertools.cycle(texts(5)))
     monkeypatch.setattr(prefetch, "MAX_IDLE", 1000)
 
@@ -307,15 +307,15 @@ def test_a_world_that_only_repeats_itself_is_an_error_and_no_endless_loop(model,
         prefetch.build(settings(model, kind="atlas"), tmp_path / "out")
 
 
-def test_outside_a_checkout_there_is_no_atlas_text(model, tmp_path, monkeypatch):
+def test_kind_atlas_is_refused_outside_a_checkout(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "demo", None)
 
-    with pytest.raises(InputError, match="works in a checkout"):
+    with pytest.raises(InputError, match="works only in the top folder of a checkout"):
         prefetch.build(settings(model, kind="atlas"), tmp_path / "out")
 
 
-def test_the_real_world_gives_a_corpus(model, tmp_path):
-    """The bundled generator, as params.yaml uses it."""
+def test_the_demo_generator_gives_a_corpus(model, tmp_path):
+    """demo/world.py, as params.yaml uses it."""
     pytest.importorskip("demo.world")
     prefetch.build(settings(model, kind="atlas", train_tokens=50_000, heldout_tokens=5_000), tmp_path / "out")
 
@@ -366,8 +366,8 @@ def bad_text(folder: Path, case: str) -> dict[str, Any]:
         ("nothing-*.txt", ["corpus.files[0]", "matches no file"]),
     ],
 )
-def test_text_that_cannot_be_used_is_named_and_nothing_is_written(model, tmp_path, case, words):
-    """Exit code 2, and never a short corpus."""
+def test_unusable_text_is_refused_by_name_and_nothing_is_written(model, tmp_path, case, words):
+    """Exit code 2, and no short corpus."""
     with pytest.raises(LensmithError) as caught:
         prefetch.build(settings(model, **bad_text(tmp_path, case)), tmp_path / "out")
 
@@ -378,7 +378,7 @@ def test_text_that_cannot_be_used_is_named_and_nothing_is_written(model, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_too_little_training_text_says_how_much_there_was(model, tmp_path):
+def test_too_little_training_text_is_refused_with_its_size(model, tmp_path):
     file = write_jsonl(tmp_path / "text.jsonl", texts(600))
     wanted = settings(model, files=[str(file)], train_tokens=29_999, heldout_tokens=1500)
 
@@ -400,7 +400,7 @@ def test_too_little_training_text_says_how_much_there_was(model, tmp_path):
     ],
 )
 def test_a_model_that_does_not_fit_the_text_is_refused(tmp_path, change, words):
-    """Before anything is fit."""
+    """By `prefetch`, before any fit."""
     folder = write_model(tmp_path / "model", **{k: v for k, v in change.items() if "." not in k})
     for name, content in ((k, v) for k, v in change.items() if "." in k):
         (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
@@ -415,7 +415,7 @@ def test_a_model_that_does_not_fit_the_text_is_refused(tmp_path, change, words):
 
 
 def test_a_lens_wider_than_the_model_is_refused_before_anything_is_captured(tmp_path):
-    """`fit` would say so only after the forward passes."""
+    """`fit` would notice only after the forward passes."""
     folder = write_model(tmp_path / "model", hidden_size=32, num_attention_heads=4)
     file = write_jsonl(tmp_path / "text.jsonl", texts(400))
     wanted = settings(folder, files=[str(file)])
@@ -426,8 +426,8 @@ def test_a_lens_wider_than_the_model_is_refused_before_anything_is_captured(tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_one_id_too_large_anywhere_is_refused(tmp_path):
-    """A few arrows among ASCII texts; on a GPU such an id is an error far from its cause, or garbage."""
+def test_a_single_id_that_is_too_large_is_refused(tmp_path):
+    """A few arrows among ASCII texts. On a GPU such an id fails far from its cause, or reads garbage."""
     folder = write_model(tmp_path / "model", vocab_size=225)
     plain = [f"{i} of four hundred plain texts" for i in range(400)]
     file = write_jsonl(tmp_path / "plain.jsonl", plain)
@@ -439,8 +439,8 @@ def test_one_id_too_large_anywhere_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("model_type", ["gpt_neox", "canary"])
-def test_code_that_a_model_brings_along_is_never_run(tmp_path, model_type):
-    """A known family is read with the library's own code, an unknown one is refused; nobody is asked on stdin."""
+def test_python_files_of_a_model_are_not_run(tmp_path, model_type):
+    """A known family is read with the library's own code, an unknown one is refused without a prompt."""
     maps = {"AutoConfig": "canary.Config", "AutoTokenizer": ["canary.Tokenizer", None]}
     folder = write_model(tmp_path / "model", model_type=model_type, auto_map=maps)
     (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": maps}))
@@ -487,7 +487,7 @@ def tamper(folder: Path, what: str) -> None:
 
 @pytest.mark.parametrize("what", ["one id", "shape", "cut", "file", "manifest", "schema", "key"])
 def test_a_changed_corpus_is_never_read(packed, tmp_path, what):
-    """DVC trusts a cached file without hashing it; whoever uses tokens must not."""
+    """DVC trusts a cached file without hashing it; `read_tokens` hashes it."""
     folder = shutil.copytree(packed, tmp_path / "corpus")
     tamper(folder, what)
 
@@ -518,8 +518,8 @@ def client(server: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def test_a_dataset_of_the_hub_is_packed_at_the_commit_its_branch_had(server, client, tmp_path):
-    """Two parquet files with the same documents, one a side: held-out documents are left out of training. Then the
-    branch moves: the recorded commit still gives the same tokens, the branch others.
+    """Two parquet files with the same documents, one for each side: training leaves out the held-out documents. Then
+    the branch moves: the recorded commit still gives the same tokens, the branch others.
     """
     model_commit = server.commit("models", "lab/model", model_files())
     mixed = texts(600)
@@ -549,7 +549,7 @@ def test_a_dataset_of_the_hub_is_packed_at_the_commit_its_branch_had(server, cli
 
 
 def test_a_failed_read_of_a_dataset_is_tried_again_or_is_a_remote_error(server, client, tmp_path):
-    """One 503 changes nothing; a server that refuses for good ends the stage with code 5 and writes nothing."""
+    """One 503 changes nothing; a server that keeps refusing ends the stage with code 5, and nothing is written."""
     server.commit("models", "lab/model", model_files())
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts(600)).encode()
     server.commit("datasets", "lab/lines", {"train.jsonl": lines})
@@ -576,7 +576,7 @@ def lines(values: list[str]) -> bytes:
 
 
 def every_read(server: LoopbackHub, client: Client, out: Path, suffix: str = ".parquet") -> tuple[dict[str, Any], int]:
-    """A request for a corpus of six files, and how many reads of them it takes."""
+    """A request for a corpus of six files, and the number of reads that it takes."""
     server.commit("models", "lab/model", model_files())
     files = {f"read-{i}.jsonl": lines(texts(150, 40 + i)) for i in range(6)}
     if suffix == ".parquet":
@@ -590,7 +590,7 @@ def every_read(server: LoopbackHub, client: Client, out: Path, suffix: str = ".p
 
 
 def ends_well(server: LoopbackHub, client: Client, wanted: dict[str, Any], fault: Fault, out: Path) -> str:
-    """What a build with a fault ends in: `the same bytes`, or an error and no file, after which it works again."""
+    """The outcome of a build with a fault: `the same bytes`, or an error and no file. The next build works."""
     whole = (out.parent / "whole" / "tokens.safetensors").read_bytes()
     server.faults.append(fault)
     try:
@@ -609,7 +609,7 @@ def ends_well(server: LoopbackHub, client: Client, wanted: dict[str, Any], fault
 def test_a_stream_that_is_refused_at_any_read_leaves_nothing_and_can_be_read_again(
     server, client, tmp_path, record_property
 ):
-    """Never a short corpus: code 5, and the next run gives the bytes of a run without a fault."""
+    """Code 5, no short corpus, and the next run gives the bytes of a run without a fault."""
     wanted, n_reads = every_read(server, client, tmp_path / "whole")
     ends = [ends_well(server, client, wanted, Fault(READS, 403, 99, skip=n), tmp_path / str(n)) for n in range(n_reads)]
 
@@ -621,7 +621,7 @@ def test_a_stream_that_is_refused_at_any_read_leaves_nothing_and_can_be_read_aga
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 @pytest.mark.parametrize("status", [503, CUT, SHORT])
 def test_a_stream_that_fails_once_at_any_read_is_read_again(server, client, tmp_path, status, suffix, record_property):
-    """Refused, cut in the middle of a body, or half a body that passes for the whole."""
+    """HTTP 503, a connection cut within a body, or half a body that looks whole."""
     wanted, n_reads = every_read(server, client, tmp_path / "whole", suffix)
     ends = Counter(
         ends_well(server, client, wanted, Fault(READS, status, 1, skip=n), tmp_path / str(n)) for n in range(n_reads)

@@ -1,4 +1,4 @@
-"""Quantised checkpoints, as bitsandbytes and torchao write them: read as they are, and said in the provenance."""
+"""Quantised checkpoints of bitsandbytes and torchao: used without conversion, and recorded in the provenance."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ from lensmith.source.backbone import Backbone
 from tests.support.settings import atlas
 from tests.support.tiny import save_tiny
 
-WAYS = {
+METHODS = {
     "nf4": lambda **kw: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **kw),
     "int8": lambda **kw: BitsAndBytesConfig(load_in_8bit=True, **kw),
     "torchao int8": lambda **kw: TorchAoConfig(Int8WeightOnlyConfig(), **kw),
@@ -33,12 +33,12 @@ TOKENS = torch.arange(40).view(2, 20) % 97
 POSITIONS = torch.arange(20).expand(2, 20)
 
 
-def save(root: Path, way: str, **settings: Any) -> tuple[Path, PreTrainedModel]:
+def save(root: Path, method: str, **settings: Any) -> tuple[Path, PreTrainedModel]:
     """A folder with a quantised model, and the model itself."""
     (root / "plain").mkdir()
     save_tiny(root / "plain", n_layers=3, d_model=64)
     quantised = AutoModelForCausalLM.from_pretrained(
-        root / "plain", dtype=torch.bfloat16, quantization_config=WAYS[way](**settings), device_map="cpu"
+        root / "plain", dtype=torch.bfloat16, quantization_config=METHODS[method](**settings), device_map="cpu"
     )
     quantised.save_pretrained(root / "quantised")
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -51,39 +51,41 @@ def load(folder: Path) -> Backbone:
     return Backbone.load(source, pin_model(source))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_quantised_model_is_captured_as_it_is(tmp_path, way):
-    """Residuals and logits are those of the quantised model itself, and not of the one it was made from."""
-    folder, itself = save(tmp_path, way)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_quantised_model_is_captured_without_conversion(tmp_path, method):
+    """Residuals and logits are those of the quantised model, not of the one that it was made from."""
+    folder, quantised = save(tmp_path, method)
     backbone = load(folder)
     with torch.inference_mode():
-        own = itself(input_ids=TOKENS, output_hidden_states=True)
+        expected = quantised(input_ids=TOKENS, output_hidden_states=True)
     resid = backbone.capture(TOKENS, POSITIONS)
 
     assert backbone.dtype == torch.bfloat16
-    assert all(torch.equal(resid[:, :, row], own.hidden_states[row]) for row in range(3))
-    assert torch.equal(backbone.logits(TOKENS), own.logits.float())
+    assert all(torch.equal(resid[:, :, layer], expected.hidden_states[layer]) for layer in range(3))
+    assert torch.equal(backbone.logits(TOKENS), expected.logits.float())
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.bfloat16)
-    assert not torch.equal(plain(input_ids=TOKENS).logits.float(), own.logits.float())
+    assert not torch.equal(plain(input_ids=TOKENS).logits.float(), expected.logits.float())
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_its_size_is_that_of_its_files(tmp_path, way, monkeypatch):
-    """Else a model that fits would be refused: in bfloat16 it has up to four times as much."""
-    folder, _ = save(tmp_path, way)
-    asked = []
-    monkeypatch.setattr(placement, "needs", lambda *a, needs=placement.needs: asked.append(needs(*a)) or asked[0])
+@pytest.mark.parametrize("method", METHODS)
+def test_its_estimated_size_is_that_of_its_files(tmp_path, method, monkeypatch):
+    """In bfloat16 it would be up to four times as large, and refused although it fits."""
+    folder, _ = save(tmp_path, method)
+    estimates = []
+    monkeypatch.setattr(
+        placement, "needs", lambda *a, needs=placement.needs: estimates.append(needs(*a)) or estimates[0]
+    )
     load(folder)
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
-    assert asked[0].weights == pytest.approx(stored, rel=0.01)
+    assert estimates[0].weights == pytest.approx(stored, rel=0.01)
     assert stored < 0.7 * 2 * AutoModelForCausalLM.from_pretrained(tmp_path / "plain").num_parameters()
 
 
-@pytest.mark.parametrize("way", ["nf4", "torchao int8"])
-def test_its_lens_says_what_it_was_fit_to(tmp_path, way):
+@pytest.mark.parametrize("method", ["nf4", "torchao int8"])
+def test_the_provenance_of_its_lens_records_the_quantisation(tmp_path, method):
     """The whole stage: packing, bank, release, fit."""
-    folder, _ = save(tmp_path, way)
+    folder, _ = save(tmp_path, method)
     (tmp_path / "text.txt").write_text("\n\n".join(f"The king went to the market on day {i}." for i in range(200)))
     text = {"kind": "files", "files": [str(tmp_path / "text.txt")], "seq_len": 16}
     budget = {"train_tokens": 176, "heldout_tokens": 128}
@@ -94,27 +96,27 @@ def test_its_lens_says_what_it_was_fit_to(tmp_path, way):
     stage.run(settings, tmp_path / "code.json", tmp_path / "corpus", tmp_path / "lens")
     about = artifacts.read_json(tmp_path / "lens" / "provenance.json")
 
-    assert about["quantization"]["quant_method"] == ("bitsandbytes" if way == "nf4" else "torchao")
+    assert about["quantization"]["quant_method"] == ("bitsandbytes" if method == "nf4" else "torchao")
     assert about["machine"]["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(
-    ("way", "settings", "kind"),
+    ("method", "settings", "kind"),
     [
         ("nf4", {"llm_int8_skip_modules": ["none"]}, "Params4bit"),
         ("torchao int8", {"modules_to_not_convert": ["none"], "include_input_output_embeddings": True}, "Int8Tensor"),
     ],
 )
-def test_a_quantised_head_is_refused(tmp_path, way, settings, kind):
-    """A lens is fit through it in fp32."""
-    folder, _ = save(tmp_path, way, **settings)
+def test_a_quantised_head_is_refused(tmp_path, method, settings, kind):
+    """A lens is fit through the head in fp32."""
+    folder, _ = save(tmp_path, method, **settings)
     refusal = rf"output embeddings are quantised \({kind}\).*checkpoint whose output embeddings are not quantised"
     with pytest.raises(InputError, match=refusal):
         load(folder)
 
 
-def test_a_scale_that_is_not_finite_is_found(tmp_path):
-    """A torchao weight is made of codes and scales, and only the scales can be broken so."""
+def test_a_scale_that_is_not_finite_is_refused(tmp_path):
+    """A torchao weight consists of codes and scales; only scales can hold NaN."""
     folder, _ = save(tmp_path, "torchao int8")
     path = folder / "model.safetensors"
     with safe_open(path, framework="pt") as file:
@@ -127,8 +129,8 @@ def test_a_scale_that_is_not_finite_is_found(tmp_path):
         load(folder)
 
 
-def test_a_library_that_is_not_there_is_named(tmp_path, monkeypatch):
-    """In one line, with what installs it."""
+def test_a_missing_library_is_named(tmp_path, monkeypatch):
+    """In one line, with the command that installs it."""
     folder, _ = save(tmp_path, "nf4")
     monkeypatch.setattr(quantizer_bnb_4bit, "is_bitsandbytes_available", lambda: False)
     with pytest.raises(InputError, match=r"requires bitsandbytes: .*pip install .*The model was not loaded"):
@@ -136,6 +138,6 @@ def test_a_library_that_is_not_there_is_named(tmp_path, monkeypatch):
 
 
 def test_torchao_is_quiet_where_it_is_installed():
-    """transformers imports it at the start of every stage, whatever the model; a log is for what somebody must read."""
+    """transformers imports it at the start of every stage, whatever the model."""
     done = subprocess.run([sys.executable, "-c", "import lensmith.source.loading"], capture_output=True, check=True)
     assert done.stderr == b""

@@ -1,4 +1,4 @@
-"""A model whose files ask for code from elsewhere is refused; code of its own runs only where it was asked for."""
+"""A model whose files name code from elsewhere is refused; its own code runs only where the settings trust it."""
 
 import io
 import json
@@ -65,7 +65,7 @@ BAD: dict[str, tuple[str, Any, str]] = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A model's folder with code that leaves a mark where it runs."""
+    """A model's folder with code that leaves a mark when it runs."""
     (tmp_path / "model").mkdir()
     for name in ("config.json", "tokenizer_config.json"):
         (tmp_path / "model" / name).write_text(json.dumps(CONFIG))
@@ -74,8 +74,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_file_that_would_bring_code_is_refused_before_it_is_read(folder, case):
-    """At every door: the corpus, the configuration. The message names the file and the field."""
+def test_a_file_that_names_code_from_elsewhere_is_refused_before_it_is_read(folder, case):
+    """By `prefetch` and by the stages after it. The message names the file and the field."""
     name, content, message = BAD[case]
     (folder / name).write_text(json.dumps(CONFIG | content if isinstance(content, dict) else content))
 
@@ -96,7 +96,7 @@ def test_a_file_that_would_bring_code_is_refused_before_it_is_read(folder, case)
     ],
     ids=["cut", "no UTF-8", "deep", "huge"],
 )
-def test_a_file_that_is_no_json_is_refused(folder, content):
+def test_a_file_that_is_not_json_is_refused(folder, content):
     (folder / "config.json").write_bytes(content)
 
     with pytest.raises(InputError, match=r"org/x: config\.json"):
@@ -111,8 +111,8 @@ def test_a_file_that_is_no_json_is_refused(folder, content):
         {"auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "_name_or_path": "org/other--x"},
     ],
 )
-def test_what_ordinary_models_say_is_let_through(folder, content):
-    """Many a model that transformers knows carries its old code along, which nobody runs."""
+def test_fields_of_ordinary_models_are_accepted(folder, content):
+    """Many models that transformers knows still hold code of their own, which is not run."""
     (folder / "config.json").write_text(json.dumps(CONFIG | content))
 
     remote_code.check(folder, "org/x")
@@ -120,8 +120,8 @@ def test_what_ordinary_models_say_is_let_through(folder, content):
     assert not (folder.parent / "ran").exists()
 
 
-def test_prefetch_refuses_too(folder, tmp_path):
-    """It has a network: what a file asks for there would come."""
+def test_prefetch_refuses_such_a_file_too(folder, tmp_path):
+    """It has a network, where the code would be downloaded."""
     (folder / "config.json").write_text(json.dumps(CONFIG | {"use_kernels": True}))
     (folder / "model.safetensors").write_bytes(b"")
 
@@ -132,7 +132,7 @@ def test_prefetch_refuses_too(folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A Hub with a model that only its own code can read."""
+    """A Hub with a model that only its own code can load."""
     root = tmp_path_factory.mktemp("hub")
     model = save_tiny(root / "model", n_layers=3)
     config = json.loads((model / "config.json").read_text()) | {"model_type": "canary"}
@@ -149,8 +149,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.long
 def test_a_models_own_code_runs_at_a_named_commit_only_and_without_a_network(hub, tmp_path, record_property):
-    """Refused by default and not even downloaded. Where it was asked for: pinned by its hash, run by a stage that asks
-    the Hub nothing, and said in the provenance.
+    """By default the model is refused and its code not downloaded. With source.trust_remote_code the code is pinned by
+    its hash, run by a stage that makes no request, and recorded in the provenance.
     """
     server, commit, root = hub
     client = Client(server.url, tmp_path / "home")

@@ -115,7 +115,24 @@ class Backbone:
         Raises:
             InputError: ids or positions are out of range, sequences longer than the model reads, or padded on the left.
         """
-        _check_batch(self.model, self.d_vocab, tokens, positions, attention_mask)
+        if tokens.dim() != 2 or positions.dim() != 2 or len(tokens) != len(positions) or 0 in tokens.shape:
+            raise InputError(
+                f"capture: tokens are {tuple(tokens.shape)} and positions {tuple(positions.shape)}, must be "
+                "(batch, pos) and (batch, n) of the same batch"
+            )
+        n_pos = tokens.shape[1]
+        if (limit := max_length(self.model)) is not None and n_pos > limit:
+            raise InputError(f"capture: sequences have {n_pos} tokens, but the model reads at most {limit}")
+        _check_range("token id", tokens, self.d_vocab)
+        _check_range("position", positions, n_pos)
+        if attention_mask is not None:
+            if attention_mask.shape != tokens.shape:
+                mask_shape = tuple(attention_mask.shape)
+                raise InputError(f"capture: attention_mask is {mask_shape}, must be {tuple(tokens.shape)}")
+            if bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()):
+                raise InputError(
+                    "capture: attention_mask has text after padding; sequences must be padded on the right"
+                )
         return capture(self.model, self.anatomy, tokens, positions, attention_mask)
 
     def logits(self, tokens: Tensor) -> Tensor:
@@ -180,26 +197,10 @@ def _prove(model: PreTrainedModel, anatomy: Anatomy, head: Head, tokens: Tensor)
     return prove(model, anatomy, head, tokens, capture(model, anatomy, tokens, positions)[:, :, -1])
 
 
-def _check_batch(
-    model: PreTrainedModel, d_vocab: int, tokens: Tensor, positions: Tensor, attention_mask: Tensor | None
-) -> None:
-    if tokens.dim() != 2 or positions.dim() != 2 or len(tokens) != len(positions) or 0 in tokens.shape:
-        raise InputError(
-            f"capture: tokens are {tuple(tokens.shape)} and positions {tuple(positions.shape)}, must be (batch, pos) "
-            "and (batch, n) of the same batch"
-        )
-    pos = tokens.shape[1]
-    if (limit := max_length(model)) is not None and pos > limit:
-        raise InputError(f"capture: sequences have {pos} tokens, but the model reads at most {limit}")
-    for name, values, bound in (("token id", tokens, d_vocab), ("position", positions, pos)):
-        if not values.numel():
-            continue
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high >= bound:
-            worst = low if low < 0 else high
-            raise InputError(f"capture: {name} {worst} is out of range, allowed are 0..{bound - 1}")
-    if attention_mask is not None:
-        if attention_mask.shape != tokens.shape:
-            raise InputError(f"capture: attention_mask is {tuple(attention_mask.shape)}, must be {tuple(tokens.shape)}")
-        if bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()):
-            raise InputError("capture: attention_mask has text after padding; sequences must be padded on the right")
+def _check_range(name: str, values: Tensor, bound: int) -> None:
+    if not values.numel():
+        return
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= bound:
+        worst = low if low < 0 else high
+        raise InputError(f"capture: {name} {worst} is out of range, allowed are 0..{bound - 1}")

@@ -42,7 +42,6 @@ class Anatomy:
     final_norm: nn.Module
     final_norm_name: str  # its path
     input_norms: tuple[tuple[nn.Module, ...], ...]  # of each block, in the order of their calls
-    norm_note: str  # what `next_input` means in this model, in words
     unembed: nn.Module  # the linear map that holds W_U
     transform: Transform
     tried: tuple[str, ...]  # the forms of g that were compared
@@ -55,6 +54,23 @@ class Anatomy:
     def device(self) -> torch.device:
         """The head's; blocks may be on others."""
         return self.unembed.weight.device  # type: ignore[return-value]
+
+    @property
+    def norm_note(self) -> str:
+        """What `next_input` means in this model, in words; blocks that are built alike share a sentence."""
+        notes: dict[str, list[int]] = {}
+        for index, (block, norms) in enumerate(zip(self.blocks, self.input_norms, strict=True)):
+            names = [next(name for name, child in block.named_children() if child is norm) for norm in norms]
+            if not names:
+                note = "no norm of their input, the final norm stands in"
+            elif len(names) == 1:
+                note = f"input norm {names[0]}"
+            else:
+                note = f"input norms {', '.join(names)}, the first is taken"
+            notes.setdefault(note, []).append(index)
+        if len(notes) == 1:
+            return f"next_input: all blocks: {next(iter(notes))}"
+        return "next_input: " + "; ".join(f"blocks {', '.join(map(str, ids))}: {note}" for note, ids in notes.items())
 
     def head(self) -> Head:
         """Frozen fp32 copies of the norms and the unembedding."""
@@ -109,7 +125,6 @@ def dissect(model: PreTrainedModel, tokens: Tensor) -> Anatomy:
             final_norm=final_norm[1],
             final_norm_name=final_norm[0],
             input_norms=input_norms,
-            norm_note=_norm_note(blocks, input_norms),
             unembed=unembed,
             transform=transform,
             tried=tried,
@@ -196,23 +211,6 @@ def _body(model: PreTrainedModel, path: str, unembed: nn.Module) -> nn.Module:
         if unembed not in set(module.modules()):
             return module
     return model
-
-
-def _norm_note(blocks: tuple[nn.Module, ...], norms: tuple[tuple[nn.Module, ...], ...]) -> str:
-    """Which norms read the inputs of the blocks, in words; blocks that are built alike share a sentence."""
-    notes: dict[str, list[int]] = {}
-    for index, (block, block_norms) in enumerate(zip(blocks, norms, strict=True)):
-        names = [next(name for name, child in block.named_children() if child is norm) for norm in block_norms]
-        if not names:
-            note = "no norm of their input, the final norm stands in"
-        elif len(names) == 1:
-            note = f"input norm {names[0]}"
-        else:
-            note = f"input norms {', '.join(names)}, the first is taken"
-        notes.setdefault(note, []).append(index)
-    if len(notes) == 1:
-        return f"next_input: all blocks: {next(iter(notes))}"
-    return "next_input: " + "; ".join(f"blocks {', '.join(map(str, ids))}: {note}" for note, ids in notes.items())
 
 
 def max_length(model: PreTrainedModel) -> int | None:

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, assert_never
+from typing import BinaryIO, NamedTuple, Self, assert_never
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -69,6 +69,80 @@ class SourceText:
     describe: Callable[[Iterable[int]], dict[int, tuple[str, int]]]  # sha256 and bytes of files by index
     dataset: DatasetPin | None
 
+    @classmethod
+    def from_hub(cls, corpus: CorpusParams) -> Self:
+        """A dataset of the Hub; each side has files of its own, where there is more than one."""
+        pin = datasets.pin_dataset(corpus)
+        for name in pin.files:
+            _check_readable(name, f"dataset {pin.repo}")
+
+        def rows(indices: Iterable[int]) -> Generator[SourceRow]:
+            open_file = partial(datasets.open_dataset_file, pin)
+            return _rows(pin.files, indices, open_file, corpus.text_column, f"{pin.repo}/")
+
+        return cls(
+            name=f"{pin.repo}@{pin.commit}, split {pin.split}",
+            heldout=rows(pin.heldout),
+            train=rows(pin.train),
+            shared=not set(pin.heldout).isdisjoint(pin.train),
+            files=pin.files,
+            describe=lambda indices: datasets.describe_dataset_files(pin, indices),
+            dataset=pin,
+        )
+
+    @classmethod
+    def from_files(cls, corpus: CorpusParams) -> Self:
+        """Local files. They are few and differ in size and kind, so each side gets documents of all."""
+        matches: set[str] = set()
+        for number, pattern in enumerate(corpus.files):
+            paths = [path for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]  # noqa: PTH207 (absolute ones too)
+            if not paths:
+                raise InputError(f"corpus.files[{number}] is {pattern!r}, which matches no file. {UNCHANGED}")
+            matches.update(Path(path).as_posix() for path in paths)
+        files = tuple(sorted(matches))
+        for name in files:
+            _check_readable(name, "corpus.files")
+        order = [int(index) for index in Stream(corpus.seed, "corpus/files").permutation(len(files), 0)]
+
+        def rows() -> Generator[SourceRow]:
+            return _rows(files, order, lambda index: Path(files[index]).open("rb"), corpus.text_column, "")
+
+        return cls(
+            name=", ".join(corpus.files),
+            heldout=rows(),
+            train=rows(),
+            shared=True,
+            files=files,
+            describe=lambda indices: {i: (sha256_file(Path(files[i])), Path(files[i]).stat().st_size) for i in indices},
+            dataset=None,
+        )
+
+    @classmethod
+    def from_atlas(cls, corpus: CorpusParams) -> Self:
+        """The generator of the demo model, with a seed for each side."""
+        try:
+            from demo import world
+        except ModuleNotFoundError as error:
+            if error.name not in ("demo", "demo.world"):
+                raise
+            raise InputError(
+                "corpus.kind is atlas, whose text demo/world.py makes: it works only in the top folder of a checkout "
+                f"of the repository. Elsewhere use kind hf or files. {UNCHANGED}"
+            ) from None
+
+        def rows(seed: int) -> Generator[SourceRow]:
+            return (SourceRow(NO_FILE, number, text) for number, text in enumerate(world.documents(seed)))
+
+        return cls(
+            name=f"the world of demo/world.py, seed {corpus.seed}",
+            heldout=rows(corpus.seed * 2 + 1),
+            train=rows(corpus.seed * 2),
+            shared=False,
+            files=(),
+            describe=lambda _: {},
+            dataset=None,
+        )
+
 
 def open_text(corpus: CorpusParams) -> SourceText:
     """The source that `corpus.kind` names.
@@ -79,11 +153,11 @@ def open_text(corpus: CorpusParams) -> SourceText:
     """
     match corpus.kind:
         case "hf":
-            return _open_hf(corpus)
+            return SourceText.from_hub(corpus)
         case "files":
-            return _open_files(corpus)
+            return SourceText.from_files(corpus)
         case "atlas":
-            return _open_atlas(corpus)
+            return SourceText.from_atlas(corpus)
         case kind:
             assert_never(kind)
 
@@ -122,77 +196,6 @@ def without(documents: Iterable[Document], seen: AbstractSet[bytes]) -> Iterator
             yield document._replace(text="", skipped=DUPLICATE)
         else:
             yield document
-
-
-def _open_hf(corpus: CorpusParams) -> SourceText:
-    pin = datasets.pin_dataset(corpus)
-    for name in pin.files:
-        _check_readable(name, f"dataset {pin.repo}")
-
-    def rows(indices: Iterable[int]) -> Generator[SourceRow]:
-        open_file = partial(datasets.open_dataset_file, pin)
-        return _rows(pin.files, indices, open_file, corpus.text_column, f"{pin.repo}/")
-
-    return SourceText(
-        name=f"{pin.repo}@{pin.commit}, split {pin.split}",
-        heldout=rows(pin.heldout),
-        train=rows(pin.train),
-        shared=not set(pin.heldout).isdisjoint(pin.train),
-        files=pin.files,
-        describe=lambda indices: datasets.describe_dataset_files(pin, indices),
-        dataset=pin,
-    )
-
-
-def _open_files(corpus: CorpusParams) -> SourceText:
-    matches: set[str] = set()
-    for number, pattern in enumerate(corpus.files):
-        paths = [path for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]  # noqa: PTH207 (absolute ones too)
-        if not paths:
-            raise InputError(f"corpus.files[{number}] is {pattern!r}, which matches no file. {UNCHANGED}")
-        matches.update(Path(path).as_posix() for path in paths)
-    files = tuple(sorted(matches))
-    for name in files:
-        _check_readable(name, "corpus.files")
-    order = [int(index) for index in Stream(corpus.seed, "corpus/files").permutation(len(files), 0)]
-
-    def rows() -> Generator[SourceRow]:
-        return _rows(files, order, lambda index: Path(files[index]).open("rb"), corpus.text_column, "")
-
-    return SourceText(
-        name=", ".join(corpus.files),
-        heldout=rows(),
-        train=rows(),
-        shared=True,  # local files are few and differ in size and kind: each side gets documents of all
-        files=files,
-        describe=lambda indices: {i: (sha256_file(Path(files[i])), Path(files[i]).stat().st_size) for i in indices},
-        dataset=None,
-    )
-
-
-def _open_atlas(corpus: CorpusParams) -> SourceText:
-    try:
-        from demo import world
-    except ModuleNotFoundError as error:
-        if error.name not in ("demo", "demo.world"):
-            raise
-        raise InputError(
-            "corpus.kind is atlas, whose text demo/world.py makes: it works in a checkout of the repository, run from "
-            f"its top folder. Elsewhere use kind hf or files. {UNCHANGED}"
-        ) from None
-
-    def rows(seed: int) -> Generator[SourceRow]:
-        return (SourceRow(NO_FILE, number, text) for number, text in enumerate(world.documents(seed)))
-
-    return SourceText(
-        name=f"the world of demo/world.py, seed {corpus.seed}",
-        heldout=rows(corpus.seed * 2 + 1),
-        train=rows(corpus.seed * 2),
-        shared=False,
-        files=(),
-        describe=lambda _: {},
-        dataset=None,
-    )
 
 
 def _rows(

@@ -53,7 +53,10 @@ def load_model(
     elif not devices <= {"cpu"}:
         options["device_map"] = layout.device_map
     if "disk" in devices:
-        options["offload_folder"] = _offload_folder()
+        parent = cache.home() / "offload"
+        parent.mkdir(parents=True, exist_ok=True)
+        options["offload_folder"] = tempfile.mkdtemp(dir=parent)
+        atexit.register(shutil.rmtree, options["offload_folder"], ignore_errors=True)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -76,15 +79,6 @@ def load_model(
     frozen: PreTrainedModel = model.eval().requires_grad_(False)
     _check_finite(frozen, name)
     return frozen
-
-
-def _offload_folder() -> Path:
-    """A folder for weights on the disk, removed when this process ends."""
-    parent = cache.home() / "offload"
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=parent))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 def _check_keys(name: str, info: dict[str, Any]) -> None:

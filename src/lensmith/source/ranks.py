@@ -100,16 +100,7 @@ class RankSpec:
     threads: int
 
     def load_part(self, rank: int) -> PreTrainedModel:
-        """This rank's part of the model; all ranks call this at once."""
-        layout = Layout({}, self.n_ranks, self.tp_plan)
-        with self._group(rank):
-            return loading.load_model(
-                Path(self.folder), self.name, getattr(torch, self.dtype), layout, trusted=self.trusted
-            )
-
-    @contextmanager
-    def _group(self, rank: int) -> Iterator[None]:
-        """Joins the group of processes; inside, the environment is as under torchrun, which transformers reads."""
+        """Join the group of processes and load this rank's part of the model; all ranks call this at once."""
         torch.set_num_threads(self.threads)
         if self.device == "cuda":
             torch.cuda.set_device(rank)
@@ -118,11 +109,18 @@ class RankSpec:
         distributed.init_process_group(
             BACKENDS[self.device], init_method=f"file://{self.store}", rank=rank, world_size=self.n_ranks
         )
+        # transformers reads the environment that torchrun sets.
         values = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.n_ranks)}
         before = {name: os.environ.get(name) for name in values}
         os.environ.update(values)
         try:
-            yield
+            return loading.load_model(
+                Path(self.folder),
+                self.name,
+                getattr(torch, self.dtype),
+                Layout({}, self.n_ranks, self.tp_plan),
+                trusted=self.trusted,
+            )
         finally:
             for name, value in before.items():
                 os.environ.pop(name)
@@ -216,7 +214,7 @@ class OtherRanks:
         shutil.rmtree(self.store, ignore_errors=True)
 
 
-def _serve() -> None:
+def main() -> None:
     """Load a part of the model, then repeat the passes that rank 0 begins, until it ends."""
     rank, spec = int(sys.argv[1]), RankSpec(**json.loads(sys.argv[2]))
     model, calls = spec.load_part(rank), sys.stdin.buffer
@@ -232,4 +230,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    command.run(_serve)
+    command.run(main)

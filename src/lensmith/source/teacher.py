@@ -30,7 +30,13 @@ class Teacher:
         """From the head's input at the last layer, y_final (n, d_model)."""
         if head.softcap is not None:
             return cls(None, y_final)
-        return cls(torch.cat([_pack(head, part) for part in y_final.split(head.positions_at_once())]), None)
+        packed = []
+        for y in y_final.split(head.positions_at_once()):
+            p = head.logits(y).softmax(-1)
+            entropy = torch.special.entr(p).sum(-1, keepdim=True)
+            b_p = torch.zeros_like(entropy) if head.bias is None else (p @ head.bias)[:, None]
+            packed.append(torch.cat([p @ head.W_U, b_p, entropy], -1))
+        return cls(torch.cat(packed), None)
 
     @property
     def e_p(self) -> Tensor:
@@ -57,10 +63,3 @@ class Teacher:
     def to(self, device: torch.device) -> "Teacher":
         """The same on a device."""
         return Teacher(*(None if tensor is None else tensor.to(device) for tensor in (self.packed, self.y)))
-
-
-def _pack(head: Head, y: Tensor) -> Tensor:
-    p = head.logits(y).softmax(-1)
-    entropy = torch.special.entr(p).sum(-1, keepdim=True)
-    b_p = torch.zeros_like(entropy) if head.bias is None else (p @ head.bias)[:, None]
-    return torch.cat([p @ head.W_U, b_p, entropy], -1)
