@@ -22,7 +22,7 @@ def list_() -> None:
     """List the entries, the one that was used last first."""
     entries = cache.entries()
     if entries:
-        Console().print(terminal.kept(entries))
+        Console().print(terminal.cache_entries(entries))
     _print_sum(entries, "entries")
 
 

@@ -11,7 +11,7 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u207
 # In the order in which readers meet them.
 LENSES = {
     "norm": "norm lens",
-    "norm_next": "norm lens, next block's norm",
+    "norm_next": "norm lens, next layer's norm",
     "raw": "no norm at all",
     "prism": "prism lens",
     "temperature": "a temperature alone",

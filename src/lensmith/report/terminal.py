@@ -21,7 +21,7 @@ LEGEND = ", ".join(f"{wording.SYMBOLS[verdict]} {verdict}" for verdict in palett
 
 
 def verdicts(judged: Iterable[tuple[str, Judgement]]) -> Table:
-    """One line a model: held-out KL of the better norm lens and of the tuned lens at three depths, and each gate."""
+    """One line for each model: held-out KL of the stronger norm lens and the tuned lens at three depths; each gate."""
     table = Table(
         title="KL(final, lens) in bits on held-out text at three depths: norm → tuned",
         caption=f"gates: {LEGEND}",
@@ -43,9 +43,9 @@ def verdicts(judged: Iterable[tuple[str, Judgement]]) -> Table:
     return table
 
 
-def lenses(index: Mapping[str, IndexEntry], place: str) -> Table:
-    """One line a lens of a release."""
-    table = Table(title=Text(shown(place)), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def lenses(index: Mapping[str, IndexEntry], release: str) -> Table:
+    """One line for each lens of a release."""
+    table = Table(title=Text(shown(release)), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model", overflow="fold")
     for column in ("version", "lens", f"gates {' '.join(LETTERS)}", "prefer"):
         table.add_column(column, no_wrap=True)
@@ -58,19 +58,19 @@ def lenses(index: Mapping[str, IndexEntry], place: str) -> Table:
     return table
 
 
-def kept(found: Iterable[CacheEntry]) -> Table:
-    """One line a residual bank or a fit's checkpoints."""
+def cache_entries(entries: Iterable[CacheEntry]) -> Table:
+    """One line for each residual bank and for each fit's checkpoints."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("kind", "key", "size", "last used", "holds"):
         table.add_column(column, no_wrap=column != "holds", justify="right" if column == "size" else "left")
-    for one in found:
-        used = dt.datetime.fromtimestamp(one.used).astimezone().strftime("%Y-%m-%d %H:%M")
-        table.add_row(one.kind, one.key[:SHORT], amounts.size(one.size), used, one.contents())
+    for entry in entries:
+        used = dt.datetime.fromtimestamp(entry.used).astimezone().strftime("%Y-%m-%d %H:%M")
+        table.add_row(entry.kind, entry.key[:SHORT], amounts.size(entry.size), used, entry.contents())
     return table
 
 
 def _change(judgement: Judgement, percentile: int) -> str:
-    """The norm lens that is nearer to the model, and the tuned lens."""
+    """Held-out KL of the stronger norm lens, and of the tuned lens."""
     norms = [judgement.number(f"heldout_kl_{lens}_bits_{percentile}") for lens in ("norm", "norm_next")]
-    nearer = min((value for value in norms if value is not None), default=None)
-    return f"{wording.number(nearer)} → {wording.number(judgement.number(f'heldout_kl_tuned_bits_{percentile}'))}"
+    stronger = min((value for value in norms if value is not None), default=None)
+    return f"{wording.number(stronger)} → {wording.number(judgement.number(f'heldout_kl_tuned_bits_{percentile}'))}"
