@@ -50,8 +50,7 @@ def download(repo: str, model: str | None, revision: str | None, to: Path | None
     with remote(KIND, repo, revision):
         _refuse_large(repo, revision, paths)
         patterns = [glob.escape(path) for path in (INDEX, *paths)]
-        found = snapshot_download(repo, repo_type=KIND, revision=revision, allow_patterns=patterns, local_dir=to)
-    folder = Path(found)
+        folder = Path(snapshot_download(repo, repo_type=KIND, revision=revision, allow_patterns=patterns, local_dir=to))
     for model_id in wanted:
         if wrong := release_index.wrong_file(folder, index[model_id]):
             pins.discard(folder / wrong[0])
