@@ -104,14 +104,14 @@ def load_streamed(
     revision: str | None = None,
     base: "PreTrainedModel | Backbone | None" = None,
 ) -> "StreamedLens":
-    """As `load`, for a lens larger than memory: it stays on disk, and `logits(head, resid, layer)` reads one layer."""
+    """As `load`, for a lens that is larger than memory: it stays on disk, and `trajectory` reads it layer by layer."""
     from lensmith.release import pretrained
 
     return pretrained.load_streamed(release, model=model, revision=revision, base=base)
 
 
 def trajectory(
-    lens: "Lens",
+    lens: "Lens | StreamedLens",
     model: "PreTrainedModel | Backbone",
     tokenizer: "PreTrainedTokenizerBase",
     text: str,

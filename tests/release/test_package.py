@@ -75,7 +75,7 @@ def bench(tmp_path) -> Bench:
 
 
 def test_the_same_inputs_give_the_same_bytes(bench, tmp_path):
-    """A release that differs without a reason would be sent, and read as news, again and again."""
+    """A release that differs without a reason would be sent again."""
     first = artifacts.sha256_tree(bench.build())
     (tmp_path / "elsewhere").mkdir()
 
@@ -328,14 +328,14 @@ def test_nothing_is_sent_without_a_repository(bench):
 
 
 def test_packaging_starts_without_torch():
-    """Only the export needs it; a wrong input should be told in a moment."""
+    """Only the export needs it; a wrong input is refused at once."""
     code = "import sys; import lensmith.release.package; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_quick_start_of_the_card_runs(bench, tmp_path, monkeypatch, capsys):
-    """It is the first thing that a stranger tries."""
+    """Readers try it first."""
     model = tmp_path / "model"
     save_tiny(model, n_layers=L)
     d_model = json.loads((model / "config.json").read_text())["hidden_size"]

@@ -1,4 +1,4 @@
-"""A published lens as its readers get it: every file checked, and never with another model."""
+"""A lens of a release as readers load it: every file is checked, and another model is refused."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from lensmith.files import artifacts
 from lensmith.process.errors import InputError, IntegrityError
 from lensmith.source.backbone import Backbone
 from tests.support.released import TINY, save_release
-from tests.support.tiny import tiny_model
+from tests.support.tiny import tiny_model, tiny_tokenizer
 
 LENS = f"tuned_lenses/{TINY}"
 
@@ -66,7 +66,7 @@ def test_a_mistyped_folder_that_could_be_a_repository_is_said_to_be_missing_firs
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "provenance.json", "README.md", "weights.pt"])
-def test_a_file_that_is_not_the_indexs_is_refused_by_name(release, name):
+def test_a_file_that_differs_from_the_index_is_refused_by_name(release, name):
     """A flipped bit in a weight is still a weight; only the hash tells."""
     data = bytearray((release / LENS / name).read_bytes())
     data[-9] ^= 1
@@ -139,6 +139,18 @@ def test_a_streamed_lens_reads_one_layer_and_the_same_numbers(made):
         streamed.layer(0)
     with pytest.raises(IntegrityError, match="W_U"):
         lensmith.load_streamed(folder, base=tiny_model("llama", n_layers=4, seed=1))
+
+
+def test_a_streamed_lens_gives_the_same_trajectory(made):
+    """The API has no other use for it: numbers must not depend on where the lens is."""
+    folder, backbone, _ = made
+    tokenizer = tiny_tokenizer()
+    whole, streamed = (
+        lensmith.trajectory(load(folder, base=backbone), backbone, tokenizer, "The capital of Ostra is Lume.").frame()
+        for load in (lensmith.load, lensmith.load_streamed)
+    )
+
+    assert whole.equals(streamed)
 
 
 def test_an_index_that_is_no_index_is_refused(release):

@@ -1,4 +1,4 @@
-"""What must not be published is found, and what may be is not taken for it."""
+"""Secrets are found, and ordinary text is not taken for one."""
 
 import plotly.offline
 import pytest

@@ -1,4 +1,4 @@
-"""The verification of a release: passes for a lens, and for nothing that only looks like one."""
+"""Verification passes for a lens, and for nothing that only looks like one."""
 
 import math
 import re
@@ -148,7 +148,7 @@ def test_a_model_that_changed_since_is_refused(made, tmp_path):
 
 
 def test_verification_starts_without_torch():
-    """A wrong file is told in a moment, and stage `publish` stays light."""
+    """A wrong file is refused at once, and stage `publish` stays light."""
     code = "import sys; import lensmith.release.verify; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lensmith.lens import divergence
-from lensmith.lens.lens import Lens
 from lensmith.process.errors import InputError
-from lensmith.source.backbone import Backbone
+from lensmith.source.backbone import Backbone, Head
 from lensmith.source.discovery import max_length
 
 Floats = NDArray[np.float64]
@@ -43,6 +42,12 @@ class Decoder(Protocol):
     """What is asked of a Hugging Face tokenizer: the text of one token."""
 
     def decode(self, token_ids: list[int]) -> Any: ...
+
+
+class LayerReader(Protocol):
+    """What is asked of a lens, in memory or on disk: logits (n, d_vocab) of residuals (n, d_model) at a layer."""
+
+    def logits(self, head: Head, resid: Tensor, layer: int, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ def _packed(reading: Reading, place: dict[int, int]) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def read(backbone: Backbone, lens: Lens, ids: Sequence[int], decoder: Decoder, top_k: int = TOP_K) -> Readings:
+def read(backbone: Backbone, lens: LayerReader, ids: Sequence[int], decoder: Decoder, top_k: int = TOP_K) -> Readings:
     """Read one text.
 
     Args:
@@ -123,7 +128,7 @@ def read(backbone: Backbone, lens: Lens, ids: Sequence[int], decoder: Decoder, t
     return Readings(tuple(ids), tuple(final_ids), words, by_lens)
 
 
-def _decode(backbone: Backbone, lens: Lens, resid: Tensor) -> Iterator[tuple[tuple[str, int], Tensor]]:
+def _decode(backbone: Backbone, lens: LayerReader, resid: Tensor) -> Iterator[tuple[tuple[str, int], Tensor]]:
     """(lens, row) and its logits (n, d_vocab), one at a time: all of them at once could be gigabytes."""
     head = backbone.head
     for row in range(backbone.n_layers + 1):

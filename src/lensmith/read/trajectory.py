@@ -12,6 +12,7 @@ from lensmith.judge import readings
 from lensmith.judge.readings import Readings
 from lensmith.lens.lens import Lens
 from lensmith.process.errors import InputError
+from lensmith.release.pretrained import StreamedLens
 from lensmith.report import heatmap
 from lensmith.source.backbone import Backbone
 from lensmith.source.borrowed import borrowed
@@ -25,7 +26,12 @@ class Trajectory:
 
     @classmethod
     def of(
-        cls, lens: Lens, model: PreTrainedModel | Backbone, tokenizer: PreTrainedTokenizerBase, text: str, top_k: int
+        cls,
+        lens: Lens | StreamedLens,
+        model: PreTrainedModel | Backbone,
+        tokenizer: PreTrainedTokenizerBase,
+        text: str,
+        top_k: int,
     ) -> "Trajectory":
         """`lensmith.trajectory`, which says what the arguments and errors are."""
         if not text:

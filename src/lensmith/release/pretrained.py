@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import AliasPath, BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -44,7 +45,7 @@ class ReleasedLens(BaseModel):
         return replace(Lens.load(self.folder), w_u_sha256=self.w_u_sha256)
 
     def check(self, lens: "Lens | StreamedLens", backbone: Backbone) -> None:
-        """IntegrityError where the lens was fit to another model than this one."""
+        """IntegrityError where the lens was fit to another model."""
         try:
             lens.check_head(backbone.head)
         except IntegrityError as error:
@@ -56,7 +57,7 @@ def find(release: str | Path, model: str | None = None, revision: str | None = N
 
     Raises:
         InputError: `release` is no release, or has no such lens; the message says what there is.
-        IntegrityError: a file is not the one of the index.
+        IntegrityError: a file differs from the index.
         RemoteError: the Hub refused, or could not be reached.
     """
     index, revision = releases.index_of(release, revision)
@@ -140,6 +141,10 @@ class StreamedLens:
         """As `Lens.check_head`."""
         check_head(self, head)
 
+    def to(self, device: torch.device) -> "StreamedLens":  # noqa: ARG002
+        """The same lens: each layer goes to the head's device when it is read."""
+        return self
+
     def layer(self, layer: int) -> Lens:
         """A lens that is right at `layer`, 1..n_layers, and nowhere else.
 
@@ -149,7 +154,7 @@ class StreamedLens:
         """
         if not 1 <= layer <= self.n_layers:
             raise InputError(f"StreamedLens: layer is {layer}, must be in 1..{self.n_layers}")
-        # One layer seen as if every layer were it, which takes no memory: the lens's own code finds it at its place.
+        # One layer seen as if every layer were it, which takes no memory: the code of Lens then finds it at its index.
         tensors: dict[str, Any] = {
             name: tensor.expand(self.n_layers, *tensor.shape[1:]) for name, tensor in self._read(layer).items()
         }
@@ -158,7 +163,7 @@ class StreamedLens:
     def logits(self, head: Head, resid: Tensor, layer: int) -> Tensor:
         """What the lens reads in resid (n, d_model) at `layer`: (n, d_vocab), as `Lens.logits`."""
         lens, device = self.layer(layer), head.W_U.device
-        # From the one layer that was read: `to` would copy each of the views.
+        # Moved as one layer: `to` would copy each of the views.
         return lens.with_tensors(lambda t: t[:1].to(device).expand_as(t)).logits(head, resid, layer)
 
     def _read(self, layer: int) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ def refuse(folder: Path) -> None:
 
 
 def find(text: str) -> Iterator[tuple[int, str]]:
-    """(line, kind) of each secret in a text: what looks like one, and this machine's own, whatever they look like."""
+    """(line, kind) of each secret in a text: what has the form of one, and the tokens and paths of this machine."""
     home = os.path.expanduser("~")  # noqa: PTH111, as text: it may not exist
     local = {"your token": get_token() or "", "your home path": home, "the path of this lab": str(Path.cwd())}
     patterns = {kind: re.compile(pattern) for kind, pattern in PATTERNS.items()}
