@@ -162,3 +162,12 @@ def test_a_truncated_lens_file_is_refused(tmp_path):
         Lens.load(tmp_path)
     with pytest.raises(IntegrityError):
         Lens.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("layer", [-1, 0, 5])
+def test_a_layer_without_a_translator_is_refused(layer):
+    """Layer 0 is the embedding; counted from the end it would read the last layer's translator without a word."""
+    lens = Lens.start(fit_params(rank=2), n_layers=4, d_model=8)
+
+    with pytest.raises(InputError, match=rf"layer is {layer}, must be in 1\.\.4"):
+        lens.translate(torch.zeros(3, 8), layer)

@@ -1,4 +1,4 @@
-"""The plan's rules for large vocabularies, against what its project recorded."""
+"""The reference recipe's rules for large vocabularies, and the heads that take bfloat16."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ from tests.support.toy_fit import toy_head
     ],
 )
 def test_layers_and_positions_shrink_with_the_vocabulary(d_vocab, layers, positions, products):
-    """24 layers and 16 positions, by the square root of 32,000 tokens over the model's, with the plan's floors."""
+    """24 layers and 16 positions, by the square root of 32,000 tokens over the model's, but never below the floors."""
     asked = fit_params(vocab_scaling=True, layers_per_step=24, positions_per_seq=16)
 
     found = scaled_to_vocabulary(asked, d_vocab, n_layers=33)

@@ -1,4 +1,4 @@
-"""The fit: its gradient against autograd, its schedule by the plan, and what it must and must not move."""
+"""The fit: its gradient against autograd, its schedule, and what it must and must not move."""
 
 from dataclasses import replace
 
@@ -92,7 +92,7 @@ def test_the_depth_penalty_does_not_see_the_gauge():
 
 
 def test_warm_up_is_applied_and_the_cosine_ends_at_zero():
-    """The plan's 975 steps warm up over 98, peak at 1e-3 and end at zero."""
+    """The reference recipe's 975 steps warm up over 98, peak at 1e-3 and end at zero."""
     schedule = Schedule(fit_params(lr=1e-3, warmup=0.1, epochs=975, batch_seqs=8), n_seqs=8, n_blocks=4)
     rates = [schedule.learning_rate(step) for step in range(976)]
 

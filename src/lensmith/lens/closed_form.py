@@ -1,4 +1,4 @@
-"""A lens from second moments alone: the start of a fit, one pass over the rows and no step.
+"""A lens from second moments alone: the start of a fit, one pass over the residuals and no step.
 
 With x = N(resid_post[l]), f the head's input at the last block, and centred quantities,
 
@@ -8,7 +8,7 @@ With x = N(resid_post[l]), f the head's input at the last block, and centred qua
     (S + r)^1/2 A F^1/2 = u s v^T        so that every rank k is a truncation, the best one where KL is quadratic
     U = (S + r)^-1/2 u sqrt(s)           V = F^-1/2 v sqrt(s)           c = mean(f) - mean(x) - mean(x) U V^T
 
-For each layer, the ridge and the temperature that are best: r of a few by held-out KL, tau by KL on training rows. The
+For each layer, the ridge and the temperature that are best: r of a few by held-out KL, tau by KL on training text. The
 same eigenvectors give (S + r)^-1/2 and (F + r)^-1/2, the coordinates in which the fit goes on (`coordinates`).
 """
 
@@ -31,13 +31,12 @@ RIDGES = (1e-3, 1e-2, 1e-1)
 FISHER_RIDGE = 1e-6  # of the mean of its diagonal: W_U may not use every dimension
 FISHER_STEP_RIDGE = 1e-2  # the same for training: a step along what W_U hardly reads may not be a hundred times as long
 CONSTANT = 1e-12  # variance over mean square, below which nothing varies but the rounding of fp32
-# That ridges are compared on, and temperatures fit on: one number a layer needs no more. Of so many sequences.
+# Positions and sequences used to choose ridges and temperatures: a few suffice for one number a layer.
 FEW_POSITIONS, FEW_SEQS = 512, 8
-# Newton steps for log tau at most, how far one may go, and below what length one was the last: the next would be of its
-# square.
+# Newton on log tau: at most so many steps, the longest step, and the step below which it has converged.
 TAU_STEPS, TAU_REACH, TAU_ENOUGH = 8, 0.7, 0.01
 OVERSAMPLING, POWER_STEPS = 16, 4  # of the randomised decomposition
-# Bytes of fp64 moments on the device at a time; where all layers need more, the rows are read again for each group.
+# Bytes of fp64 moments on the device at a time; where all layers need more, residuals are read again for each group.
 MOMENT_BYTES = 2**32
 
 

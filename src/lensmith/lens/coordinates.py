@@ -3,11 +3,11 @@
     y = s * (x - m) + ((x - m) U) V^T + b        U = P U'    V = R V'        trained: U', V', b, s, log_tau
     c = b - s * m - (m U) V^T                    what the lens keeps
 
-plain       P, R = 1, m = 0: the plan's, whose penalties and decay mean what it says
+plain       P, R = 1, m = 0: of the reference recipe, whose penalties and decay are about U and V themselves
 whitened    P = Cov(x)^-1/2, R = F^-1/2 of the head's Fisher information F, m = mean(x): a step in one direction of
             x, or of what the head reads, then costs what it costs in another. The factors of the closed form are its
             singular vectors here, so that lengths are in nats whatever the model
-prism       P, R as Prism has them (the plan's preconditioner)
+prism       P, R as Prism has them (the reference recipe's preconditioner)
 """
 
 from collections.abc import Mapping

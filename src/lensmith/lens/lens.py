@@ -43,7 +43,7 @@ LARGEST_LOG_TAU = math.log(1e4)
 
 
 def rank_of(settings: FitParams, d_model: int) -> int:
-    """The width of U and V: as asked, or the plan's rule clip(d_model // 32, 64, 256) and never above d_model.
+    """The width of U and V: as asked; for auto clip(d_model // 32, 64, 256), but never above d_model.
 
     Raises:
         InputError: a rank above d_model.
@@ -119,21 +119,27 @@ class Lens:
     def tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in TENSORS}
 
-    def translate(self, x: Tensor, row: int) -> Tensor:
-        """y of x (n, d_model), what the translator reads after block `row` - 1, `row` in 1..L."""
-        block = row - 1
+    def translate(self, x: Tensor, layer: int) -> Tensor:
+        """y of x (n, d_model), what the translator of `layer` reads, `layer` in 1..L.
+
+        Raises:
+            InputError: another layer. Layer 0, the embedding, has no translator.
+        """
+        if not 1 <= layer <= self.n_layers:
+            raise InputError(f"layer is {layer}, must be in 1..{self.n_layers}: a lens has no other translators")
+        block = layer - 1
         # Two thin products: forming U V^T first would cost d_model**2 memory.
         return self.scale[block] * x + x @ self.U[block] @ self.V[block].T + self.c[block]
 
-    def head_input(self, head: Head, resid: Tensor, row: int) -> Tensor:
-        """What W_U reads of resid (n, d_model) after block `row` - 1, `row` in 1..L: (n, d_model), float32."""
+    def head_input(self, head: Head, resid: Tensor, layer: int) -> Tensor:
+        """What W_U reads of resid (n, d_model) at `layer` in 1..L: (n, d_model), float32. Raises like `translate`."""
         if self.placement == "residual":
-            return head.norm(self.translate(resid.float(), row), row, self.norm)
-        return self.translate(head.norm(resid, row, self.norm), row)
+            return head.norm(self.translate(resid.float(), layer), layer, self.norm)
+        return self.translate(head.norm(resid, layer, self.norm), layer)
 
-    def logits(self, head: Head, resid: Tensor, row: int) -> Tensor:
-        """What the lens reads in resid (n, d_model) after block `row` - 1: (n, d_vocab), float32."""
-        return head.logits(self.head_input(head, resid, row), self.log_tau[row - 1])
+    def logits(self, head: Head, resid: Tensor, layer: int) -> Tensor:
+        """What the lens reads in resid (n, d_model) at `layer`: (n, d_vocab), float32. Raises as `translate`."""
+        return head.logits(self.head_input(head, resid, layer), self.log_tau[layer - 1])
 
     def with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Lens":
         """The same lens with `change` applied to each tensor."""

@@ -1,11 +1,11 @@
-"""What a fit minimises, its gradient, and the same quantity on held-out rows.
+"""What a fit minimises, its gradient, and the same quantity on held-out residuals.
 
     loss = mean over layers of [ mean over positions of KL(final || lens_l)                                 in nats
                                  + l2_smallness * (|U_l|^2 + |V_l|^2 + |c_l|^2)
                                  + smooth_depth * |U_l+1 V_l+1^T - U_l V_l^T|^2 ]
 
-Depth is smoothed on the map U V^T: on U and V apart, as the plan has it, the penalty would change with the gauge
-(U G, V G^-T), which changes no lens.
+Depth is smoothed on the map U V^T. On U and V apart, as in the reference recipe, the penalty would change with the
+gauge (U G, V G^-T), which changes no lens.
 
 The gradient of KL with respect to the head's input comes from `divergence.LinearKL`; from there to the parameters it is
 three products for all layers at once, written out here.
@@ -96,7 +96,7 @@ def layer_gradients(
 
 
 def validate(linear_kl: LinearKL, lens: Lens, rows: Residuals) -> Validation:
-    """KL of every layer over all rows, in bits."""
+    """KL of every layer over all positions, in bits."""
     total = torch.zeros(lens.n_layers, dtype=torch.float64)
     blocks = list(range(lens.n_layers - 1))  # the last one is the model
     for batch in read(linear_kl.head, rows) if blocks else ():

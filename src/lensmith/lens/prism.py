@@ -1,4 +1,4 @@
-"""Prism: one decoder that all layers share, the plan's baseline, and the basis that it gives to U and V.
+"""Prism: one decoder that all layers share: a baseline, and a basis for U and V.
 
 Let x = N(resid_post), (n, d_model), of all blocks together, with mean mu and deviation sigma by dimension. Prism
 whitens x by dimension, turns its principal directions then into those of W_U, and reads that with the head:
@@ -65,13 +65,13 @@ class Prism:
         read = _top_directions(_gram(head.W_U), k)
         return cls(mean.float(), inv_scale.float(), procrustes(seen, read).float(), k, residuals)
 
-    def logits(self, head: Head, resid: Tensor, row: int) -> Tensor:
-        """What Prism reads in resid (n, d_model) at CSV row `row`: (n, d_vocab), float32. The same map at every row."""
-        return head.logits(self.head_input(head, resid, row))
+    def logits(self, head: Head, resid: Tensor, layer: int) -> Tensor:
+        """What Prism reads in resid (n, d_model) at `layer` in 0..L: (n, d_vocab), float32. The same map everywhere."""
+        return head.logits(self.head_input(head, resid, layer))
 
-    def head_input(self, head: Head, resid: Tensor, row: int) -> Tensor:
+    def head_input(self, head: Head, resid: Tensor, layer: int) -> Tensor:
         """w, which W_U reads: (n, d_model), float32."""
-        return ((head.norm(resid, row, "final") - self.mean) * self.inv_scale) @ self.rotation
+        return ((head.norm(resid, layer, "final") - self.mean) * self.inv_scale) @ self.rotation
 
     def basis(self) -> tuple[Tensor, Tensor]:
         """(P, R), each (d_model, d_model): U = P U' and V = R V' for an update U', V' that is written in w."""
