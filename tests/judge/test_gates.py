@@ -638,7 +638,7 @@ def test_metrics_name_the_gates_that_do_not_pass(world: World) -> None:
     world.scores["tuned"] = [0.5, 0.5, 0.9, 0.9]
     world.judge()
 
-    assert artifacts.read_json(world.outputs.metrics)["gates"] == "fail BC, inconclusive H"
+    assert artifacts.read_json(world.outputs.metrics)["gates"] == "fail BC, ? H"
 
 
 def test_a_judgement_is_read_as_it_was_written(world: World) -> None:

@@ -166,15 +166,16 @@ def metrics(judged: Judgement) -> dict[str, float | int | str]:
         d25 d50 d75      median KL that the tuned lens saves on prompts, bits (gates A and D)
         le10 le5         share of prompts whose answer is that much earlier within rank 10, 5 (gate B)
         last             KL of the norm lens after the last layer, with one temperature, bits (gate C)
-        gates            the verdicts that are no pass, and their gates
+        gates            the gates that do not pass, by verdict; `?` stands for inconclusive, as on the report
         preferred        the lens that summaries should read
         n                prompts
 
-    A number that is missing has no key.
+    Names are short so that the table of two models fits into 160 columns. A number that is missing has no key.
     """
     numbers = {name: value for name, kpi in METRIC_KPIS.items() if (value := judged.number(kpi)) is not None}
     letters = {word: "".join(gate.letter for gate in judged.gates if gate.verdict == word) for word in VERDICTS}
-    open_gates = [f"{word} {letters[word]}" for word in VERDICTS if word != "pass" and letters[word]]
+    marks = {"fail": "fail", "inconclusive": "?", "invalid": "invalid"}
+    open_gates = [f"{mark} {letters[word]}" for word, mark in marks.items() if letters[word]]
     words = {"gates": ", ".join(open_gates) or "pass", "preferred": judged.preferred}
     return {**artifacts.rounded(numbers, artifacts.TRACKED_DIGITS), **words, "n": judged.counts.prompts}
 
