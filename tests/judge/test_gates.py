@@ -98,7 +98,7 @@ def break_h(world: World) -> None:
 def test_each_gate_can_fail_alone(world: World, damage: Callable[[World], None], failed: str) -> None:
     """One fact is broken at a time: its gate says so, no other one does, and the tuned lens is not preferred.
 
-    D alone cannot fail with the plan's limits: what it calls a loss, A calls too small a gain.
+    D alone cannot fail with the reference recipe's limits: what it calls a loss, A calls too small a gain.
     """
     damage(world)
     found = world.judge()
@@ -335,7 +335,7 @@ def test_the_median_is_of_prompts_and_the_share_counts_those_at_the_limit(world:
     ("rank", "k", "within"), [(9, 10, True), (10, 10, False), (4, 5, True), (0, 1, True), (1, 1, False)]
 )
 def test_rank_k_counts_from_one_and_token_rank_from_zero(rank: int, k: int, within: bool) -> None:
-    """Rank <= 10 in the plan's words is token_rank 0..9."""
+    """Rank <= 10 in the reference recipe is token_rank 0..9."""
     found = first_rows(np.array([[99.0, 99.0, float(rank)]]), k)
     assert found.tolist() == [2.0 if within else 3.0]
 
@@ -504,8 +504,8 @@ def test_judging_twice_gives_the_same_bytes_and_another_seed_another_interval(wo
         (42, (10, 21, 32)),
     ],
 )  # fmt: skip
-def test_percentiles_of_depth_are_the_plans_rows(n_layers: int, rows: tuple[int, ...]) -> None:
-    """round(L * p), halves to even as the plan's code does (42 -> 10, 21, 32), never the embedding, never beyond L."""
+def test_percentiles_of_depth_are_those_of_the_reference_recipe(n_layers: int, rows: tuple[int, ...]) -> None:
+    """round(L * p), halves to even (42 -> 10, 21, 32), never the embedding, never beyond L."""
     assert tuple(depth_layer(n_layers, percent) for percent in (25, 50, 75)) == rows
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lensmith.judge import heldout, probes, rows, suite
+from lensmith.judge import heldout, probes, suite, tables
 from lensmith.judge.prompts import Probe, Prompt
 from tests.support import oracle
 from tests.support.bench import LINES, tiny_bench
@@ -73,14 +73,14 @@ def test_held_out_tables(case: Case) -> None:
     oracles = {7 + i: case.oracle(ids) for i, ids in enumerate(tokens.tolist())}
     places = {7 + i: row for i, row in enumerate(measured.positions.tolist())}
 
-    lines = dicts(rows.HELDOUT_COLUMNS, heldout.lines(measured))
+    lines = dicts(tables.HELDOUT_COLUMNS, heldout.lines(measured))
     assert len(lines) == 3 * sum(len(oracles[7].rows(lens)) for lens in case.bench.names)
     for line in lines:
         seq, lens, row = line["seq"], line["lens"], line["layer"]
         expected = oracle.heldout_row(oracles[seq], lens, row, places[seq])
         agree(line, expected, (seq, lens, row), ("seq", "layer", "lens"))
 
-    by_position = dicts(rows.POSITION_COLUMNS, heldout.position_lines(case.bench, measured))
+    by_position = dicts(tables.POSITION_COLUMNS, heldout.position_lines(case.bench, measured))
     assert len(by_position) == 3 * 6 * len(case.bench.names)
     for line in by_position:
         expected_line = oracle.position_row(oracles[line["seq"]], line["lens"], line["position"])
@@ -91,7 +91,7 @@ def test_suite_rows(case: Case) -> None:
     """rows.csv of prompts of different lengths, padded together, with aliases and a control."""
     asked = suite.ask(case.bench, [("s", Prompt.model_validate(line)) for line in LINES])
     cells, _ = suite.measure(case.bench, asked, 2)
-    found = {(line["id"], line["lens"], line["layer"]): line for line in dicts(rows.ROW_COLUMNS, cells)}
+    found = {(line["id"], line["lens"], line["layer"]): line for line in dicts(tables.ROW_COLUMNS, cells)}
     assert len(asked[2].gold) == 2
     assert asked[2].control is not None
 

@@ -33,7 +33,7 @@ PROBES: list[dict[str, Any]] = [
     {"id": "said", "prompt": "He", "answer": "said"},
 ]  # fmt: skip
 
-# The columns of the plan's project, as its committed files have them.
+# The columns of the reference recipe's project, as its committed files have them.
 RECORDS = "fact_key,fact_index,prompt_id,prompt_variant,layer,pos,token,entropy,entropy_bits,"
 RECORDS += ",".join(f"top{i},prob{i}" for i in range(1, 21)) + ",rest_mass"
 PURE = RECORDS + (
@@ -230,7 +230,7 @@ def rows_of(found: probes.Read, lens: str) -> list[dict[str, Any]]:
 
 
 def test_columns_are_the_plans_and_ours_come_last(bench: Bench) -> None:
-    """Readers of the plan's project find its columns in its order."""
+    """Readers of the reference recipe's project find its columns in its order."""
     assert ",".join(probes.RECORD_COLUMNS) == RECORDS
     assert ",".join(probes.PURE_COLUMNS) == PURE + ",kl_final_lens_bits"
     assert ",".join(probes.RAW_COLUMNS) == RAW
@@ -287,7 +287,7 @@ def test_cells_are_empty_where_the_definition_does_not_apply(bench: Bench) -> No
 def test_copies_repeat_the_prompt(
     bench: Bench, chances: tuple[float, float], tops: list[int], strict: set[float], soft: set[int]
 ) -> None:
-    """The last top tokens as a run of the prompt's ids, by the plan's thresholds."""
+    """The last top tokens as a run of the prompt's ids, by the reference recipe's thresholds."""
     ids = [bench.encode.tokenizer(c, add_special_tokens=False)["input_ids"][0] for c in "abcdefghij"]
     prompt = next_token_row.Prompt.of(
         bench, [ids[i] for i in (3, 4, 5)], answer="x", gold=None, other=None, final=torch.zeros(97)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import lensmith
-from lensmith.judge import readings
-from lensmith.judge.readings import STATISTICS
+from lensmith.judge import trajectories
+from lensmith.judge.trajectories import STATISTICS
 from lensmith.process.errors import InputError, IntegrityError
 from lensmith.read.trajectory import Trajectory
 from lensmith.report import heatmap
@@ -94,7 +94,7 @@ def test_a_text_in_pieces_reads_as_in_one(parts, monkeypatch):
     """Positions are decoded a few at a time; how many must not matter."""
     model, tokenizer, lens = parts
     whole = lensmith.trajectory(lens, model, tokenizer, TEXT).frame()
-    monkeypatch.setattr(readings, "LOGITS", 3 * model.config.vocab_size)
+    monkeypatch.setattr("lensmith.judge.bench.LOGITS", 3 * model.config.vocab_size)
     pieces = lensmith.trajectory(lens, model, tokenizer, TEXT).frame()
 
     assert list(pieces.columns) == list(whole.columns)
@@ -163,7 +163,7 @@ def test_what_cannot_be_read_is_refused(parts):
     """Empty and too long texts, no tokens to keep, and a lens of another model, each in one clear line."""
     model, tokenizer, lens = parts
     with pytest.raises(InputError, match="has 0 tokens"):
-        readings.read(tiny_bench().backbone, lens, [], tokenizer)
+        trajectories.read(tiny_bench().backbone, lens, [], tokenizer)
     with pytest.raises(InputError, match="tokens, must have 1"):
         lensmith.trajectory(lens, model, tokenizer, "river " * model.config.max_position_embeddings)
     with pytest.raises(InputError, match="the text is empty"):  # also where a tokenizer would make a BOS token of it

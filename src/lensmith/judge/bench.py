@@ -29,6 +29,11 @@ MEASURED = (*DISTANCES, "top1_agree")
 LOGITS = 2**25  # logits that are held at a time
 
 
+def positions_at_once(d_vocab: int) -> int:
+    """Positions whose logits are held at a time."""
+    return max(1, LOGITS // d_vocab)
+
+
 class Reader(Protocol):
     """Something fitted that reads a residual stream through the model's head: a lens of the ladder, or Prism."""
 
@@ -92,7 +97,7 @@ class Bench:
     @property
     def chunk(self) -> int:
         """Positions that are decoded at a time."""
-        return max(1, LOGITS // self.backbone.d_vocab)
+        return positions_at_once(self.backbone.d_vocab)
 
     def final(self, resid: Tensor) -> Tensor:
         """The model's logits at positions whose residual stream is resid (n, L + 1, d_model): (n, d_vocab)."""

@@ -16,7 +16,7 @@ from lensmith.judge.facts import LastLayer, LogitTransform
 from lensmith.lens import divergence
 
 ENOUGH = 1000  # positions that a temperature is fitted on, where there are as many
-WARN_BITS = 0.25  # the plan's project warns above this
+WARN_BITS = 0.25  # the reference recipe warns above this
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ import numpy as np
 
 from lensmith.files import artifacts
 from lensmith.judge import attribution, gates, rows, tables
-from lensmith.judge.judgement import VERDICTS, ArtifactScore, Counts, Estimate, Judgement
+from lensmith.judge.judgement import VERDICTS, ArtifactScore, Counts, Estimate, Judgement, Verdict
 from lensmith.judge.kpis import KL, Book, Units
 from lensmith.judge.tables import NORMS, RANKS, TUNED
 from lensmith.lens.depth import PERCENTILES, depth_layer
@@ -174,7 +174,7 @@ def metrics(judged: Judgement) -> dict[str, float | int | str]:
     """
     numbers = {name: value for name, kpi in METRIC_KPIS.items() if (value := judged.number(kpi)) is not None}
     letters = {word: "".join(gate.letter for gate in judged.gates if gate.verdict == word) for word in VERDICTS}
-    marks = {"fail": "fail", "inconclusive": "?", "invalid": "invalid"}
+    marks: dict[Verdict, str] = {"fail": "fail", "inconclusive": "?", "invalid": "invalid"}
     open_gates = [f"{mark} {letters[word]}" for word, mark in marks.items() if letters[word]]
     words = {"gates": ", ".join(open_gates) or "pass", "preferred": judged.preferred}
     return {**artifacts.rounded(numbers, artifacts.TRACKED_DIGITS), **words, "n": judged.counts.prompts}

@@ -1,4 +1,4 @@
-"""The plan's KPIs (section 6), each with its interval, over the suite's prompts and over held-out positions.
+"""The KPIs of the reference recipe, each with its interval, over the suite's prompts and over held-out positions.
 
 Everything compares the tuned lens with baselines, most often with the *stronger* of two norm lenses: the model's final
 norm at every layer, and the next block's input norm. W_U was trained against the final norm's gain, so that the other

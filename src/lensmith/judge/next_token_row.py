@@ -15,7 +15,7 @@ from lensmith.lens import divergence
 
 Row = dict[str, Any]
 
-# The plan's project's thresholds.
+# Thresholds of the reference recipe.
 STRICT, SOFT = (0.95, 0.7, 0.8, 0.9), 0.5
 WINDOWS = (1, 2, 3)
 COLLAPSED_BITS = 1.0
@@ -36,7 +36,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Prompt:
+class LastPosition:
     """What all rows of one text share."""
 
     ids: list[int]
@@ -49,7 +49,7 @@ class Prompt:
     @classmethod
     def of(
         cls, bench: Bench, ids: list[int], *, answer: str, gold: int | None, other: int | None, final: Tensor
-    ) -> "Prompt":
+    ) -> "LastPosition":
         words = [token for token in dict.fromkeys(ids) if not trivial(bench.text(token))]
         return cls(ids, answer, gold, other, torch.tensor(words, dtype=torch.long, device=final.device), final)
 
@@ -68,7 +68,15 @@ def trivial(token: str) -> bool:
 
 
 def row(
-    bench: Bench, prompt: Prompt, seen: Seen, *, lens: str, layer: int, resid: Tensor, z: Tensor, tau: float | None
+    bench: Bench,
+    prompt: LastPosition,
+    seen: Seen,
+    *,
+    lens: str,
+    layer: int,
+    resid: Tensor,
+    z: Tensor,
+    tau: float | None,
 ) -> Row:
     """COLUMNS, and what the raw lens's table and run.json need beside them.
 
@@ -99,7 +107,7 @@ def row(
     return facts | _geometry(bench, prompt, lens, layer, resid[layer])
 
 
-def beside_raw(prompt: Prompt, z: Tensor, raw: Tensor) -> Row:
+def beside_raw(prompt: LastPosition, z: Tensor, raw: Tensor) -> Row:
     """A lens's logits against those of the residual without a norm, both (d_vocab,)."""
     p, q = z.softmax(-1), raw.softmax(-1)
     middle = (p + q).log() - math.log(2)
@@ -119,8 +127,8 @@ def beside_raw(prompt: Prompt, z: Tensor, raw: Tensor) -> Row:
     }
 
 
-def _copies(bench: Bench, prompt: Prompt, tops: list[int], p: Tensor) -> Row:
-    # The plan also asks for 0.10 more than the second token has: at these thresholds it always is.
+def _copies(bench: Bench, prompt: LastPosition, tops: list[int], p: Tensor) -> Row:
+    # The reference recipe also asks for 0.10 more than the second token has: at these thresholds it always is.
     first = float(p.max())
     word = not trivial(bench.text(tops[-1])) and _within(tops[-1:], prompt.ids)
     strict = {f"copy_strict@{tau}": word and first > tau for tau in STRICT}
@@ -151,7 +159,7 @@ def _rank(z: Tensor, gold: int | None) -> int | None:
     return None if gold is None else 1 + int(divergence.token_rank(z, torch.tensor(gold, device=z.device)))
 
 
-def _answer(prompt: Prompt, z: Tensor, p: Tensor, lens: str) -> Row:
+def _answer(prompt: LastPosition, z: Tensor, p: Tensor, lens: str) -> Row:
     gold, rank = prompt.gold, _rank(z, prompt.gold)
     if gold is None or rank is None:
         return {}
@@ -170,7 +178,7 @@ def _answer(prompt: Prompt, z: Tensor, p: Tensor, lens: str) -> Row:
     }
 
 
-def _surface(prompt: Prompt, p: Tensor) -> Row:
+def _surface(prompt: LastPosition, p: Tensor) -> Row:
     echo = float(p[prompt.words].sum())
     wide = p.topk(min(WIDE, len(p)))
     facts: Row = {
@@ -183,7 +191,7 @@ def _surface(prompt: Prompt, p: Tensor) -> Row:
     return facts
 
 
-def _geometry(bench: Bench, prompt: Prompt, lens: str, layer: int, resid: Tensor) -> Row:
+def _geometry(bench: Bench, prompt: LastPosition, lens: str, layer: int, resid: Tensor) -> Row:
     head = bench.backbone.head
     x, y = (bench.head_input(name, layer, resid[None])[0] for name in (bench.baseline, lens))
     raw = resid.float()

@@ -1,4 +1,4 @@
-"""Probe prompts in the CSVs of the plan's project: the same columns, ours only at the end.
+"""Probe prompts in the CSVs of the reference recipe's project: the same columns, ours only at the end.
 
 Its definitions, with y the vector that W_U reads: `kl_to_final_bits` = KL(lens || final); `answer_rank` counts from 1;
 `copy_*` say that the top token repeats the prompt; `cos_to_final` = cos(y W_U^T, final logits); `cos_to_answer`,
@@ -69,7 +69,7 @@ class Case:
 
 
 @dataclass
-class Read:
+class Probes:
     """The lines of the CSVs, and the pure rows as data."""
 
     n_layers: int
@@ -174,7 +174,7 @@ def _contrast(baseline: Mapping[str, float | None], tuned: Mapping[str, float | 
 
 
 @torch.inference_mode()
-def read(bench: Bench, probes: Iterable[tuple[str, Probe]], temperatures: Sequence[float], top_k: int) -> Read:
+def read(bench: Bench, probes: Iterable[tuple[str, Probe]], temperatures: Sequence[float], top_k: int) -> Probes:
     """Every text of every probe at every row and position, under the norm lens that the tuned one starts from, the
     tuned lens, and Prism and the raw lens where the bench has them.
 
@@ -185,12 +185,12 @@ def read(bench: Bench, probes: Iterable[tuple[str, Probe]], temperatures: Sequen
         InputError: a text does not fit into the model's context.
     """
     lenses = tuple(lens for lens in (bench.baseline, TUNED, PRISM, RAW) if lens in bench.names)
-    found = Read(bench.n_layers, bench.baseline, lenses, list(_cases(bench, probes)))
+    found = Probes(bench.n_layers, bench.baseline, lenses, list(_cases(bench, probes)))
     for index, case in enumerate(found.cases):
         tokens = torch.tensor([case.ids])
         resid = bench.backbone.capture(tokens, torch.arange(len(case.ids))[None])[0]
         final = bench.final(resid[-1:])[0]
-        prompt = next_token_row.Prompt.of(
+        prompt = next_token_row.LastPosition.of(
             bench, case.ids, answer=case.text.answer, gold=case.gold, other=case.other, final=final
         )
         for lens in lenses:

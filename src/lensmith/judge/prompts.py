@@ -70,21 +70,21 @@ class Probe(_Line):
 L = TypeVar("L", bound=_Line)
 
 
-class Read(NamedTuple):
+class SuiteFiles(NamedTuple):
     """Checked lines, where each stands (file:line), and the sha256 of each file."""
 
     lines: list[tuple[str, Prompt]]
     files: dict[str, str]
 
 
-def read_suite(names: Sequence[str]) -> Read:
+def read_suite(names: Sequence[str]) -> SuiteFiles:
     """Every prompt of a suite's files.
 
     Raises:
         InputError: the first bad line, as file:line with what is wrong; also an id that occurs twice.
     """
     paths = _paths(names)
-    return Read(list(_lines(paths, Prompt)), {path.as_posix(): artifacts.sha256_file(path) for path in paths})
+    return SuiteFiles(list(_lines(paths, Prompt)), {path.as_posix(): artifacts.sha256_file(path) for path in paths})
 
 
 def read_probes(names: Sequence[str]) -> list[tuple[str, Probe]]:

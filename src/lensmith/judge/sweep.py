@@ -4,7 +4,7 @@ Writes into one folder (columns: `tables.py`, `probes.py`)
     heldout.csv                                 a line for each sequence, layer and lens; means over its positions
     positions.csv                               a line for each held-out position and lens
     output-<key>-records[-<lens>].csv           each position of each probe
-    output-<key>-pure-next-token[-<lens>].csv   its last position, with everything the plan asks about it
+    output-<key>-pure-next-token[-<lens>].csv   its last position, with everything that probes.py says
     output-<key>-pure-next-token-rawlens.csv    there, the norm lens beside no norm; where sweep.raw asks
     trajectories.json                           each probe, every position and layer, for the report
     run.json                                    what was measured, last-layer consistency, medians by depth

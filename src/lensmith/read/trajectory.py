@@ -8,8 +8,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lensmith.judge import readings
-from lensmith.judge.readings import Readings
+from lensmith.judge import trajectories
+from lensmith.judge.trajectories import Readings
 from lensmith.lens.lens import Lens
 from lensmith.process.errors import InputError
 from lensmith.release.pretrained import StreamedLens
@@ -41,7 +41,7 @@ class Trajectory:
         token_ids = list(tokenizer(text)["input_ids"])
         with borrowed(model, tokenizer) as backbone:
             lens.check_head(backbone.head)
-            return cls(readings.read(backbone, lens.to(backbone.device), token_ids, tokenizer, top_k))
+            return cls(trajectories.read(backbone, lens.to(backbone.device), token_ids, tokenizer, top_k))
 
     def __repr__(self) -> str:
         by_lens = self.readings.by_lens
@@ -62,8 +62,8 @@ class Trajectory:
     def frame(self) -> pd.DataFrame:
         """A row for each lens, layer and position.
 
-        Columns: lens, layer, pos, token, final_token (the model's own answer), `readings.STATISTICS`, and the likeliest
-        tokens with their probabilities, top1, prob1, top2, ... as in the CSVs.
+        Columns: lens, layer, pos, token, final_token (the model's own answer), `trajectories.STATISTICS`, and the
+        likeliest tokens with their probabilities, top1, prob1, top2, ... as in the CSVs.
         """
         words, ids, final_ids = self.readings.words, self.readings.ids, self.readings.final_ids
         frames = []
