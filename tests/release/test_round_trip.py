@@ -108,7 +108,7 @@ def test_a_stranger_reads_the_same_logits(hub, lab, base, tmp_path):
     stranger = Client(hub.url, tmp_path / "home")
     try:
         theirs = stranger.call("logits", place=LENSES, model=MODEL, base=base, revision=receipt["tag"])
-        verified = stranger.call("verify", place=LENSES, model=MODEL)
+        verified = stranger.call("verify", release=LENSES, model=MODEL)
     finally:
         stranger.close()
 
