@@ -32,7 +32,11 @@ def state(layers: int, d_model: int, rank: int) -> State:
     moments = {i: {"exp_avg": torch.randn_like(leaf), "exp_avg_sq": leaf**2} for i, leaf in enumerate(leaves)}
     U, V, c = (torch.randn(layers, *shape[1:]) for shape in inner.values())
     lens = Lens("low_rank", "final", U, V, c, torch.ones(layers, d_model), torch.zeros(layers))
-    return State(1, trained, [moments], lens, Validation((1.0,) * layers), 0, 0, [], [1.0], None, 0)
+    best = Validation((1.0,) * layers)
+    return State(
+        step=1, trained=trained, optimizers=[moments], best_lens=lens, best=best, train_kl=[1.0], ridge=None,
+        tokens_forwarded=0,
+    )  # fmt: skip
 
 
 def measure(shape: str, repeats: int) -> list[Any]:

@@ -190,7 +190,7 @@ def _floor(case: Case, spent: float) -> tuple[object, ...]:
     layers, n, _ = case.y.shape
     # A layer and the teacher need two products each: to logits, and back to d_model.
     work, speed = 4 * (layers + 1) * n * case.W_U.numel(), ceiling(case)
-    chunk = min(n, LinearKL(case.head).rows) * len(case.W_U) * case.W_U.itemsize
+    chunk = min(n, LinearKL(case.head).chunk) * len(case.W_U) * case.W_U.itemsize
     return len(case.W_U), work / 1e9, speed / 1e9, 1e3 * work / speed, spent * speed / work, chunk / 2**20
 
 

@@ -1,4 +1,4 @@
-"""Numbers hold on every machine: tests that ask for `hardware` run once for each."""
+"""Tests that ask for `hardware` run once for each kind of processor."""
 
 import pytest
 
@@ -7,6 +7,6 @@ from tests.support import hardware as machines
 
 @pytest.fixture(params=machines.CAPABILITIES)
 def hardware(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A processor without bfloat16 products, then one with them."""
+    """A processor without bfloat16 products, and one with them."""
     machines.force(request.param, monkeypatch.setattr)
     return request.param

@@ -1,4 +1,4 @@
-"""Provenance is measured: each recorded fact of a real fit, edited, is objected to."""
+"""The audit of a real fit's provenance reports every fact that was edited."""
 
 import copy
 import subprocess
@@ -59,8 +59,7 @@ def record(lab):
 
 def leaves(value: object, path: tuple = ()) -> list[tuple]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    found = [leaf for name, below in items for leaf in leaves(below, (*path, name))]
-    return found or [path]
+    return [leaf for name, below in items for leaf in leaves(below, (*path, name))] or [path]
 
 
 def edited(value: object) -> object:
@@ -72,34 +71,34 @@ def edited(value: object) -> object:
     return "0" * 40 if value is None or isinstance(value, str) else [1]
 
 
-def test_a_true_record_is_not_objected_to(lab):
-    """And what cannot be known any more is named."""
-    found = examine(lab)
+def test_a_true_record_has_no_wrong_fact(lab):
+    """Facts that no artifact holds are listed as not checked."""
+    result = examine(lab)
 
-    assert found.wrong == () and found.right > 50
-    assert {"versions.torch", "machine.threads"} <= set(found.not_checked)
-    assert not any(key.startswith(("measured", "model", "head", "settings", "code")) for key in found.not_checked)
+    assert result.wrong == () and result.right > 50
+    assert {"versions.torch", "machine.threads"} <= set(result.not_checked)
+    assert not any(key.startswith(("measured", "model", "head", "settings", "code")) for key in result.not_checked)
 
 
-def test_every_recorded_fact_is_objected_to_when_it_is_edited(lab, record, monkeypatch):
-    """One by one: counters, steps, hashes, commits, settings. The model is loaded once, for the time it takes."""
+def test_every_recorded_fact_is_reported_when_it_is_edited(lab, record, monkeypatch):
+    """Counters, steps, hashes and settings, one by one. The model is loaded once, to save time."""
     from lensmith.lens import audit as module
 
-    path, about = record
+    path, recorded = record
     loaded = module.Backbone.load(lab[0].source, module.corpus.Manifest.read(lab[1] / "artifacts/atlas/corpus").model)
     monkeypatch.setattr(module.Backbone, "load", lambda *_: loaded)
     monkeypatch.setattr(module.git, "run", lambda *_: None)  # commits have a test of their own
     unseen = []
-    for leaf in leaves(about):
+    for leaf in leaves(recorded):
         if leaf[0] in NOT_CHECKED and leaf[0] != "val_kl_bits_by_layer":
             continue
-        changed = copy.deepcopy(about)
-        place = changed
+        changed = copy.deepcopy(recorded)
+        parent = changed
         for name in leaf[:-1]:
-            place = place[name]
-        place[leaf[-1]] = edited(place[leaf[-1]])
+            parent = parent[name]
+        parent[leaf[-1]] = edited(parent[leaf[-1]])
         artifacts.write_json(path, changed)
-        with suppress(IntegrityError):  # no record at all: it is objected to when it is read
+        with suppress(IntegrityError):  # an edit that breaks the form is refused when the record is read
             if not examine(lab).wrong:
                 unseen.append(leaf)
 
@@ -107,8 +106,8 @@ def test_every_recorded_fact_is_objected_to_when_it_is_edited(lab, record, monke
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "prism.safetensors", "fit_log.csv"])
-def test_an_artifact_that_is_another_is_objected_to(lab, record, file):
-    """The other side of each fact: the record stays, the file changes."""
+def test_a_changed_artifact_is_reported(lab, record, file):
+    """The record stays and the file changes."""
     path = record[0].parent / file
     whole = path.read_bytes()
     if file == "weights.safetensors":
@@ -127,7 +126,7 @@ def test_an_artifact_that_is_another_is_objected_to(lab, record, file):
 
 
 def test_the_commit_must_hold_the_recorded_code(tmp_path, monkeypatch):
-    """An unknown commit, other code at that commit, and a clean tree that is called dirty."""
+    """An unknown commit, a commit with other code, and a clean tree recorded as dirty are reported."""
     from lensmith.lens.audit import _commit_faults
 
     monkeypatch.chdir(tmp_path)
@@ -153,14 +152,14 @@ def test_the_commit_must_hold_the_recorded_code(tmp_path, monkeypatch):
     assert "is other code" in faults(**right | {"code": {"fit.py": "0" * 64}})[0][0]
 
 
-def test_the_command_objects_line_by_line_and_exits_with_4(lab, record, monkeypatch, capsys):
-    """As a user runs it, in a lab of its own."""
-    path, about = record
-    about["measured"]["tokens_forwarded"] += 1
-    about["seed"] = 17
-    artifacts.write_json(path, about)
+def test_the_command_prints_a_line_for_each_wrong_fact_and_exits_with_4(lab, record, monkeypatch, capsys):
+    """`lensmith verify`, in a lab of its own."""
+    path, recorded = record
+    recorded["measured"]["tokens_forwarded"] += 1
+    recorded["seed"] = 17
+    artifacts.write_json(path, recorded)
     root = lab[1]
-    for folder in ("corpus", "lens"):  # a record that was sealed so: what `doctor --rehash` cannot see
+    for folder in ("corpus", "lens"):  # sealed after the edit, so that `doctor --rehash` cannot see it
         seals.seal(root / "artifacts/atlas" / folder)
     (root / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
     (root / "demo").mkdir()

@@ -1,9 +1,8 @@
-"""Checkpoints and the folders that they lie in. That a fit goes on bit for bit is shown in test_resume."""
+"""Checkpoints and their folders. test_resume shows that a fit resumes bit for bit."""
 
 import fcntl
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -35,7 +34,7 @@ def state(step: int, **changes) -> State:
         ridge=(1e-3, 1e-2),
         tokens_forwarded=5,
     )
-    return replace(made, **changes)
+    return made.model_copy(update=changes)
 
 
 def names(folder) -> list[str]:
@@ -45,17 +44,17 @@ def names(folder) -> list[str]:
 def test_a_state_comes_back_as_it_was(tmp_path):
     """Every field, to the last bit."""
     Checkpoints(tmp_path).save(state(7), wait=True)
-    found = Checkpoints(tmp_path).newest(START)
+    read = Checkpoints(tmp_path).newest(START)
 
-    assert torch.equal(found.trained["U"], state(7).trained["U"])
-    assert torch.equal(found.optimizers[0][0]["exp_avg"], torch.ones(4))
-    assert torch.equal(found.best_lens.U, START.U)
+    assert torch.equal(read.trained["U"], state(7).trained["U"])
+    assert torch.equal(read.optimizers[0][0]["exp_avg"], torch.ones(4))
+    assert torch.equal(read.best_lens.U, START.U)
     facts = ("step", "best", "best_step", "waited", "log", "train_kl", "ridge", "tokens_forwarded", "finished")
-    assert all(getattr(found, name) == getattr(state(7), name) for name in facts)
+    assert all(getattr(read, name) == getattr(state(7), name) for name in facts)
 
 
 def test_the_newest_two_stay_and_the_last_outlives_the_fit(tmp_path):
-    """And what only training needs is left out of the last."""
+    """The last one holds the best lens alone, without what only training needs."""
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2, 3):
         checkpoints.save(state(step), wait=True)
@@ -67,7 +66,7 @@ def test_the_newest_two_stay_and_the_last_outlives_the_fit(tmp_path):
 
 
 def test_the_clock_says_when_and_the_environment_how_often(tmp_path, monkeypatch):
-    """Four minutes by default; a number that is none is refused before anything is fit."""
+    """Every four minutes by default; what is no number is refused before anything is fit."""
     now = [0.0]
     checkpoints = Checkpoints(tmp_path, clock=lambda: now[0])
     assert not checkpoints.is_due
@@ -82,8 +81,8 @@ def test_the_clock_says_when_and_the_environment_how_often(tmp_path, monkeypatch
             Checkpoints(tmp_path)
 
 
-def test_a_disk_that_is_too_small_is_said_before_the_first_step(tmp_path, monkeypatch):
-    """With both sizes; in the middle of a fit it would cost what was not saved."""
+def test_a_disk_that_is_too_small_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    """The message gives both sizes. In the middle of a fit the steps since the last checkpoint would be lost."""
     usage = checkpoint.shutil.disk_usage("/")._replace(free=10)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
 
@@ -91,8 +90,8 @@ def test_a_disk_that_is_too_small_is_said_before_the_first_step(tmp_path, monkey
         Checkpoints(tmp_path).reserve(state(0).trained)
 
 
-def test_a_second_process_says_whom_it_waits_for(tmp_path):
-    """It neither writes beside the first nor fails: it waits, and then it has the folder."""
+def test_a_second_process_names_the_process_that_it_waits_for(tmp_path):
+    """It does not write beside the first and does not fail: it gets the folder after the first."""
     program = (
         "import sys; from pathlib import Path; from lensmith.files import cache\n"
         "with cache.held(Path(sys.argv[1])): print('mine')"
@@ -108,7 +107,7 @@ def test_a_second_process_says_whom_it_waits_for(tmp_path):
 
 
 def test_a_lock_is_free_once_its_process_is_gone(tmp_path):
-    """The kernel frees it, whatever killed the process; there is no stale lock to remove by hand."""
+    """The kernel frees it, however the process ends; nobody removes a stale lock by hand."""
     with cache.held(tmp_path):
         pass
     with (tmp_path / cache.LOCK).open() as lock:
@@ -116,7 +115,7 @@ def test_a_lock_is_free_once_its_process_is_gone(tmp_path):
 
 
 class Anything:
-    """A manifest and a backbone, of which the key of a fit reads a few facts."""
+    """A manifest or a backbone with the facts that the key of a fit reads."""
 
     def __init__(self, **facts) -> None:
         self.facts = {"lens": None} | facts
@@ -140,8 +139,8 @@ class Anything:
         ("machine", {"threads": 2}),
     ],
 )
-def test_what_decides_a_bit_decides_the_folder(part, change, monkeypatch):
-    """A checkpoint of other text, weights, settings, code or threads can never be gone on from."""
+def test_every_input_that_decides_a_bit_decides_the_folder(part, change, monkeypatch):
+    """A fit never resumes from a checkpoint of other text, weights, settings, code or threads."""
 
     def key(*, threads=1, **changes):
         monkeypatch.setattr(stage.recording, "machine", lambda _: Anything(data=lambda: {"threads": threads}))
@@ -158,7 +157,7 @@ def test_what_decides_a_bit_decides_the_folder(part, change, monkeypatch):
 
 
 def test_the_cache_command_lists_and_prunes_checkpoints_too(tmp_path, monkeypatch):
-    """By what was used last, banks and fits alike; what is held stays."""
+    """Banks and fits are pruned by their last use; a locked folder stays."""
     monkeypatch.setenv("LENSMITH_HOME", str(tmp_path))
     for key in ("old", "new"):
         folder = cache.folder("fit", key)

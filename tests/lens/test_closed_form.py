@@ -43,7 +43,7 @@ def solved(kind: str = "low_rank", rank: int = 4, **changes) -> tuple[LinearKL, 
 
 
 def test_moments_are_numpys():
-    """Means, covariances and the Fisher information in fp64 from all rows at once, against chunks and a shift."""
+    """Means, covariances and Fisher information from chunks and a shift equal those from all rows at once in fp64."""
     data, model_head = rows(40, 1, noise=0.3), head(transform=Transform(scale=2.0, softcap=5.0))
     found = Moments.of(model_head, data, Lens.start(fit_params(rank=4), L, D), [0, 2], with_fisher=True)
 
@@ -62,7 +62,7 @@ def test_moments_are_numpys():
 
 
 def test_a_full_rank_closed_form_recovers_the_known_map():
-    """Without noise the inverse map exists, and the smallest ridge comes within a thousandth of the norm lens."""
+    """Without noise the inverse map exists; the smallest ridge reaches a thousandth of the norm lens's KL."""
     linear_kl, lens, solution = solved("full")
     held_out = rows(16, 2)
 
@@ -82,7 +82,7 @@ def test_every_rank_is_a_truncation_of_one_solution(monkeypatch):
 
 
 def test_a_residual_that_is_not_finite_is_named_by_its_layer():
-    """Before LAPACK sees it, which would speak of convergence."""
+    """The check comes before LAPACK, whose message would be about convergence."""
     data = rows(20, 1)
     data.resid[5, 1] = torch.inf
 
@@ -104,7 +104,7 @@ def test_a_large_matrix_is_decomposed_as_a_small_one():
 
 @pytest.mark.parametrize("transform", [Transform(), Transform(softcap=3.0)])
 def test_temperatures_undo_a_known_one(transform):
-    """Layers that are the last one times exp(a): the temperature that makes them the model again is exp(a)."""
+    """For a layer that is the last one times exp(a) the temperature is exp(a)."""
     logs = torch.tensor([0.5, -0.4, 0.1])
     last = torch.randn(60, D, generator=torch.Generator().manual_seed(3))
     data = HeldRows(torch.stack([*(last * a.exp() for a in logs), last], 1), P)
@@ -116,7 +116,7 @@ def test_temperatures_undo_a_known_one(transform):
 
 
 def test_groups_of_layers_change_nothing(monkeypatch):
-    """Where memory holds the moments of one layer only, the rows are read once for each, to the same lens."""
+    """With memory for the moments of one layer the rows are read once a layer, and the lens is the same."""
     whole = solved()[1]
     monkeypatch.setattr(closed_form, "MOMENT_BYTES", 1)
 
@@ -125,8 +125,8 @@ def test_groups_of_layers_change_nothing(monkeypatch):
         torch.testing.assert_close(parts.tensors()[name], tensor)
 
 
-def test_coordinates_come_and_go():
-    """Into whitened coordinates and back is the same lens; in them inputs have covariance one, and KL curves alike."""
+def test_whitened_coordinates_are_undone_and_white():
+    """`enter` then `leave` gives the same lens; in between inputs and Fisher information are the identity."""
     _, lens, solution = solved()
     lens = lens.having({"scale": torch.cat([torch.full((L - 1, D), 1.3), torch.ones(1, D)])})
     coordinates = Coordinates(solution.mean[:-1], solution.whitening, solution.head_whitening)
@@ -159,8 +159,8 @@ def test_gradients_in_coordinates_are_autograds(coordinates):
         torch.testing.assert_close(found[name], gradient[[0, 2]], rtol=1e-4, atol=1e-4)
 
 
-def test_a_fit_from_the_closed_form_is_better_than_both_halves():
-    """Than the closed form alone, and than the same steps from the norm lens."""
+def test_a_fit_from_the_closed_form_is_better_than_either_alone():
+    """Its KL is below that of the closed form, and below that of the same steps from the norm lens."""
     settings = {"rank": 4, "batch_seqs": 8, "epochs": 2, "lr": 0.01, "validate_every": 8}
 
     def score(**values) -> float:

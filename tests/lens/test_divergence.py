@@ -24,7 +24,7 @@ def test_kl_is_in_bits_not_nats():
 
 
 def test_a_token_that_the_model_excludes_costs_nothing():
-    """0 * -inf is NaN: a masked vocabulary row must not poison the sum."""
+    """0 * -inf is NaN, which must not enter the sum."""
     p = torch.tensor([[0.0, 0.0, -math.inf]])
 
     assert kl_bits(p, torch.zeros(1, 3)).item() == pytest.approx(math.log2(3 / 2))
@@ -45,7 +45,7 @@ def test_rank_zero_is_the_top_and_ties_are_not_above():
 
 
 def test_cosine_of_a_right_angle_is_zero():
-    """And of a vector with its double, one."""
+    """The cosine of a vector and its double is one."""
     a = torch.tensor([1.0, 0.0])
 
     assert cosine(a, torch.tensor([0.0, 5.0])).item() == 0
@@ -88,7 +88,7 @@ def test_the_gradient_is_exact(transform, has_bias, monkeypatch):
 
     kl, d_y, d_log_tau = linear_kl(Teacher.from_head_input(head, y_final), y, log_tau)
 
-    assert linear_kl.rows == 3
+    assert linear_kl.chunk == 3
     for layer in range(2):
         leaf, row_tau = y[layer].clone().requires_grad_(), log_tau[layer].expand(N).clone().requires_grad_()
         expected = reference(head, y_final, leaf, row_tau)

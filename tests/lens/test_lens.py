@@ -1,4 +1,4 @@
-"""Translators: what an unfitted lens is, and that a lens on disk is the lens in memory."""
+"""Translators before and after a fit, and lenses on disk."""
 
 from dataclasses import replace
 
@@ -23,12 +23,12 @@ def toy_head() -> Head:
 @pytest.mark.parametrize("placement", ["normed", "residual"])
 @pytest.mark.parametrize("kind", ["identity", "temperature", "bias", "low_rank", "full"])
 def test_an_unfitted_lens_is_the_norm_lens(kind, placement):
-    """Whatever kind, rank and placement, before the first step it reads what the norm lens reads, bit for bit."""
+    """Before the first step, every kind and placement gives the norm lens's logits bit for bit."""
     head, lens = toy_head(), replace(Lens.start(fit_params(kind=kind, rank=5), L, D), placement=placement)
     resid = torch.randn(4, D, generator=torch.Generator().manual_seed(1))
 
-    for row in range(1, L + 1):
-        assert torch.equal(lens.logits(head, resid, row), head.logits(head.norm(resid, row)))
+    for layer in range(1, L + 1):
+        assert torch.equal(lens.logits(head, resid, layer), head.logits(head.norm(resid, layer)))
 
 
 def random_lens(placement: str) -> Lens:
@@ -42,7 +42,7 @@ def random_lens(placement: str) -> Lens:
 @pytest.mark.parametrize("placement", ["normed", "residual"])
 def test_logits_are_the_written_formula(placement):
     """In fp64 and by hand: the translator on either side of a LayerNorm, then W_U, then the temperature."""
-    head, lens, row = toy_head(), random_lens(placement), 2
+    head, lens, layer = toy_head(), random_lens(placement), 2
     resid = 3 * torch.randn(4, D, generator=torch.Generator().manual_seed(1))
 
     def norm(x: Tensor) -> Tensor:
@@ -50,18 +50,18 @@ def test_logits_are_the_written_formula(placement):
         return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
 
     def translate(x: Tensor) -> Tensor:
-        U, V, c, scale = (getattr(lens, name)[row - 1].double() for name in ("U", "V", "c", "scale"))
+        U, V, c, scale = (getattr(lens, name)[layer - 1].double() for name in ("U", "V", "c", "scale"))
         return x @ (scale.diag() + U @ V.T) + c
 
     h = resid.double()
     y = translate(norm(h)) if placement == "normed" else norm(translate(h))
-    expected = y @ head.W_U.double().T / lens.log_tau[row - 1].double().exp()
-    torch.testing.assert_close(lens.logits(head, resid, row).double(), expected, rtol=1e-5, atol=1e-5)
+    expected = y @ head.W_U.double().T / lens.log_tau[layer - 1].double().exp()
+    torch.testing.assert_close(lens.logits(head, resid, layer).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("placement", ["normed", "residual"])
 def test_the_last_block_is_the_norm_lens_bit_for_bit_also_from_disk(tmp_path, placement):
-    """Whatever the other blocks learned, half precision residuals included."""
+    """The other blocks differ from it; the residuals are in half precision."""
     head, lens = toy_head(), random_lens(placement)
     lens.save(tmp_path)
     resid = torch.randn(4, D, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -73,13 +73,13 @@ def test_the_last_block_is_the_norm_lens_bit_for_bit_also_from_disk(tmp_path, pl
 
 
 def test_permuting_layers_permutes_what_they_read():
-    """A block's reading depends on its own translator alone."""
+    """A layer's logits depend on its own translator alone."""
     head, lens, order = toy_head(), random_lens("normed"), torch.tensor([1, 0, 2])
     resid = torch.randn(4, D, generator=torch.Generator().manual_seed(1))
     permuted = lens.with_tensors(lambda tensor: tensor[order])
 
-    for row, source in enumerate((order + 1).tolist(), 1):
-        assert torch.equal(permuted.logits(head, resid, row), lens.logits(head, resid, source))
+    for layer, source in enumerate((order + 1).tolist(), 1):
+        assert torch.equal(permuted.logits(head, resid, layer), lens.logits(head, resid, source))
 
 
 def test_the_start_is_no_saddle():
@@ -95,19 +95,19 @@ def test_the_start_is_no_saddle():
     [("low_rank", "auto", 4096, 128), ("low_rank", "auto", 192, 64), ("low_rank", "auto", 32, 32),
      ("low_rank", "auto", 16384, 256), ("low_rank", 8, 4096, 8), ("full", "auto", 192, 192), ("bias", 8, 192, 0)],
 )  # fmt: skip
-def test_rank_follows_the_plans_rule(kind, rank, d_model, expected):
-    """clip(d_model // 32, 64, 256), and never more than d_model."""
+def test_rank_follows_its_rule(kind, rank, d_model, expected):
+    """clip(d_model // 32, 64, 256), at most d_model."""
     assert rank_of(fit_params(kind=kind, rank=rank), d_model) == expected
 
 
 def test_a_rank_above_d_model_is_refused():
-    """A wider product could not have a higher rank; the user meant something else."""
+    """The product U V^T cannot have a higher rank."""
     with pytest.raises(InputError, match=r"fit\.rank is 17, must be an integer 1\.\.16"):
         Lens.start(fit_params(kind="low_rank", rank=17), L, D)
 
 
 def test_a_saved_lens_is_the_same_lens_and_the_same_bytes(tmp_path):
-    """Two writes of one lens agree byte for byte, and reading gives every number back."""
+    """Two writes of one lens agree byte for byte; reading gives every number back."""
     lens = Lens.start(fit_params(kind="low_rank", rank=5, norm="next_input"), L, D)
     lens.save(tmp_path / "a")
     lens.save(tmp_path / "b")
@@ -145,7 +145,7 @@ def test_a_lens_file_that_is_wrong_is_refused(tmp_path, change, message):
 
 
 def test_an_unknown_placement_is_refused(tmp_path):
-    """A file of a later form is not read as if it were of this one."""
+    """A file of a later form is not read as one of today's."""
     replace(Lens.start(fit_params(kind="bias"), L, D), placement="elsewhere").save(tmp_path)
 
     with pytest.raises(IntegrityError, match="placement is 'elsewhere', must be one of normed, residual"):
@@ -153,7 +153,7 @@ def test_an_unknown_placement_is_refused(tmp_path):
 
 
 def test_a_truncated_lens_file_is_refused(tmp_path):
-    """And so is one that is not there."""
+    """A missing file is refused too."""
     Lens.start(fit_params(kind="bias"), L, D).save(tmp_path)
     path = tmp_path / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
@@ -166,7 +166,7 @@ def test_a_truncated_lens_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("layer", [-1, 0, 5])
 def test_a_layer_without_a_translator_is_refused(layer):
-    """Layer 0 is the embedding; counted from the end it would read the last layer's translator without a word."""
+    """Layer 0 is the embedding; as an index -1 it would take the last layer's translator without an error."""
     lens = Lens.start(fit_params(rank=2), n_layers=4, d_model=8)
 
     with pytest.raises(InputError, match=rf"layer is {layer}, must be in 1\.\.4"):

@@ -1,4 +1,4 @@
-"""Numbers at the edge: what never varies, what is not finite, what is far too large."""
+"""Inputs that never vary, are not finite, or are far too large."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def run(change, **values) -> Fit:
 @pytest.mark.parametrize("value", [0.0, 1.5, 0.1, 1e-30, 30.0], ids=str)
 @pytest.mark.parametrize("coordinates", ["whitened", "plain"])
 def test_a_layer_that_never_varies_gets_the_best_bias(coordinates, value):
-    """There is nothing to whiten and nothing to regress on: U V^T stays small, c alone says what comes next."""
+    """Nothing can be whitened or regressed on: U V^T stays small, and c alone predicts."""
 
     def change(resid: torch.Tensor) -> None:
         resid[:, 1] = value
@@ -52,7 +52,7 @@ def test_a_layer_that_never_varies_gets_the_best_bias(coordinates, value):
 
 @pytest.mark.usefixtures("hardware")
 def test_a_model_whose_every_position_is_the_same_can_be_fit():
-    """Not a model that anybody has, but no crash either."""
+    """The fit ends without an error and predicts the constant."""
     found = run(lambda resid: resid.fill_(0.7))
 
     assert max(found.best.kl_bits) < 1e-3
@@ -61,7 +61,7 @@ def test_a_model_whose_every_position_is_the_same_can_be_fit():
 @pytest.mark.usefixtures("hardware")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_rate_that_is_far_too_large_ends_in_one_line_with_a_hint(optimizer):
-    """It diverges, validation sees it, and no lens is written that looks like a result."""
+    """Validation notices that the fit diverges, and no lens is written."""
     with pytest.raises(
         NumericError, match=r"the fit diverges\. A smaller fit\.lr than 10 or more fit\.warmup may help"
     ):
@@ -71,7 +71,7 @@ def test_a_rate_that_is_far_too_large_ends_in_one_line_with_a_hint(optimizer):
 @pytest.mark.usefixtures("hardware")
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_the_optimizer_never_steps_on_a_number_that_is_not_finite(monkeypatch, bad):
-    """A NaN in one sequence stops the fit at the step that reads it; every step before was taken, and none after."""
+    """A NaN in one sequence stops the fit at the step that reads it: all steps before are taken, none after."""
     train, held_out = toy(64, seed=1), toy(16, seed=2)
     train.resid.unflatten(0, (64, -1))[37, 0, 2] = bad
     steps: list[int] = []
@@ -86,7 +86,7 @@ def test_the_optimizer_never_steps_on_a_number_that_is_not_finite(monkeypatch, b
 
 
 def test_a_token_that_is_masked_costs_nothing():
-    """Some models push unused rows of the vocabulary down with a bias of -1e30, which fp32 holds: KL stays finite."""
+    """KL stays finite with a bias of -1e30, by which some models mask unused tokens."""
     draw = torch.Generator().manual_seed(0)
     W_U = torch.randn(V, D, generator=draw)
     bias = torch.zeros(V)
@@ -102,7 +102,7 @@ def test_a_token_that_is_masked_costs_nothing():
 
 @pytest.mark.parametrize("letter", gates.LETTERS)
 def test_no_gate_passes_on_nan(world, letter, record_property):
-    """Whichever of its numbers it is: the value or either end of its interval."""
+    """Each of a check's numbers in turn: the value and both ends of its interval."""
     checks = world.judge().gate(letter).checks
     assert checks
 

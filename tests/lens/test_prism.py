@@ -43,7 +43,7 @@ def prism() -> Prism:
 
 
 def test_whitening_is_that_of_all_blocks_normed_residuals(prism):
-    """Numpy's mean and deviation over every block and position."""
+    """Mean and deviation equal numpy's over all blocks and positions."""
     x = normed()
 
     assert prism.residuals == len(x) == 20 * POSITIONS * L
@@ -53,7 +53,7 @@ def test_whitening_is_that_of_all_blocks_normed_residuals(prism):
 
 @pytest.mark.parametrize("k", [D, 3])
 def test_the_rotation_turns_principal_directions_into_those_of_the_unembedding(k):
-    """The i-th of the whitened residuals lands on the i-th of W_U, up to its sign; lengths and angles stay."""
+    """The i-th direction of the whitened residuals goes to the i-th of W_U, up to its sign; Q is orthogonal."""
     found, x = Prism.fit(toy_head(), toy_rows(), directions=k), normed()
     whitened = (x - x.mean(0)) / x.std(0)
     _, _, seen = np.linalg.svd(whitened, full_matrices=False)
@@ -66,8 +66,8 @@ def test_the_rotation_turns_principal_directions_into_those_of_the_unembedding(k
     assert (np.diagonal(seen[:k] @ Q @ seen[:k].T) >= -1e-6).all()  # each pair points one way
 
 
-def test_what_k_leaves_free_stays_as_near_the_identity_as_it_can():
-    """Of all maps between the two complements, the one whose product with the plain projection is symmetric, >= 0."""
+def test_what_k_leaves_free_is_nearest_to_the_identity():
+    """The nearest map between the complements is the one whose product with the projection is symmetric, >= 0."""
     frames = [np.linalg.qr(drawn(D, D, seed=seed).double().numpy())[0] for seed in (9, 10)]
     (seen, seen_free), (read, read_free) = ((frame[:, :2], frame[:, 2:]) for frame in frames)
     Q = procrustes(torch.from_numpy(seen), torch.from_numpy(read)).numpy()
@@ -79,7 +79,7 @@ def test_what_k_leaves_free_stays_as_near_the_identity_as_it_can():
 
 
 def test_logits_are_the_written_formula(prism):
-    """In fp64 and by hand: LayerNorm, whitening, rotation, W_U with its bias, softcap; the same at every row."""
+    """In fp64 and by hand: LayerNorm, whitening, rotation, W_U with its bias, softcap; the same at every layer."""
     head, resid = toy_head(), 3 * drawn(4, D, seed=5)
     h = resid.double()
     x = (h - h.mean(-1, keepdim=True)) / (h.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
@@ -88,12 +88,12 @@ def test_logits_are_the_written_formula(prism):
     assert head.bias is not None
     expected = 5 * torch.tanh((w @ head.W_U.double().T + head.bias.double()) / 5)
 
-    for row in (0, 1, L):
-        torch.testing.assert_close(prism.logits(head, resid, row).double(), expected, rtol=1e-5, atol=1e-5)
+    for layer in (0, 1, L):
+        torch.testing.assert_close(prism.logits(head, resid, layer).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_an_update_in_the_basis_is_one_in_whitened_and_turned_coordinates(prism):
-    """Whiten and turn, apply U' and V', go back: the same map of x as U = P U', V = R V', up to a constant."""
+    """Applying U' and V' to w and going back is the map of U = P U' and V = R V', up to a constant."""
     P, R = (side.double() for side in prism.basis())
     U, V, x = drawn(D, 2, seed=6).double(), drawn(D, 2, seed=7).double(), drawn(4, D, seed=8).double()
     sigma, Q = 1 / prism.inv_scale.double(), prism.rotation.double()
@@ -109,7 +109,7 @@ def test_an_update_in_the_basis_is_one_in_whitened_and_turned_coordinates(prism)
 
 
 def test_a_saved_prism_is_the_same_prism_and_the_same_bytes(tmp_path, prism):
-    """Two writes agree byte for byte, and reading gives every number back."""
+    """Two writes agree byte for byte; reading gives every number back."""
     prism.save(tmp_path / "a")
     prism.save(tmp_path / "b")
     back = Prism.load(tmp_path / "a")
@@ -142,8 +142,8 @@ def test_a_prism_file_that_is_wrong_is_refused(tmp_path, prism, change, message)
         Prism.load(path)
 
 
-def test_a_dimension_that_never_varies_is_no_obstacle():
-    """A gain of zero makes a dimension constant; its scale stays finite, and so does every logit."""
+def test_a_dimension_that_never_varies_keeps_all_numbers_finite():
+    """A gain of zero makes a dimension constant; its scale and all logits stay finite."""
     head = toy_head()
     head.final_norm.weight.data[0] = 0
     found = Prism.fit(head, toy_rows())
@@ -153,7 +153,7 @@ def test_a_dimension_that_never_varies_is_no_obstacle():
 
 
 def test_residuals_that_are_not_finite_are_refused():
-    """One NaN would otherwise be in every number."""
+    """One NaN would spread to every number."""
     rows = toy_rows()
     rows = replace(rows, resid=rows.resid.clone())
     rows.resid[3, 1, 2] = torch.nan

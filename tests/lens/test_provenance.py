@@ -1,4 +1,4 @@
-"""Provenance: measured counters, hashes that can be checked, and nothing of the clock."""
+"""Provenance: measured counters, hashes that can be checked, independence of the clock."""
 
 import hashlib
 import subprocess
@@ -32,7 +32,7 @@ def fitted(tmp_path):
     return tmp_path
 
 
-def test_counters_are_what_happened_not_what_was_asked(fitted):
+def test_counters_are_measured(fitted):
     """11 sequences of 16 tokens in batches of 4: 2 whole batches an epoch, 3 epochs, 4 positions a sequence."""
     about = artifacts.read_json(fitted / "lens/provenance.json")
 
@@ -44,7 +44,7 @@ def test_counters_are_what_happened_not_what_was_asked(fitted):
 
 
 def test_hashes_are_those_of_the_files(fitted):
-    """Weights, tokens and every file of the model can be checked against what the lens says."""
+    """The record holds the sha256 of weights, tokens and every file of the model."""
     about = artifacts.read_json(fitted / "lens/provenance.json")
 
     assert about["weights_sha256"] == artifacts.sha256_file(fitted / "lens/weights.safetensors")
@@ -55,7 +55,7 @@ def test_hashes_are_those_of_the_files(fitted):
 
 
 def test_a_file_of_another_form_is_refused_in_one_line(fitted):
-    """A lens of older code: which file, which key, and what writes it again."""
+    """The line for a lens of older code names the file, the missing key, and what writes it again."""
     path = fitted / "lens/provenance.json"
     data = artifacts.read_json(path)
     assert Provenance.read(path).data() == data
@@ -67,7 +67,7 @@ def test_a_file_of_another_form_is_refused_in_one_line(fitted):
 
 
 def test_the_same_fit_gives_the_same_bytes(fitted):
-    """Weights, log and provenance: nothing depends on the clock, or on whether the bank was there already."""
+    """Weights, log and provenance depend neither on the clock nor on a bank of an earlier run."""
     files = artifacts.sha256_tree(fitted / "lens")
 
     lens = {"weights.safetensors", "provenance.json", "fit_log.csv"}
@@ -76,7 +76,7 @@ def test_the_same_fit_gives_the_same_bytes(fitted):
 
 
 def test_a_fit_runs_without_the_model(fitted, monkeypatch):
-    """Once the bank holds its residuals: a model of hundreds of GiB would lie beside the fit for hours."""
+    """The model is released once the bank holds its residuals: it may take hundreds of GiB."""
     held = []
     monkeypatch.setattr(stage, "fit_all", lambda backbone, *_, **__: held.extend(backbone.model.parameters()) or {})
     settings = atlas(source={"path": str(fitted / "model")}, fit=FIT)
@@ -86,7 +86,7 @@ def test_a_fit_runs_without_the_model(fitted, monkeypatch):
 
 
 def test_the_commit_is_the_one_that_changed_the_fit(tmp_path, monkeypatch):
-    """Committing a fit's results must not make the next run of the same fit look like another."""
+    """A commit of a fit's results leaves the recorded commit of the next run as it is."""
 
     def git(*words: str) -> str:
         command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words]

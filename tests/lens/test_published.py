@@ -1,4 +1,4 @@
-"""Lenses published by tuned-lens: their file form, their formula in fp64, their own package where it is installed."""
+"""Lenses of tuned-lens: their files, their formula in fp64, and their own package where it is installed."""
 
 import hashlib
 import json
@@ -62,21 +62,21 @@ def residuals(backbone: Backbone) -> Tensor:
 
 
 def test_logits_are_their_formula_in_fp64(tmp_path, backbone):
-    """h + A_i h + b_i, LayerNorm, W_U: translator i reads what block i reads, and the last row is the model."""
+    """h + A_i h + b_i, LayerNorm, W_U: translator i reads the input of block i, and the last layer is the model."""
     lens, about = read(publish(tmp_path, backbone), backbone)
     resid, state = residuals(backbone), drawn()
     norm = backbone.model.gpt_neox.final_layer_norm
 
-    for row in range(1, L + 1):
-        h = resid[:, row].double()
-        if row < L:
-            h = h + h @ state[f"{row}.weight"].double().T + state[f"{row}.bias"].double()
+    for layer in range(1, L + 1):
+        h = resid[:, layer].double()
+        if layer < L:
+            h = h + h @ state[f"{layer}.weight"].double().T + state[f"{layer}.bias"].double()
         centred = h - h.mean(-1, keepdim=True)
         normed = centred / (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
         y = normed * norm.weight.double() + norm.bias.double()
         expected = y @ backbone.model.get_output_embeddings().weight.double().T
         torch.testing.assert_close(
-            lens.logits(backbone.head, resid[:, row], row).double(), expected, rtol=1e-4, atol=1e-5
+            lens.logits(backbone.head, resid[:, layer], layer).double(), expected, rtol=1e-4, atol=1e-5
         )
     assert "translator 0" in about["left_out"] and about["unembed_hash_checked"]
 
@@ -95,7 +95,7 @@ def test_their_own_package_reads_the_same(tmp_path, backbone):
 
 
 def test_a_lens_without_biases_has_none(tmp_path, backbone):
-    """`bias` of their configuration is false, and so are the entries."""
+    """Where `bias` of the configuration is false, the file has no biases."""
     weights = {name: tensor for name, tensor in drawn().items() if name.endswith("weight")}
     lens, _ = read(publish(tmp_path, backbone, tensors=weights, bias=False), backbone)
 
@@ -103,7 +103,7 @@ def test_a_lens_without_biases_has_none(tmp_path, backbone):
 
 
 def test_the_unembed_hash_is_theirs():
-    """By their definition: sha256 of what NumPy prints of W_U with one digit."""
+    """Their definition is the sha256 of NumPy's printed W_U with one digit."""
     W_U = torch.tensor([[0.14, -2.0], [3.26, 0.0]])
 
     assert published.unembed_hash(W_U) == hashlib.sha256(b"[[ 0.1 -2. ]\n [ 3.3  0. ]]").hexdigest()
@@ -129,8 +129,8 @@ class Evil:
         ({}, Evil(), IntegrityError, "params.pt is not tensors alone"),
     ],
 )  # fmt: skip
-def test_what_is_not_such_a_lens_is_refused(tmp_path, backbone, monkeypatch, config, tensors, error, message):
-    """Another model's, another kind, a broken one, code: each with one line that says so, and nothing runs."""
+def test_every_other_lens_is_refused(tmp_path, backbone, monkeypatch, config, tensors, error, message):
+    """Another model's lens, another kind, a broken one and a program each give one line; no code of the file runs."""
     monkeypatch.chdir(tmp_path)
     publish(tmp_path / "lens", backbone, tensors=tensors, **config)
 
@@ -142,7 +142,7 @@ def test_what_is_not_such_a_lens_is_refused(tmp_path, backbone, monkeypatch, con
 
 @pytest.mark.parametrize("damage", ["truncate", "pickle", "empty"])
 def test_a_broken_file_is_refused(tmp_path, backbone, damage):
-    """Half a file, a plain pickle, an empty one."""
+    """Half a file, a plain pickle, an empty file."""
     path = publish(tmp_path, backbone) / "params.pt"
     whole = path.read_bytes()
     path.write_bytes({"truncate": whole[:-200], "pickle": pickle.dumps(np.float64), "empty": b""}[damage])
@@ -152,7 +152,7 @@ def test_a_broken_file_is_refused(tmp_path, backbone, damage):
 
 
 def test_files_that_are_missing_or_changed_after_the_pin_are_refused(tmp_path, backbone):
-    """At prefetch a missing file is bad input; afterwards the pin was broken."""
+    """A missing file is an InputError at prefetch; later it is an IntegrityError of the pin."""
     settings = ImportedParams(repo=None, repo_type="space", revision="main", folder=str(tmp_path))
     with pytest.raises(InputError, match=r"no config\.json and no params\.pt"):
         hub_published.pin_lens(settings)
@@ -167,7 +167,7 @@ def test_files_that_are_missing_or_changed_after_the_pin_are_refused(tmp_path, b
 
 @pytest.mark.usefixtures("hardware")
 def test_validation_is_of_the_lens_as_it_stands(tmp_path, backbone):
-    """KL of every block by its own logits; no step is taken and no training token is counted."""
+    """Validation is the KL of every block's logits; no step is taken and no training token is counted."""
     lens, _ = read(publish(tmp_path, backbone), backbone)
     resid = residuals(backbone)[:, 1:]
     result = published.measure(backbone.head, lens, HeldRows(resid, 12, 12), fit_params(kind="imported"))
@@ -179,8 +179,8 @@ def test_validation_is_of_the_lens_as_it_stands(tmp_path, backbone):
     assert all(torch.equal(tensor, result.lens.tensors()[name]) for name, tensor in lens.tensors().items())
 
 
-def test_settings_say_where_a_lens_comes_from_or_that_there_is_none():
-    """Kind and folder go together; nothing is fit beside it."""
+def test_kind_imported_and_its_folder_go_together():
+    """Settings with one and not the other are refused; so is a Prism beside an imported lens."""
     for fit, place in (({"kind": "imported"}, {}), ({}, {"folder": "lens/gpt2"})):
         with pytest.raises(ValueError, match=r"kind imported needs a folder, and no other kind may have one"):
             atlas(fit=fit, imported=place)
@@ -212,7 +212,7 @@ def stages(tmp_path) -> tuple:
 
 @pytest.mark.usefixtures("hardware")
 def test_an_imported_lens_goes_through_the_stages_as_ours_do(stages):
-    """The bench that measures it reads what the published files say; its provenance names them."""
+    """The bench gets the published tensors, and the provenance names the published files."""
     settings, folder = stages
     bench = Bench.load(settings, folder / "corpus", folder / "lens")
     lens, _ = read(folder / "published", bench.backbone)

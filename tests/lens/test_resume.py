@@ -1,4 +1,4 @@
-"""Nothing is lost: a fit that is killed, starved or stopped goes on and gives the same bytes."""
+"""A fit that is killed, stopped, or out of disk resumes and gives the same bytes."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def short():
 
 @pytest.mark.parametrize("name", SHORT)
 def test_a_fit_that_is_cut_off_goes_on_to_the_same_bytes(short, name, record_property):
-    """Weights, log, counters; what it left half-written is gone, one file stays. `killing` has each scenario."""
+    """Weights, log and counters are the same, and one file stays. `killing` has the scenarios."""
     result = short[name]
 
     assert result["wrong"] == []
@@ -77,8 +77,8 @@ def test_a_fit_that_is_cut_off_goes_on_to_the_same_bytes(short, name, record_pro
     record_property(PROMISES[name], f"0 of {result['rounds']}")
 
 
-def test_bfloat16_products_change_nothing_of_that():
-    """A fit whose steps multiply in bfloat16 goes on to the same bytes, and forgets nothing."""
+def test_a_fit_with_bfloat16_products_resumes_to_the_same_bytes():
+    """Scenarios `steps` and `mutants` on a processor with bfloat16 products."""
     assert [result["wrong"] for result in rounds_of("steps", "mutants", capabilities="bf16").values()] == [[], []]
 
 
@@ -114,7 +114,7 @@ def after_steps(lab: Lab, home: str, steps: int, process: "subprocess.Popen[str]
 
 
 def test_dvc_is_killed_and_started_again_at_once(tmp_path):
-    """The stage follows its DVC, the second one waits for it or finds it gone, and the lens is that of a whole run."""
+    """The stage dies with its DVC, or the second one waits for it; the lens is that of an uninterrupted run."""
     lab = Lab.make(tmp_path, {"one": {"fit": MANY_STEPS}})
     first = begin(lab, "orphan", "dvc", "repro", "fit@one")
     after_steps(lab, "orphan", 5, first)
@@ -131,7 +131,7 @@ def test_dvc_is_killed_and_started_again_at_once(tmp_path):
 
 @pytest.mark.long
 def test_a_repro_that_is_killed_at_random_ends_with_the_same_bytes(tmp_path, record_property):
-    """Six kills of `dvc repro`, of DVC alone or with its stage, wherever it is: lock, metrics, lenses, tables."""
+    """Six kills of `dvc repro`, of DVC alone or with its stage: lock, metrics, lenses and tables are the same."""
     draws, kills = random.Random(0), 0
     whole = Lab.make(tmp_path / "whole", {"one": {}})
     killed = Lab(shutil.copytree(whole.root, tmp_path / "killed"))  # the same commit, which a lens records

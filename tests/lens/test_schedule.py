@@ -22,14 +22,14 @@ from tests.support.toy_fit import toy_head
     ],
 )
 def test_layers_and_positions_shrink_with_the_vocabulary(d_vocab, layers, positions, products):
-    """24 layers and 16 positions, by the square root of 32,000 tokens over the model's, but never below the floors."""
+    """24 layers and 16 positions shrink by the square root of 32,000 / d_vocab, down to the floors of 8 and 12."""
     asked = fit_params(vocab_scaling=True, layers_per_step=24, positions_per_seq=16)
 
     found = scaled_to_vocabulary(asked, d_vocab, n_layers=33)
     assert (found.layers_per_step, found.positions_per_seq, found.products) == (layers, positions, products)
 
 
-def test_without_the_rule_nothing_changes_and_a_floor_never_raises_what_was_asked():
+def test_a_floor_never_raises_a_setting_and_without_vocab_scaling_nothing_changes():
     """8 positions stay 8, though the floor is 12."""
     plain, few = fit_params(), fit_params(vocab_scaling=True, positions_per_seq=8)
 
@@ -47,7 +47,7 @@ def test_without_the_rule_nothing_changes_and_a_floor_never_raises_what_was_aske
     ],
 )
 def test_auto_takes_bfloat16_for_large_heads_alone(shape, products, taken, monkeypatch):
-    """On a processor that has it. The demo's head is small; what is asked for by name is taken at any size."""
+    """`auto` on a processor with bfloat16 takes it from LARGE_HEAD on; `bfloat16` takes it for every head."""
     monkeypatch.setattr(skeleton, "has_fast_bf16", lambda _: True)
     head = replace(toy_head(), W_U=torch.empty(shape, device="meta"))
 

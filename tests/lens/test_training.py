@@ -1,4 +1,4 @@
-"""The fit: its gradient against autograd, its schedule, and what it must and must not move."""
+"""The fit: its gradients against autograd, its schedule, and the parameters that it moves."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from lensmith.lens.divergence import BITS, LinearKL, kl_bits
 from lensmith.lens.lens import Lens
 from lensmith.lens.prism import Prism
 from lensmith.lens.schedule import Schedule
-from lensmith.lens.training import Bases, fit, trainable
+from lensmith.lens.training import fit, trainable
 from lensmith.process import progress
 from lensmith.process.errors import NumericError
 from lensmith.source.residuals import Batch
@@ -47,7 +47,7 @@ class _Norm64(nn.Module):
 
 
 def test_layer_gradients_are_autograds():
-    """Every parameter of two blocks in one batch against autograd through the definition, in fp64."""
+    """Gradients of all parameters of two blocks equal autograd's through the definition, in fp64."""
     head, lens, resid = replace(toy_head(torch.float64), final_norm=_Norm64()), random_lens(), toy(4, 5).resid
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in lens.tensors().items()}
     live, blocks = lens.having(leaves), [0, 2]
@@ -67,7 +67,7 @@ def test_layer_gradients_are_autograds():
 
 
 def test_penalty_gradients_are_autograds():
-    """Smallness and depth smoothness as the module states them; the last block takes no part."""
+    """Both penalties as the docstring of `objective` has them; the last block takes no part."""
     lens = random_lens()
     leaves = {name: getattr(lens, name)[:-1].clone().requires_grad_() for name in ("U", "V", "c")}
     maps = leaves["U"] @ leaves["V"].mT
@@ -102,7 +102,7 @@ def test_warm_up_is_applied_and_the_cosine_ends_at_zero():
 
 
 def test_a_full_rank_lens_recovers_a_linear_map():
-    """The toy's layers are linear in its last one, so the exact lens exists; the fit must come near it."""
+    """The toy's layers are linear in its last one, so an exact lens exists; the fit comes near it."""
     settings = {"kind": "full", "epochs": 60, "validate_every": 60, "patience": 99}
     fitted, start = (
         run(**settings),
@@ -123,7 +123,7 @@ def test_the_low_rank_part_trains():
 
 @pytest.mark.parametrize("kind", ["identity", "temperature", "bias", "low_rank", "full"])
 def test_only_what_a_kind_may_change_changes(kind):
-    """Each rung of the ladder moves its own parameters and no others, and never the last block."""
+    """Each kind moves its own parameters, no others, and never the last block."""
     settings = fit_params(kind=kind)
     fitted, start = run(kind=kind).lens.tensors(), Lens.start(fit_params(kind=kind, rank=4), L, D).tensors()
 
@@ -145,7 +145,7 @@ def test_a_prism_preconditions_the_fit():
     """AdamW's first step is lr in every coordinate that it works in: in Prism's for V', folded back by its basis."""
     settings = plain(rank=4, batch_seqs=64, epochs=1, lr=1e-3, prism="precondition")
     prism, start = Prism.fit(toy_head(), toy(64, seed=1)), Lens.start(settings, L, D)
-    result = fit(toy_head(), toy(64, seed=1), toy(16, seed=2), settings, start, bases=Bases(prism=prism))
+    result = fit(toy_head(), toy(64, seed=1), toy(16, seed=2), settings, start, prism=prism)
 
     _, R = prism.basis()
     step = torch.linalg.solve(R, result.lens.V[:-1])
@@ -155,7 +155,7 @@ def test_a_prism_preconditions_the_fit():
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_weight_decay_leaves_scale_at_one(optimizer):
-    """Decay pulls to zero, and a factor of zero is no lens: without a gradient, U shrinks and `scale` stays."""
+    """Without a gradient, decay shrinks U and leaves `scale` at one."""
     leaves = {name: [torch.ones(3, 3), torch.ones(3, 3)] for name in ("U", "V", "c", "scale")}
     for tensor in (leaf for held in leaves.values() for leaf in held):
         tensor.grad = torch.zeros_like(tensor)
@@ -175,7 +175,7 @@ def test_the_same_settings_give_the_same_bits():
 
 
 def test_the_best_step_is_kept_and_patience_ends_the_fit():
-    """Held-out layers half as far from the last one as those trained on: the fit passes the best map and gets worse."""
+    """Held-out layers lie half as far from the last one as training layers: the fit passes their best map."""
     settings = plain(kind="full", batch_seqs=8, epochs=20, lr=0.02, validate_every=5, patience=3)
     held_out = toy(16, seed=2)
     held_out.resid.lerp_(held_out.resid[:, -1:], 0.5)
@@ -190,12 +190,12 @@ def test_the_best_step_is_kept_and_patience_ends_the_fit():
 
 
 def test_the_fit_records_the_products_that_it_took(hardware):
-    """What `auto` found, for provenance."""
+    """Provenance records the dtype that `auto` took."""
     assert run(epochs=1).products == str(machines.taken(hardware)).removeprefix("torch.")
 
 
 def test_numbers_that_are_not_finite_stop_the_fit_before_the_step():
-    """The message says step and layer."""
+    """The message names step and layer."""
     settings, train = plain(batch_seqs=8, rank=4), toy(64, seed=1)
     train.resid[:, 1] = torch.nan
 
@@ -204,7 +204,7 @@ def test_numbers_that_are_not_finite_stop_the_fit_before_the_step():
 
 
 def test_a_fit_that_diverges_is_stopped_with_a_hint():
-    """Held-out KL of ten times the best is no noise: at a rate of 10 it does not come back."""
+    """At a rate of 10 the held-out KL exceeds ten times the best."""
     with pytest.raises(NumericError, match=r"the fit diverges. A smaller fit\.lr than 10 or more fit\.warmup may help"):
         run(kind="bias", temperature=False, lr=10.0, warmup=0.0, validate_every=2, patience=99)
 
@@ -218,7 +218,7 @@ def test_a_model_of_one_block_has_the_identity_and_nothing_to_train():
     assert (result.steps, result.best.score) == (0, 0.0)
 
 
-def test_every_sequence_is_used_once_an_epoch_in_an_order_of_its_own():
+def test_each_epoch_reads_every_sequence_once_in_a_new_order():
     """64 sequences of 6 positions, 4 epochs of 8 steps: 1,536 positions."""
     settings, train, asked = plain(batch_seqs=8, rank=4, epochs=4), toy(64, seed=1), []
 
@@ -236,7 +236,7 @@ def test_every_sequence_is_used_once_an_epoch_in_an_order_of_its_own():
 
 
 def test_validation_is_the_mean_kl_of_the_decoded_logits():
-    """Against logits of whole distributions, in bits, layer by layer."""
+    """Validation equals KL from whole logits, in bits, layer by layer."""
     head, rows, lens = toy_head(), toy(16, seed=2), random_lens(torch.float32)
     found = objective.validate(LinearKL(head), lens, rows).kl_bits
 
@@ -248,7 +248,7 @@ def test_validation_is_the_mean_kl_of_the_decoded_logits():
 
 
 def test_a_fit_tells_steps_and_the_last_validation_in_whole_lines(monkeypatch, capsys):
-    """32 steps, of which each tenth and the last are validated: the line of step 31 still says the KL of step 30."""
+    """Every tenth of 32 steps is validated: the line of step 31 has the KL of step 30."""
     monkeypatch.setattr(progress, "EVERY", 0.0)
     done = run(patience=99)
     said = capsys.readouterr().err

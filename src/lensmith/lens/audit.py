@@ -1,7 +1,7 @@
 """Recompute what a lens's provenance says, and compare fact by fact.
 
-The record is made again by the code that wrote it, from weights, fit_log.csv, the corpus, the model and the settings.
-What no artifact holds, such as the machine, is named as not checked.
+The code that wrote the record makes it again, from weights, fit_log.csv, the corpus, the model and the settings. Facts
+that no artifact holds, such as the machine, are listed as not checked.
 """
 
 import csv
@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lensmith.files import artifacts
+from pydantic import TypeAdapter, ValidationError
+
+from lensmith.files import artifacts, records
 from lensmith.lens import published, recording, training
+from lensmith.lens.checkpoint import LogRow
 from lensmith.lens.lens import Lens
 from lensmith.lens.lens_file import PRISM, WEIGHTS
 from lensmith.lens.objective import Validation
@@ -23,14 +26,14 @@ from lensmith.lens.stage import FIT_LOG, prism_record_of
 from lensmith.process import git
 from lensmith.process.errors import IntegrityError
 from lensmith.settings import fingerprint
-from lensmith.settings.sections import ModelParams
+from lensmith.settings.sections import FitParams, ModelParams
 from lensmith.source import corpus
 from lensmith.source.backbone import Backbone
 from lensmith.source.proof import PROOF_LIMIT_BITS
 
-# Of the machine that fit, and of the moment; no file holds them.
+# Of the machine and the moment of the fit; no file holds them.
 NOT_CHECKED = ("versions", "machine", "products", "ridge_by_layer", "git_commit", "git_dirty", "val_kl_bits_by_layer")
-RELATIVE = 1e-5  # of numbers that are computed again, maybe on another machine
+RELATIVE = 1e-5  # tolerance of numbers computed again, maybe on another machine
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,10 @@ def audit(settings: ModelParams, code: Path, corpus_dir: Path, lens_dir: Path) -
         IntegrityError: a file that the facts come from is missing, damaged or changed.
     """
     path = lens_dir / PROVENANCE
-    provenance = Provenance.read(path)
+    provenance, log = Provenance.read(path), _read_log(lens_dir / FIT_LOG)
     recorded = dict(_flat(provenance.data()))
-    expected = dict(_flat(_expected(settings, code, corpus_dir, lens_dir, provenance)))
+    by_layer = provenance.val_kl_bits_by_layer
+    expected = dict(_flat(_expected(settings, code, corpus_dir, lens_dir, log=log, by_layer=by_layer)))
     not_checked = {key for key in recorded if key not in expected or key.split(".")[0] in NOT_CHECKED}
     wrong = [
         f"{path}: {key} is {recorded.get(key, 'missing')}, but the artifacts say {value}"
@@ -59,23 +63,29 @@ def audit(settings: ModelParams, code: Path, corpus_dir: Path, lens_dir: Path) -
         if key.split(".")[0] not in NOT_CHECKED and not _same(key, recorded.get(key), value)
     ]
     commits, is_checked = _commit_faults(provenance)
-    wrong += [f"{path}: {fault}" for fault in (*commits, *_mean_faults(provenance, lens_dir))]
+    wrong += [f"{path}: {fault}" for fault in (*commits, *_mean_faults(by_layer, log))]
     not_checked -= {"git_commit", "git_dirty"} if is_checked else set()
     not_checked = {key for key in not_checked if not key.startswith("val_kl_bits_by_layer")}  # by their mean
     return Audit(tuple(wrong), tuple(sorted(not_checked)), len(recorded) - len(not_checked) - len(wrong))
 
 
 def _expected(
-    settings: ModelParams, code: Path, corpus_dir: Path, lens_dir: Path, recorded: Provenance
+    settings: ModelParams,
+    code: Path,
+    corpus_dir: Path,
+    lens_dir: Path,
+    *,
+    log: list[LogRow],
+    by_layer: tuple[float, ...],
 ) -> dict[str, Any]:
-    """The record as the artifacts have it, JSON data."""
+    """The record made again from the artifacts, JSON data. KL `by_layer` is taken over: no other artifact holds it."""
     manifest = corpus.Manifest.read(corpus_dir)
     for read in (corpus.read_tokens, corpus.read_heldout):
         read(corpus_dir)  # their sha256 is compared with the manifest's
     backbone, lens = Backbone.load(settings.source, manifest.model), Lens.load(lens_dir)
     has_prism, is_imported = settings.fit.prism != "off", settings.fit.kind == "imported"
     record = recording.provenance_of(
-        _fit(settings, manifest, lens, lens_dir, d_vocab=backbone.d_vocab, by_layer=recorded.val_kl_bits_by_layer),
+        _fit(scaled_to_vocabulary(settings.fit, backbone.d_vocab, lens.n_layers), manifest, lens, log, by_layer),
         settings,
         manifest,
         backbone,
@@ -85,37 +95,29 @@ def _expected(
         imported=published.load(manifest.lens, backbone)[1] if is_imported else None,
     )
     expected: Any = record.data()
-    best = _best_row(lens_dir)
-    expected["val_kl_bits@{25,50,75}%"] = [float(best[f"val_kl_bits_{depth}"]) for depth in (25, 50, 75)]
+    best = _best_row(log)
+    expected["val_kl_bits@{25,50,75}%"] = [best.val_kl_bits_25, best.val_kl_bits_50, best.val_kl_bits_75]
     if settings.fit.bank == "stream":  # counted as they passed; a bank forwards each token once
         expected["measured"].pop("tokens_forwarded")
     return dict(expected)
 
 
 def _fit(
-    settings: ModelParams,
-    manifest: corpus.Manifest,
-    lens: Lens,
-    lens_dir: Path,
-    *,
-    d_vocab: int,
-    by_layer: tuple[float, ...],
+    ran: FitParams, manifest: corpus.Manifest, lens: Lens, log: list[LogRow], by_layer: tuple[float, ...]
 ) -> training.Fit:
-    """The fit that a lens's log, weights, corpus and settings tell of."""
-    ran = scaled_to_vocabulary(settings.fit, d_vocab, lens.n_layers)
+    """The fit of a lens, from its log, weights, corpus and the settings that it ran with."""
     n_blocks, n_seqs = lens.n_layers - 1, manifest.train.sequences
     is_imported = ran.kind == "imported"
     if is_imported:
         n_seqs = min(ran.validation_seqs, manifest.heldout.sequences)
     is_trained = bool(n_blocks and not is_imported and training.trainable(ran))
     schedule = Schedule(ran, n_seqs, n_blocks, trains=is_trained)
-    steps = int(_log(lens_dir)[-1]["step"])
+    steps = log[-1].step
     return training.Fit(
         lens=lens,
         log=[],
         steps=steps,
-        best_step=int(_best_row(lens_dir)["step"]),
-        stopped_early=steps < schedule.total_steps,
+        best_step=_best_row(log).step,
         schedule=schedule,
         positions_used=steps * schedule.batch_seqs * ran.positions_per_seq,
         tokens_forwarded=0 if is_imported else n_seqs * manifest.seq_len,
@@ -126,32 +128,35 @@ def _fit(
     )
 
 
-def _log(lens_dir: Path) -> list[dict[str, str]]:
-    path = lens_dir / FIT_LOG
+def _read_log(path: Path) -> list[LogRow]:
+    """fit_log.csv. IntegrityError where it is missing, has another form, or no row is the best one."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+            lines = [{name: text or None for name, text in line.items()} for line in csv.DictReader(file)]
+        rows = TypeAdapter(list[LogRow]).validate_python(lines)
     except FileNotFoundError:
         raise IntegrityError(f"{path}: missing") from None
-    if not any(row.get("best") == "1" for row in rows):
+    except ValidationError as error:
+        raise IntegrityError(f"{path}: {records.explain(error)}") from None
+    if not any(row.best for row in rows):
         raise IntegrityError(f"{path}: no row is marked as the best one")
     return rows
 
 
-def _best_row(lens_dir: Path) -> dict[str, str]:
-    return [row for row in _log(lens_dir) if row["best"] == "1"][-1]
+def _best_row(log: list[LogRow]) -> LogRow:
+    return [row for row in log if row.best][-1]
 
 
-def _mean_faults(recorded: Provenance, lens_dir: Path) -> Iterator[str]:
-    """The log holds three depths and the mean of all layers; an edit of any one layer changes the mean."""
-    by_layer, logged = recorded.val_kl_bits_by_layer, float(_best_row(lens_dir)["val_kl_bits_mean"])
+def _mean_faults(by_layer: tuple[float, ...], log: list[LogRow]) -> Iterator[str]:
+    """Check KL by layer against the mean of the log, which an edit of any layer changes."""
+    logged = _best_row(log).val_kl_bits_mean
     mean = sum(by_layer) / max(1, len(by_layer) - 1)
     if by_layer[-1] != 0 or not math.isclose(mean, logged, rel_tol=1e-9, abs_tol=1e-12):
         yield f"val_kl_bits_by_layer has mean {mean} and last value {by_layer[-1]}, but fit_log.csv says {logged} and 0"
 
 
 def _commit_faults(recorded: Provenance) -> tuple[list[str], bool]:
-    """Whether the recorded commit holds the recorded code, and whether git could say so here."""
+    """Whether the recorded commit holds other code than was recorded, and whether git could tell here."""
     commit, is_dirty = recorded.git_commit, recorded.git_dirty
     if git.run("rev-parse", "HEAD") is None or commit is None:
         return [], False
@@ -178,7 +183,7 @@ def _flat(value: object, key: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _same(key: str, recorded: object, expected: object) -> bool:
-    if key == "proof.max_kl_bits":  # rounding, and so another number on another machine; the limit is what counts
+    if key == "proof.max_kl_bits":  # rounding, another number on another machine: the limit decides
         return isinstance(recorded, float | int) and abs(recorded) <= PROOF_LIMIT_BITS
     if isinstance(recorded, float) and isinstance(expected, float):
         return math.isclose(recorded, expected, rel_tol=RELATIVE)

@@ -1,12 +1,12 @@
-"""Checkpoints: all that the next step of a fit depends on, in one file that is whole or absent.
+"""Checkpoints: everything that the next step of a fit depends on, in one file that is whole or absent.
 
     <folder>/step-00000450.safetensors    trained/<name>, best/<name>, optimizer/<i>/<leaf>/<name>; facts
     <folder>/finished.safetensors         best/<name>; facts
 
-No random state is kept: batches, draws and learning rate are functions of the step. So when a fit writes a checkpoint
-changes none of its bits, and the clock may decide: every LENSMITH_CHECKPOINT_SECONDS, in the background, one at a time.
-The newest two stay while a fit runs. Afterwards what it found stays: DVC may die while it takes the outputs into its
-cache, and then the fit is not run again.
+No random state is kept: batches, draws and learning rate are functions of the step. The moment of a checkpoint changes
+no bit of a fit, so the clock decides: every LENSMITH_CHECKPOINT_SECONDS, in the background, one at a time. The newest
+two stay while a fit runs. finished.safetensors stays afterwards: DVC may die while it takes the outputs into its cache,
+and the fit is then not run again.
 """
 
 import shutil
@@ -14,10 +14,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, InstanceOf
 from torch import Tensor
 
 from lensmith.lens.lens import Lens
@@ -26,7 +27,7 @@ from lensmith.process import amounts, environment
 from lensmith.process.errors import IntegrityError, ResourceError
 from lensmith.source import tensor_file
 
-EVERY = 240.0  # seconds: with the time of a write, no more than five minutes are lost
+EVERY = 240.0  # seconds: with the time of a write, at most five minutes are lost
 KEPT = 2
 FINISHED = "finished.safetensors"
 
@@ -46,19 +47,20 @@ class LogRow:
     best: int
 
 
-@dataclass
-class State:
-    """A fit between two steps."""
+class State(BaseModel):
+    """A fit between two steps. The fields without tensors are the facts of a checkpoint."""
 
-    step: int  # taken so far
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    step: int = 0  # taken so far
     trained: dict[str, Tensor]  # in the fit's coordinates; an optimizer moves them in place
-    optimizers: list[dict[int, dict[str, Tensor]]]  # of each optimizer, by leaf, as `state_dict` has them
-    best_lens: Lens
+    optimizers: list[dict[int, dict[str, Tensor]]] = []  # of each optimizer, by leaf, as `state_dict` has them
+    best_lens: InstanceOf[Lens]
     best: Validation
-    best_step: int
-    waited: int  # validations since the best one
-    log: list[LogRow]
-    train_kl: list[float]  # bits, of the steps since the last validation
+    best_step: int = 0
+    waited: int = 0  # validations since the best one
+    log: list[LogRow] = []
+    train_kl: list[float] = []  # bits, of the steps since the last validation
     ridge: tuple[float, ...] | None  # of the closed form, by block
     tokens_forwarded: int
     finished: bool = False
@@ -77,7 +79,7 @@ class Checkpoints:
     def newest(self, like: Lens) -> State | None:
         """The newest state that can be read, its tensors on the CPU; `like` is a lens of the fit's form.
 
-        A file that is not what was written is set aside, with a line that says so.
+        A file whose bytes have changed is set aside, with a line on stderr.
         """
         for path in reversed(self._files()):
             try:
@@ -97,15 +99,11 @@ class Checkpoints:
         return self.folder is not None and (self.folder / FINISHED).exists()
 
     def reserve(self, trained: Mapping[str, Tensor]) -> None:
-        """See that the checkpoints of a fit fit on the disk, before its first step.
-
-        Raises:
-            ResourceError: they do not.
-        """
+        """Make the folder. Raises ResourceError where the disk has no room for the checkpoints of a fit."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Trained tensors, two moments of each, and the best lens; one more file while the oldest is still there.
+        # Trained tensors, two moments of each, and the best lens; one file more until the oldest is removed.
         need = (KEPT + 1) * 4 * sum(tensor.nbytes for tensor in trained.values())
         free = shutil.disk_usage(self.folder).free
         if need > free:
@@ -116,7 +114,7 @@ class Checkpoints:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time for a checkpoint, and the one before is written."""
+        """Whether it is time for a checkpoint and the last one is written."""
         is_busy = self._writing is not None and not self._writing.done()
         return self.folder is not None and not is_busy and self._clock() - self._saved >= self._every
 
@@ -124,7 +122,7 @@ class Checkpoints:
         """Write a checkpoint: in the background, or before this returns.
 
         Raises:
-            ResourceError: this one, or the one before, does not fit on the disk. Older ones are as they were.
+            ResourceError: this one, or the one before, does not fit on the disk. Older ones are unchanged.
         """
         if self.folder is None:
             return
@@ -137,7 +135,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Until what was saved is on the disk. Raises as `save` does."""
+        """Wait until everything saved is on the disk. Raises as `save` does."""
         writing, self._writing = self._writing, None
         if writing is None:
             return
@@ -170,42 +168,23 @@ def _packed(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
             for leaf, values in optimizer.items():
                 tensors |= {f"optimizer/{i}/{leaf}/{name}": value for name, value in values.items()}
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    facts = {
-        "step": state.step,
-        "optimizers": len(state.optimizers),
-        "best": state.best.kl_bits,
-        "best_step": state.best_step,
-        "waited": state.waited,
-        "log": [asdict(row) for row in state.log],
-        "train_kl": list(state.train_kl),
-        "ridge": state.ridge,
-        "tokens_forwarded": state.tokens_forwarded,
-        "finished": state.finished,
-    }
-    return copies, facts
+    return copies, state.model_dump(mode="json", exclude={"trained", "optimizers", "best_lens"})
 
 
 def _unpacked(tensors: dict[str, Tensor], facts: dict[str, Any], like: Lens) -> State:
     parts: dict[str, dict[str, Tensor]] = {"best": {}, "trained": {}}
-    optimizers: list[dict[int, dict[str, Tensor]]] = [{} for _ in range(facts["optimizers"])]
-    for path, tensor in tensors.items():
+    optimizers: dict[str, dict[int, dict[str, Tensor]]] = {}
+    for path, tensor in sorted(tensors.items()):
         part, _, name = path.partition("/")
         if part == "optimizer":
             i, leaf, name = name.split("/")
-            optimizers[int(i)].setdefault(int(leaf), {})[name] = tensor
+            optimizers.setdefault(i, {}).setdefault(int(leaf), {})[name] = tensor
         else:
             parts[part][name] = tensor
+    # Validated: JSON has lists where a state has tuples.
     return State(
-        step=facts["step"],
+        **facts,
         trained=parts["trained"],
-        optimizers=optimizers,
+        optimizers=list(optimizers.values()),
         best_lens=like.having(parts["best"]),
-        best=Validation(tuple(facts["best"])),
-        best_step=facts["best_step"],
-        waited=facts["waited"],
-        log=[LogRow(**row) for row in facts["log"]],
-        train_kl=facts["train_kl"],
-        ridge=None if facts["ridge"] is None else tuple(facts["ridge"]),
-        tokens_forwarded=facts["tokens_forwarded"],
-        finished=facts["finished"],
     )

@@ -1,13 +1,13 @@
-"""The coordinates that a lens is trained in. A lens on disk knows nothing of them.
+"""The coordinates that a lens is trained in. A lens on disk does not depend on them.
 
     y = s * (x - m) + ((x - m) U) V^T + b        U = P U'    V = R V'        trained: U', V', b, s, log_tau
     c = b - s * m - (m U) V^T                    what the lens keeps
 
-plain       P, R = 1, m = 0: of the reference recipe, whose penalties and decay are about U and V themselves
-whitened    P = Cov(x)^-1/2, R = F^-1/2 of the head's Fisher information F, m = mean(x): a step in one direction of
-            x, or of what the head reads, then costs what it costs in another. The factors of the closed form are its
-            singular vectors here, so that lengths are in nats whatever the model
-prism       P, R as Prism has them (the reference recipe's preconditioner)
+plain       P, R = 1, m = 0: the reference recipe's, whose penalties and decay act on U and V themselves
+whitened    P = Cov(x)^-1/2, R = F^-1/2 of the head's Fisher information F, m = mean(x): steps in all directions of x,
+            and of what the head reads, have the same scale. U' and V' of the closed form are its singular vectors, so
+            that their lengths are in nats for every model
+prism       P, R of Prism (the reference recipe's preconditioner)
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from lensmith.lens.lens import Lens
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Of all blocks but the last."""
+    """m, P and R of all blocks but the last."""
 
     mean: Tensor  # (L - 1, d_model): m
     P: Tensor | None = None  # (d_model, d_model), or one for each block; None is 1
@@ -32,10 +32,10 @@ class Coordinates:
         return cls(torch.zeros_like(lens.c[:-1]))
 
     def enter(self, lens: Lens) -> dict[str, Tensor]:
-        """The trained tensors of a lens, by name, each (L - 1, ...); `c` is b."""
+        """The trained tensors of a lens by name, each (L - 1, ...); `c` holds b."""
         U, V, s, log_tau = (getattr(lens, name)[:-1].clone() for name in ("U", "V", "scale", "log_tau"))
         b = lens.c[:-1] + s * self.mean + through(self.mean, U, V)
-        return {"U": _solve(self.P, U), "V": _solve(self.R, V), "c": b, "scale": s, "log_tau": log_tau}
+        return {"U": _undo(self.P, U), "V": _undo(self.R, V), "c": b, "scale": s, "log_tau": log_tau}
 
     def leave(self, trained: Mapping[str, Tensor], like: Lens) -> Lens:
         """The lens of trained tensors, with the last block of `like`."""
@@ -51,14 +51,15 @@ class Coordinates:
         return U if self.P is None else self.P @ U, V if self.R is None else self.R @ V
 
     def pull(self, gradients: dict[str, Tensor], blocks: list[int]) -> dict[str, Tensor]:
-        """Gradients for U and V of some blocks, as gradients for U' and V'."""
+        """Gradients for U' and V' of some blocks, from those for U and V, by the chain rule; in place."""
         for name, basis in (("U", self.P), ("V", self.R)):
             if basis is not None:
                 gradients[name] = (basis if basis.dim() == 2 else basis[blocks]).mT @ gradients[name]
         return gradients
 
 
-def _solve(basis: Tensor | None, tensor: Tensor) -> Tensor:
+def _undo(basis: Tensor | None, tensor: Tensor) -> Tensor:
+    """tensor' of tensor = basis tensor'."""
     return tensor if basis is None else torch.linalg.solve(basis, tensor)
 
 

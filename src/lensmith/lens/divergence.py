@@ -1,4 +1,4 @@
-"""Distances between the distributions that two sets of logits stand for. Bits live here and nowhere else.
+"""Distances between the distributions of two sets of logits. Nats become bits here and nowhere else.
 
 The fit minimises KL(p || q), p the model's final distribution and q the lens's. With y (d_model) the input of the
 head, a = scale / tau and logits z = a (y W_U^T + b), everything that depends on p collapses into d_model + 2 numbers
@@ -7,8 +7,8 @@ head, a = scale / tau and logits z = a (y W_U^T + b), everything that depends on
     KL = lse(z) - a (<y, e_p> + b_p) - H(p)
     dKL/dy = a (e_q - e_p)        dKL/dlog_tau = a (<y, e_p - e_q> + b_p - b_q)
 
-so one teacher serves every layer (`source.teacher`), and a layer costs product, softmax in place, product. A softcap,
-z' = cap tanh(z / cap), is not linear in y: there p is computed once a chunk for all layers, and with j = 1 - (z'/cap)^2
+so one teacher serves every layer (`source.teacher`), and a layer costs a product, a softmax in place and a product. A
+softcap, z' = cap tanh(z / cap), is not linear in y: p is computed once a chunk for all layers. With j = 1 - (z'/cap)^2
 
     dKL/dy = a ((q - p) * j) W_U        dKL/dlog_tau = -<y, dKL/dy> - a <(q - p) * j, b>
 """
@@ -27,7 +27,7 @@ BITS = 1 / math.log(2)  # bits in a nat
 
 
 def kl_bits(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """KL(p || q) in bits of the distributions that two tensors of logits (..., d_vocab) stand for: (...).
+    """KL(p || q) in bits of the distributions of two tensors of logits (..., d_vocab): (...).
 
     Zero where they are equal, non-negative within float32 rounding. A token that p excludes (-inf) costs nothing.
 
@@ -36,7 +36,7 @@ def kl_bits(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """
     if p_logits.shape != q_logits.shape:
         raise ValueError(f"kl_bits: p_logits is {tuple(p_logits.shape)} but q_logits is {tuple(q_logits.shape)}")
-    log_p, log_q = _log_softmax(p_logits), _log_softmax(q_logits)
+    log_p, log_q = (_wide(logits).log_softmax(-1) for logits in (p_logits, q_logits))
     p = log_p.exp()
     return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1) * BITS
 
@@ -49,8 +49,7 @@ def entropy_bits(logits: Tensor) -> Tensor:
 
 def token_rank(logits: Tensor, token_ids: Tensor) -> Tensor:
     """How many tokens have a larger logit than `token_ids` (...): 0 is the top of (..., d_vocab)."""
-    own = logits.gather(-1, token_ids[..., None])
-    return (logits > own).sum(-1)
+    return (logits > logits.gather(-1, token_ids[..., None])).sum(-1)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -62,23 +61,19 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _log_softmax(logits: Tensor) -> Tensor:
-    return _wide(logits).log_softmax(-1)
-
-
 class LinearKL:
-    """KL(p || q) in nats and its gradient for the stacked inputs of a head, a chunk of rows at a time.
+    """KL(p || q) in nats and its gradient for the stacked inputs of a head, a chunk of positions at a time.
 
-    A chunk costs a product, a softmax in place and a product. Its logits are the only tensor with d_vocab columns, in
-    a buffer that is kept: on a CPU fresh pages cost more than the arithmetic. Products run in `products` (float32, or
-    bfloat16 where the hardware has it); the softmax and all sums are fp32, or fp64 where the head is.
+    The logits of a chunk are the only tensor with d_vocab columns. Their buffer is reused: on a CPU fresh pages cost
+    more than the arithmetic. Products run in `products` (float32, or bfloat16 where the hardware has it); the softmax
+    and all sums are fp32, or fp64 where the head is.
     """
 
     def __init__(self, head: Head, products: torch.dtype | None = None, budget: int | None = None) -> None:
-        """`budget`: bytes of a chunk's logits; by default what suits the device."""
+        """`budget`: bytes of a chunk's logits; None for what suits the device."""
         self.head = head
         self._W = head.W_U if products in {None, torch.float32} else head.W_U.to(products)
-        self.rows = head.positions_at_once(budget)
+        self.chunk = head.positions_at_once(budget)
         self._buffers: list[Tensor] = []
 
     def __call__(self, teacher: Teacher, y: Tensor, log_tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +96,7 @@ class LinearKL:
         return kl, d_y, d_log_tau
 
     def value(self, teacher: Teacher, y: Tensor, log_tau: Tensor) -> Tensor:
-        """KL (layers, n) in nats alone, for half the cost. Arguments as of a call."""
+        """KL (layers, n) in nats, for half the cost of value and gradient. Arguments as of a call."""
         kl = y.new_empty(y.shape[:2])
         a = self.head.scale * torch.exp(-log_tau)
         for part, p in self._parts(teacher, y.shape[1]):
@@ -112,14 +107,14 @@ class LinearKL:
         return kl
 
     def _parts(self, teacher: Teacher, n: int) -> Iterator[tuple[slice, "_Target"]]:
-        for start in range(0, n, self.rows):
-            part = slice(start, min(start + self.rows, n))
+        for start in range(0, n, self.chunk):
+            part = slice(start, min(start + self.chunk, n))
             yield part, _Target.of(self.head, teacher.part(part))
 
     def _linear(self, p: "_Target", y: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         agreement = p.agreement(y, a)
         q, lse, total = _exp(self._logits(y, a))
-        # Divided after the product: a pass over the logits is worth saving.
+        # The division after the product saves a pass over the logits.
         e_q = self._back(q) / total
         b_q = 0.0 if self.head.bias is None else (q @ self.head.bias) / total.squeeze(-1)
         return lse - agreement - p.entropy, a * (e_q - p.e_p), agreement - a * ((y * e_q).sum(-1) + b_q)
@@ -136,7 +131,7 @@ class LinearKL:
         return lse - agreement - p.entropy, d_y, -(y * d_y).sum(-1) - by_bias
 
     def _logits(self, y: Tensor, a: Tensor) -> Tensor:
-        """a (y W_U^T + b), in a buffer. The factor goes into y, which is smaller."""
+        """a (y W_U^T + b), in a buffer. a multiplies y, which is smaller than the logits."""
         z, scaled = self._buffer(0, len(y)), y * a
         if self._W.dtype == y.dtype:
             torch.mm(scaled, self._W.T, out=z)
@@ -153,15 +148,16 @@ class LinearKL:
         assert self.head.softcap is not None
         return z.div_(self.head.softcap).tanh_().mul_(self.head.softcap)
 
-    def _buffer(self, place: int, rows: int) -> Tensor:
-        while len(self._buffers) <= place:
-            self._buffers.append(self.head.W_U.new_empty(self.rows, len(self.head.W_U)))
-        return self._buffers[place][:rows]
+    def _buffer(self, i: int, n: int) -> Tensor:
+        """The first n rows of the i-th buffer: (n, d_vocab)."""
+        while len(self._buffers) <= i:
+            self._buffers.append(self.head.W_U.new_empty(self.chunk, len(self.head.W_U)))
+        return self._buffers[i][:n]
 
 
 @dataclass(frozen=True)
 class _Target:
-    """p of one chunk, as a linear head (e_p, b_p) or a capped one (p) needs it."""
+    """p of one chunk: e_p and b_p for a linear head, p itself for a capped one."""
 
     entropy: Tensor  # (n,) nats
     e_p: Tensor  # (n, d_model)
@@ -181,7 +177,7 @@ class _Target:
         return a * ((y * self.e_p).sum(-1) + self.b_p)
 
     def capped(self, z: Tensor) -> Tensor:
-        """<p, z> of logits behind a softcap."""
+        """<p, z> of capped logits z."""
         assert self.p is not None
         return (self.p * z).sum(-1)
 
@@ -194,5 +190,5 @@ def _exp(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a b of low-precision tensors, summed in fp32 and kept so where the device can."""
+    """a b of low-precision tensors in fp32; a CPU rounds it to their precision first."""
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.mm(a, b).float()

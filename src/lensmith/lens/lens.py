@@ -6,11 +6,11 @@ temperature and the model's logit transform,
     x = N(resid_post[l])        y = s_l * x + (x U_l) V_l^T + c_l        z_l = g((y W_U + b) / tau_l)
         U_l, V_l (d_model, rank), s_l, c_l (d_model), tau_l scalar
 
-This is the placement `normed`, the only one that is trained here. Lenses that others publish may translate before the
-norm, placement `residual`: x = resid_post[l] and z_l = g((N(y) W_U + b) / tau_l).
+This is the placement `normed`, the only one that is trained here. Imported lenses may translate before the norm,
+placement `residual`: x = resid_post[l] and z_l = g((N(y) W_U + b) / tau_l).
 
 U starts random and V at zero: the lens starts as the norm lens exactly, and V has a gradient from the first step.
-With both at zero neither would ever have one. The last block is the identity and stays it.
+With both at zero neither would ever have one. The last block's translator stays the identity.
 
 The kinds are a ladder, each the same map with fewer free parameters:
     identity (none)   temperature (tau)   bias (+ c)   low_rank (+ s, U, V)   full (rank = d_model)
@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,14 +28,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lensmith.files import artifacts
-from lensmith.lens.lens_file import TENSORS, WEIGHTS, check_shapes, read_header
+from lensmith.lens.lens_file import TENSORS, WEIGHTS, TranslatorPlacement, check_shapes, read_header
 from lensmith.process.draws import Stream
-from lensmith.process.errors import InputError, IntegrityError, shown
+from lensmith.process.errors import InputError, IntegrityError
 from lensmith.settings.sections import FitParams
 from lensmith.source.backbone import Head, NormKind
-
-Placement = Literal["normed", "residual"]  # the translator reads N(resid_post), or resid_post itself
-KINDS = get_args(FitParams.model_fields["kind"].annotation)
 
 # No fit comes near these, and within them every product that leads to the logits stays finite in float32.
 LARGEST = 1e8
@@ -43,7 +40,7 @@ LARGEST_LOG_TAU = math.log(1e4)
 
 
 def rank_of(settings: FitParams, d_model: int) -> int:
-    """The width of U and V: as asked; for auto clip(d_model // 32, 64, 256), but never above d_model.
+    """The width of U and V: fit.rank; for auto clip(d_model // 32, 64, 256), but at most d_model.
 
     Raises:
         InputError: a rank above d_model.
@@ -76,8 +73,8 @@ class Lens:
     c: Tensor
     scale: Tensor
     log_tau: Tensor
-    placement: Placement = "normed"
-    w_u_sha256: str | None = None  # of the head it was fit to, where that is known: see check_head
+    placement: TranslatorPlacement = "normed"
+    w_u_sha256: str | None = None  # of the head that it was fit to; None where unknown
 
     def __repr__(self) -> str:
         where = "" if self.placement == "normed" else f", placement={self.placement}"
@@ -90,7 +87,7 @@ class Lens:
     def start(cls, settings: FitParams, n_layers: int, d_model: int) -> "Lens":
         """The lens before its first step: equal to the norm lens at every layer."""
         rank = rank_of(settings, d_model)
-        # One draw for all layers: neighbours then share a gauge, and the penalty on their difference has a meaning.
+        # One draw for all layers: neighbours share a gauge, so that the penalty on their difference has a meaning.
         drawn = Stream(settings.seed, "translator-init").normal((d_model, rank), step=0)
         U = (torch.from_numpy(drawn) / math.sqrt(d_model)).expand(n_layers, d_model, rank).clone()
         U[-1] = 0
@@ -155,9 +152,9 @@ class Lens:
     def check_head(self, head: Head) -> None:
         """IntegrityError where the lens was fit to another model than the one with this head.
 
-        Its shape is always checked, W_U where the lens knows the hash of what it was fit to.
+        The shape is always checked, W_U where `w_u_sha256` is known.
         """
-        check_head(self, head)
+        check_head(head, self.n_layers, self.d_model, self.w_u_sha256)
 
     def save(self, folder: Path) -> None:
         """Write `folder`/weights.safetensors.
@@ -167,20 +164,19 @@ class Lens:
         """
         self._check(folder / WEIGHTS)
         form = {"kind": self.kind, "norm": self.norm, "placement": self.placement, "schema": 1}
-        about = artifacts.canonical_json(form)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
         with artifacts.replacing(folder / WEIGHTS) as temporary:
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
-            save_file(tensors, temporary, metadata={"lensmith": about})
+            save_file(tensors, temporary, metadata={"lensmith": artifacts.canonical_json(form)})
 
     @classmethod
     def load(cls, folder: Path) -> "Lens":
-        """Read a lens back.
+        """Read `folder`/weights.safetensors.
 
         Raises:
             IntegrityError: missing, damaged, of another form, or its last block is not the identity.
         """
         path = folder / WEIGHTS
-        form = cls.form_of(path)
+        _, form = read_header(path)
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in TENSORS}
@@ -190,52 +186,26 @@ class Lens:
         lens._check(path)
         return lens
 
-    @staticmethod
-    def form_of(path: Path) -> dict[str, Any]:
-        """What a lens file says about itself, as arguments of Lens.
-
-        Raises:
-            IntegrityError: it is no lens file, or does not say what kind it is.
-        """
-        _, about = read_header(path)
-        for name, words in (("kind", KINDS), ("norm", get_args(NormKind)), ("placement", get_args(Placement))):
-            if about[name] not in words:
-                raise IntegrityError(f"{path}: {name} is {shown(about[name])!r}, must be one of {', '.join(words)}")
-        return about
-
     def _check(self, path: Path) -> None:
         check_shapes({name: tuple(tensor.shape) for name, tensor in self.tensors().items()}, path)
         check_numbers(self.tensors(), path)
         check_identity({name: tensor[-1] for name, tensor in self.tensors().items()}, path)
 
 
-class FittedToHead(Protocol):
-    """What a lens knows of the model that it was fit to."""
-
-    @property
-    def n_layers(self) -> int: ...
-
-    @property
-    def d_model(self) -> int: ...
-
-    @property
-    def w_u_sha256(self) -> str | None: ...
-
-
-def check_head(lens: FittedToHead, head: Head) -> None:
-    """`Lens.check_head`, also for a lens that is not in memory."""
-    shape, wanted = (len(head.input_norms), head.W_U.shape[1]), (lens.n_layers, lens.d_model)
+def check_head(head: Head, n_layers: int, d_model: int, w_u_sha256: str | None) -> None:
+    """`Lens.check_head`, for what is known of a lens that is not in memory."""
+    shape, wanted = (len(head.input_norms), head.W_U.shape[1]), (n_layers, d_model)
     if shape != wanted:
         raise IntegrityError(f"the lens is of (layers, d_model) {wanted}, this model has {shape}: another model")
-    if lens.w_u_sha256 is not None and (sha256 := head.fingerprint()["w_u_sha256"]) != lens.w_u_sha256:
+    if w_u_sha256 is not None and (sha256 := head.fingerprint()["w_u_sha256"]) != w_u_sha256:
         raise IntegrityError(
-            f"the lens was fit to a head whose W_U has sha256 {lens.w_u_sha256}, this model's has {sha256}: other "
+            f"the lens was fit to a head whose W_U has sha256 {w_u_sha256}, this model's has {sha256}: other "
             "weights, or the same in another precision"
         )
 
 
 def check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """IntegrityError for a number that no fit gives, of all layers or of some: with it logits would not be finite."""
+    """IntegrityError for a number that no fit gives, and that would make logits infinite; of all layers or of some."""
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise IntegrityError(f"{path}: {name} holds a number that is not finite")
@@ -247,6 +217,6 @@ def check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def check_identity(last: Mapping[str, Tensor], path: Path) -> None:
-    """IntegrityError where these tensors of the last block are not the identity."""
+    """IntegrityError where the tensors of the last block are not the identity."""
     if any(last[name].any() for name in ("U", "V", "c", "log_tau")) or (last["scale"] != 1).any():
         raise IntegrityError(f"{path}: the last block's translator is not the identity")

@@ -2,13 +2,21 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lensmith.files import untrusted
 from lensmith.process.errors import IntegrityError, shown
+from lensmith.settings.sections import FitParams
 
 WEIGHTS = "weights.safetensors"
 TENSORS = ("U", "V", "c", "log_tau", "scale")
+TranslatorPlacement = Literal["normed", "residual"]  # a translator reads N(resid_post), or resid_post itself
+# What the metadata of a lens file may say.
+FORMS = {
+    "kind": get_args(FitParams.model_fields["kind"].annotation),
+    "norm": get_args(FitParams.model_fields["norm"].annotation),
+    "placement": get_args(TranslatorPlacement),
+}
 
 LADDER = "ladder"  # folder of the smaller kinds, beside the lens
 PRISM = "prism.safetensors"
@@ -18,7 +26,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def read_header(path: Path) -> tuple[Shapes, dict[str, Any]]:
-    """Shapes by name of a lens file's tensors, and what it says about itself: kind, norm, placement. No number is read.
+    """Shapes of a lens file's tensors by name, and its kind, norm and placement, as arguments of Lens. Reads no number.
 
     Raises:
         IntegrityError: the file is not whole, holds other tensors than a lens has, or does not say what kind it is.
@@ -27,13 +35,16 @@ def read_header(path: Path) -> tuple[Shapes, dict[str, Any]]:
     check_shapes(shapes, path)
     if not isinstance(about, dict) or not {"kind", "norm"} <= about.keys():
         raise IntegrityError(f"{path}: does not say its kind and norm")
-    # Files of before there was another placement have no word for it.
-    placement = about.get("placement", "normed")
-    return shapes, {"kind": about["kind"], "norm": about["norm"], "placement": placement}
+    # Older files have no placement: all were normed.
+    form = {"kind": about["kind"], "norm": about["norm"], "placement": about.get("placement", "normed")}
+    for name, allowed in FORMS.items():
+        if form[name] not in allowed:
+            raise IntegrityError(f"{path}: {name} is {shown(form[name])!r}, must be one of {', '.join(allowed)}")
+    return shapes, form
 
 
 def check_shapes(shapes: Shapes, path: Path) -> None:
-    """IntegrityError where the tensors are not those of one lens: U of (n_layers, d_model, rank), the others by it."""
+    """IntegrityError where the tensors are not those of one lens; U, (n_layers, d_model, rank), decides all shapes."""
     U = shapes["U"]
     if len(U) != 3 or 0 in U[:2] or U[2] > U[1]:
         raise IntegrityError(f"{path}: U is {U}, must be (n_layers, d_model, rank) with a rank of at most d_model")

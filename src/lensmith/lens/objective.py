@@ -4,11 +4,11 @@
                                  + l2_smallness * (|U_l|^2 + |V_l|^2 + |c_l|^2)
                                  + smooth_depth * |U_l+1 V_l+1^T - U_l V_l^T|^2 ]
 
-Depth is smoothed on the map U V^T. On U and V apart, as in the reference recipe, the penalty would change with the
-gauge (U G, V G^-T), which changes no lens.
+Depth is smoothed on the map U V^T. A penalty on U and V apart, as in the reference recipe, would change with the gauge
+(U G, V G^-T), which changes no lens.
 
-The gradient of KL with respect to the head's input comes from `divergence.LinearKL`; from there to the parameters it is
-three products for all layers at once, written out here.
+`divergence.LinearKL` gives the gradient of KL with respect to the head's input. `layer_gradients` takes it on to the
+parameters, by three products for all layers at once.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,7 +63,7 @@ def head_inputs(head: Head, lens: Lens, resid: Tensor, blocks: Sequence[int]) ->
 
 
 def teacher_of(head: Head, batch: Batch) -> Teacher:
-    """The model's own distribution: as the bank keeps it, else from resid_post."""
+    """The model's own distribution: from the bank where it holds one, else from resid_post."""
     if batch.teacher is not None:
         return Teacher(batch.teacher, None)
     return Teacher.from_head_input(head, head.norm(batch.resid[:, -1], batch.resid.shape[1], "final"))
@@ -95,40 +95,40 @@ def layer_gradients(
     }
 
 
-def validate(linear_kl: LinearKL, lens: Lens, rows: Residuals) -> Validation:
+def validate(linear_kl: LinearKL, lens: Lens, held_out: Residuals) -> Validation:
     """KL of every layer over all positions, in bits."""
     total = torch.zeros(lens.n_layers, dtype=torch.float64)
     blocks = list(range(lens.n_layers - 1))  # the last one is the model
-    for batch in read(linear_kl.head, rows) if blocks else ():
+    for batch in read(linear_kl.head, held_out) if blocks else ():
         y = head_inputs(linear_kl.head, lens, batch.resid, blocks)
         kl = linear_kl.value(teacher_of(linear_kl.head, batch), y, lens.log_tau[:-1])
         total[:-1] += kl.double().sum(1).cpu()
-    return Validation(tuple((total / (rows.n_seqs * rows.positions_per_seq) * BITS).tolist()))
+    return Validation(tuple((total / (held_out.n_seqs * held_out.positions_per_seq) * BITS).tolist()))
 
 
-def read(head: Head, rows: Residuals, n_seqs: int | None = None) -> Iterator[Batch]:
-    """All sequences of `rows`, or the first ones, a few at a time on the head's device."""
-    seqs = np.arange(rows.n_seqs if n_seqs is None else min(n_seqs, rows.n_seqs))
+def read(head: Head, residuals: Residuals, n_seqs: int | None = None) -> Iterator[Batch]:
+    """All sequences, or the first `n_seqs`, a few at a time on the head's device."""
+    seqs = np.arange(residuals.n_seqs if n_seqs is None else min(n_seqs, residuals.n_seqs))
     parts = np.array_split(seqs, max(1, len(seqs) // READ_SEQS))
-    return (batch.to(head.W_U.device) for batch in read_ahead(rows, parts))
+    return (batch.to(head.W_U.device) for batch in read_ahead(residuals, parts))
 
 
 def penalty_gradients(
     U: Tensor, V: Tensor, c: Tensor, blocks: Sequence[int], *, l2_smallness: float, smooth_depth: float
 ) -> Gradients:
-    """Gradients of some blocks' penalties. The last block is the identity and nobody's neighbour.
+    """Gradients of some blocks' penalties. The last block, the identity, takes no part.
 
     Args:
         U, V, c: of all blocks but the last, stacked.
     """
     picked = list(blocks)
     gradients = {name: 2 * l2_smallness * tensor[picked] for name, tensor in (("U", U), ("V", V), ("c", c))}
-    for place, block in enumerate(picked if smooth_depth else ()):
+    for i, block in enumerate(picked if smooth_depth else ()):
         for other in (block - 1, block + 1):
             if 0 <= other < len(U):
                 # (U V^T - U' V'^T) V, without a d_model x d_model product.
-                gradients["U"][place] += 2 * smooth_depth * _gap(U[block], V[block], U[other], V[other])
-                gradients["V"][place] += 2 * smooth_depth * _gap(V[block], U[block], V[other], U[other])
+                gradients["U"][i] += 2 * smooth_depth * _gap(U[block], V[block], U[other], V[other])
+                gradients["V"][i] += 2 * smooth_depth * _gap(V[block], U[block], V[other], U[other])
     return gradients
 
 

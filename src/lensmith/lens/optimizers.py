@@ -1,7 +1,7 @@
 """The optimizers of a fit, over the trained tensors of single blocks.
 
 adamw   AdamW for all
-muon    Muon for U and V, which replaces their momentum by the nearest orthogonal matrix; AdamW for the rest
+muon    Muon for U and V: it replaces their momentum by the nearest orthogonal matrix; AdamW for the rest
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,10 +24,10 @@ def make(settings: FitParams, leaves: Leaves) -> list[Optimizer]:
     others = {name: tensors for name, tensors in leaves.items() if name not in matrices}
     made: list[Optimizer] = []
     if matrices:
-        every = [tensor for tensors in matrices.values() for tensor in tensors]
-        made.append(torch.optim.Muon(every, lr=settings.lr, momentum=MOMENTUM, weight_decay=settings.weight_decay))
+        flat = [tensor for tensors in matrices.values() for tensor in tensors]
+        made.append(torch.optim.Muon(flat, lr=settings.lr, momentum=MOMENTUM, weight_decay=settings.weight_decay))
     if others:
-        # Decay pulls to zero, and a factor of zero is no lens: `scale` rests at one.
+        # Decay pulls towards zero; `scale`, a factor, must stay near one.
         groups = [
             {"params": tensors, "weight_decay": 0.0 if name == "scale" else settings.weight_decay}
             for name, tensors in others.items()
@@ -39,7 +39,7 @@ def make(settings: FitParams, leaves: Leaves) -> list[Optimizer]:
 def take_step(
     made: Sequence[Optimizer], leaves: Leaves, gradients: Mapping[str, Tensor], blocks: Sequence[int], lr: float
 ) -> None:
-    """One step of these blocks at this rate; the other blocks rest, their momentum and decay too.
+    """One step of these blocks at this rate; other blocks keep their values, momentum and decay included.
 
     Args:
         gradients: by name, stacked in the order of `blocks`; the step is on their mean over blocks.
@@ -55,6 +55,6 @@ def take_step(
 
 
 def restore(made: Sequence[Optimizer], states: Sequence[Mapping[int, Mapping[str, Tensor]]]) -> None:
-    """Give optimizers of the same settings the states that their `state_dict` had, by leaf."""
+    """Give optimizers of the same settings the states of a `state_dict`, by leaf."""
     for optimizer, state in zip(made, states, strict=True):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,21 +1,20 @@
-"""Prism: one decoder that all layers share: a baseline, and a basis for U and V.
+"""Prism, one decoder for all layers: a baseline, and a basis for U and V.
 
 Let x = N(resid_post), (n, d_model), of all blocks together, with mean mu and deviation sigma by dimension. Prism
-whitens x by dimension, turns its principal directions then into those of W_U, and reads that with the head:
+whitens x by dimension, turns the principal directions of the result into those of W_U, and reads that with the head:
 
     w = ((x - mu) / sigma) Q        z = g(w W_U + b)
         E (d_model, k)    top eigenvectors of the covariance of (x - mu) / sigma
         F (d_model, k)    top eigenvectors of sum_v W_U[v] W_U[v]^T
         Q (d_model, d_model)   orthogonal, takes E to F (Procrustes); near the identity where k leaves it free
 
-An eigenvector has no sign. Both bases are of one space, the residual stream, so each pair is taken to point one way.
+An eigenvector has no sign. Both bases are of the residual stream, so the two of a pair are taken to point one way.
 
 As preconditioner the update of a translator is written in w: x' = W^-1(w + w U' V'^T + c') with w = W(x), that is
-U = (Q / sigma) U' and V = (sigma Q) V'. What mu contributes is a constant, which c holds anyway.
+U = (Q / sigma) U' and V = (sigma Q) V'. mu contributes a constant, which c holds anyway.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +32,7 @@ from lensmith.source.residuals import Residuals
 
 MAX_DIRECTIONS = 512
 READ_SEQS = 8  # at a time
-# Of the mean variance: a dimension that hardly varies must not become the loudest one.
-VARIANCE_FLOOR = 1e-6
+VARIANCE_FLOOR = 1e-6  # of the mean variance: bounds how far a dimension that hardly varies is scaled up
 ORTHOGONAL = 1e-4  # largest entry of Q^T Q - 1 that a file may have, float32
 
 
@@ -46,16 +44,26 @@ class Prism:
     inv_scale: Tensor
     rotation: Tensor
     directions: int  # k
-    residuals: int  # that it was fit on, those of each block counted
+    residuals: int  # how many it was fit on, each block's counted
 
     @classmethod
-    def fit(cls, head: Head, rows: Residuals, directions: int = MAX_DIRECTIONS) -> "Prism":
-        """The Prism of all blocks' normed residuals in `rows`, in one pass over them.
+    def fit(cls, head: Head, train: Residuals, directions: int = MAX_DIRECTIONS) -> "Prism":
+        """The Prism of all blocks' normed residuals, in one pass over them.
 
         Raises:
             NumericError: a residual is not finite.
         """
-        mean, covariance, residuals = _moments(head, rows)
+        total = torch.zeros(head.W_U.shape[1], dtype=torch.float64, device=head.W_U.device)
+        second, n = total.new_zeros(len(total), len(total)), 0
+        for seqs in np.array_split(np.arange(train.n_seqs), max(1, train.n_seqs // READ_SEQS)):
+            resid = train.read(seqs).resid
+            for block in range(resid.shape[1]):
+                x = head.norm(resid[:, block].to(head.W_U.device), block + 1, "final")
+                total += x.double().sum(0)
+                second += _gram(x)
+                n += len(x)
+        mean = total / n
+        covariance = second / n - torch.outer(mean, mean)
         if not covariance.isfinite().all():
             raise NumericError("prism: a residual is not finite. No Prism was written.")
         variance = covariance.diagonal()
@@ -63,46 +71,43 @@ class Prism:
         k = min(directions, len(mean))
         seen = _top_directions(inv_scale[:, None] * covariance * inv_scale, k)
         read = _top_directions(_gram(head.W_U), k)
-        return cls(mean.float(), inv_scale.float(), procrustes(seen, read).float(), k, residuals)
+        return cls(mean.float(), inv_scale.float(), procrustes(seen, read).float(), k, n)
 
     def logits(self, head: Head, resid: Tensor, layer: int) -> Tensor:
-        """What Prism reads in resid (n, d_model) at `layer` in 0..L: (n, d_vocab), float32. The same map everywhere."""
+        """What Prism reads in resid (n, d_model) at `layer` in 0..L: (n, d_vocab), float32."""
         return head.logits(self.head_input(head, resid, layer))
 
     def head_input(self, head: Head, resid: Tensor, layer: int) -> Tensor:
-        """w, which W_U reads: (n, d_model), float32."""
+        """w, what W_U reads: (n, d_model), float32."""
         return ((head.norm(resid, layer, "final") - self.mean) * self.inv_scale) @ self.rotation
 
     def basis(self) -> tuple[Tensor, Tensor]:
-        """(P, R), each (d_model, d_model): U = P U' and V = R V' for an update U', V' that is written in w."""
+        """(P, R), each (d_model, d_model): U = P U' and V = R V' for an update U', V' in w."""
         return self.inv_scale[:, None] * self.rotation, self.rotation / self.inv_scale[:, None]
-
-    def about(self) -> dict[str, int]:
-        """What it was fit with, for its file and for provenance."""
-        return {"directions": self.directions, "residuals": self.residuals}
 
     def to(self, device: torch.device) -> "Prism":
         moved = {name: getattr(self, name).to(device) for name in PRISM_TENSORS}
         return Prism(**moved, directions=self.directions, residuals=self.residuals)
 
     def save(self, path: Path) -> None:
-        about = artifacts.canonical_json(self.about() | {"schema": 1})
+        """Write the file."""
+        form = {"directions": self.directions, "residuals": self.residuals, "schema": 1}
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in PRISM_TENSORS}
         with artifacts.replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"lensmith": about})
+            save_file(tensors, temporary, metadata={"lensmith": artifacts.canonical_json(form)})
 
     @classmethod
     def load(cls, path: Path) -> "Prism":
-        """Read a Prism back.
+        """Read the file that `save` wrote.
 
         Raises:
             IntegrityError: missing, damaged, of another form, or its rotation is not orthogonal.
         """
         try:
             with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})["lensmith"])
+                form = json.loads((file.metadata() or {})["lensmith"])
                 tensors = {name: file.get_tensor(name) for name in PRISM_TENSORS}
-            prism = cls(**tensors, directions=about["directions"], residuals=about["residuals"])
+            prism = cls(**tensors, directions=form["directions"], residuals=form["residuals"])
         except Exception as error:  # noqa: BLE001, safetensors raises several kinds, all mean one thing
             raise IntegrityError(f"{path}: not a whole Prism file ({error})") from None
         prism._check(path)
@@ -110,12 +115,12 @@ class Prism:
 
     def _check(self, path: Path) -> None:
         d_model = len(self.mean)
-        found = {name: tuple(getattr(self, name).shape) for name in PRISM_TENSORS}
+        shapes = {name: tuple(getattr(self, name).shape) for name in PRISM_TENSORS}
         allowed = {"mean": (d_model,), "inv_scale": (d_model,), "rotation": (d_model, d_model)}
-        if found != allowed:
-            raise IntegrityError(f"{path}: holds {found}, must be {allowed}")
+        if shapes != allowed:
+            raise IntegrityError(f"{path}: holds {shapes}, must be {allowed}")
         error = (self.rotation.T @ self.rotation - torch.eye(d_model)).abs().max()
-        # `not <=`, so that NaN is refused too.
+        # `not <=` refuses NaN too.
         if not (error <= ORTHOGONAL and self.mean.isfinite().all() and (self.inv_scale > 0).all()):
             raise IntegrityError(f"{path}: its rotation is not orthogonal, or a mean or scale is not finite")
 
@@ -124,7 +129,7 @@ def procrustes(seen: Tensor, read: Tensor) -> Tensor:
     """The orthogonal Q with seen^T Q = +-read^T, nearest to the identity in what that leaves free.
 
     Args:
-        seen, read: (d_model, k), orthonormal columns; columns are paired, their signs mean nothing.
+        seen, read: (d_model, k), orthonormal columns in pairs; signs mean nothing.
 
     Returns:
         (d_model, d_model).
@@ -138,28 +143,8 @@ def procrustes(seen: Tensor, read: Tensor) -> Tensor:
     return rotation
 
 
-def _moments(head: Head, rows: Residuals) -> tuple[Tensor, Tensor, int]:
-    """Mean (d_model,) and covariance (d_model, d_model) of all blocks' normed residuals in float64, and how many."""
-    d_model = head.W_U.shape[1]
-    total = torch.zeros(d_model, dtype=torch.float64, device=head.W_U.device)
-    second, residuals = total.new_zeros(d_model, d_model), 0
-    for x in _normed(head, rows):
-        total += x.double().sum(0)
-        second += _gram(x)
-        residuals += len(x)
-    mean = total / residuals
-    return mean, second / residuals - torch.outer(mean, mean), residuals
-
-
-def _normed(head: Head, rows: Residuals) -> Iterator[Tensor]:
-    for seqs in np.array_split(np.arange(rows.n_seqs), max(1, rows.n_seqs // READ_SEQS)):
-        resid = rows.read(seqs).resid
-        for block in range(resid.shape[1]):
-            yield head.norm(resid[:, block].to(head.W_U.device), block + 1, "final")
-
-
 def _gram(x: Tensor) -> Tensor:
-    """x^T x of x (n, d_model) in float64, a few rows at a time: of W_U a copy that wide would be gigabytes."""
+    """x^T x of x (n, d_model) in float64, in chunks: a float64 copy of W_U would take gigabytes."""
     gram = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
     for chunk in x.split(4096):
         gram.addmm_(chunk.T.double(), chunk.double())

@@ -1,6 +1,6 @@
-"""provenance.json: what a lens says about itself. Counters are measured, and hashes can be checked (`audit`).
+"""provenance.json, the record of a lens: its counters are measured, its hashes can be checked (`audit`).
 
-Stage `fit` writes one file beside each lens (`recording`). No torch here: the report and the release read it too.
+Stage `fit` writes one file beside each lens (`recording`). No torch here: report and release read it too.
 """
 
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from lensmith.source.corpus import TokenizerFacts
 
 PROVENANCE = "provenance.json"
 
-Json = dict[str, Any]  # data whose form belongs to somebody else
+Json = dict[str, Any]  # data whose form others decide
 
 
 class HeadRecord(Record):
@@ -24,7 +24,7 @@ class HeadRecord(Record):
 
 
 class ProofRecord(Record):
-    """How close the lens at the last block came to the model's own logits when the model was loaded."""
+    """KL of the lens at the last block from the model's own logits, when the model was loaded."""
 
     max_kl_bits: float
     positions: int
@@ -53,23 +53,17 @@ class BudgetRecord(Record):
 
 
 class BatchingRecord(Record):
-    """What one step read."""
-
     batch_seqs: int
     layers_per_step: int
 
 
 class CapacityRecord(Record):
-    """The shape of the lens."""
-
     rank: int
     n_layers: int
     d_model: int
 
 
 class OptimizerRecord(Record):
-    """How steps were taken."""
-
     optimizer: str
     lr: float
     betas: tuple[float, float]
@@ -80,15 +74,11 @@ class OptimizerRecord(Record):
 
 
 class PenaltyRecord(Record):
-    """Weights of the penalties."""
-
     l2_smallness: float
     smooth_depth: float
 
 
 class PreconditionerRecord(Record):
-    """What U and V were preconditioned with."""
-
     type: Literal["none", "prism"]
 
 
@@ -100,7 +90,7 @@ class FitRecord(Record):
     steps: int
     best_step: int
     stopped_early: bool
-    low_rank_norms: tuple[float, ...]  # |U_l V_l^T|_F by layer: zero would mean that the low-rank part never trained
+    low_rank_norms: tuple[float, ...]  # |U_l V_l^T|_F by layer; zero where the low-rank part never trained
 
 
 class PrismRecord(Record):
@@ -131,7 +121,7 @@ class Provenance(Record):
     model_id: str
     model: ModelPin
     trust_remote_code: bool  # whether Python files of `model` ran
-    quantization: Json | None  # as the model's own configuration says it
+    quantization: Json | None  # from the model's configuration; None where it is not quantised
     head: HeadRecord
     proof: ProofRecord
     seed: int

@@ -1,17 +1,17 @@
-"""Lenses published by the package tuned-lens, as lenses of ours.
+"""Read lenses of the package tuned-lens as lenses of ours.
 
-Its translator i reads the input of block i, which is resid_post[i - 1], and stands before the final norm:
+Its translator i reads the input of block i, which is resid_post[i - 1], and acts before the final norm:
 
     z = g( N(h + h A_i^T + b_i) W_U + bias )        A_i (d_model, d_model), b_i (d_model)
 
-So it is our placement `residual` with U = A_i^T, V = 1, c = b_i at block i - 1, and the last block, which has no
-translator there, is the identity. Translator 0 reads the embedding, where our lenses have none: it is left out.
+This is our placement `residual` with U = A_i^T, V = 1, c = b_i at block i - 1. The last block has no translator there
+and gets the identity. Translator 0, which reads the embedding, is left out: our lenses have none there.
 
     config.json   d_model, num_hidden_layers, bias, unembed_hash, lens_type, base_model_name_or_path, …
     params.pt     a dictionary of tensors as torch saves it, <i>.weight and <i>.bias
 
-params.pt is a zip archive of plain numbers and one pickle. A pickle is a program, so `torch.load` sees it only after
-its size and each of its instructions were checked; with `weights_only` it then calls nothing but what makes tensors.
+params.pt is a zip archive of plain numbers and one pickle. A pickle is a program: its size and each of its instructions
+are checked before `torch.load` reads it, and with `weights_only` it can only make tensors.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ LENS_TYPE = "linear_tuned_lens"
 UNREAD = "Nothing was imported."
 
 LARGEST_NUMBER = 8  # bytes
-SLACK = 2 << 20  # bytes of an archive that are no numbers
+SLACK = 2 << 20  # bytes of an archive besides its numbers
 PICKLE_BYTES = 1 << 18
 ENTRIES = 10_000
 ENTRY = b"PK\x01\x02"  # begins each entry of an archive's list
@@ -59,7 +59,7 @@ INSTRUCTIONS = TUPLES | PUT | GET | {
 
 
 def load(pin: LensPin | None, backbone: Backbone) -> tuple[Lens, dict[str, Any]]:
-    """The lens of a pin, for the model that it was made for, and what its provenance says of where it comes from.
+    """The lens of a pin, and where it comes from, for its provenance.
 
     Raises:
         InputError: not a linear lens of tuned-lens.
@@ -69,15 +69,14 @@ def load(pin: LensPin | None, backbone: Backbone) -> tuple[Lens, dict[str, Any]]
     if pin is None:
         raise IntegrityError(f"fit.kind is imported, but the corpus has no pinned lens. Run prefetch again. {UNREAD}")
     folder = lens_folder(pin)
-    config = _config(folder / LENS_CONFIG, pin.place)
-    _check_model(config, backbone, pin.place)
+    config = _read_config(folder / LENS_CONFIG, backbone, pin.place)
     tensors = _tensors(folder / LENS_PARAMS, config, backbone.d_model, pin.place)
-    about = pin.model_dump(mode="json") | {
+    origin = pin.model_dump(mode="json") | {
         "config": config,
         "left_out": "translator 0, which reads the embedding",
         "unembed_hash_checked": config.get("unembed_hash") is not None,
     }
-    return _lens(tensors, backbone.n_layers, backbone.d_model), about
+    return _lens(tensors, backbone.n_layers, backbone.d_model), origin
 
 
 def measure(head: Head, lens: Lens, held_out: Residuals, settings: FitParams) -> training.Fit:
@@ -87,36 +86,35 @@ def measure(head: Head, lens: Lens, held_out: Residuals, settings: FitParams) ->
 
 
 def unembed_hash(W_U: Tensor) -> str:
-    """What tuned-lens calls the hash of W_U (d_vocab, d_model): of how NumPy prints it, so dtypes hardly change it."""
+    """tuned-lens's hash of W_U (d_vocab, d_model): of NumPy's printed form, so that dtypes hardly change it."""
     printed = np.array_str(W_U.float().cpu().numpy(), precision=1)
     return hashlib.sha256(printed.encode()).hexdigest()
 
 
-def _config(path: Path, place: str) -> dict[str, Any]:
+def _read_config(path: Path, backbone: Backbone, place: str) -> dict[str, Any]:
+    """config.json of a linear lens of this model."""
     config = untrusted.read_json(path)
     if not isinstance(config, dict) or not {"d_model", "num_hidden_layers"} <= config.keys():
         raise InputError(f"imported lens {place}: {path.name} has no d_model and num_hidden_layers. {UNREAD}")
     if (kind := config.get("lens_type", LENS_TYPE)) != LENS_TYPE:
         raise InputError(f"imported lens {place}: lens_type is {shown(kind)!r}, only {LENS_TYPE} is read. {UNREAD}")
-    return config
-
-
-def _check_model(config: dict[str, Any], backbone: Backbone, place: str) -> None:
     shape = (config["num_hidden_layers"], config["d_model"])
     if shape != (backbone.n_layers, backbone.d_model):
         raise IntegrityError(
             f"imported lens {place}: made for a model of (n_layers, d_model) {shape}, this one has "
             f"{(backbone.n_layers, backbone.d_model)}. {UNREAD}"
         )
-    recorded, found = config.get("unembed_hash"), unembed_hash(backbone.head.W_U)
-    if recorded is not None and recorded != found:
+    recorded, computed = config.get("unembed_hash"), unembed_hash(backbone.head.W_U)
+    if recorded is not None and recorded != computed:
         raise IntegrityError(
             f"imported lens {place}: made for {config.get('base_model_name_or_path')} with unembed_hash {recorded}, "
-            f"this model's is {found}. Another revision, or another source.dtype, may be the right one. {UNREAD}"
+            f"this model's is {computed}. Another revision, or another source.dtype, may be the right one. {UNREAD}"
         )
+    return config
 
 
 def _tensors(path: Path, config: dict[str, Any], d_model: int, place: str) -> dict[str, Tensor]:
+    """Weights and biases of all translators by name, float32, of the shapes that `config` asks for."""
     count = config["num_hidden_layers"] * (d_model * d_model + d_model)
     try:
         stored = read_tensors(path, SLACK + LARGEST_NUMBER * count)
@@ -142,7 +140,7 @@ def _tensors(path: Path, config: dict[str, Any], d_model: int, place: str) -> di
 
 
 def read_tensors(path: Path, limit: int) -> dict[str, Tensor]:
-    """Every tensor of a file that torch saved, of at most `limit` bytes.
+    """All tensors of a file that torch saved, of at most `limit` bytes.
 
     Raises:
         IntegrityError: the file is larger, not whole, compressed, or holds anything but floating-point tensors by name.
@@ -155,7 +153,7 @@ def read_tensors(path: Path, limit: int) -> dict[str, Tensor]:
 
 def _load_checked(path: Path, entry_sizes: set[int]) -> dict[str, Tensor]:
     """The tensors of an archive whose pickle was checked."""
-    # Mapped, not read: only the pickle is in memory, and it holds nothing but instructions that make tensors.
+    # The file is mapped; only the pickle is read, and its instructions can only make tensors.
     stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # noqa: TID251, see above
     if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
         raise TypeError("not a dictionary of tensors")
@@ -163,7 +161,7 @@ def _load_checked(path: Path, entry_sizes: set[int]) -> dict[str, Tensor]:
         raise TypeError("not tensors by name")
     if not all(tensor.is_contiguous() for tensor in stored.values()):
         raise ValueError("a tensor is not stored row by row")
-    # A storage that says it is longer than its entry would read on into the next one.
+    # A storage longer than its entry would read the bytes of the next one.
     if {tensor.untyped_storage().nbytes() for tensor in stored.values()} - {0} - entry_sizes:
         raise ValueError("a storage holds more or fewer numbers than it says")
     return stored
@@ -196,7 +194,7 @@ def _check_archive(path: Path, limit: int) -> set[int]:
 
 
 def _check_pickle(program: bytes) -> None:
-    """ValueError for a pickle with an instruction that torch does not write for a dictionary of tensors."""
+    """ValueError for a pickle with anything that torch does not write for a dictionary of tensors."""
     memo: dict[object, str] = {}  # the instruction that made the object of each slot
     maker = ""  # the last instruction that left something on the stack
     for operation, argument, _ in pickletools.genops(program):
@@ -205,7 +203,7 @@ def _check_pickle(program: bytes) -> None:
             raise ValueError(f"its pickle has the instruction {name}")
         if name == "GLOBAL" and argument not in GLOBALS:
             raise ValueError(f"its pickle names {argument}")
-        # Tuples of tuples may be as deep as the file is long, or take for ever to hash. Torch writes none.
+        # Nested tuples may be as deep as the file is long, or take for ever to hash. Torch writes none.
         if name in TUPLES - {"EMPTY_TUPLE"} and maker in TUPLES:
             raise ValueError("its pickle has a tuple in a tuple")
         if name in GET and memo.get(argument) in TUPLES:

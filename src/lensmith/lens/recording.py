@@ -10,22 +10,9 @@ from typing import Any
 
 import torch
 
+from lensmith.lens import provenance
 from lensmith.lens.depth import PERCENTILES
-from lensmith.lens.provenance import (
-    BatchingRecord,
-    BudgetRecord,
-    CapacityRecord,
-    FitRecord,
-    HeadRecord,
-    MachineRecord,
-    OptimizerRecord,
-    PenaltyRecord,
-    PreconditionerRecord,
-    PrismRecord,
-    ProofRecord,
-    Provenance,
-    TextRecord,
-)
+from lensmith.lens.provenance import PrismRecord, Provenance
 from lensmith.lens.training import Fit
 from lensmith.process import git
 from lensmith.settings.sections import ModelParams
@@ -47,10 +34,11 @@ def provenance_of(
     prism: PrismRecord | None = None,
     imported: dict[str, Any] | None = None,
 ) -> Provenance:
-    """What a fitted lens says about itself.
+    """The provenance of a fitted lens.
 
     Args:
-        fit: what ran and what was measured; only what a fit cannot know is read from the others.
+        fit: what ran and what was measured.
+        settings, manifest, backbone: what `fit` does not hold.
         code: the fingerprint of the code that ran.
         weights_sha256: of the lens's file.
         prism: the Prism beside the lens, where one was fit.
@@ -58,6 +46,10 @@ def provenance_of(
     """
     ran, schedule, lens, proof = fit.settings, fit.schedule, fit.lens, backbone.proof
     git_commit, git_dirty = code_commit(code)
+    text = {name: getattr(manifest, name) for name in provenance.TextRecord.model_fields if name != "bos"}
+    quantization: Any = getattr(backbone.model.config, "quantization_config", None)
+    if quantization is not None and not isinstance(quantization, dict):
+        quantization = quantization.to_dict()
     aliased: dict[str, Any] = {
         "schema": 1,
         "val_kl_bits@{25,50,75}%": tuple(fit.best.at(depth) for depth in PERCENTILES),
@@ -69,18 +61,18 @@ def provenance_of(
         model_id=settings.model_id,
         model=manifest.model,
         trust_remote_code=settings.source.trust_remote_code,
-        quantization=_quantization(backbone),
-        head=HeadRecord(**backbone.head.fingerprint()),
-        proof=ProofRecord(max_kl_bits=proof.max_kl_bits, positions=proof.n_positions),
+        quantization=quantization,
+        head=provenance.HeadRecord(**backbone.head.fingerprint()),
+        proof=provenance.ProofRecord(max_kl_bits=proof.max_kl_bits, positions=proof.n_positions),
         seed=settings.fit.seed,
-        dataset=_text(manifest),
+        dataset=provenance.TextRecord(**text, bos=manifest.tokenizer),
         settings=settings.fit.model_dump(mode="json", exclude={"inputs"}),
         kind=ran.kind,
         norm=ran.norm,
-        budget=BudgetRecord(seq_len=settings.corpus.seq_len, positions_per_seq=ran.positions_per_seq),
-        batching=BatchingRecord(batch_seqs=schedule.batch_seqs, layers_per_step=schedule.layers_per_step),
-        capacity=CapacityRecord(rank=lens.rank, n_layers=lens.n_layers, d_model=lens.d_model),
-        optim=OptimizerRecord(
+        budget=provenance.BudgetRecord(seq_len=settings.corpus.seq_len, positions_per_seq=ran.positions_per_seq),
+        batching=provenance.BatchingRecord(batch_seqs=schedule.batch_seqs, layers_per_step=schedule.layers_per_step),
+        capacity=provenance.CapacityRecord(rank=lens.rank, n_layers=lens.n_layers, d_model=lens.d_model),
+        optim=provenance.OptimizerRecord(
             optimizer=ran.optimizer,
             lr=ran.lr,
             betas=(ran.beta1, ran.beta2),
@@ -89,14 +81,14 @@ def provenance_of(
             total_steps=schedule.total_steps,
             warmup_steps=schedule.warmup_steps,
         ),
-        regularizers=PenaltyRecord(l2_smallness=ran.l2_smallness, smooth_depth=ran.smooth_depth),
-        preconditioner=PreconditionerRecord(type="prism" if ran.prism == "precondition" else "none"),
+        regularizers=provenance.PenaltyRecord(l2_smallness=ran.l2_smallness, smooth_depth=ran.smooth_depth),
+        preconditioner=provenance.PreconditionerRecord(type="prism" if ran.prism == "precondition" else "none"),
         start=ran.start,
         coordinates=ran.coordinates,
         ridge_by_layer=fit.ridge,
         products=fit.products,
         temperatures=tuple(lens.log_tau.exp().tolist()),
-        measured=FitRecord(
+        measured=provenance.FitRecord(
             tokens_forwarded=fit.tokens_forwarded,
             positions_trained=fit.positions_used,
             steps=fit.steps,
@@ -116,14 +108,14 @@ def provenance_of(
 
 
 def versions() -> dict[str, str]:
-    """Of what computes."""
+    """Versions of Python and of the packages that compute."""
     return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
 
-def machine(backbone: Backbone) -> MachineRecord:
+def machine(backbone: Backbone) -> provenance.MachineRecord:
     """What this process runs on."""
     is_cpu = backbone.device.type == "cpu"
-    return MachineRecord(
+    return provenance.MachineRecord(
         device=torch.backends.cpu.get_cpu_capability() if is_cpu else torch.cuda.get_device_name(backbone.device),
         threads=torch.get_num_threads(),
         ranks=ranks.size(),
@@ -134,19 +126,7 @@ def machine(backbone: Backbone) -> MachineRecord:
 def code_commit(paths: Iterable[str]) -> tuple[str | None, bool | None]:
     """The commit that last changed these files, and whether they have been edited since; None outside git.
 
-    Not HEAD: the commit that adds a fit's own metrics would make the same fit look like another one. Settings are
-    recorded by their values.
+    HEAD would differ after the commit that adds a fit's own metrics. Settings are recorded by their values.
     """
     commit = git.run("log", "-1", "--format=%H", "--", *paths)
     return commit, None if commit is None else bool(git.run("status", "--porcelain", "--", *paths))
-
-
-def _text(manifest: Manifest) -> TextRecord:
-    pins = {name: getattr(manifest, name) for name in TextRecord.model_fields if name != "bos"}
-    return TextRecord(**pins, bos=manifest.tokenizer)
-
-
-def _quantization(backbone: Backbone) -> dict[str, Any] | None:
-    """How the weights that ran are quantised; None where they are not."""
-    config: Any = getattr(backbone.model.config, "quantization_config", None)
-    return config if config is None or isinstance(config, dict) else config.to_dict()

@@ -1,8 +1,8 @@
-"""What each step of a fit reads, and how far it goes: functions of the step alone, so that a fit can go on anywhere.
+"""The batch, layers and learning rate of each step of a fit: functions of the step alone, so that a fit can resume.
 
-A fit with `vocab_scaling` follows the reference recipe for large vocabularies. With s = min(1, sqrt(32,000 / d_vocab))
-a step takes round(s * layers) layers and round(s * positions) positions of a sequence, but not below 8 and 12 and never
-above the settings; from 100,000 tokens on the head's products are bfloat16.
+`vocab_scaling` follows the reference recipe for large vocabularies. With s = min(1, sqrt(32,000 / d_vocab)) a step
+takes round(s * layers) layers and round(s * positions) positions of a sequence, at least 8 and 12 and at most those of
+the settings; from 100,000 tokens on the head's products are bfloat16.
 """
 
 import math
@@ -59,8 +59,8 @@ class Schedule:
 
     @property
     def layers_per_step(self) -> int:
-        asked = self.settings.layers_per_step
-        return self.n_blocks if asked == "all" else min(asked, self.n_blocks)
+        layers = self.settings.layers_per_step
+        return self.n_blocks if layers == "all" else min(layers, self.n_blocks)
 
     @property
     def warmup_steps(self) -> int:
@@ -74,7 +74,7 @@ class Schedule:
         return self.settings.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / left))
 
     def batch(self, step: int) -> NDArray[np.int64]:
-        """The sequences of a step, ascending: every epoch each once, in an order of its own."""
+        """The sequences of a step, ascending. Each epoch draws an order and reads each sequence at most once."""
         epoch, index = divmod(step, self.steps_per_epoch)
         order = Stream(self.settings.seed, "order").permutation(self.n_seqs, step=epoch)
         return np.sort(order[index * self.batch_seqs : (index + 1) * self.batch_seqs])
@@ -85,5 +85,5 @@ class Schedule:
         return [int(block) for block in stream.subset(self.n_blocks, self.layers_per_step, step)]
 
     def is_judged(self, steps: int) -> bool:
-        """Whether the lens is validated after so many steps: every `validate_every`, and after the last one."""
+        """Whether the lens is validated after this many steps: every `validate_every`, and after the last one."""
         return steps % self.settings.validate_every == 0 or steps == self.total_steps

@@ -1,11 +1,11 @@
 """Stage `fit`: from packed tokens to a lens on disk, by way of the residual bank.
 
-Writes weights.safetensors, provenance.json and fit_log.csv; below ladder/<kind>/ the same for each kind of
+Writes weights.safetensors, provenance.json and fit_log.csv; the same below ladder/<kind>/ for each kind of
 `fit.ladder`, fit on the same residuals by the same code; and prism.safetensors where `fit.prism` asks for it. A lens of
-kind `imported` is not fit: it is read, and validated as ours are.
+kind `imported` is read and validated, not fit.
 """
 
-from dataclasses import astuple, fields, replace
+from dataclasses import astuple, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lensmith.lens.lens_file import LADDER, PRISM, WEIGHTS
 from lensmith.lens.prism import Prism
 from lensmith.lens.provenance import PROVENANCE, PrismRecord
 from lensmith.lens.schedule import scaled_to_vocabulary
-from lensmith.lens.training import Bases, Fit
+from lensmith.lens.training import Fit
 from lensmith.settings.sections import FitParams, ModelParams
 from lensmith.source import bank, corpus
 from lensmith.source.backbone import Backbone
@@ -30,7 +30,14 @@ FIT_LOG = "fit_log.csv"
 
 
 def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
-    """Fit the lens of one model, and the rungs beside it, into `out`; go on where an earlier process stopped."""
+    """Fit the lens of one model and its ladder into `out`, from the checkpoints of an earlier process where it has any.
+
+    Raises:
+        InputError: fit.rank is above d_model, or the imported lens is no linear lens of tuned-lens.
+        IntegrityError: corpus, model or imported lens are damaged, or not those that were pinned.
+        NumericError: KL or a residual is not finite, or the fit diverged.
+        ResourceError: bank or checkpoints do not fit on the disk.
+    """
     manifest, fingerprint = corpus.Manifest.read(corpus_dir), artifacts.read_json(code)
     lens_memory = LensMemory(partial(training.memory, settings.fit), after_release=settings.fit.bank == "disk")
     backbone = Backbone.load(settings.source, manifest.model, lens_memory=lens_memory)
@@ -44,7 +51,7 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
             for tokens in (corpus.read_tokens(corpus_dir), corpus.read_heldout(corpus_dir)[: scaled.validation_seqs])
         )
         if scaled.bank == "disk":
-            backbone.release()  # what follows reads the bank and the head
+            backbone.release()  # from here on only the bank and the head are read
 
         prism, prism_record, imported = None, None, None
         if scaled.prism != "off":
@@ -75,7 +82,7 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
 def work_key(
     model_key: str, settings: FitParams, manifest: corpus.Manifest, backbone: Backbone, code: dict[str, str]
 ) -> dict[str, Any]:
-    """Everything that decides the bits of a model's fits. Checkpoints of other bits are in another folder."""
+    """Everything that decides the bits of a model's fits: each key has its own folder of checkpoints."""
     return {
         "schema": 1,
         "model_key": model_key,
@@ -91,38 +98,47 @@ def work_key(
 
 
 def prism_record_of(prism: Prism, lens_dir: Path) -> PrismRecord:
-    """What provenance says of the Prism in a lens's folder."""
-    return PrismRecord(**prism.about(), sha256=artifacts.sha256_file(lens_dir / PRISM))
+    """The Prism of a lens's folder, as provenance records it."""
+    sha256 = artifacts.sha256_file(lens_dir / PRISM)
+    return PrismRecord(directions=prism.directions, residuals=prism.residuals, sha256=sha256)
 
 
 def fit_all(
     backbone: Backbone, train: Residuals, held_out: Residuals, settings: FitParams, *, prism: Prism | None, work: Path
 ) -> dict[str, Fit]:
-    """The lens of `settings` and the rungs of its ladder, by kind; what they share is computed once.
+    """The lens of `settings` and the rungs of its ladder, by kind. Their closed form is computed once.
 
-    Checkpoints lie below `work`.
+    Args:
+        work: folder of the checkpoints.
     """
     rungs = {kind: rung(settings, kind) for kind in (settings.kind, *settings.ladder) if kind != "imported"}
     checkpoints = {kind: Checkpoints(work / kind) for kind in rungs}
     starts = {
-        kind: Lens.start(asked, backbone.n_layers, backbone.d_model).to(backbone.device)
-        for kind, asked in rungs.items()
+        kind: Lens.start(of_kind, backbone.n_layers, backbone.d_model).to(backbone.device)
+        for kind, of_kind in rungs.items()
     }
-    bases = Bases(prism=None if prism is None else prism.to(backbone.device))
-    unfinished = [asked for kind, asked in rungs.items() if not checkpoints[kind].is_finished]
+    solution, on_device = None, None if prism is None else prism.to(backbone.device)
+    unfinished = [of_kind for kind, of_kind in rungs.items() if not checkpoints[kind].is_finished]
     if backbone.n_layers > 1 and any(map(training.needs_solution, unfinished)):
         widest = max(starts.values(), key=lambda start: start.rank)
-        bases = replace(bases, solution=closed_form.solve(LinearKL(backbone.head), train, held_out, widest))
+        solution = closed_form.solve(LinearKL(backbone.head), train, held_out, widest)
     return {
         kind: training.fit(
-            backbone.head, train, held_out, asked, starts[kind], bases=bases, checkpoints=checkpoints[kind]
+            backbone.head,
+            train,
+            held_out,
+            of_kind,
+            starts[kind],
+            solution=solution,
+            prism=on_device,
+            checkpoints=checkpoints[kind],
         )
-        for kind, asked in rungs.items()
+        for kind, of_kind in rungs.items()
     }
 
 
 def rung(settings: FitParams, kind: str) -> FitParams:
-    """The settings of one kind. Kinds with few parameters take fewer epochs, unless they are the lens itself."""
+    """The settings of one kind. In a ladder, kinds with few parameters take at most `ladder_epochs`."""
     if kind == settings.kind:
         return settings
     epochs = settings.epochs if kind == "full" else min(settings.epochs, settings.ladder_epochs)

@@ -1,8 +1,8 @@
 """Training a lens: every layer's translator against the model's own final distribution.
 
-A fit begins at the norm lens or at the closed form, and trains in the coordinates that the settings name. Batches,
-draws and learning rate are functions of the step alone, so a fit that was stopped goes on from a checkpoint bit for bit
-(`checkpoint`). `objective` says what is minimised.
+A fit begins at the norm lens or at the closed form, and trains in the coordinates of the settings. Batches, draws and
+learning rate are functions of the step alone, so a stopped fit goes on from a checkpoint bit for bit (`checkpoint`).
+`objective` says what is minimised.
 """
 
 import math
@@ -46,7 +46,6 @@ class Fit:
     log: list[LogRow]
     steps: int
     best_step: int
-    stopped_early: bool
     schedule: Schedule
     positions_used: int
     tokens_forwarded: int  # through the frozen model, for training residuals
@@ -55,18 +54,15 @@ class Fit:
     products: str  # dtype of the head's products
     ridge: tuple[float, ...] | None  # of the closed form by block, None where the fit began at the norm lens
 
-
-@dataclass(frozen=True)
-class Bases:
-    """What several fits of one model share: the factors of the closed form, and the model's Prism."""
-
-    solution: Solution | None = None
-    prism: Prism | None = None
+    @property
+    def stopped_early(self) -> bool:
+        """Whether patience ended the fit before its schedule."""
+        return self.steps < self.schedule.total_steps
 
 
 @dataclass(frozen=True)
-class _Task:
-    """What a fit reads and never changes."""
+class Task:
+    """What a fit reads and does not change."""
 
     head: Head
     train: Residuals
@@ -75,18 +71,12 @@ class _Task:
     names: tuple[str, ...]  # of the trained tensors
     schedule: Schedule
     step_kl: LinearKL  # of training steps, in `products`
-    exact_kl: LinearKL  # of what chooses: ridges, temperatures, the best step
-
-    @classmethod
-    def of(cls, head: Head, train: Residuals, held_out: Residuals, settings: FitParams, n_blocks: int) -> "_Task":
-        names, products = trainable(settings) if n_blocks else (), products_of(settings, head)
-        schedule = Schedule(settings, train.n_seqs, n_blocks, trains=bool(names))
-        step_kl = LinearKL(head, products)
-        exact_kl = step_kl if products == torch.float32 else LinearKL(head)
-        return cls(head, train, held_out, settings, names, schedule, step_kl, exact_kl)
+    exact_kl: LinearKL  # of choices, in float32: ridges, temperatures, the best step
+    solution: Solution | None  # the closed form, where it is known already
+    prism: Prism | None
 
     def positions(self, steps: int) -> int:
-        """Positions that so many steps train on, repeats counted."""
+        """Positions that this many steps train on, repeats counted."""
         return steps * self.schedule.batch_seqs * self.train.positions_per_seq
 
 
@@ -97,40 +87,46 @@ def fit(
     settings: FitParams,
     start: Lens,
     *,
-    bases: Bases | None = None,
+    solution: Solution | None = None,
+    prism: Prism | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Fit:
-    """Fit `start`, a lens as `Lens.start` made it, on training residuals; return its best form on held-out ones.
+    """Fit `start`, made by `Lens.start`, on training residuals; return the lens of its best validation.
 
-    `bases` spares what an earlier fit of the same model, norm and at least this rank has computed. `checkpoints` are
-    those of this very fit: it goes on from the newest.
+    Args:
+        solution: the closed form of the same model and norm, with at least the rank of `start`; None to compute it.
+        prism: of the same model, for a fit that is preconditioned.
+        checkpoints: of the same fit, which goes on from the newest.
 
     Raises:
-        NumericError: KL left the finite numbers, or the fit diverged.
+        NumericError: KL is not finite, or the fit diverged.
         ResourceError: a checkpoint does not fit on the disk.
         Interrupted: TERM or INT came; there is a checkpoint of the last step.
     """
-    bases, checkpoints = bases or Bases(), checkpoints or Checkpoints()
-    task = _Task.of(head, train, held_out, settings, n_blocks=start.n_layers - 1)
-    schedule, state = task.schedule, checkpoints.newest(start)
+    names, products = trainable(settings) if start.n_layers > 1 else (), products_of(settings, head)
+    schedule = Schedule(settings, train.n_seqs, start.n_layers - 1, trains=bool(names))
+    step_kl = LinearKL(head, products)
+    exact_kl = step_kl if products == torch.float32 else LinearKL(head)
+    task = Task(head, train, held_out, settings, names, schedule, step_kl, exact_kl, solution, prism)
+    checkpoints = checkpoints or Checkpoints()
+    state = checkpoints.newest(start)
     if state is None or not state.finished:
         done = 0 if state is None else state.step
         with Progress(f"fit {settings.kind}", schedule.total_steps, "step", done=done) as progress:
-            state = train_steps(task, start, bases, checkpoints, state=state, progress=progress)
-    # The fits of a ladder share `train`: the next one counts on from here, also when this one was over already.
+            state = train_steps(task, start, checkpoints, state=state, progress=progress)
+    # The fits of a ladder share `train`: the next one counts on from here, also where this one was finished before.
     train.tokens_forwarded = state.tokens_forwarded
     return Fit(
         lens=state.best_lens.to(head.W_U.device),
         log=state.log,
         steps=state.step,
         best_step=state.best_step,
-        stopped_early=state.step < schedule.total_steps,
         schedule=schedule,
         positions_used=task.positions(state.step),
         tokens_forwarded=state.tokens_forwarded,
         best=state.best,
         settings=settings,
-        products=str(products_of(settings, head)).removeprefix("torch."),
+        products=str(products).removeprefix("torch."),
         ridge=state.ridge,
     )
 
@@ -148,9 +144,10 @@ def products_of(settings: FitParams, head: Head) -> torch.dtype:
     `auto` is bfloat16 where the hardware multiplies it and the head is large enough to gain, else float32.
     """
     if settings.products == "auto":
-        is_faster = head.W_U.numel() >= LARGE_HEAD and skeleton.has_fast_bf16(head.W_U.device)
-        return torch.bfloat16 if is_faster else torch.float32
-    return torch.float32 if settings.products == "float32" else torch.bfloat16
+        is_bf16 = head.W_U.numel() >= LARGE_HEAD and skeleton.has_fast_bf16(head.W_U.device)
+    else:
+        is_bf16 = settings.products == "bfloat16"
+    return torch.bfloat16 if is_bf16 else torch.float32
 
 
 def trainable(settings: FitParams) -> tuple[str, ...]:
@@ -162,22 +159,20 @@ def trainable(settings: FitParams) -> tuple[str, ...]:
 
 
 def memory(settings: FitParams, n_layers: int, d_model: int) -> int:
-    """Bytes that the fit of a lens holds on its device: fp32."""
+    """Bytes that the fit of a lens holds on its device, fp32."""
     lens = (n_layers - 1) * (2 * d_model * rank_of(settings, d_model) + 2 * d_model)
     whitening = n_layers * d_model**2 if settings.coordinates == "whitened" else 0
     return 4 * (COPIES * lens + whitening)
 
 
-def train_steps(
-    task: _Task, start: Lens, bases: Bases, checkpoints: Checkpoints, *, state: State | None, progress: Progress
-) -> State:
-    """The state after the last step, from the first step or from the `state` of a checkpoint on."""
+def train_steps(task: Task, start: Lens, checkpoints: Checkpoints, *, state: State | None, progress: Progress) -> State:
+    """Take the steps after `state`, the checkpoint's, or all of them where it is None; return the last state."""
     settings, schedule, device = task.settings, task.schedule, task.head.W_U.device
-    start, coordinates, ridge = starting_point(task, start, bases)
+    start, coordinates, ridge = starting_point(task, start)
     resumed, state = state, state or first_state(task, start, coordinates, ridge)
-    # Contiguous, as a checkpoint has them: the last bits of a product depend on how its factors lie in memory.
+    # Contiguous, as in a checkpoint: the last bits of a product depend on the memory layout of its factors.
     state.trained = {name: tensor.to(device).contiguous() for name, tensor in state.trained.items()}
-    # Views of the stacked tensors: the optimizer skips a layer that has no gradient, as one parameter could not.
+    # Views of the stacked tensors, one a layer: an optimizer skips a layer without a gradient.
     leaves = {name: list(state.trained[name]) for name in task.names}
     layer_optimizers = optimizers.make(settings, leaves)
     if resumed is None:
@@ -208,8 +203,8 @@ def train_steps(
                     break
             if stop.signal is not None:
                 save(wait=True)
-                kept = "its checkpoint is kept. `dvc repro` goes on from there." if checkpoints.folder else "not kept."
-                raise Interrupted(stop.signal, f"fit stopped after step {state.step} of {schedule.total_steps}; {kept}")
+                fate = "its checkpoint is kept. `dvc repro` goes on from there." if checkpoints.folder else "not kept."
+                raise Interrupted(stop.signal, f"fit stopped after step {state.step} of {schedule.total_steps}; {fate}")
             if checkpoints.is_due:
                 save()
     state.finished = True
@@ -217,10 +212,9 @@ def train_steps(
     return state
 
 
-def starting_point(task: _Task, start: Lens, bases: Bases) -> tuple[Lens, Coordinates, tuple[float, ...] | None]:
-    """The lens before the first step, the coordinates that it is trained in, and the ridges of the closed form."""
-    settings, names = task.settings, task.names
-    solution, prism, ridge = bases.solution, bases.prism, None
+def starting_point(task: Task, start: Lens) -> tuple[Lens, Coordinates, tuple[float, ...] | None]:
+    """The lens before the first step, the coordinates of its training, and the ridges of the closed form."""
+    settings, names, solution, prism, ridge = task.settings, task.names, task.solution, task.prism, None
     if solution is None and names and needs_solution(settings):
         solution = closed_form.solve(task.exact_kl, task.train, task.held_out, start)
     if names and settings.start == "closed_form":
@@ -235,18 +229,12 @@ def starting_point(task: _Task, start: Lens, bases: Bases) -> tuple[Lens, Coordi
     return start, Coordinates.plain(start), ridge
 
 
-def first_state(task: _Task, start: Lens, coordinates: Coordinates, ridge: tuple[float, ...] | None) -> State:
-    """Before the first step; the start is the best lens so far."""
+def first_state(task: Task, start: Lens, coordinates: Coordinates, ridge: tuple[float, ...] | None) -> State:
+    """The state before the first step; the start is the best lens so far."""
     state = State(
-        step=0,
         trained=coordinates.enter(start),
-        optimizers=[],
         best_lens=start,
         best=validate(task, start, step=0),
-        best_step=0,
-        waited=0,
-        log=[],
-        train_kl=[],
         ridge=ridge,
         tokens_forwarded=task.train.tokens_forwarded,
     )
@@ -255,7 +243,7 @@ def first_state(task: _Task, start: Lens, coordinates: Coordinates, ridge: tuple
 
 
 def step_gradients(
-    task: _Task, coordinates: Coordinates, trained: Mapping[str, Tensor], batch: Batch, step: int
+    task: Task, coordinates: Coordinates, trained: Mapping[str, Tensor], batch: Batch, step: int
 ) -> tuple[float, dict[str, Tensor]]:
     """Mean KL in bits of the blocks of a step, and the gradient of their summed loss for each trained tensor.
 
@@ -281,11 +269,11 @@ def step_gradients(
     return float(kl.mean()) * BITS, coordinates.pull(gradients, blocks)
 
 
-def judge(task: _Task, state: State, lens: Lens, progress: Progress) -> None:
+def judge(task: Task, state: State, lens: Lens, progress: Progress) -> None:
     """Validate a lens, and keep it if it is the best so far.
 
     Raises:
-        NumericError: its KL is not finite, or so much above the best that the fit diverges.
+        NumericError: its KL is not finite, or above DIVERGED times the best.
     """
     validation = validate(task, lens, state.step)
     is_better = validation.score < state.best.score
@@ -303,7 +291,7 @@ def judge(task: _Task, state: State, lens: Lens, progress: Progress) -> None:
         )
 
 
-def validate(task: _Task, lens: Lens, step: int) -> Validation:
+def validate(task: Task, lens: Lens, step: int) -> Validation:
     """Held-out KL of a lens. Raises NumericError where it is not finite."""
     validation = objective.validate(task.exact_kl, lens, task.held_out)
     if not math.isfinite(validation.score):
@@ -311,8 +299,8 @@ def validate(task: _Task, lens: Lens, step: int) -> Validation:
     return validation
 
 
-def record(task: _Task, state: State, validation: Validation, *, is_best: bool) -> None:
-    """Add a line to the log; the KL of training is counted anew from here."""
+def record(task: Task, state: State, validation: Validation, *, is_best: bool) -> None:
+    """Add a line to the log and clear `train_kl`."""
     train_kl, state.train_kl = state.train_kl, []
     state.log.append(
         LogRow(

@@ -131,15 +131,15 @@ class StreamedLens:
             IntegrityError: the file is not whole, is no lens, or its last layer is not the identity.
         """
         path = folder / WEIGHTS
-        shapes, _ = read_header(path)
+        shapes, form = read_header(path)
         n_layers, d_model = shapes["c"]
-        streamed = cls(path, Lens.form_of(path), n_layers, d_model)
+        streamed = cls(path, form, n_layers, d_model)
         check_identity({name: tensor[0] for name, tensor in streamed._read(streamed.n_layers).items()}, path)
         return streamed
 
     def check_head(self, head: Head) -> None:
         """As `Lens.check_head`."""
-        check_head(self, head)
+        check_head(head, self.n_layers, self.d_model, self.w_u_sha256)
 
     def to(self, device: torch.device) -> "StreamedLens":  # noqa: ARG002
         """The same lens: each layer goes to the head's device when it is read."""
