@@ -10,10 +10,11 @@ set -euo pipefail
 main() {
   local url=$1 commit=$2 model=$3
   local home=${LENSMITH_HOME:-$HOME/.cache/lensmith}
-  local clone=$home/chain/$model
+  local entry=$home/fleet/$model-chain # `lensmith cache ls` lists it
+  local clone=$entry/clone
   mkdir -p "$clone"
-  exec 9> "$clone.lock"
-  flock 9 # two runs must not work in one folder
+  exec 9> "$entry/.lock"
+  flock 9 # two runs must not work in one folder, and `lensmith cache prune` deletes none that is in use
 
   [ -d "$clone/.git" ] || git clone --quiet "$url" "$clone"
   cd "$clone"
