@@ -17,6 +17,7 @@ from lensmith.judge.rows import curves
 from lensmith.judge.tables import FIRST_COLUMNS, PROMPT_COLUMNS, ROW_COLUMNS
 from lensmith.process.errors import InputError, IntegrityError
 from lensmith.settings.sections import ModelParams
+from tests.support import records
 from tests.support.bench import GOOD, LINES, random_lens, rung_of, tiny_bench, write_lines, write_stages
 from tests.support.settings import REPOSITORY, atlas
 
@@ -200,7 +201,7 @@ def test_a_lens_of_another_model_is_refused(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "s.jsonl", LINES)
     params = tiny_settings(tmp_path, suite={"files": [str(source)]})
     corpus, lens = write_stages(tmp_path, params)
-    artifacts.write_json(lens / "provenance.json", {"head": {"w_u_sha256": "0", "final_norm_sha256": "0"}})
+    artifacts.write_json(lens / "provenance.json", records.provenance())
     with pytest.raises(IntegrityError, match="fit on another model"):
         suite.run(params, corpus, lens, tmp_path / "out")
 

@@ -23,8 +23,7 @@ from lensmith.judge import prompts
 from lensmith.lens import published
 from lensmith.lens.lens import Lens
 from lensmith.process.errors import LensmithError
-from lensmith.release import pretrained
-from lensmith.release.pretrained import StreamedLens
+from lensmith.release.pretrained import ReleasedLens, StreamedLens
 from lensmith.settings import params_yaml
 from lensmith.source import documents
 from lensmith.source.corpus import Manifest
@@ -86,7 +85,9 @@ def readers(tmp_path_factory) -> dict[str, Reader]:
         "lens header": Reader([weights], "weights.safetensors", lambda path: Lens.load(path.parent)),
         "streamed lens": Reader([weights], "weights.safetensors", lambda path: stream(path.parent)),
         "INDEX.json": Reader([index], "INDEX.json", lambda path: release_index.read(path.parent)),
-        "provenance": Reader([provenance], "provenance.json", lambda path: pretrained._about(path, "local/atlas")),
+        "provenance": Reader(
+            [provenance], "provenance.json", lambda path: ReleasedLens.read(path.parent, "local/atlas")
+        ),
         "suite": Reader([suite()], "suite.jsonl", lambda path: prompts.read_suite([str(path)])),
         "probes": Reader([probes()], "probes.jsonl", lambda path: prompts.read_probes([str(path)])),
         "params.yaml": Reader(settings(), "params.yaml", params_yaml.read),
@@ -94,7 +95,7 @@ def readers(tmp_path_factory) -> dict[str, Reader]:
         "config of a lens": Reader(
             [config(unembed_hash="0").encode()],
             "config.json",
-            lambda path: published._check_model(published._config(path, "x"), backbone, "x"),
+            lambda path: published._read_config(path, backbone),
         ),
         "corpus manifest": Reader([manifest()], "manifest.json", lambda path: Manifest.read(path.parent)),
         "index of shards": Reader([shards()], models.SHARDS, read_shards),

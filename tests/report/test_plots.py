@@ -15,6 +15,7 @@ from lensmith.judge.prompts import Prompt
 from lensmith.process.errors import IntegrityError
 from lensmith.report import curves
 from lensmith.report.model_detail import ModelDetail
+from tests.support import records
 from tests.support.bench import tiny_bench, write_lines
 from tests.support.judged import World
 from tests.support.settings import REPOSITORY, atlas
@@ -40,7 +41,7 @@ class Drawn:
     def run(self) -> None:
         self.world.write()
         artifacts.write_text(self.lens / "fit_log.csv", LOG + "0,0,0,,3,2,1,2,1\n100,6400,0.01,2.5,2,1.5,0.5,1.3,1\n")
-        artifacts.write_json(self.lens / "provenance.json", {"weights_sha256": "0" * 64})
+        artifacts.write_json(self.lens / "provenance.json", records.provenance())
         for folder in (self.world.sweep, self.world.suite):
             artifacts.write_text(folder / "trajectories.json", "[]")
         settings = atlas(suite={"files": [str(self.suite)]})
@@ -99,7 +100,7 @@ def test_a_row_of_each_prompt(drawn):
         "id": "p1", "domain": "d", "prompt": "prompt\n1", "answer": "a", "final_rank": 4, "norm_kl": 3.0,
         "tuned_kl": 1.0, "saved": 2.0,
     }  # fmt: skip
-    assert len(named) == 6 and data["provenance"] == {"weights_sha256": "0" * 64}
+    assert len(named) == 6 and data["provenance"] == records.provenance()
 
 
 def test_the_report_reads_what_is_written(drawn):

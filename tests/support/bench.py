@@ -18,6 +18,7 @@ from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus
 from lensmith.source.backbone import Backbone
 from lensmith.source.tokenizer import behaviour_sha256
+from tests.support import records
 from tests.support.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)  # on tensors this small, handing work to a second thread takes longer than the work
@@ -93,7 +94,7 @@ def write_stages(folder: Path, params: ModelParams, *, seqs: int = 12, seq_len: 
     for kind in ("temperature", "bias"):
         rung_of(lens, kind).save(folder / "lens" / LADDER / kind)
     random_prism(backbone.d_model).save(folder / "lens" / PRISM)
-    artifacts.write_json(folder / "lens" / "provenance.json", {"head": backbone.head.fingerprint()})
+    artifacts.write_json(folder / "lens" / "provenance.json", records.provenance(head=backbone.head.fingerprint()))
     assert model_dir.exists()
     return folder / "corpus", folder / "lens"
 

@@ -1,4 +1,4 @@
-"""Rows in memory, for tests of what reads a bank."""
+"""Residuals in memory, for tests of code that reads a bank."""
 
 from dataclasses import dataclass
 

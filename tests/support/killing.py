@@ -1,10 +1,9 @@
-"""A fit that is killed, starved and robbed, and what it gives when it is run again. A program of its own:
+"""Scenarios that interrupt a fit, run it again and compare its bytes. A program of its own:
 
     python -m tests.support.killing <scenario>...    prints for each a JSON line {"name", "rounds", "wrong": [...]}
 
-Each round is forked from here, where torch is imported and no thread runs, and ends by SIGKILL where a user's process
-would. The fit is small but has all that a large one has: some layers a step, an optimizer, a closed-form start, a curve
-of validations that falls, rises, and ends the fit early.
+Each round is forked from here, where torch is imported and no thread runs. The fit is small but has every part of a
+large one: some layers a step, an optimizer, a closed-form start, and validations that fall, rise and end it early.
 """
 
 import hashlib
@@ -49,7 +48,7 @@ FORMS = {
 
 @dataclass
 class CountedRows(HeldRows):
-    """Rows that cost tokens whenever they are read, as streamed ones do."""
+    """Rows that count tokens at each reading, as streamed ones do."""
 
     def read(self, seqs) -> Batch:
         self.tokens_forwarded += 7 * len(seqs)
@@ -65,7 +64,7 @@ def _rows(n_seqs: int, seed: int, towards: float) -> CountedRows:
 
 def fit(folder: Path, form: str = "adamw") -> str:
     """The fit, from its newest checkpoint on; everything that it gives, hashed."""
-    # Held-out rows lie elsewhere than those trained on: the fit passes what is best for them.
+    # Held-out rows are distributed otherwise than training rows: the fit passes the best map for them.
     settings = fit_params(
         **{"batch_seqs": 4, "epochs": 1, "validate_every": 1, "patience": 9, "lr": 0.05, "layers_per_step": 2}
         | {"warmup": 0.2, "weight_decay": 0.01}
@@ -76,17 +75,17 @@ def fit(folder: Path, form: str = "adamw") -> str:
     )
     train, held_out, start = _rows(4 * STEPS, 1, 0.0), _rows(16, 2, 0.3), Lens.start(settings, L, D)
     opened.append(Checkpoints(folder))
-    found = training.fit(head, train, held_out, settings, start, checkpoints=opened[-1])
+    result = training.fit(head, train, held_out, settings, start, checkpoints=opened[-1])
     digest = hashlib.sha256()
-    for _, tensor in sorted(found.lens.tensors().items()):
+    for _, tensor in sorted(result.lens.tensors().items()):
         digest.update(tensor.numpy().tobytes())
-    facts = (found.log, found.steps, found.best_step, found.stopped_early, found.positions_used, found.tokens_forwarded)
-    digest.update(repr((*facts, found.best, found.ridge)).encode())
+    numbers = (result.steps, result.best_step, result.stopped_early, result.positions_used, result.tokens_forwarded)
+    digest.update(repr((result.log, *numbers, result.best, result.ridge)).encode())
     return digest.hexdigest()
 
 
 def child(work: Callable[[], str]) -> tuple[int, str]:
-    """Fork, work, and die; how it ended (exit code, or minus the signal), and what it said."""
+    """Run `work` in a fork; its exit code, or minus its signal, and what it returned or raised."""
     reading, writing = os.pipe()
     if pid := os.fork():
         os.close(writing)
@@ -119,14 +118,14 @@ def die_at_step(step: int) -> None:
     """Die when the fit would take this step."""
 
     def last() -> None:
-        opened[-1].wait()  # else the kill would also hit a write at random: that is another scenario
+        opened[-1].wait()  # a kill during a write is another scenario
         die()
 
     before_step(step, last)
 
 
 def interrupted_at_step(step: int, number: int) -> None:
-    """A signal arrives while the fit takes this step."""
+    """Send a signal while the fit takes this step."""
     stopping.install()
     before_step(step, lambda: signal.raise_signal(number))
 
@@ -147,7 +146,7 @@ OPERATIONS = (("tempfile", "mkstemp"), ("os", "fsync"), ("os", "replace"), ("os"
 
 
 def wait_for_writes() -> None:
-    """Write each checkpoint before the next step: else how many there are would depend on the machine's speed."""
+    """Write each checkpoint before the next step, so that their number does not depend on the machine's speed."""
     save = Checkpoints.save
     Checkpoints.save = lambda self, state, wait=False: save(self, state, wait=True)
 
@@ -211,7 +210,7 @@ class Trial:
         return child(work)
 
     def broken(self, ends: Callable[[int], bool], before: Callable[[], object], note: object = "") -> Path:
-        """One round that must end otherwise than well."""
+        """One round that `before` interrupts; `ends` judges its exit code. Returns its folder."""
         folder = self.root / str(self.rounds)
         self.rounds += 1
         code, said = self.run(folder, before)
@@ -220,7 +219,7 @@ class Trial:
         return folder
 
     def healed(self, folder: Path, note: object = "") -> None:
-        """Run again, it must give the same bytes and leave one file."""
+        """Run the fit again: it must give the same bytes and leave one file."""
         code, said = self.run(folder)
         if (code, said) != (0, self.whole):
             self.wrong.append(f"{note}: gave {code} {said[-300:]}, not {self.whole[:8]}")
@@ -239,7 +238,7 @@ def killed(code: int) -> bool:
 
 
 def survived_or_told(code: int) -> bool:
-    """A full disk is exit code 7; nothing at all where only the removal of a file failed that is there no more."""
+    """A full disk is exit code 7; 0 where only the removal of an old file failed."""
     return code in (0, 7)
 
 
@@ -280,7 +279,7 @@ def writes(trial: Trial, act: Callable[[], None], ends: Callable[[int], bool], s
 
 
 def some_writes(trial: Trial) -> None:
-    """All operations of the second and the third checkpoint, and of the last file."""
+    """Kill before all operations of the second and the third checkpoint and of the last file."""
     writes(trial, die, killed, slice(8, 22))
 
 
@@ -297,10 +296,10 @@ def full_disk_at_every_write(trial: Trial) -> None:
 
 
 def at_random(trial: Trial) -> None:
-    """One fit, killed 17 times at any moment, however far it came."""
+    """Three fits, killed 17 times in all at random moments."""
     draws, folder = random.Random(0), trial.root / "random"
     while trial.rounds < 17:
-        folder = trial.root / str(trial.rounds // 6)  # a fit that was killed six times is let go
+        folder = trial.root / str(trial.rounds // 6)  # six kills for each fit
 
         def timed() -> None:
             signal.signal(signal.SIGALRM, die)
@@ -316,7 +315,7 @@ def at_random(trial: Trial) -> None:
 
 
 def flipped_bits(trial: Trial) -> None:
-    """One bit of the newest checkpoint, in its header or in its data; and one of both that are kept."""
+    """Flip one bit of the newest checkpoint, in its header or its data; then one of both checkpoints."""
     for share in (0.0, 0.01, 0.2, 0.5, 0.8, 0.999):
         for spoiled in (1, 2):
             folder = trial.broken(killed, lambda: (wait_for_writes(), die_at_step(6)), share)
@@ -330,7 +329,7 @@ def flipped_bits(trial: Trial) -> None:
 
 
 def file_size_limit(trial: Trial) -> None:
-    """No file may grow past some bytes: what the kernel does to a user with a quota."""
+    """The kernel limits the size of files, as for a user with a quota."""
     for limit in (100, 2000, 8000):
         before = lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # noqa: E731
         folder = trial.broken(lambda code: code == 7, before, limit)
@@ -338,7 +337,7 @@ def file_size_limit(trial: Trial) -> None:
 
 
 def tmpfs(trial: Trial) -> None:
-    """A disk that is really full, on a file system of 64 KiB; skipped where none may be mounted."""
+    """A full file system of 64 KiB; skipped where none may be mounted."""
     mount = trial.root / "small"
     mount.mkdir()
     options = ["-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount)]
@@ -378,7 +377,7 @@ FORGETFUL: dict[str, Callable[[State], object]] = {
 
 
 def mutants(trial: Trial) -> None:
-    """A fit that forgets one piece of its state must be found out, after some step at least."""
+    """A fit that loses one piece of its state must end in other bytes, after some step at least."""
     _, facts = tensor_file.read(trial.root / "whole" / checkpoint.FINISHED)
     cut = [trial.broken(killed, lambda step=step: die_at_step(step), step) for step in range(2, facts["step"])]
     trial.rounds = 0
@@ -404,7 +403,7 @@ def _is_caught(trial: Trial, folder: Path, forget: Callable[[State], object]) ->
 
 
 def by_cadence(trial: Trial) -> None:
-    """When checkpoints are written changes nothing."""
+    """The moments of checkpoints change no byte."""
     for seconds in ("0", "0.01", "0.03", "240"):
         trial.rounds += 1
         code, said = trial.run(

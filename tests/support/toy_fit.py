@@ -1,4 +1,4 @@
-"""Rows of a linear toy model, and its head: enough for a fit that takes milliseconds."""
+"""Residuals of a linear toy model and its head, for fits of milliseconds."""
 
 import torch
 from torch import nn

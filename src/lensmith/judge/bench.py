@@ -20,6 +20,7 @@ from lensmith.lens.lens import Lens
 from lensmith.lens.lens_file import LADDER, WEIGHTS
 from lensmith.lens.lens_file import PRISM as PRISM_FILE
 from lensmith.lens.prism import Prism
+from lensmith.lens.provenance import PROVENANCE, Provenance
 from lensmith.process.errors import IntegrityError
 from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus, tokenizer
@@ -64,7 +65,7 @@ class Bench:
         backbone = Backbone.load(settings.source, manifest.model)
         lens = Lens.load(lens_dir)
         others = _others(lens_dir, lens, backbone.device)
-        recorded = artifacts.read_json(lens_dir / "provenance.json")["head"]
+        recorded = Provenance.read(lens_dir / PROVENANCE).head.data()
         shape = (backbone.n_layers, backbone.d_model)
         if (lens.n_layers, lens.d_model) != shape or recorded != backbone.head.fingerprint():
             raise IntegrityError(

@@ -21,6 +21,7 @@ from lensmith.judge.prompts import read_suite
 from lensmith.judge.rows import Measured
 from lensmith.judge.tables import RANKS, TRAJECTORIES, TUNED
 from lensmith.lens.depth import depth_layer
+from lensmith.lens.provenance import PROVENANCE, Provenance
 from lensmith.process.errors import IntegrityError
 from lensmith.settings.sections import ModelParams
 
@@ -63,7 +64,7 @@ def run(  # noqa: PLR0917 (a stage takes as many paths as it has)
         "columns": PROMPT_COLUMNS,
         "prompts": prompt_rows(measured, dict(_texts(settings))),
         "trajectories": shown,
-        "provenance": artifacts.read_json(lens / "provenance.json"),
+        "provenance": Provenance.read(lens / PROVENANCE).data(),
     }
     artifacts.write_text(detail, artifacts.canonical_json(data) + "\n")
 

@@ -30,6 +30,7 @@ from lensmith.judge.facts import (
 )
 from lensmith.judge.prompts import read_probes
 from lensmith.judge.tables import HELDOUT_COLUMNS, POSITION_COLUMNS, TUNED
+from lensmith.lens.provenance import PROVENANCE, Provenance
 from lensmith.process.errors import InputError
 from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus as corpora
@@ -86,7 +87,7 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
             status="loaded",
             summaries=read.summaries(),
             attribution=temperature_share(text, bench.baseline),
-            provenance=artifacts.read_json(lens / "provenance.json"),
+            provenance=Provenance.read(lens / PROVENANCE).data(),
         ),
     )
     facts.write(out / "run.json")

@@ -29,7 +29,7 @@ from lensmith.files import untrusted
 from lensmith.hub.pins import LENS_CONFIG, LENS_PARAMS, LensPin, lens_folder
 from lensmith.lens import training
 from lensmith.lens.lens import LARGEST, Lens
-from lensmith.process.errors import InputError, IntegrityError, NumericError, first_line, shown
+from lensmith.process.errors import InputError, IntegrityError, LensmithError, NumericError, first_line, shown
 from lensmith.settings.sections import FitParams
 from lensmith.source.backbone import Backbone
 from lensmith.source.head import Head
@@ -69,8 +69,11 @@ def load(pin: LensPin | None, backbone: Backbone) -> tuple[Lens, dict[str, Any]]
     if pin is None:
         raise IntegrityError(f"fit.kind is imported, but the corpus has no pinned lens. Run prefetch again. {UNREAD}")
     folder = lens_folder(pin)
-    config = _read_config(folder / LENS_CONFIG, backbone, pin.place)
-    tensors = _tensors(folder / LENS_PARAMS, config, backbone.d_model, pin.place)
+    try:
+        config = _read_config(folder / LENS_CONFIG, backbone)
+        tensors = _translators(folder / LENS_PARAMS, config, backbone.d_model)
+    except LensmithError as error:
+        raise type(error)(f"imported lens {pin.place}: {error}. {UNREAD}") from None
     origin = pin.model_dump(mode="json") | {
         "config": config,
         "left_out": "translator 0, which reads the embedding",
@@ -91,35 +94,31 @@ def unembed_hash(W_U: Tensor) -> str:
     return hashlib.sha256(printed.encode()).hexdigest()
 
 
-def _read_config(path: Path, backbone: Backbone, place: str) -> dict[str, Any]:
+def _read_config(path: Path, backbone: Backbone) -> dict[str, Any]:
     """config.json of a linear lens of this model."""
     config = untrusted.read_json(path)
     if not isinstance(config, dict) or not {"d_model", "num_hidden_layers"} <= config.keys():
-        raise InputError(f"imported lens {place}: {path.name} has no d_model and num_hidden_layers. {UNREAD}")
+        raise InputError(f"{path.name} has no d_model and num_hidden_layers")
     if (kind := config.get("lens_type", LENS_TYPE)) != LENS_TYPE:
-        raise InputError(f"imported lens {place}: lens_type is {shown(kind)!r}, only {LENS_TYPE} is read. {UNREAD}")
+        raise InputError(f"lens_type is {shown(kind)!r}, only {LENS_TYPE} is read")
     shape = (config["num_hidden_layers"], config["d_model"])
     if shape != (backbone.n_layers, backbone.d_model):
         raise IntegrityError(
-            f"imported lens {place}: made for a model of (n_layers, d_model) {shape}, this one has "
-            f"{(backbone.n_layers, backbone.d_model)}. {UNREAD}"
+            f"made for a model of (n_layers, d_model) {shape}, this one has {(backbone.n_layers, backbone.d_model)}"
         )
     recorded, computed = config.get("unembed_hash"), unembed_hash(backbone.head.W_U)
     if recorded is not None and recorded != computed:
         raise IntegrityError(
-            f"imported lens {place}: made for {config.get('base_model_name_or_path')} with unembed_hash {recorded}, "
-            f"this model's is {computed}. Another revision, or another source.dtype, may be the right one. {UNREAD}"
+            f"made for {config.get('base_model_name_or_path')} with unembed_hash {recorded}, this model's is "
+            f"{computed}. Another revision, or another source.dtype, may be the right one"
         )
     return config
 
 
-def _tensors(path: Path, config: dict[str, Any], d_model: int, place: str) -> dict[str, Tensor]:
+def _translators(path: Path, config: dict[str, Any], d_model: int) -> dict[str, Tensor]:
     """Weights and biases of all translators by name, float32, of the shapes that `config` asks for."""
     count = config["num_hidden_layers"] * (d_model * d_model + d_model)
-    try:
-        stored = read_tensors(path, SLACK + LARGEST_NUMBER * count)
-    except IntegrityError as error:
-        raise IntegrityError(f"imported lens {place}: {error}. {UNREAD}") from None
+    stored = read_tensors(path, SLACK + LARGEST_NUMBER * count)
     indices, is_biased = range(config["num_hidden_layers"]), config.get("bias", True)
     wanted: dict[str, tuple[int, ...]] = {f"{i}.weight": (d_model, d_model) for i in indices}
     wanted |= {f"{i}.bias": (d_model,) for i in indices if is_biased}
@@ -127,15 +126,13 @@ def _tensors(path: Path, config: dict[str, Any], d_model: int, place: str) -> di
     if shapes != wanted:
         name = min(key for key in (shapes.keys() | wanted.keys()) if shapes.get(key) != wanted.get(key))
         raise InputError(
-            f"imported lens {place}: {path.name}: {shown(name)} is {shapes.get(name, 'missing')}, must be "
-            f"{wanted.get(name, 'absent')}; only full linear translators are read, no low-rank or MLP ones. {UNREAD}"
+            f"{path.name}: {shown(name)} is {shapes.get(name, 'missing')}, must be {wanted.get(name, 'absent')}; only "
+            "full linear translators are read, no low-rank or MLP ones"
         )
     tensors = {name: tensor.float() for name, tensor in stored.items()}
     for name, tensor in tensors.items():
         if not (tensor.abs() <= LARGEST).all():  # so that NaN fails
-            raise NumericError(
-                f"imported lens {place}: {name} holds a number that is not finite, or above {LARGEST:g}. {UNREAD}"
-            )
+            raise NumericError(f"{name} holds a number that is not finite, or above {LARGEST:g}")
     return tensors
 
 

@@ -40,6 +40,21 @@ class ReleasedLens(BaseModel):
     dtype: Dtype = Field("auto", validation_alias=AliasPath("machine", "dtype"))  # of the weights that it was fit on
     folder: Path
 
+    @classmethod
+    def read(cls, folder: Path, model_id: str) -> "ReleasedLens":
+        """The lens of `model_id` in this folder. IntegrityError where its provenance.json says otherwise."""
+        path = folder / PROVENANCE
+        record = untrusted.read_json(path)
+        try:
+            released = cls.model_validate({**record, "folder": folder} if isinstance(record, dict) else record)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise IntegrityError(f"{path}: {key or 'the file'}: {first['msg'].removeprefix('Value error, ')}") from None
+        if released.model_id != model_id:
+            raise IntegrityError(f"{path}: is about {released.model_id}, not about {model_id}")
+        return released
+
     def load(self) -> Lens:
         """The lens. IntegrityError where the file is no whole lens."""
         return replace(Lens.load(self.folder), w_u_sha256=self.w_u_sha256)
@@ -66,18 +81,7 @@ def find(release: str | Path, model: str | None = None, revision: str | None = N
         release_index.check(root, index[model_id])
     else:
         root = releases.download(str(release), model_id, revision)
-    folder = root / index[model_id].path
-    path = folder / PROVENANCE
-    record = untrusted.read_json(path)
-    try:
-        released = ReleasedLens.model_validate({**record, "folder": folder} if isinstance(record, dict) else record)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise IntegrityError(f"{path}: {key or 'the file'}: {first['msg'].removeprefix('Value error, ')}") from None
-    if released.model_id != model_id:
-        raise IntegrityError(f"{path}: is about {released.model_id}, not about {model_id}")
-    return released
+    return ReleasedLens.read(root / index[model_id].path, model_id)
 
 
 def load(
