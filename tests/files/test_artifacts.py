@@ -10,7 +10,7 @@ from lensmith.process.errors import InputError, IntegrityError, ResourceError
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
-    """A crash between the first byte and the last must not leave half a file under the final name."""
+    """A crash in the middle of a write leaves no half file under the final name."""
     path = tmp_path / "a.json"
     artifacts.write_text(path, "old")
 
@@ -31,8 +31,8 @@ def test_a_full_disk_is_a_resource_error_that_says_what_was_kept(tmp_path):
     assert path.read_text() == "old"
 
 
-def test_json_is_sorted_and_refuses_what_it_has_no_word_for(tmp_path):
-    """NaN in a metrics file would break every reader that keeps to the standard."""
+def test_json_is_sorted_and_refuses_nan(tmp_path):
+    """Standard readers of JSON refuse NaN."""
     artifacts.write_json(tmp_path / "a.json", {"b": 1, "a": 0.1})
 
     assert (tmp_path / "a.json").read_text() == '{\n "a": 0.1,\n "b": 1\n}\n'
@@ -54,7 +54,7 @@ def test_csv_keeps_every_bit_of_a_float(tmp_path):
 
 
 def test_tensors_come_back_and_their_bytes_are_reproducible(tmp_path):
-    """And a truncated file is named, not half read."""
+    """Order of tensors does not matter; the error for a truncated file names it."""
     tensors = {"b": np.arange(6, dtype=np.uint32).reshape(2, 3), "a": np.ones(2, np.float32)}
     artifacts.write_tensors(tmp_path / "1", tensors, metadata='{"k":1}')
     artifacts.write_tensors(tmp_path / "2", dict(reversed(tensors.items())), metadata='{"k":1}')
@@ -70,8 +70,8 @@ def test_tensors_come_back_and_their_bytes_are_reproducible(tmp_path):
     ("text", "message"),
     [("{}\n\n{", r"a\.jsonl:3: not JSON"), ("[]", r"a\.jsonl:1: is a list, must be a JSON object"), (None, "missing")],
 )
-def test_a_bad_line_is_named_by_file_and_number(tmp_path, text, message):
-    """The user must find it in a file of hundreds."""
+def test_the_error_for_a_bad_line_has_file_and_line_number(tmp_path, text, message):
+    """Line numbers count empty lines too."""
     path = tmp_path / "a.jsonl"
     if text is not None:
         path.write_text(text)
@@ -80,7 +80,7 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path, text, message):
         list(artifacts.read_jsonl(path))
 
 
-def test_canonical_json_is_one_form_for_one_value():
-    """Hashes of settings must not depend on the order in which they were written."""
+def test_equal_values_have_one_canonical_json():
+    """Hashes of settings do not depend on the order of keys."""
     assert artifacts.canonical_json({"b": [1, 2.5], "a": "é"}) == '{"a":"é","b":[1,2.5]}'
     assert json.loads(artifacts.canonical_json({"b": None})) == {"b": None}

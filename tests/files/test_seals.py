@@ -1,4 +1,4 @@
-"""Seals: whatever happens to a file that a stage wrote, no stage reads it unnoticed."""
+"""Seals: a stage does not read a file that changed after it was sealed."""
 
 import subprocess
 from pathlib import Path
@@ -25,6 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_whole_folder_passes_and_sealing_it_again_changes_nothing(folder):
+    """The second seal has the bytes of the first."""
     before = (folder / seals.SUMS).read_bytes()
 
     seals.check(folder)
@@ -34,7 +35,7 @@ def test_a_whole_folder_passes_and_sealing_it_again_changes_nothing(folder):
 
 
 def test_any_flipped_bit_and_any_truncation_is_named(folder, record_property):
-    """Of every file, the seal itself included; the message says which file, or which line of the seal."""
+    """Damage is tried in every file, the seal included; the message names the file, or the line of the seal."""
     files, stream = seals.files(folder), Stream(0, "flips")
     caught = 0
     for number in range(OFFSETS):
@@ -57,20 +58,23 @@ def test_any_flipped_bit_and_any_truncation_is_named(folder, record_property):
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "ladder/bias/provenance.json", seals.SUMS])
 def test_a_missing_file_is_named(folder, name):
+    """Of the folder, of a folder below it, and the seal itself."""
     (folder / name).unlink()
 
     with pytest.raises(IntegrityError, match=f"{name}: missing"):
         seals.check(folder)
 
 
-def test_a_file_that_no_stage_wrote_is_named(folder):
+def test_a_file_that_the_seal_does_not_name_is_refused(folder):
+    """No stage wrote it."""
     (folder / "ladder" / "extra.csv").touch()
 
     with pytest.raises(IntegrityError, match=r"ladder/extra\.csv: is not in .*SHA256SUMS, so no stage wrote it"):
         seals.check(folder)
 
 
-def test_a_changed_file_is_said_with_both_digests_and_what_to_do(folder):
+def test_the_error_for_a_changed_file_has_both_digests_and_a_remedy(folder):
+    """`lensmith doctor --rehash` says how to get the file again."""
     (folder / "fit_log.csv").write_text("step,kl_bits\n0,1.4\n")
 
     with pytest.raises(
@@ -79,7 +83,8 @@ def test_a_changed_file_is_said_with_both_digests_and_what_to_do(folder):
         seals.check(folder)
 
 
-def test_some_files_are_checked_where_others_were_not_fetched(folder):
+def test_check_files_reads_only_the_files_it_is_given(folder):
+    """A machine may have fetched a part of a folder only."""
     (folder / "weights.safetensors").unlink()
 
     seals.check_files(folder / seals.SUMS, [folder / "fit_log.csv"])
@@ -91,8 +96,8 @@ def test_some_files_are_checked_where_others_were_not_fetched(folder):
         seals.check_files(folder / seals.SUMS, [folder / "other.csv"])
 
 
-def test_single_files_have_a_seal_of_their_own(tmp_path):
-    """Its names are relative, so a copy of the lab elsewhere has the same bytes."""
+def test_single_files_are_sealed_by_relative_names(tmp_path):
+    """A copy of the lab elsewhere has a seal of the same bytes."""
     metrics, sums = tmp_path / "metrics" / "m.json", tmp_path / "plots" / "seals" / "gates" / "m.sha256"
     metrics.parent.mkdir()
     metrics.write_text("{}\n")
@@ -110,6 +115,7 @@ def test_single_files_have_a_seal_of_their_own(tmp_path):
 
 
 def test_sha256sum_reads_a_seal(folder):
+    """The format is that of coreutils."""
     done = subprocess.run(
         ["sha256sum", "--check", "--strict", seals.SUMS], cwd=folder, capture_output=True, check=False
     )

@@ -1,4 +1,4 @@
-"""Pins and downloads, by the real client against a Hub on the loopback interface."""
+"""Pins and downloads with the real client and a Hub on the loopback interface."""
 
 import hashlib
 import json
@@ -86,7 +86,7 @@ def pin(client: Client, repo: str = "lab/tiny", **source: str) -> dict[str, Any]
 
 
 def test_a_pin_is_a_commit_and_the_sha256_of_every_file_that_is_read(hub, client):
-    """Of a repository with pickles, code and copies only the safetensors and the small files count."""
+    """The repository also has pickles, code and copies, which are not read."""
     commit = hub.commit("models", "lab/tiny", MODEL)
 
     assert pin(client) == {
@@ -97,8 +97,8 @@ def test_a_pin_is_a_commit_and_the_sha256_of_every_file_that_is_read(hub, client
     }
 
 
-def test_pinning_and_the_tokenizer_need_no_weights(hub, client):
-    """Packing a corpus for a 16 GB model must not download the model."""
+def test_a_pin_and_the_tokenizer_download_no_weights(hub, client):
+    """A corpus is packed without the weights of its model."""
     hub.commit("models", "lab/light", MODEL)
 
     folder = Path(client.call("fetch_tokenizer", pin=pin(client, "lab/light")))
@@ -107,8 +107,8 @@ def test_pinning_and_the_tokenizer_need_no_weights(hub, client):
     assert set(hub.downloads()) == PINNED - {"model.safetensors"}
 
 
-def test_a_pin_outlives_a_branch_that_moves(hub, client):
-    """The branch is read once; what is fetched later is the recorded commit, not the branch's new one."""
+def test_a_pin_keeps_its_commit_when_the_branch_moves(hub, client):
+    """The branch is read once; `fetch_model` gets the recorded commit."""
     hub.commit("models", "lab/moving", MODEL)
     recorded = pin(client, "lab/moving")
     hub.commit("models", "lab/moving", MODEL | {"model.safetensors": b"weights of the second commit"})
@@ -121,6 +121,7 @@ def test_a_pin_outlives_a_branch_that_moves(hub, client):
 
 
 def test_a_tag_is_resolved_to_its_commit(hub, client):
+    """The branch is further than the tag."""
     commit = hub.commit("models", "lab/tagged", MODEL)
     hub.tag("models", "lab/tagged", "v1", commit)
     hub.commit("models", "lab/tagged", MODEL | {"config.json": b"{}"})
@@ -128,8 +129,8 @@ def test_a_tag_is_resolved_to_its_commit(hub, client):
     assert pin(client, "lab/tagged", revision="v1")["commit"] == commit
 
 
-def test_of_a_sharded_model_the_shards_of_its_index_are_pinned(hub, client):
-    """A repository may hold other safetensors beside them; the loader reads those of the index."""
+def test_the_pin_of_a_sharded_model_has_the_shards_of_its_index(hub, client):
+    """The repository has other safetensors too; the loader reads the shards of the index."""
     hub.commit("models", "lab/shards", SHARDS)
 
     recorded = pin(client, "lab/shards")
@@ -139,7 +140,8 @@ def test_of_a_sharded_model_the_shards_of_its_index_are_pinned(hub, client):
     assert {path.name for path in folder.iterdir()} == set(recorded["files"])
 
 
-def test_a_folder_is_pinned_by_its_files(tmp_path, client):
+def test_the_pin_of_a_folder_has_its_files_and_no_commit(tmp_path, client):
+    """As for a repository, pickles and code are left out."""
     for name, content in MODEL.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
@@ -153,7 +155,7 @@ def test_a_folder_is_pinned_by_its_files(tmp_path, client):
 
 @pytest.mark.parametrize("change", ["flip", "remove"])
 def test_a_folder_that_changed_after_its_pin_is_refused(tmp_path, client, change):
-    """The lens would be fit on another model than the manifest says."""
+    """Else the lens would be fit on another model than the manifest records."""
     (tmp_path / "config.json").write_bytes(CONFIG)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"weights")
@@ -167,7 +169,7 @@ def test_a_folder_that_changed_after_its_pin_is_refused(tmp_path, client, change
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_download_of_the_right_size_and_wrong_bytes_is_named_and_removed(hub, client, name):
-    """huggingface_hub checks sizes only. What stayed in the cache would be served again without a request."""
+    """huggingface_hub checks sizes only, and would serve a wrong file of the cache again without a request."""
     repo = f"lab/rotten-{name[:5]}"
     hub.commit("models", repo, MODEL)
     hub.flipped.add(name)
@@ -180,8 +182,8 @@ def test_a_download_of_the_right_size_and_wrong_bytes_is_named_and_removed(hub, 
     assert (Path(client.call("fetch_model", pin=recorded)) / name).read_bytes() == MODEL[name]
 
 
-def test_a_download_cut_off_is_no_file(hub, client):
-    """A server that fails in the middle leaves an error, and the next run is whole."""
+def test_an_interrupted_download_leaves_no_file_that_counts(hub, client):
+    """The server fails in the middle; the next run downloads the whole file."""
     hub.commit("models", "lab/cut", MODEL)
     recorded = pin(client, "lab/cut")
     hub.faults.append(Fault(r"GET .*lab/cut/resolve/.*model\.safetensors", 400, 99))
@@ -193,8 +195,8 @@ def test_a_download_cut_off_is_no_file(hub, client):
     assert client.call("fetch_model", pin=recorded)
 
 
-def table(hub: LoopbackHub, case: str) -> dict[str, str]:
-    """Prepare one kind of trouble; the arguments of the pin that meets it."""
+def failing(hub: LoopbackHub, case: str) -> dict[str, str]:
+    """Prepare a repository that cannot be pinned; the arguments of its pin."""
     bare = {"config.json": CONFIG}
     repos: dict[str, Files] = {
         "pickles": bare | {"pytorch_model.bin": b"a pickle"},
@@ -229,9 +231,10 @@ def table(hub: LoopbackHub, case: str) -> dict[str, str]:
         ("broken", RemoteError, 5, ["HTTP 503", "trying again"]),
     ],
 )
-def test_each_refusal_has_its_exit_code_and_says_what_to_do(hub, client, case, error, code, words):
+def test_a_model_that_cannot_be_pinned_gets_one_line_and_its_exit_code(hub, client, case, error, code, words):
+    """The line says why, and what to do."""
     with pytest.raises(LensmithError) as caught:
-        pin(client, **table(hub, case))
+        pin(client, **failing(hub, case))
 
     assert type(caught.value) is error and caught.value.exit_code == code
     for word in words:
@@ -239,8 +242,8 @@ def test_each_refusal_has_its_exit_code_and_says_what_to_do(hub, client, case, e
     assert "\n" not in str(caught.value)
 
 
-def test_a_token_is_used_and_never_told(hub, another):
-    """A canary in HF_TOKEN opens a gated repository, and is in no message when the Hub refuses it."""
+def test_a_token_is_used_and_is_in_no_message(hub, another):
+    """A canary in HF_TOKEN opens a gated repository; then the Hub refuses."""
     hub.commit("models", "lab/closed", MODEL)
     hub.repos["models", "lab/closed"].gated = True
     holder = another(hub.url, HF_TOKEN="hf_canary")
@@ -252,13 +255,14 @@ def test_a_token_is_used_and_never_told(hub, another):
     assert "canary" not in str(caught.value)
 
 
-def test_nobody_at_the_address_is_a_remote_error(another):
+def test_an_address_without_a_server_is_a_remote_error(another):
+    """Nothing listens at port 9."""
     with pytest.raises(RemoteError, match="cannot be reached"):
         pin(another("http://127.0.0.1:9"))
 
 
 def test_offline_a_cached_model_is_pinned_and_another_is_refused(hub, another, tmp_path):
-    """HF_HUB_OFFLINE on a compute node: the cache must hold the whole model, and nothing is asked of the network."""
+    """With HF_HUB_OFFLINE the cache must hold the whole model; no request is made."""
     hub.commit("models", "lab/cached", MODEL)
     hub.commit("models", "lab/half", MODEL)
     online = another(hub.url, HF_HOME=str(tmp_path))
@@ -277,6 +281,7 @@ def test_offline_a_cached_model_is_pinned_and_another_is_refused(hub, another, t
 
 
 def corpus(**changes: Any) -> dict[str, Any]:
+    """Section `corpus` for a dataset whose tenth token is held out."""
     base = {
         "kind": "hf",
         "repo": "lab/text",
@@ -299,8 +304,8 @@ def jsonl(*texts: str) -> bytes:
     return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
 
 
-def test_a_dataset_pin_shares_its_files_out_and_keeps_them_apart(hub, client):
-    """A tenth of the tokens is held out, so a tenth of the files is; every file is on one side."""
+def test_a_dataset_pin_has_a_tenth_of_the_files_for_heldout_text(hub, client):
+    """As many as of the tokens; every file is for one of the two."""
     commit = hub.commit("datasets", "lab/text", {f"data/train-{i:02}.jsonl": jsonl("a") for i in range(30)})
 
     found = client.call("pin_dataset", corpus=corpus())
@@ -311,7 +316,8 @@ def test_a_dataset_pin_shares_its_files_out_and_keeps_them_apart(hub, client):
     assert sorted(found["heldout"] + found["train"]) == list(range(30))
 
 
-def test_the_seed_chooses_the_files(hub, client):
+def test_the_seed_decides_the_order_of_the_files(hub, client):
+    """The same seed gives the same order, another one another."""
     hub.commit("datasets", "lab/text", {f"data/train-{i:02}.jsonl": jsonl("a") for i in range(30)})
 
     first, again, other = (client.call("pin_dataset", corpus=corpus(seed=seed)) for seed in (1, 1, 2))
@@ -320,8 +326,8 @@ def test_the_seed_chooses_the_files(hub, client):
     assert first["train"] != other["train"] != sorted(other["train"])
 
 
-def test_the_only_file_of_a_split_is_on_both_sides(hub, client):
-    """Its documents are split instead, by the reader."""
+def test_the_only_file_of_a_split_is_for_heldout_text_and_for_training(hub, client):
+    """The reader splits its documents."""
     hub.commit("datasets", "lab/single", {"train.jsonl": jsonl("a")})
 
     found = client.call("pin_dataset", corpus=corpus(repo="lab/single"))
@@ -340,7 +346,8 @@ def test_the_only_file_of_a_split_is_on_both_sides(hub, client):
         ({"repo": "lab/pictures"}, InputError, 2, ["dataset lab/pictures@"]),
     ],
 )
-def test_a_dataset_that_cannot_be_pinned_says_why(hub, client, changes, error, code, words):
+def test_a_dataset_that_cannot_be_pinned_gets_one_line_and_its_exit_code(hub, client, changes, error, code, words):
+    """The line says why."""
     hub.commit("datasets", "lab/plain", {"train.jsonl": jsonl("a")})
     hub.commit("datasets", "lab/gated-text", {"train.jsonl": jsonl("a")})
     hub.repos["datasets", "lab/gated-text"].gated = True
@@ -355,8 +362,7 @@ def test_a_dataset_that_cannot_be_pinned_says_why(hub, client, changes, error, c
     assert "\n" not in str(caught.value)
 
 
-# Published lenses
-
+# Lenses of the package tuned-lens.
 LENS = {"repo": "them/lenses", "repo_type": "space", "revision": "main", "folder": "lens/tiny"}
 LENS_FILES: Files = {
     "app.py": b"raise SystemExit",
@@ -367,7 +373,7 @@ LENS_FILES: Files = {
 
 
 def test_a_published_lens_is_pinned_by_commit_and_only_its_two_files_are_fetched(hub, client):
-    """A branch that moves changes nothing afterwards; code of the space stays where it is."""
+    """A branch that moves later changes nothing; code of the space is not downloaded."""
     sha = hub.commit("spaces", "them/lenses", LENS_FILES)
     found = client.call("pin_lens", **LENS)
     hub.commit("spaces", "them/lenses", LENS_FILES | {"lens/tiny/params.pt": b"moved"})
@@ -379,7 +385,7 @@ def test_a_published_lens_is_pinned_by_commit_and_only_its_two_files_are_fetched
 
 
 def test_a_published_lens_with_wrong_bytes_is_refused_and_removed(hub, client):
-    """The Hub lists the sha256 of a large file; a download of the right size that differs is not kept."""
+    """The Hub lists the sha256 of a large file; a download with other bytes is not kept."""
     hub.commit("spaces", "them/lenses", LENS_FILES | {"lens/tiny/params.pt": b"whole bytes"})
     hub.flipped.add("lens/tiny/params.pt")
     with pytest.raises(IntegrityError, match=r"params\.pt has sha256 .* removed from the cache"):
@@ -394,8 +400,8 @@ def test_a_published_lens_with_wrong_bytes_is_refused_and_removed(hub, client):
     [({"repo": "them/nothing"}, RemoteError, "space them/nothing@main: does not exist"),
      ({"folder": "lens/none"}, InputError, r"no config\.json and no params\.pt")],
 )  # fmt: skip
-def test_a_published_lens_that_is_not_there_says_so(hub, client, changes, error, message):
-    """A repository, or a folder of it."""
+def test_the_error_for_a_missing_published_lens_says_what_is_missing(hub, client, changes, error, message):
+    """The repository, or a folder of it."""
     hub.commit("spaces", "them/lenses", LENS_FILES)
 
     with pytest.raises(error, match=message):

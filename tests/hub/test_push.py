@@ -1,4 +1,4 @@
-"""Releases, by the real client against a Hub on the loopback interface: whole or absent, and nobody's entry lost."""
+"""Releases with the real client and a Hub on the loopback interface are whole or absent, and no entry is lost."""
 
 import hashlib
 import json
@@ -21,13 +21,13 @@ def sha256(content: bytes) -> str:
 
 
 class Shelf:
-    """Releases in folders, and the Hub that they go to."""
+    """Releases in folders, and the Hub that gets them."""
 
     def __init__(self, hub: LoopbackHub, client: Client, root: Path) -> None:
         self.hub, self.client, self.root = hub, client, root
 
     def release(self, model_id: str, content: bytes = b"one", **files: bytes) -> dict[str, str]:
-        """A folder as `package` writes it, small; as arguments of `push`."""
+        """Make a small folder as `package` writes it; returns the arguments of `push`."""
         folder = self.root / f"{model_id.replace('/', '-')}-{sha256(content)[:8]}"
         inside = {"weights.safetensors": content, "provenance.json": b"{}", "README.md": b"# card", **files}
         paths = {f"tuned_lenses/{model_id}/{name}": text for name, text in inside.items()}
@@ -44,6 +44,7 @@ class Shelf:
         return {"folder": str(folder), "model_id": model_id}
 
     def push(self, repo: str, what: dict[str, str], day: str = DAY, client: Client | None = None, **more: str) -> Any:
+        """Push a release; its repository, commit and tag."""
         return (client or self.client).call("push", repo=repo, day=day, **what, **more)
 
     def repo(self, name: str) -> Repo:
@@ -55,7 +56,7 @@ class Shelf:
         return index
 
     def is_whole(self, name: str, what: dict[str, str], tag: str) -> bool:
-        """Every file of a release is in the tagged commit, byte for byte, and so is its entry."""
+        """Whether the tagged commit has every file of a release, byte for byte, and its entry."""
         repo, folder = self.repo(name), Path(what["folder"])
         files = repo.commits[repo.refs[tag]]
         own = {path: content for path, content in files.items() if path.startswith(f"tuned_lenses/{what['model_id']}/")}
@@ -86,6 +87,7 @@ def shelf(hub: LoopbackHub, client: Client, tmp_path: Path) -> Shelf:
 
 @pytest.fixture
 def another(hub: LoopbackHub, tmp_path: Path) -> Iterator[Callable[..., Client]]:
+    """Clients with an environment of their own."""
     children: list[Client] = []
 
     def start(**environment: str) -> Client:
@@ -98,7 +100,7 @@ def another(hub: LoopbackHub, tmp_path: Path) -> Iterator[Callable[..., Client]]
 
 
 def test_a_release_is_one_commit_and_one_tag_on_it(shelf):
-    """Whoever reads the repository at any moment sees all of a release or nothing of it."""
+    """A reader sees all of a release or nothing of it."""
     what = shelf.release("org/a")
     done = shelf.push("lab/one", what)
 
@@ -110,8 +112,8 @@ def test_a_release_is_one_commit_and_one_tag_on_it(shelf):
     assert b"org/a" in repo.commits[done["commit"]]["README.md"]
 
 
-def test_the_same_bytes_are_no_new_release(shelf):
-    """`dvc repro` on another machine, a week later: the same receipt, and nothing sent."""
+def test_the_same_bytes_make_no_new_release(shelf):
+    """A second push, a week later, gives the same receipt and sends nothing."""
     what = shelf.release("org/a")
     first = shelf.push("lab/same", what)
     shelf.hub.requests.clear()
@@ -120,8 +122,8 @@ def test_the_same_bytes_are_no_new_release(shelf):
     assert not any("/commit/" in line or "/lfs/" in line for line in shelf.hub.requests)
 
 
-def test_other_bytes_on_the_same_day_are_refused_and_told_the_next_free_tag(shelf):
-    """A tag that moved would change what everybody who pinned it reads."""
+def test_other_bytes_on_the_same_day_are_refused_with_the_next_free_tag(shelf):
+    """A tag never moves: others have pinned it."""
     shelf.push("lab/day", shelf.release("org/a", b"one"))
     before = dict(shelf.repo("lab/day").refs)
     other = shelf.release("org/a", b"two")
@@ -136,8 +138,8 @@ def test_other_bytes_on_the_same_day_are_refused_and_told_the_next_free_tag(shel
     assert shelf.is_whole("lab/day", other, "v2026.11.24.2")
 
 
-def test_a_tag_asked_for_again_with_its_own_bytes_is_a_no_op(shelf):
-    """Even where the model has a newer release since: the old one is there, as it was."""
+def test_an_old_tag_with_its_own_bytes_is_released_already(shelf):
+    """The model has a newer release; the old one stays as it was."""
     old, new = shelf.release("org/a", b"one"), shelf.release("org/a", b"two")
     first = shelf.push("lab/again", old, tag="v2026.11.24")
     shelf.push("lab/again", new, NEXT_DAY)
@@ -146,7 +148,7 @@ def test_a_tag_asked_for_again_with_its_own_bytes_is_a_no_op(shelf):
 
 
 def test_two_models_of_one_day_have_two_versions(shelf):
-    """One `dvc repro` releases every model of the lab, each with a commit and a tag of its own."""
+    """Each model has a commit and a tag of its own; the second gets the next free tag."""
     one, two = shelf.release("org/a"), shelf.release("org/b")
 
     assert [shelf.push("lab/two", what)["tag"] for what in (one, two)] == ["v2026.11.24", "v2026.11.24.2"]
@@ -154,7 +156,8 @@ def test_two_models_of_one_day_have_two_versions(shelf):
     assert set(shelf.index("lab/two", "v2026.11.24")) == {"org/a"}
 
 
-def test_a_file_that_a_newer_release_lacks_is_gone_from_it_and_stays_in_the_older(shelf):
+def test_a_file_that_a_newer_release_lacks_stays_in_the_older_only(shelf):
+    """The commit deletes it; a licence that both releases name stays."""
     shelf.push("lab/stale", shelf.release("org/a", b"one", **{"precond.safetensors": b"old"}))
     new = shelf.release("org/a", b"two")
     shelf.push("lab/stale", new, NEXT_DAY)
@@ -165,8 +168,8 @@ def test_a_file_that_a_newer_release_lacks_is_gone_from_it_and_stays_in_the_olde
     assert "LICENSES/MIT.txt" in repo.commits[repo.refs["main"]]
 
 
-def test_a_fault_at_any_request_leaves_a_release_whole_or_absent_and_a_second_run_completes_it(shelf):
-    """Each request fails once, as if the machine had been switched off there."""
+def test_after_a_fault_at_any_request_a_release_is_whole_or_absent_and_a_second_run_completes_it(shelf):
+    """Each request of a release fails once."""
     what = shelf.release("org/a", b"fault")
     shelf.push("lab/clean", what)
     n_requests = len(shelf.hub.requests)
@@ -189,8 +192,8 @@ def test_a_fault_at_any_request_leaves_a_release_whole_or_absent_and_a_second_ru
 
 
 @pytest.mark.parametrize("status", [500, 412])
-def test_a_commit_that_happened_although_the_hub_said_otherwise_is_not_made_twice(shelf, status):
-    """Only reading again tells; a blind retry would make a second commit."""
+def test_a_commit_that_the_hub_made_and_answered_with_an_error_is_not_made_twice(shelf, status):
+    """The repository is read again before the next try."""
     what = shelf.release("org/a", b"after")
     name = f"lab/after{status}"
     shelf.hub.faults[:] = [Fault(f"{name}/commit/", status, 1, after=True)]
@@ -200,8 +203,8 @@ def test_a_commit_that_happened_although_the_hub_said_otherwise_is_not_made_twic
     assert len(shelf.repo(name).commits) == 2
 
 
-def test_a_tag_that_was_made_although_the_hub_said_otherwise_is_found(shelf):
-    """409 at the second try: the tag is on the right commit, so all is well."""
+def test_a_tag_that_the_hub_made_and_answered_with_an_error_is_accepted(shelf):
+    """409 says that the tag exists; it is on the right commit."""
     what = shelf.release("org/a")
     shelf.hub.faults[:] = [Fault("lab/tagged/tag/", 409, 1, after=True)]
 
@@ -209,7 +212,7 @@ def test_a_tag_that_was_made_although_the_hub_said_otherwise_is_found(shelf):
 
 
 def test_a_tag_on_another_commit_is_an_error(shelf):
-    """Somebody made that tag by hand between our commit and our tag."""
+    """Somebody made that tag between the commit and its tag."""
     what = shelf.release("org/a")
     shelf.hub.faults[:] = [Fault("lab/other/tag/", 409, 1)]
 
@@ -217,16 +220,16 @@ def test_a_tag_on_another_commit_is_an_error(shelf):
         shelf.push("lab/other", what)
 
 
-def test_a_hub_that_holds_other_bytes_than_were_sent_is_noticed(shelf):
-    """It checks sizes, not hashes."""
+def test_other_bytes_on_the_hub_than_were_sent_are_an_error(shelf):
+    """The Hub checks sizes, not hashes."""
     shelf.hub.flipped.add("tuned_lenses/org/a/README.md")
 
     with pytest.raises(IntegrityError, match=r"README\.md has sha256 .* on the Hub, sent was"):
         shelf.push("lab/flipped", shelf.release("org/a"))
 
 
-def test_two_publishers_lose_nothing_of_each_other(shelf, another):
-    """Twenty rounds at once: every release is whole, under a tag of its own, and both are in the last index."""
+def test_two_publishers_at_once_lose_no_release(shelf, another):
+    """Each sends twenty: every release is whole and has its own tag, and the last index has both models."""
     shelf.push("lab/race", shelf.release("org/start"), "2026-01-01")
     rivals = {"org/a": another(HF_TOKEN=WRITER), "org/b": another(HF_TOKEN=WRITER)}
     releases = {m: [shelf.release(m, f"{m} {i}".encode()) for i in range(20)] for m in rivals}
@@ -254,7 +257,8 @@ UNKNOWN = pytest.param("hf_unknown", 401, marks=pytest.mark.long)  # a client of
 
 
 @pytest.mark.parametrize(("token", "status"), [(READER, 403), UNKNOWN, (None, 401)])
-def test_without_permission_the_message_says_which_scope_and_never_the_token(shelf, another, token, status):
+def test_without_permission_the_error_names_the_scope_and_not_the_token(shelf, another, token, status):
+    """A reader's token, an unknown one, and none; no repository is made."""
     stranger = another(**({"HF_TOKEN": token} if token else {}))
 
     with pytest.raises(
@@ -265,7 +269,8 @@ def test_without_permission_the_message_says_which_scope_and_never_the_token(she
     assert ("datasets", "lab/closed") not in shelf.hub.repos
 
 
-def test_a_dry_run_shows_everything_and_sends_nothing(shelf):
+def test_a_preview_shows_tag_files_and_index_and_sends_nothing(shelf):
+    """No request writes."""
     shelf.push("lab/dry", shelf.release("org/a"))
     what = shelf.release("org/b", b"12345")
     before = dict(shelf.repo("lab/dry").refs)
@@ -307,7 +312,8 @@ def test_a_download_is_checked_against_the_index(shelf, another):
         ({"repo": "lab/text", "revision": "main"}, InputError, ["no INDEX.json"]),
     ],
 )
-def test_a_lens_that_is_not_there_is_answered_with_what_is(shelf, arguments, error, words):
+def test_the_error_for_a_missing_lens_says_what_there_is(shelf, arguments, error, words):
+    """Model, version, repository or index is missing."""
     if ("datasets", "lab/miss") not in shelf.hub.repos:
         shelf.push("lab/miss", shelf.release("org/a"))
         shelf.hub.commit("datasets", "lab/text", {"train.jsonl": b"{}"})
@@ -320,7 +326,7 @@ def test_a_lens_that_is_not_there_is_answered_with_what_is(shelf, arguments, err
 
 @pytest.mark.parametrize("path", ["tuned_lenses/../../etc", "elsewhere/org/a", "tuned_lenses/org/a/b"])
 def test_an_index_cannot_lead_out_of_the_release(shelf, path):
-    """Whoever made the repository chose these paths."""
+    """Its paths are chosen by the author of the repository."""
     index = {"org/a": {"path": path, "sha256": {"weights.safetensors": "0" * 64}}}
     sha = shelf.hub.commit("datasets", "lab/evil", {"INDEX.json": json.dumps(index).encode()})
 
@@ -328,8 +334,8 @@ def test_an_index_cannot_lead_out_of_the_release(shelf, path):
         shelf.client.call("download", repo="lab/evil", revision=sha)
 
 
-def test_licences_come_from_the_models_own_repository(shelf):
-    """All that a licence may be called, at the pinned commit, and nothing else."""
+def test_licences_are_those_of_the_model_repository_at_the_commit(shelf):
+    """Files by any name of a licence, in the top folder only; not those of a later commit."""
     texts = {"LICENSE": b"terms", "NOTICE.txt": b"notice", "USE_POLICY.md": b"policy"}
     sha = shelf.hub.commit("models", "lab/licensed", texts | {"config.json": b"{}", "docs/LICENSE": b"other"})
     shelf.hub.commit("models", "lab/licensed", {"LICENSE": b"later terms"})
@@ -339,7 +345,7 @@ def test_licences_come_from_the_models_own_repository(shelf):
 
 
 def test_a_model_is_proposed_with_its_commit_and_licence(shelf):
-    """The commit that `main` has now, and the notes that its author needs."""
+    """The commit is that of `main` now; a gated model gets a note."""
     sha = shelf.hub.commit("models", "Qwen/Qwen3-8B", {"config.json": b"{}"})
     shelf.hub.repos["models", "Qwen/Qwen3-8B"].gated = True
 

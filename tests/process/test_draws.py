@@ -1,4 +1,4 @@
-"""Draws are integers that must be the same on every machine, for ever."""
+"""Draws are the same on every machine and in every release of NumPy."""
 
 import numpy as np
 

@@ -30,7 +30,7 @@ def test_a_variable_is_a_number_or_its_default(monkeypatch, text, value):
 
 @pytest.mark.parametrize("text", ["much", "-1", "nan", "inf"])
 def test_another_value_is_refused(monkeypatch, text):
-    """In one line: the variable, its value, what is allowed, what was not done."""
+    """The line names the variable, its value, what is allowed and what was not done."""
     monkeypatch.setenv(environment.BANK_GIB, text)
 
     with pytest.raises(InputError, match=rf"LENSMITH_BANK_GIB is '{text}', must be a number of GiB >= 0\. Nothing"):

@@ -12,7 +12,7 @@ from tests.support.canaries import SECRETS, WAYS, Listener
 
 REPOSITORY = Path(__file__).parents[2]
 
-# Ways to reach port `port`, in Python's own words and in those of the libraries that a stage loads.
+# Ways to reach port `port`: by Python's own modules, and by libraries that a stage loads.
 TRIES = """
 import json, os, socket, subprocess, sys, urllib.request
 port = int(sys.argv[1])
@@ -62,8 +62,8 @@ def run(*words: str, port: int, cwd: Path, **environment: str) -> dict[str, dict
     return answer
 
 
-def test_nothing_gets_out_and_no_credential_stays(record_property):
-    """Every way of Python's own is denied, the machine's own pipes are not; a child has no credentials either."""
+def test_no_connection_is_opened_and_no_credential_stays(record_property):
+    """Python's ways to connect are denied, local sockets are not; a child process has no credentials either."""
     code = f"from lensmith.process import offline; offline.enter()\n{TRIES}\n{TELL}"
     with Listener() as canary:
         environment = canary.environment() | {"SSH_AUTH_SOCK": "/tmp/agent", "TOKENIZERS_PARALLELISM": "false"}
@@ -75,7 +75,7 @@ def test_nothing_gets_out_and_no_credential_stays(record_property):
     assert found.pop("child") == "RuntimeError: knows none"
     assert all("runs without a network" in said for said in found.values()), found
     assert not {*SECRETS, *WAYS, "SSH_AUTH_SOCK"} & set(answer["environment"])
-    assert answer["environment"]["TOKENIZERS_PARALLELISM"] == "false", "a word that only looks like one"
+    assert answer["environment"]["TOKENIZERS_PARALLELISM"] == "false", "TOKENIZERS is a longer word than TOKEN"
     record_property("ways out of a process that an offline stage denies", f"{len(found)} of {len(found)}")
 
 
@@ -84,9 +84,9 @@ LIBRARIES = ("numpy", "pydantic", "torch", "huggingface_hub", "transformers", "d
 
 @pytest.mark.parametrize("stage", sorted(path.stem for path in (REPOSITORY / "stages").glob("[a-z]*.py")))
 def test_every_stage_but_two_is_offline(tmp_path, stage):
-    """As DVC runs it, its main replaced by one that connects. Only prefetch and publish have a network.
+    """Each stage runs as DVC runs it, with a main that connects. Only prefetch and publish have a network.
 
-    No library is imported before: the Hub's read their settings when they are imported.
+    No library is imported before the network is denied: libraries of the Hub read their settings on import.
     """
     (tmp_path / "stages").mkdir()
     (tmp_path / "src").symlink_to(REPOSITORY / "src")
@@ -113,8 +113,8 @@ def test_every_stage_but_two_is_offline(tmp_path, stage):
         assert answer["environment"]["HF_HUB_OFFLINE"] == "1"
 
 
-def test_a_library_that_came_first_is_refused():
-    """It has read its settings already, and might connect by compiled code."""
+def test_a_library_imported_before_the_network_is_denied_is_refused():
+    """It has read its settings already and could connect from compiled code."""
     code = "import huggingface_hub; from lensmith.process import offline; offline.enter()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 

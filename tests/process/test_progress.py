@@ -16,6 +16,8 @@ from lensmith.process.progress import Progress
 
 
 class Clock:
+    """A clock that a test sets."""
+
     def __init__(self) -> None:
         self.now = 0.0
 
@@ -46,13 +48,13 @@ def test_a_log_gets_one_line_every_half_minute():
     ]
 
 
-def test_short_work_says_nothing_in_a_log():
-    """A test suite or a demo would drown in lines that nobody needs."""
+def test_short_work_writes_nothing_to_a_log():
+    """Ten steps of 2.9 s are less than half a minute."""
     assert run(2.9) == []
 
 
 def test_the_last_kl_stays_until_the_next_is_measured():
-    """KL is measured once in many steps; a line between two measurements still says the last."""
+    """A line between two measurements repeats the last one."""
     clock, log = Clock(), io.StringIO()
     with Progress("fit", None, "step", stream=log, clock=clock) as bar:
         bar.advance(kl_bits=(3, 2, 1))
@@ -61,8 +63,8 @@ def test_the_last_kl_stays_until_the_next_is_measured():
     assert log.getvalue().splitlines()[0] == "fit: 2 steps, KL 3.000 / 2.000 / 1.000 bits"
 
 
-def test_broken_work_does_not_claim_to_be_done():
-    """After an error the last line is the error's."""
+def test_work_that_fails_prints_no_closing_line():
+    """The only line is the one of half a minute; the closing line would say that the work is done."""
     clock, log = Clock(), io.StringIO()
 
     def work() -> None:
@@ -76,14 +78,14 @@ def test_broken_work_does_not_claim_to_be_done():
     assert len(log.getvalue().splitlines()) == 1
 
 
-def test_a_tracked_loop_gives_its_items(capsys):
-    """One line of code at a loop; a short loop says nothing."""
+def test_track_yields_the_items_and_a_short_loop_prints_nothing(capsys):
+    """The items come unchanged and in order."""
     assert list(progress.track([3, 4], "sweep", "chunk", tokens=lambda n: n)) == [3, 4]
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_terminal_gets_a_bar():
-    """The same code under a pseudo-terminal: one line that is drawn over, with speed and KL; a note stays above it."""
+    """Under a pseudo-terminal the bar is redrawn on one line, with speed and KL; a note has a line of its own."""
     code = (
         "from lensmith.process.progress import Progress\n"
         "with Progress('fit', 3, 'step') as bar:\n"

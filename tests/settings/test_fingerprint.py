@@ -20,7 +20,7 @@ FILES = {
     "src/lensmith/lens/templates/card.j2": "A card.\n",
     "demo/world.py": "import json\n",
 }
-NOT_IN_IT = {"src/lensmith/__init__.py", "src/lensmith/plots.py", "src/lensmith/settings/sections.py"}
+LEFT_OUT = {"src/lensmith/__init__.py", "src/lensmith/plots.py", "src/lensmith/settings/sections.py"}
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def of_fit(root: Path) -> dict[str, str]:
     return fingerprint(root / "stages/fit.py", root)
 
 
-def test_it_covers_the_script_and_all_it_imports_also_inside_functions(root):
-    """A heavy import waits in a function; its code decides the result all the same. The API re-exports, and is none."""
-    assert set(of_fit(root)) == FILES.keys() - NOT_IN_IT
+def test_a_fingerprint_covers_the_script_and_its_imports_also_inside_functions(root):
+    """An import in a function counts; lensmith/__init__.py, which only re-exports, does not."""
+    assert set(of_fit(root)) == FILES.keys() - LEFT_OUT
 
 
 @pytest.mark.parametrize(
@@ -60,16 +60,16 @@ def test_it_covers_the_script_and_all_it_imports_also_inside_functions(root):
         ("src/lensmith/lens/templates/card.j2", "Another card.\n", True),
     ],
 )
-def test_it_changes_with_code_that_runs_and_with_nothing_else(root, name, text, changes):
-    """Comments, docstrings and files that are not imported must not cost a GPU day."""
+def test_a_fingerprint_changes_with_code_that_runs_and_with_nothing_else(root, name, text, changes):
+    """Comments, docstrings and files that are not imported do not make a stage stale."""
     before = of_fit(root)
     (root / name).write_text(text)
 
     assert (of_fit(root) != before) is changes
 
 
-def test_a_syntax_error_is_named_by_file_and_line(root):
-    """`dvc repro` in the middle of an edit should say where."""
+def test_the_error_for_a_syntax_error_has_file_and_line(root):
+    """`dvc repro` may run in the middle of an edit."""
     (root / "demo/world.py").write_text("def (\n")
 
     with pytest.raises(InputError, match=r"demo/world\.py:1: "):
@@ -77,20 +77,20 @@ def test_a_syntax_error_is_named_by_file_and_line(root):
 
 
 def test_a_relative_import_is_refused(root):
-    """It would be missed silently, and a change behind it would make nothing stale."""
+    """The fingerprint could not follow it, so a change behind it would make nothing stale."""
     (root / "src/lensmith/lens/stage.py").write_text("from . import other\n")
 
     with pytest.raises(InputError, match="relative import"):
         of_fit(root)
 
 
-def test_a_file_that_is_left_out_is_there():
-    """A renamed file would count again, unseen."""
+def test_every_file_left_out_of_fingerprints_exists():
+    """A file that was renamed would count again."""
     assert not [name for name in RESULT_FREE if not (REPOSITORY / name).is_file()]
 
 
-def test_a_fit_does_not_depend_on_the_network_nor_on_what_is_above_it():
-    """A download message, a page or a command line must not refit a lens; hub holds the pins that a fit reads."""
+def test_a_fit_imports_only_lower_rooms_and_no_network_code():
+    """An edit of a download message, a page or a command refits no lens; of hub a fit reads only the pins."""
     files = fingerprint(REPOSITORY / "stages/fit.py", REPOSITORY)
     rooms = {name.split("/")[2] for name in files if name.startswith("src/lensmith/")}
 

@@ -1,4 +1,4 @@
-"""params.yaml: what is accepted, and the one line that a mistake gets."""
+"""params.yaml: what is accepted, and the one-line error for a mistake."""
 
 import difflib
 import subprocess
@@ -22,7 +22,7 @@ def read(tmp_path: Path, text: str) -> dict[str, sections.ModelParams]:
 
 
 def with_atlas(lines: str) -> str:
-    """The shipped file with `lines` as all that model `atlas` changes beside its origin."""
+    """The shipped file, whose model `atlas` has `lines` beside its source and corpus."""
     head = TEXT[: TEXT.index("models:")]
     return f"{head}models:\n  atlas:\n    source:\n      path: demo/atlas\n    corpus:\n      kind: atlas\n{lines}"
 
@@ -39,7 +39,7 @@ def test_the_shipped_file_is_valid_and_an_entry_overrides_only_what_it_names(tmp
 
 @pytest.mark.parametrize("setting", ["++models.atlas.fit.rank=8", "models.atlas.fit.epochs=2", "defaults.gates.seed=1"])
 def test_an_override_by_dvc_changes_one_line_of_the_shipped_file(tmp_path, setting):
-    """The file has the form that DVC writes, so that `dvc exp run -S` leaves a diff of what it set and nothing else."""
+    """The file has the form that DVC writes, so `dvc exp run -S` changes only the line that it sets."""
     file = tmp_path / "params.yaml"
     file.write_text(TEXT)
 
@@ -98,8 +98,8 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path):
         ),
     ],
 )
-def test_a_mistake_gets_one_line_with_place_value_and_rule(tmp_path, lines, message):
-    """Where, what was found, what is allowed, and that nothing was changed."""
+def test_the_error_for_a_mistake_is_one_line_with_key_value_and_rule(tmp_path, lines, message):
+    """It ends with what was not changed."""
     with pytest.raises(InputError) as caught:
         read(tmp_path, with_atlas(lines))
 
@@ -108,20 +108,20 @@ def test_a_mistake_gets_one_line_with_place_value_and_rule(tmp_path, lines, mess
     assert "params.yaml: " in text and params_yaml.UNCHANGED in text and "\n" not in text
 
 
-def test_a_bad_default_is_named_as_a_default(tmp_path):
-    """The dotted key is where the user must look, not where the value was merged to."""
+def test_the_error_for_a_bad_default_names_the_default(tmp_path):
+    """The dotted key is where the value is written, not the model that it was merged into."""
     with pytest.raises(InputError, match=r"defaults\.fit\.patience is 0, must be greater than or equal to 1\."):
         read(tmp_path, TEXT.replace("patience: 3", "patience: 0"))
 
 
-def test_a_missing_default_is_named(tmp_path):
+def test_the_error_for_a_missing_default_names_it(tmp_path):
     """Every value is written in params.yaml; the code has no defaults of its own."""
     with pytest.raises(InputError, match=r"defaults\.fit\.patience is missing"):
         read(tmp_path, TEXT.replace("    patience: 3\n", ""))
 
 
-def test_bad_input_leaves_exit_code_2_and_writes_nothing(tmp_path):
-    """The stage prints the same one line, and what `resolve` wrote before stays."""
+def test_bad_input_ends_with_exit_code_2_and_writes_nothing(tmp_path):
+    """The stage prints the one line; its output folder is not made."""
     (tmp_path / "params.yaml").write_text(with_atlas("    fit:\n      rank: no\n"))
     command = [sys.executable, "-m", "stages.resolve", "--params", tmp_path / "params.yaml", "--out", tmp_path / "out"]
 

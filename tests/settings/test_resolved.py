@@ -1,4 +1,4 @@
-"""What `resolve` writes: settings in full, the hashes of the files they name, and fingerprints."""
+"""`resolve` writes settings in full, the hashes of the files that they name, and fingerprints."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def settings(path: str = "demo/tiny"):
 
 
 def test_a_section_holds_the_hashes_of_the_files_it_names(root):
-    """An edited suite must make `suite-eval` stale, and a model's README nothing."""
+    """An edit of a suite makes `suite-eval` stale; an edit of a model's README makes nothing stale."""
     before = resolved.with_inputs({"atlas": settings()}, root)["atlas"]
     (root / "suites/a.jsonl").write_text("edited")
     (root / "demo/tiny/README.md").write_text("edited")
@@ -45,14 +45,14 @@ def test_a_section_holds_the_hashes_of_the_files_it_names(root):
     assert (before["source"], before["fit"]) == (after["source"], after["fit"])
 
 
-def test_a_file_that_is_not_there_is_named_with_its_key(root):
-    """The stage that would need it may be hours away."""
+def test_the_error_for_a_missing_file_has_its_key(root):
+    """`resolve` finds it, before a later stage needs it."""
     with pytest.raises(InputError, match=r"models\.atlas\.source names demo/none, which does not exist"):
         resolved.with_inputs({"atlas": settings("demo/none")}, root)
 
 
 def test_a_removed_model_leaves_no_settings_behind(tmp_path, monkeypatch):
-    """The report asks the folder which models there are; DVC empties it before `resolve`, a hand may not."""
+    """The report lists the models of this folder, so `resolve` empties it."""
     out = tmp_path / "out"
     (out / "models").mkdir(parents=True)
     (out / "models/gone.json").write_text("{}")
