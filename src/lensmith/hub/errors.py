@@ -1,6 +1,7 @@
 """Failures of the Hub and of the network as our errors: one line, without tokens."""
 
 import errno
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     RevisionResolutionError,
 )
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from lensmith.hub.pins import FETCH, RepoType
 from lensmith.process.errors import InputError, RemoteError, ResourceError, first_line
@@ -26,13 +28,15 @@ AGAIN = "A release is whole or absent: running this again finishes it."
 
 @contextmanager
 def remote(kind: RepoType, repo: str, revision: str, *, writing: bool = False) -> Iterator[None]:
-    """Around every use of the network; `writing` where something is sent.
+    """Around every use of the network; `writing` where something is sent. A log gets no progress bars.
 
     Raises:
         RemoteError: the Hub refused, or could not be reached.
         InputError: `repo` cannot be a repository's name.
         ResourceError: the disk is full.
     """
+    if not sys.stderr.isatty():
+        disable_progress_bars()  # in a log file every redraw of a bar is a line
     try:
         yield
     except HFValidationError as error:
@@ -54,7 +58,7 @@ def _reason(error: BaseException, page: str, writing: bool) -> str | None:
     while cause := causes[-1].__cause__ or causes[-1].__context__:
         causes.append(cause)
     if answer := next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None):
-        return _refusal(answer, page, token) if writing else _answer(answer, page, token)
+        return _answer(answer, page, token, writing)
     if is_offline_mode():
         return f"not, or not wholly, in the local cache, and HF_HUB_OFFLINE is set. {FETCH} {UNCHANGED}"
     network = httpx2.HTTPError | EntryNotFoundError | RevisionResolutionError | ConnectionError
@@ -63,7 +67,15 @@ def _reason(error: BaseException, page: str, writing: bool) -> str | None:
     return None
 
 
-def _answer(error: HfHubHTTPError, page: str, token: str) -> str:
+def _answer(error: HfHubHTTPError, page: str, token: str, writing: bool) -> str:
+    status = error.response.status_code
+    if writing and status in (401, 403, 404):
+        return (
+            f"may not be written (HTTP {status}); {token}. Sending needs a token with the scope `write`, or a "
+            f"fine-grained one with write access to this repository (`hf auth login`, or HF_TOKEN); see {page}. {AGAIN}"
+        )
+    if writing:
+        return f"the Hub answered HTTP {status}; {token}. {AGAIN}"
     # From the special to the general: each class below is a subclass of a later one.
     if isinstance(error, GatedRepoError):
         return f"needs licence acceptance at its page, {page}; {token}. {UNCHANGED}"
@@ -71,15 +83,4 @@ def _answer(error: HfHubHTTPError, page: str, token: str) -> str:
         return f"does not exist, or is private; {token}. {UNCHANGED}"
     if isinstance(error, RevisionNotFoundError):
         return f"has no such revision. {UNCHANGED}"
-    return f"the Hub answered HTTP {error.response.status_code}; {token}. {RETRY}"
-
-
-def _refusal(error: HfHubHTTPError, page: str, token: str) -> str:
-    """As `_answer`, for a release that is being sent."""
-    status = error.response.status_code
-    if status in (401, 403, 404):
-        return (
-            f"may not be written (HTTP {status}); {token}. Sending needs a token with the scope `write`, or a "
-            f"fine-grained one with write access to this repository (`hf auth login`, or HF_TOKEN); see {page}. {AGAIN}"
-        )
-    return f"the Hub answered HTTP {status}; {token}. {AGAIN}"
+    return f"the Hub answered HTTP {status}; {token}. {RETRY}"

@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lensmith.files import artifacts, untrusted
+from lensmith.files.records import explain
 from lensmith.process.errors import InputError, IntegrityError, shown
 
 INDEX = "INDEX.json"
@@ -77,9 +78,7 @@ def parse(data: object, where: str) -> dict[str, IndexEntry]:
     try:
         index = {model_id: IndexEntry.model_validate(entry) for model_id, entry in data.items()}
     except ValidationError as error:
-        first = error.errors()[0]
-        key = "".join(f"{part}: " for part in first["loc"])
-        raise IntegrityError(f"{where}: {key}{first['msg'].removeprefix('Value error, ')}") from None
+        raise IntegrityError(f"{where}: {explain(error)}") from None
     # Each lens has one path, or an entry could list the files of another.
     for model_id, entry in index.items():
         if entry.path != f"tuned_lenses/{model_id}":

@@ -10,16 +10,14 @@ import glob
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub import HfApi, is_offline_mode, snapshot_download
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils.tqdm import disable_progress_bars
+from safetensors import SafetensorError, safe_open
 
-from lensmith.files import untrusted
 from lensmith.files.artifacts import sha256_file
 from lensmith.hub import pins
 from lensmith.hub.errors import remote
@@ -68,13 +66,15 @@ def pin_model(source: SourceParams) -> ModelPin:
     return ModelPin(repo=source.repo, path=None, commit=commit, files=files)
 
 
-def download(pin: ModelPin) -> None:
-    """Download every file of a pin that the cache lacks; `pins.model_folder` checks their bytes.
+def download(pin: ModelPin, names: Collection[str] | None = None) -> None:
+    """Download the files of a pin (those of `names`, else all) that the cache lacks; `model_folder` checks their bytes.
 
     Raises:
         RemoteError: the Hub refused, or could not be reached.
     """
-    _download(pin, pin.files)
+    if pin.repo is not None and pin.commit is not None:
+        with remote("model", pin.repo, pin.commit):
+            snapshot(pin.repo, pin.commit, [glob.escape(name) for name in (pin.files if names is None else names)])
 
 
 def fetch_model(pin: ModelPin) -> Path:
@@ -84,14 +84,14 @@ def fetch_model(pin: ModelPin) -> Path:
         IntegrityError: a file is not the pinned one. A wrong file of the cache is removed.
         RemoteError: the Hub refused, or could not be reached.
     """
-    _download(pin, pin.files)
+    download(pin)
     return pins.model_folder(pin)
 
 
 def fetch_tokenizer(pin: ModelPin) -> Path:
     """As `fetch_model`, without the weights: enough for the tokenizer and the configuration."""
     names = [name for name in pin.files if _is_small(name, (*SMALL, CODE))]
-    _download(pin, names)
+    download(pin, names)
     return pins.model_folder(pin, names)
 
 
@@ -113,28 +113,17 @@ def count_parameters(source: SourceParams) -> int | None:
         return None if info.safetensors is None else int(info.safetensors.total)
     total = 0
     for path in sorted(Path(source.path).glob("*.safetensors")):
-        with path.open("rb") as file:
-            try:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-                total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-            except (ValueError, KeyError, TypeError, OverflowError, MemoryError):
-                raise IntegrityError(f"{path}: not a whole safetensors file. Nothing was changed.") from None
+        try:
+            with safe_open(path, framework="np") as file:
+                total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        except SafetensorError:
+            raise IntegrityError(f"{path}: not a whole safetensors file. Nothing was changed.") from None
     return total
 
 
 def snapshot(repo: str, commit: str, patterns: list[str]) -> Path:
     """The cache's folder of a model repository at a commit, with the files that match downloaded."""
-    if not sys.stderr.isatty():
-        disable_progress_bars()  # in a log file every redraw of a bar is a line
     return Path(snapshot_download(repo, revision=commit, allow_patterns=patterns))
-
-
-def refuse_large(entry: object, place: str) -> None:
-    """IntegrityError for a file of a lens that the Hub lists with more bytes than such a file can have."""
-    if isinstance(entry, RepoFile) and entry.size > (limit := untrusted.size_limit(entry.path)):
-        raise IntegrityError(
-            f"{place}: {entry.path} has {entry.size:,} bytes, at most {limit:,} are read. It was not downloaded."
-        )
 
 
 def weight_files(names: Collection[str], read: Callable[[str], bytes], place: str) -> list[str]:
@@ -160,12 +149,6 @@ def weight_files(names: Collection[str], read: Callable[[str], bytes], place: st
         if shard not in names:
             raise IntegrityError(f"{place}: {SHARDS} names {shard}, which is missing")
     return [SHARDS, *shards]
-
-
-def _download(pin: ModelPin, names: Collection[str]) -> None:
-    if pin.repo is not None and pin.commit is not None:
-        with remote("model", pin.repo, pin.commit):
-            snapshot(pin.repo, pin.commit, [glob.escape(name) for name in names])
 
 
 def _is_small(name: str, small: Sequence[str]) -> bool:

@@ -9,12 +9,30 @@ from lensmith.files import untrusted
 from lensmith.files.artifacts import sha256_file
 from lensmith.hub import pins
 from lensmith.hub.errors import remote
-from lensmith.hub.models import refuse_large
-from lensmith.hub.pins import LENS_CONFIG, LENS_PARAMS, LensPin
-from lensmith.process.errors import InputError
+from lensmith.hub.pins import LENS_CONFIG, LENS_PARAMS, LensPin, RepoType
+from lensmith.process.errors import InputError, IntegrityError
 from lensmith.settings.sections import ImportedParams
 
 FILES = (LENS_CONFIG, LENS_PARAMS)
+
+
+def list_lens_files(repo: str, kind: RepoType, revision: str, paths: list[str]) -> list[RepoFile]:
+    """Files of a lens as the Hub lists them; none of them where HF_HUB_OFFLINE is set.
+
+    Raises:
+        IntegrityError: a file has more bytes than such a file of a lens can have.
+    """
+    if is_offline_mode():
+        return []
+    entries = HfApi().get_paths_info(repo, paths, revision=revision, repo_type=kind)
+    files = [entry for entry in entries if isinstance(entry, RepoFile)]
+    for file in files:
+        if file.size > (limit := untrusted.size_limit(file.path)):
+            raise IntegrityError(
+                f"{repo}@{revision}: {file.path} has {file.size:,} bytes, at most {limit:,} are read. It was not "
+                "downloaded."
+            )
+    return files
 
 
 def pin_lens(imported: ImportedParams) -> LensPin | None:
@@ -34,12 +52,8 @@ def pin_lens(imported: ImportedParams) -> LensPin | None:
         with remote(kind, repo, imported.revision):
             commit = HfApi().resolve_revision(repo, repo_type=kind, revision=imported.revision).resolved
             pin = pin.model_copy(update={"commit": commit})
-            if not is_offline_mode():
-                paths = [f"{folder}/{name}" for name in FILES]
-                entries = HfApi().get_paths_info(repo, paths, revision=commit, repo_type=kind)
-                for entry in entries:
-                    refuse_large(entry, f"imported lens {pin.place}")
-                listed = {Path(e.path).name: e.lfs.sha256 for e in entries if isinstance(e, RepoFile) and e.lfs}
+            files = list_lens_files(repo, kind, commit, [f"{folder}/{name}" for name in FILES])
+            listed = {Path(file.path).name: file.lfs.sha256 for file in files if file.lfs}
     local = _download(pin)
     missing = [name for name in FILES if not (local / name).is_file()]
     if missing:

@@ -14,7 +14,6 @@ import difflib
 import hashlib
 import itertools
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,6 @@ import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from lensmith.files import untrusted
 from lensmith.hub import index as release_index
@@ -91,32 +89,36 @@ def push(parcel: Parcel, repo: str, today: dt.date) -> Release:
         RemoteError: the Hub refused, or could not be reached. The release is absent or complete.
     """
     api = HfApi()
-    if not sys.stderr.isatty():
-        disable_progress_bars()  # in a log file every redraw of a bar is a line
     with remote(KIND, repo, parcel.tag or "main", writing=True):
         version, commit = _commit(api, repo, parcel, today)
-        _tag(api, repo, version, commit)
-    _compare(api, repo, commit, parcel.hashes)
+        try:
+            api.create_tag(repo, tag=version, revision=commit, repo_type=KIND)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 409:  # 409: the tag exists
+                raise
+            if (tagged := _state(api, repo).tags.get(version)) != commit:
+                raise IntegrityError(f"{repo}: tag {version} is on {tagged}, the release is commit {commit}") from None
+    _check_sent(api, repo, commit, parcel.hashes)
     return Release(repo, commit, version)
 
 
 def preview(parcel: Parcel, repo: str, today: dt.date) -> Iterator[str]:
     """What `push` would do, in lines: each file with its size, the tag, and the change to INDEX.json."""
     with remote(KIND, repo, parcel.tag or "main", writing=True):
-        now = _read(HfApi(), repo)
+        now = _state(HfApi(), repo)
         if version := _released(repo, now, parcel):
             yield f"{repo}: {parcel.model_id} is released as {version} with the same bytes; nothing would be sent"
             return
-    version = _choose(now, parcel, today)
+    version = _choose_version(now, parcel, today)
     yield f"{repo}: {'a new commit' if now.head else 'a new repository'}, tag {version}"
     for path in (*parcel.hashes, INDEX, CARD):
         size = f"{(parcel.folder / path).stat().st_size:>12} bytes" if path in parcel.hashes else f"{'merged':>18}"
         yield f"{size}  {path}"
-    before, after = (_text(index).splitlines() for index in (now.index, _merged(now, parcel, version)))
+    before, after = (_index_text(index).splitlines() for index in (now.index, _merged_index(now, parcel, version)))
     yield from difflib.unified_diff(before, after, f"{INDEX} now", f"{INDEX} then", lineterm="", n=1)
 
 
-def _read(api: HfApi, repo: str) -> RepoState:
+def _state(api: HfApi, repo: str) -> RepoState:
     try:
         refs = api.list_repo_refs(repo, repo_type=KIND)
     except RepositoryNotFoundError:
@@ -138,13 +140,13 @@ def _index_at(repo: str, commit: str) -> Index:
 def _commit(api: HfApi, repo: str, parcel: Parcel, today: dt.date) -> tuple[str, str]:
     """Commit a parcel, again where others moved the head; its version, and the commit for its tag."""
     for attempt in itertools.count(1):
-        now = _read(api, repo)
+        now = _state(api, repo)
         if now.head is None:
             api.create_repo(repo, repo_type=KIND, exist_ok=True)
-            now = _read(api, repo)
+            now = _state(api, repo)
         if version := _released(repo, now, parcel):
             return version, now.tags.get(version) or str(now.head)
-        version = _choose(now, parcel, today)
+        version = _choose_version(now, parcel, today)
         title = f"{version}: {parcel.model_id}"
         try:
             done = api.create_commit(
@@ -167,7 +169,7 @@ def _released(repo: str, now: RepoState, parcel: Parcel) -> str | None:
     return version if entry == parcel.entry and parcel.tag in (None, version) else None
 
 
-def _choose(now: RepoState, parcel: Parcel, today: dt.date) -> str:
+def _choose_version(now: RepoState, parcel: Parcel, today: dt.date) -> str:
     """The version of a release: the one of its settings, else today's, else the next that is free."""
     day = f"v{today:%Y.%m.%d}"
     current = str((now.index.get(parcel.model_id) or {}).get("tl_version"))
@@ -189,19 +191,19 @@ def _next_free(day: str, taken: set[str]) -> str:
     return next(version for version in itertools.chain([day], numbered) if version not in taken)
 
 
-def _merged(now: RepoState, parcel: Parcel, version: str) -> Index:
+def _merged_index(now: RepoState, parcel: Parcel, version: str) -> Index:
     return {**now.index, parcel.model_id: {**parcel.entry, "tl_version": version}}
 
 
-def _text(index: Index) -> str:
+def _index_text(index: Index) -> str:
     return json.dumps(index, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _operations(now: RepoState, parcel: Parcel, version: str) -> list[CommitOperationAdd | CommitOperationDelete]:
     """Made anew for every attempt: a commit changes these objects."""
-    index = _merged(now, parcel, version)
+    index = _merged_index(now, parcel, version)
     contents: dict[str, str | bytes] = {path: str(parcel.folder / path) for path in parcel.hashes}
-    contents |= {INDEX: _text(index).encode(), CARD: parcel.card(index).encode()}
+    contents |= {INDEX: _index_text(index).encode(), CARD: parcel.card(index).encode()}
     listed = {path for entry in index.values() for path, _ in IndexEntry.model_validate(entry).files()}
     old = now.index.get(parcel.model_id)
     stale = {path for path, _ in IndexEntry.model_validate(old).files()} - listed if old else set()
@@ -211,18 +213,7 @@ def _operations(now: RepoState, parcel: Parcel, version: str) -> list[CommitOper
     ]
 
 
-def _tag(api: HfApi, repo: str, version: str, commit: str) -> None:
-    try:
-        api.create_tag(repo, tag=version, revision=commit, repo_type=KIND)
-    except HfHubHTTPError as error:
-        if error.response.status_code != 409:  # it exists; is it ours?
-            raise
-        tagged = _read(api, repo).tags.get(version)
-        if tagged != commit:
-            raise IntegrityError(f"{repo}: tag {version} is on {tagged}, the release is commit {commit}") from None
-
-
-def _compare(api: HfApi, repo: str, commit: str, hashes: Mapping[str, str]) -> None:
+def _check_sent(api: HfApi, repo: str, commit: str, hashes: Mapping[str, str]) -> None:
     """IntegrityError for the first file that the Hub does not hold as it was sent."""
     with remote(KIND, repo, commit, writing=True):
         infos = api.get_paths_info(repo, list(hashes), revision=commit, repo_type=KIND)

@@ -5,7 +5,6 @@
 
 import glob
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,12 +12,12 @@ from typing import Literal
 from huggingface_hub import HfApi, hf_hub_download, is_offline_mode, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from lensmith.hub import index as release_index
 from lensmith.hub import models, pins
 from lensmith.hub.errors import remote
 from lensmith.hub.index import INDEX, IndexEntry
+from lensmith.hub.published import list_lens_files
 from lensmith.process.errors import InputError, IntegrityError, RemoteError
 
 KIND: Literal["dataset"] = "dataset"
@@ -39,16 +38,14 @@ def download(repo: str, model: str | None, revision: str | None, to: Path | None
         RemoteError: the Hub refused, or could not be reached.
     """
     revision = revision or newest(repo)
-    index, _ = _index_on_hub(repo, revision)
+    index = _index_on_hub(repo, revision)
     wanted = [release_index.pick(index, model, f"{repo}@{revision}")] if model else sorted(index)
     paths = [path for model_id in wanted for path, _ in index[model_id].files()]
     if to is not None:
         for model_id in wanted:
             release_index.refuse_links(to, index[model_id])
-    if not sys.stderr.isatty():
-        disable_progress_bars()
     with remote(KIND, repo, revision):
-        _refuse_large(repo, revision, paths)
+        list_lens_files(repo, KIND, revision, paths)
         patterns = [glob.escape(path) for path in (INDEX, *paths)]
         folder = Path(snapshot_download(repo, repo_type=KIND, revision=revision, allow_patterns=patterns, local_dir=to))
     for model_id in wanted:
@@ -71,28 +68,22 @@ def index_of(place: str | Path, revision: str | None) -> tuple[dict[str, IndexEn
     if isinstance(place, Path) or not release_index.MODEL_ID.fullmatch(repo):
         raise InputError(f"{repo}: no such folder, and no repository of the Hub, org/name. Nothing was read.")
     try:
-        return _index_on_hub(repo, revision or newest(repo))
+        revision = revision or newest(repo)
+        return _index_on_hub(repo, revision), revision
     except (InputError, RemoteError) as error:  # a mistyped folder looks like the name of a repository
         raise type(error)(f"{repo}: no such folder; on the Hub: {error}") from None
 
 
-def _index_on_hub(repo: str, revision: str) -> tuple[dict[str, IndexEntry], str]:
+def _index_on_hub(repo: str, revision: str) -> dict[str, IndexEntry]:
     with remote(KIND, repo, revision):
         try:
-            _refuse_large(repo, revision, [INDEX])
+            list_lens_files(repo, KIND, revision, [INDEX])
             path = hf_hub_download(repo, INDEX, repo_type=KIND, revision=revision)
         except EntryNotFoundError:
             if is_offline_mode():
                 raise
             raise InputError(f"{repo}@{revision}: no {INDEX}, so this is no release of lenses") from None
-    return release_index.read(Path(path).parent), revision
-
-
-def _refuse_large(repo: str, revision: str, paths: list[str]) -> None:
-    """IntegrityError for the first file that the Hub lists with more bytes than such a file can have."""
-    if not is_offline_mode():
-        for entry in HfApi().get_paths_info(repo, paths, revision=revision, repo_type=KIND):
-            models.refuse_large(entry, f"{repo}@{revision}")
+    return release_index.read(Path(path).parent)
 
 
 def newest(repo: str) -> str:
@@ -101,10 +92,10 @@ def newest(repo: str) -> str:
         if is_offline_mode():
             raise InputError(f"{repo}: HF_HUB_OFFLINE is set, so say which version (revision) you mean")
         names = [tag.name for tag in HfApi().list_repo_refs(repo, repo_type=KIND).tags]
-    versions = sorted((match for name in names if (match := VERSION.fullmatch(name))), key=_order)
+    versions = [match for name in names if (match := VERSION.fullmatch(name))]
     if not versions:
         raise InputError(f"{repo}: has no version (a tag like v2026.01.31), so say which revision you mean")
-    return versions[-1][0]
+    return max(versions, key=lambda version: [int(part or 1) for part in version.groups()])[0]
 
 
 def licence_texts(repo: str, commit: str) -> dict[str, bytes]:
@@ -131,7 +122,3 @@ def describe_model(repo: str) -> ModelFacts:
         info = HfApi().model_info(repo)
     licence = getattr(info.card_data, "license", None)
     return ModelFacts(str(info.sha), str(licence) if licence else None, bool(info.gated))
-
-
-def _order(version: re.Match[str]) -> tuple[int, ...]:
-    return tuple(int(part or 1) for part in version.groups())
