@@ -7,7 +7,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lensmith.files import artifacts
-from lensmith.process.errors import IntegrityError
+from lensmith.process.errors import IntegrityError, shown
 
 
 class Record(BaseModel):
@@ -47,7 +47,5 @@ def explain(error: ValidationError) -> str:
         return f"{field} is missing"
     if first["type"] == "extra_forbidden":
         return f"{field} is not a field of today's form"
-    if not field:
-        return first["msg"]
-    value = repr(first["input"])
-    return f"{field} is {value if len(value) <= 80 else value[:79] + '…'}: {first['msg']}"
+    rule = first["msg"].removeprefix("Value error, ")
+    return f"{field} is {shown(repr(first['input']))}: {rule}" if field else rule

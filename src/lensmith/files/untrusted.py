@@ -9,7 +9,9 @@ import math
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lensmith.process.errors import IntegrityError, shown
 
@@ -18,9 +20,17 @@ HEADER_BYTES = 1 << 20
 # A lens of full rank at every layer of the largest open models is a few tens of gigabytes.
 TENSOR_BYTES, TEXT_BYTES = 64 << 30, 64 << 20
 DEPTH = 32
-FLOAT = "F32"
-SIZE = 4  # bytes of a FLOAT
-METADATA = "__metadata__"
+SIZE = 4  # bytes of an F32
+
+
+class TensorEntry(BaseModel):
+    """What a safetensors header says of one tensor."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    dtype: Literal["F32"]
+    shape: Annotated[list[Annotated[int, Field(ge=0, lt=2**40)]], Field(max_length=4)]
+    data_offsets: list[int]  # its first byte, and the first one behind it
 
 
 class Header(NamedTuple):
@@ -60,7 +70,7 @@ def parse_json(data: bytes, where: str) -> Any:
         IntegrityError: anything else; `where` names it in the message.
     """
     try:
-        value = json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
+        value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
         deep = _deeper(value, DEPTH)
         json.dumps(None if deep else value, ensure_ascii=False).encode()  # half of a surrogate pair: no file takes it
     except ValueError as error:
@@ -73,7 +83,7 @@ def parse_json(data: bytes, where: str) -> Any:
 
 
 def read_header(path: Path, names: Collection[str]) -> Header:
-    """The header of a safetensors file that holds exactly the tensors `names`, all FLOAT, and nothing beside them.
+    """The header of a safetensors file that holds exactly the tensors `names`, all F32, and nothing beside them.
 
     Raises:
         IntegrityError: any other file.
@@ -91,12 +101,10 @@ def read_header(path: Path, names: Collection[str]) -> Header:
     header = parse_json(text, f"{path}: header")
     if not isinstance(header, dict):
         raise IntegrityError(f"{path}: header: is no JSON object")
-    about = header.pop(METADATA, {})
+    about = header.pop("__metadata__", {})
     if header.keys() != set(names):
         raise IntegrityError(f"{path}: holds {shown(sorted(header))}, must hold {sorted(names)}")
-    shapes, end = {}, 0
-    for name, entry in sorted(header.items(), key=_place):
-        shapes[name], end = _tensor(entry, end, f"{path}: {name}")
+    shapes, end = _shapes(header, str(path))
     if path.stat().st_size != 8 + size + end:
         raise IntegrityError(f"{path}: not a whole safetensors file, or one with something behind its tensors")
     if not isinstance(about, dict) or not isinstance(text := about.get("lensmith", "{}"), str):
@@ -104,30 +112,23 @@ def read_header(path: Path, names: Collection[str]) -> Header:
     return Header(shapes, parse_json(text.encode(), f"{path}: metadata"))
 
 
-def _place(named: tuple[str, Any]) -> int:
-    try:
-        return int(named[1]["data_offsets"][0])
-    except (TypeError, KeyError, IndexError, ValueError):
-        return -1  # `_tensor` refuses it
+def _shapes(header: dict[str, Any], where: str) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Shape by name of tensors that lie one behind the other, and the number of their bytes."""
+    entries: dict[str, TensorEntry] = {}
+    for name, entry in header.items():
+        try:
+            entries[name] = TensorEntry.model_validate(entry)
+        except ValidationError:
+            raise IntegrityError(f"{where}: {name}: is {shown(entry)}, must be an array of F32") from None
+    end = 0
+    for name, tensor in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        begin, end = end, end + SIZE * math.prod(tensor.shape)
+        if tensor.data_offsets != [begin, end]:
+            raise IntegrityError(f"{where}: {name}: lies at {shown(tensor.data_offsets)}, its place is {[begin, end]}")
+    return {name: tuple(tensor.shape) for name, tensor in entries.items()}, end
 
 
-def _tensor(entry: Any, begin: int, where: str) -> tuple[tuple[int, ...], int]:
-    """Shape of a tensor that begins at byte `begin`, and where it ends."""
-    known = isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"}
-    if not known or entry["dtype"] != FLOAT or not _naturals(entry["shape"]):
-        raise IntegrityError(f"{where}: is {shown(entry)}, must be an array of {FLOAT}")
-    end = begin + SIZE * math.prod(entry["shape"])
-    if entry["data_offsets"] != [begin, end]:
-        raise IntegrityError(f"{where}: lies at {shown(entry['data_offsets'])}, its place is {[begin, end]}")
-    return tuple(entry["shape"]), end
-
-
-def _naturals(value: object) -> bool:
-    # `type() is`, not isinstance: JSON's true is a bool, and a bool is an int.
-    return isinstance(value, list) and len(value) <= 4 and all(type(n) is int and 0 <= n < 2**40 for n in value)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) < len(pairs):
         ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
@@ -135,14 +136,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
-def _no_number(word: str) -> Any:
-    raise ValueError(f"{word} is no number")
-
-
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text} is too large a number")
+        raise ValueError(f"{text} is no finite number")
     return value
 
 
