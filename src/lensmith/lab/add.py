@@ -26,6 +26,7 @@ def add(params: Path, model: str, key: str | None = None) -> str:
         InputError: there is no such folder or model, or the entry would not be valid.
         RemoteError: the Hub refused, or cannot be asked. Nothing is added then.
     """
+    params_yaml.read(params)  # a folder that is no lab asks nothing of the Hub
     if Path(model).is_dir():
         return params_yaml.add(params, of_folder(model, key))
     if not HUB_ID.fullmatch(model):

@@ -24,6 +24,7 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+KEPT = "what is finished is kept. `dvc repro` goes on."
 
 
 class Interrupted(BaseException):  # as KeyboardInterrupt: `except Exception` must not catch it
@@ -70,12 +71,12 @@ def deferred() -> Iterator[Stop]:
     finally:
         _deferring.remove(stop)
     if stop.signal is not None:
-        raise Interrupted(stop.signal, "what is finished is kept. `dvc repro` goes on.")
+        raise Interrupted(stop.signal, KEPT)
 
 
 def _on_signal(number: int, _: FrameType | None) -> None:
     for each in SIGNALS:
         signal.signal(each, signal.SIG_DFL)
     if not _deferring:
-        raise Interrupted(number, "what is finished is kept. `dvc repro` goes on.")
+        raise Interrupted(number, KEPT)
     _deferring[-1].signal = number

@@ -1,4 +1,4 @@
-"""How numbers and names are put into words, and the templates that they are put into."""
+"""Numbers and names in words, and the templates that hold them."""
 
 import base64
 import hashlib
@@ -46,10 +46,12 @@ def number(value: float | None, *, plus: bool = False) -> str:
 
 
 def signed(value: float | None) -> str:
+    """As `number`, with a sign where it is above zero too."""
     return number(value, plus=True)
 
 
 def percent(value: float | None) -> str:
+    """A share in whole percent: 0.25 is 25 %."""
     return "n/a" if value is None else f"{MINUS if value < 0 else ''}{abs(value) * 100:.0f} %"
 
 
@@ -59,10 +61,12 @@ def count(value: float | None) -> str:
 
 
 def lens(name: object) -> str:
+    """A lens by its name in tables: `tuned` is the tuned lens."""
     return LENSES.get(str(name), str(name))
 
 
 def symbol(verdict: str) -> str:
+    """The mark of a gate's verdict."""
     return SYMBOLS.get(verdict, "!")
 
 
@@ -83,6 +87,7 @@ def render(package: str, template: str, /, **values: object) -> str:
 
 @cache
 def environment(package: str) -> jinja2.Environment:
+    """The templates of a package, with the functions of this module as filters."""
     # By hand: `select_autoescape` goes by the file's ending, and would leave `.html.j2` unescaped.
     env = jinja2.Environment(
         loader=jinja2.PackageLoader(package),

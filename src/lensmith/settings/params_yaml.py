@@ -33,6 +33,10 @@ UNCHANGED = "Nothing was changed."
 SECTIONS = tuple(name for name in ModelParams.model_fields if name != "key")
 
 
+class _SettingsError(Exception):
+    """What is wrong with a file of settings, as a sentence; `parse` puts the file's name before it."""
+
+
 def read(path: Path) -> dict[str, ModelParams]:
     """Every model of a params.yaml, by key, in the file's order.
 
@@ -44,8 +48,7 @@ def read(path: Path) -> dict[str, ModelParams]:
             content = file.read(MAX_BYTES + 1)
         text = content.decode("utf-8")
     except OSError as error:
-        problem = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise InputError(f"{path}: {problem}. {UNCHANGED}") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}). {UNCHANGED}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8. {UNCHANGED}") from None
     return parse(path, text)
@@ -53,41 +56,36 @@ def read(path: Path) -> dict[str, ModelParams]:
 
 def parse(path: Path, text: str) -> dict[str, ModelParams]:
     """As `read`, of a text; `path` names it in messages."""
-    data = _load(path, text)
-    _refuse_unknown(path, data, ("defaults", "models"), "")
-    defaults = _mapping(path, data.get("defaults"), "defaults")
-    _refuse_unknown(path, defaults, SECTIONS, "defaults")
-    models: dict[str, ModelParams] = {}
-    for key, value in _mapping(path, data.get("models"), "models").items():
-        if not isinstance(key, str) or not MODEL_KEY.fullmatch(key):
-            raise InputError(
-                f"{path}: models.{_abridged(key).strip(chr(39))} is not a model key, must match {MODEL_KEY.pattern} "
-                f"(the Hub id belongs in source.repo). {UNCHANGED}"
-            )
-        models[key] = _merged(path, key, defaults, _mapping(path, value, f"models.{key}"))
-    return models
+    try:
+        data = _load(text)
+        _refuse_unknown(data, ("defaults", "models"), "")
+        defaults = _mapping(data.get("defaults"), "defaults")
+        _refuse_unknown(defaults, SECTIONS, "defaults.")
+        models = _mapping(data.get("models"), "models")
+        return {key: _merged(key, defaults, entry) for key, entry in models.items()}
+    except _SettingsError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
-def _load(path: Path, text: str) -> Mapping[str, Any]:
+def _load(text: str) -> Mapping[str, Any]:
     """The file as plain data: nothing is built before every YAML event of it is known to be plain."""
     if len(text.encode()) > MAX_BYTES:
-        raise InputError(f"{path}: is longer than {MAX_BYTES} bytes, the limit of a file of settings. {UNCHANGED}")
+        raise _SettingsError(f"is longer than {MAX_BYTES} bytes, the limit of a file of settings. {UNCHANGED}")
     try:
         depth = 0
         for event in YAML(typ="safe", pure=True).parse(text):
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
             if (problem := _problem(event, depth)) is not None:
-                raise InputError(f"{path}: line {event.start_mark.line + 1} {problem}. {UNCHANGED}")
-        return _mapping(path, YAML(typ="safe", pure=True).load(text), "")
+                raise _SettingsError(f"line {event.start_mark.line + 1} {problem}. {UNCHANGED}")
+        return _mapping(YAML(typ="safe", pure=True).load(text), "the file")
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        problem = " ".join(str(error.problem).split())
-        raise InputError(f"{path}: line {line}: {problem}. {UNCHANGED}") from None
+        raise _SettingsError(f"line {line}: {' '.join(str(error.problem).split())}. {UNCHANGED}") from None
     except RecursionError:
-        raise InputError(f"{path}: nested too deeply to be settings. {UNCHANGED}") from None
+        raise _SettingsError(f"nested too deeply to be settings. {UNCHANGED}") from None
     except (YAMLError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
         # ruamel does not check everything: a control character, an impossible date, a malformed tag.
-        raise InputError(f"{path}: not YAML that can be read ({shown(error)}). {UNCHANGED}") from None
+        raise _SettingsError(f"not YAML that can be read ({shown(error)}). {UNCHANGED}") from None
 
 
 def _problem(event: Event, depth: int) -> str | None:
@@ -108,29 +106,29 @@ def _problem(event: Event, depth: int) -> str | None:
     return None
 
 
-def _mapping(path: Path, value: object, where: str) -> Mapping[str, Any]:
+def _mapping(value: object, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise InputError(f"{path}: {where or 'the file'} is {_abridged(value)}, must be a mapping. {UNCHANGED}")
+        raise _SettingsError(f"{where} is {shown(repr(value))}, must be a mapping. {UNCHANGED}")
     return value
 
 
-def _abridged(value: object) -> str:
-    """A value in a message: one line has no room for a whole list of models."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _refuse_unknown(path: Path, data: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
+def _refuse_unknown(data: Mapping[str, Any], allowed: tuple[str, ...], prefix: str) -> None:
     for key in data:
         if key not in allowed:
             near = difflib.get_close_matches(str(key), allowed, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(allowed)}."
-            raise InputError(f"{path}: {f'{where}.' if where else ''}{key} is not a setting; {hint} {UNCHANGED}")
+            raise _SettingsError(f"{prefix}{key} is not a setting; {hint} {UNCHANGED}")
 
 
-def _merged(path: Path, key: str, defaults: Mapping[str, Any], entry: Mapping[str, Any]) -> ModelParams:
+def _merged(key: object, defaults: Mapping[str, Any], entry: object) -> ModelParams:
     """One model's settings: `defaults` with its entry laid over them, value by value."""
-    _refuse_unknown(path, entry, SECTIONS, f"models.{key}")
+    if not isinstance(key, str) or not MODEL_KEY.fullmatch(key):
+        raise _SettingsError(
+            f"models.{shown(key)} is not a model key, must match {MODEL_KEY.pattern} (the Hub id belongs in "
+            f"source.repo). {UNCHANGED}"
+        )
+    entry = _mapping(entry, f"models.{key}")
+    _refuse_unknown(entry, SECTIONS, f"models.{key}.")
     merged: dict[str, Any] = {"key": key}
     for section in SECTIONS:
         kind = ModelParams.model_fields[section].annotation
@@ -138,13 +136,13 @@ def _merged(path: Path, key: str, defaults: Mapping[str, Any], entry: Mapping[st
         allowed = tuple(name for name in kind.model_fields if name != "inputs")
         merged[section] = {}
         for where, data in (("defaults", defaults.get(section)), (f"models.{key}", entry.get(section, {}))):
-            values = _mapping(path, data, f"{where}.{section}")
-            _refuse_unknown(path, values, allowed, f"{where}.{section}")
+            values = _mapping(data, f"{where}.{section}")
+            _refuse_unknown(values, allowed, f"{where}.{section}.")
             merged[section] |= values
     try:
         return ModelParams.model_validate(merged)
     except ValidationError as error:
-        raise InputError(f"{path}: {_explanation(key, entry, error)}") from None
+        raise _SettingsError(_explanation(key, entry, error)) from None
 
 
 def _explanation(key: str, entry: Mapping[str, Any], error: ValidationError) -> str:
@@ -159,7 +157,7 @@ def _explanation(key: str, entry: Mapping[str, Any], error: ValidationError) -> 
     elif first["type"] == "value_error" and isinstance(first["input"], Mapping):
         text = f"{dotted}: {rule}"
     else:
-        text = f"{dotted} is {_abridged(first['input'])}, {rule.replace('Input should be', 'must be')}"
+        text = f"{dotted} is {shown(repr(first['input']))}, {rule.replace('Input should be', 'must be')}"
     return f"{text}. {UNCHANGED}" + (f" ({more} more)" if more else "")
 
 
@@ -170,6 +168,19 @@ class Proposal:
     key: str
     settings: dict[str, Any]  # section: setting: value
     notes: tuple[str, ...]  # comments above the entry
+
+    def to_yaml(self, indent: str) -> str:
+        """The entry in block style, its notes as comments above it."""
+        lines = [f"# {line}" for note in self.notes for line in textwrap.wrap(note, WIDTH - len(indent) - 2)]
+        lines.append(f"{self.key}:")
+        for section, values in self.settings.items():
+            if values:
+                lines.append(f"  {section}:")
+            for name, value in values.items():
+                # A commit of digits alone would be read as a number, and `no` or `1e5` as another value.
+                is_plain = isinstance(YAML(typ="safe", pure=True).load(value), str) and not re.search(r": |#", value)
+                lines.append(f"    {name}: {value if is_plain else artifacts.canonical_json(value)}")
+        return "".join(f"{indent}{line}\n" for line in lines)
 
 
 def add(path: Path, proposal: Proposal) -> str:
@@ -189,7 +200,7 @@ def add(path: Path, proposal: Proposal) -> str:
             )
     text = path.read_text(encoding="utf-8")
     line, indent = _end_of_models(path, text)
-    entry = _entry(proposal, " " * indent)
+    entry = proposal.to_yaml(" " * indent)
     lines = text.splitlines(keepends=True)
     head = "".join(lines[:line])
     new = head + ("" if head.endswith("\n") else "\n") + entry + "".join(lines[line:])
@@ -212,17 +223,3 @@ def _end_of_models(path: Path, text: str) -> tuple[int, int]:
     while end > start and (not lines[end - 1].strip() or lines[end - 1].startswith("#")):
         end -= 1
     return end, models.lc.key(next(iter(models)))[1]
-
-
-def _entry(proposal: Proposal, indent: str) -> str:
-    """The entry as YAML in block style, its notes as comments above it."""
-    lines = [f"# {line}" for note in proposal.notes for line in textwrap.wrap(note, WIDTH - len(indent) - 2)]
-    lines.append(f"{proposal.key}:")
-    for section, values in proposal.settings.items():
-        if values:
-            lines.append(f"  {section}:")
-        for name, value in values.items():
-            # A commit of digits alone would be read as a number, and `no` or `1e5` as another value.
-            is_plain = isinstance(YAML(typ="safe", pure=True).load(value), str) and not re.search(r": |#", value)
-            lines.append(f"    {name}: {value if is_plain else artifacts.canonical_json(value)}")
-    return "".join(f"{indent}{line}\n" for line in lines)

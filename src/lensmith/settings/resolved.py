@@ -2,7 +2,7 @@
 
 import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,26 +43,22 @@ def with_inputs(models: Mapping[str, ModelParams], root: Path) -> dict[str, dict
     sha256 = functools.cache(artifacts.sha256_file)  # a hundred models may name the same suite
     resolved = {}
     for key, settings in models.items():
+        imported = settings.imported
+        named: Mapping[str, Sequence[str | None]] = {
+            "source": [settings.source.path],
+            "corpus": settings.corpus.files,
+            "imported": [imported.folder if imported.repo is None else None],
+            "sweep": settings.sweep.probes,
+            "suite": settings.suite.files,
+            "publish": [settings.publish.base_license_file],
+        }
         data = settings.model_dump(mode="json")
-        for section, names in _named_paths(settings).items():
-            for name in names:
+        for section, names in named.items():
+            for name in filter(None, names):
                 files = _watched_files(root, name, f"models.{key}.{section}")
                 data[section]["inputs"].update({file.relative_to(root).as_posix(): sha256(file) for file in files})
         resolved[key] = data
     return resolved
-
-
-def _named_paths(settings: ModelParams) -> dict[str, list[str]]:
-    """Files, patterns and folders that a model's settings name, by section."""
-    imported, licence = settings.imported, settings.publish.base_license_file
-    return {
-        "source": [settings.source.path] if settings.source.path else [],
-        "corpus": settings.corpus.files,
-        "imported": [imported.folder] if imported.folder and imported.repo is None else [],
-        "sweep": settings.sweep.probes,
-        "suite": settings.suite.files,
-        "publish": [licence] if licence else [],
-    }
 
 
 def _watched_files(root: Path, name: str, where: str) -> list[Path]:
@@ -80,6 +76,5 @@ def _watched_files(root: Path, name: str, where: str) -> list[Path]:
         raise InputError(f"params.yaml: {where} names {name}, a folder; it takes files. {params_yaml.UNCHANGED}")
     files = []
     for path in paths:
-        in_folder = {file for pattern in MODEL_FILES for file in path.glob(pattern)} if path.is_dir() else set()
-        files += sorted(in_folder) if path.is_dir() else [path]
+        files += sorted({file for name in MODEL_FILES for file in path.glob(name)}) if path.is_dir() else [path]
     return [file for file in files if any(file.is_relative_to(root / folder) for folder in WATCHED)]

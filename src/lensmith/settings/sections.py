@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lensmith.files.records import explain
 from lensmith.process.errors import InputError
 from lensmith.settings.values import (
     COMMIT,
@@ -57,13 +58,9 @@ class SourceParams(Section):
     trust_remote_code: bool  # run the Python files of the repository; only of a commit that was read and is named
 
     @model_validator(mode="after")
-    def _one_origin(self) -> "SourceParams":
+    def _check_origin(self) -> "SourceParams":
         if (self.repo is None) == (self.path is None):
             raise ValueError("needs exactly one of repo (a Hub id) and path (a folder)")
-        return self
-
-    @model_validator(mode="after")
-    def _trusted(self) -> "SourceParams":
         if self.trust_remote_code and (self.repo is None or not COMMIT.fullmatch(self.revision)):
             raise ValueError(
                 f"trust_remote_code is true and revision is {self.revision!r}; code is run only of a repo at a commit, "
@@ -90,7 +87,7 @@ class CorpusParams(Section):
     max_document_chars: Count  # longer documents are cut there, and counted
 
     @model_validator(mode="after")
-    def _origin(self) -> "CorpusParams":
+    def _check_text(self) -> "CorpusParams":
         if self.kind == "hf" and self.repo is None:
             raise ValueError("kind hf needs repo, a dataset id such as HuggingFaceFW/fineweb-edu")
         if self.kind == "files" and not self.files:
@@ -110,10 +107,12 @@ class ImportedParams(Section):
     folder: Word | None  # of config.json and params.pt, in that repository or local
 
     @model_validator(mode="after")
-    def _whole(self) -> "ImportedParams":
-        if self.repo is not None and self.folder is None:
+    def _check_folder(self) -> "ImportedParams":
+        if self.repo is None:
+            return self
+        if self.folder is None:
             raise ValueError("repo needs folder, where in that repository the lens is, such as lens/gpt2")
-        if self.repo is not None and self.folder is not None and {"", ".", ".."} & set(self.folder.split("/")):
+        if {"", ".", ".."} & set(self.folder.split("/")):
             raise ValueError(f"folder is {self.folder!r}, must be a folder inside the repository, such as lens/gpt2")
         return self
 
@@ -122,7 +121,7 @@ class FitParams(Section):
     """Section `fit`: the lens and how it is trained."""
 
     kind: Literal["identity", "temperature", "bias", "low_rank", "full", "imported"]
-    rank: Annotated[int | Literal["auto"], int_or("auto")]  # auto: clip(d_model // 32, 64, 256)
+    rank: Annotated[int | Literal["auto"], int_or("auto")]  # auto: clip(d_model // 32, 64, 256), at most d_model
     norm: Literal["final", "next_input"]  # what a middle layer is normed with before it is decoded
     ladder: list[Literal["temperature", "bias", "full"]]  # smaller or larger kinds, fit beside the lens to compare it
     ladder_epochs: Epochs
@@ -154,7 +153,7 @@ class FitParams(Section):
     seed: Seed
 
     @model_validator(mode="after")
-    def _positions(self) -> "FitParams":
+    def _check_positions(self) -> "FitParams":
         if self.position_min >= self.position_max:
             raise ValueError(f"position_min is {self.position_min}, must be below position_max ({self.position_max})")
         return self
@@ -175,15 +174,9 @@ class SweepParams(Section):
 class SuiteParams(Section):
     """Section `suite`: the prompts that the lens is judged on."""
 
-    files: list[Word]
+    files: Annotated[list[Word], Field(min_length=1)]  # of prompts
     batch_prompts: Count
     trajectories: NonNegativeInt  # prompts that the report shows position by position, beside the probes
-
-    @model_validator(mode="after")
-    def _some(self) -> "SuiteParams":
-        if not self.files:
-            raise ValueError("needs at least one file of prompts")
-        return self
 
 
 class GatesParams(Section):
@@ -246,7 +239,7 @@ class ModelParams(BaseModel):
     fleet: FleetParams = Field(default=ANYWHERE, exclude=True)
 
     @model_validator(mode="after")
-    def _lens_origin(self) -> "ModelParams":
+    def _check_imported(self) -> "ModelParams":
         if (self.fit.kind == "imported") != (self.imported.folder is not None):
             raise ValueError(
                 f"fit.kind is {self.fit.kind} and imported.folder is {self.imported.folder}; kind imported needs a "
@@ -257,7 +250,7 @@ class ModelParams(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _budgets(self) -> "ModelParams":
+    def _check_budgets(self) -> "ModelParams":
         window = int(self.corpus.seq_len * self.fit.position_max) - int(self.corpus.seq_len * self.fit.position_min)
         if self.fit.positions_per_seq > window:
             raise ValueError(
@@ -291,4 +284,4 @@ def read_resolved(path: Path) -> ModelParams:
     except FileNotFoundError:
         raise InputError(f"{path}: missing. `dvc repro resolve` writes it.") from None
     except ValidationError as error:
-        raise InputError(f"{path}: {error.errors()[0]['msg']}. `dvc repro resolve` rewrites it.") from None
+        raise InputError(f"{path}: {explain(error)}. `dvc repro resolve` rewrites it.") from None
