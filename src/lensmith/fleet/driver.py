@@ -1,4 +1,4 @@
-"""Run the phases of every model on a cluster, and lost jobs again elsewhere. It does not know Ray."""
+"""Run the phases of every model on a cluster, and place lost jobs again. It does not know Ray."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,9 +50,9 @@ class Driver:
         self._outcomes: dict[str, Outcome] = {}
 
     def run(self, phases: Mapping[str, Phases]) -> dict[str, Outcome]:
-        """Run the phases of every model to their end, or to the first job that fails for good; how each model ended.
+        """Run the phases of every model to their end, or to the first job that fails for good.
 
-        An exception or a signal cancels the jobs that run.
+        Returns how each model ended. An exception or a signal cancels the jobs that run.
         """
         self._remaining = {model: _Remaining(list(todo)) for model, todo in phases.items()}
         try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from lensmith.process import amounts
 from lensmith.process.amounts import GIB
-from lensmith.process.errors import ResourceError
+from lensmith.process.errors import RemoteError, ResourceError
 from lensmith.settings.sections import ModelParams
 
 # The stages that nodes run. The others are light, and write metrics and plots that git holds, which no remote has.
@@ -202,6 +202,6 @@ def _push(*targets: str) -> tuple[str, ...]:
 def retry_helps(code: int) -> bool:
     """Whether a job that ended with this exit code may end otherwise on another node.
 
-    It may after a failure of a remote, a busy folder or a signal; other codes are results of the work itself.
+    It may after a failure of a remote or a signal; other codes are results of the work itself.
     """
-    return code in (5, 6) or code > 128 or code < 0
+    return code == RemoteError.exit_code or code > 128 or code < 0

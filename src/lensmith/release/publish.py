@@ -1,7 +1,13 @@
 """From a judged lens to a release: packaged always, sent where the settings name a repository.
 
-A release is sent only if sources in git are as committed, no gate is invalid and (unless the settings allow it) none is
-open, the base model's licence is in the package, no secrets are, and the package passes its own verification.
+A release is sent only if all of these hold:
+
+- sources in git are as committed;
+- no gate is invalid;
+- every gate passes, unless `publish.allow_failed_gates`;
+- the base model's licence is in the package;
+- no secrets are in it;
+- the package passes its own verification.
 """
 
 import datetime as dt
