@@ -128,7 +128,7 @@ def test_groups_of_layers_change_nothing(monkeypatch):
 def test_whitened_coordinates_are_undone_and_white():
     """`enter` then `leave` gives the same lens; in between inputs and Fisher information are the identity."""
     _, lens, solution = solved()
-    lens = lens.having({"scale": torch.cat([torch.full((L - 1, D), 1.3), torch.ones(1, D)])})
+    lens = lens.with_tensors({"scale": torch.cat([torch.full((L - 1, D), 1.3), torch.ones(1, D)])})
     coordinates = Coordinates(solution.mean[:-1], solution.whitening, solution.head_whitening)
     back = coordinates.leave(coordinates.enter(lens), lens)
 

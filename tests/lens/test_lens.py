@@ -76,7 +76,7 @@ def test_permuting_layers_permutes_what_they_read():
     """A layer's logits depend on its own translator alone."""
     head, lens, order = toy_head(), random_lens("normed"), torch.tensor([1, 0, 2])
     resid = torch.randn(4, D, generator=torch.Generator().manual_seed(1))
-    permuted = lens.with_tensors(lambda tensor: tensor[order])
+    permuted = lens.map_tensors(lambda tensor: tensor[order])
 
     for layer, source in enumerate((order + 1).tolist(), 1):
         assert torch.equal(permuted.logits(head, resid, layer), lens.logits(head, resid, source))

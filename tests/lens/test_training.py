@@ -50,7 +50,7 @@ def test_layer_gradients_are_autograds():
     """Gradients of all parameters of two blocks equal autograd's through the definition, in fp64."""
     head, lens, resid = replace(toy_head(torch.float64), final_norm=_Norm64()), random_lens(), toy(4, 5).resid
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in lens.tensors().items()}
-    live, blocks = lens.having(leaves), [0, 2]
+    live, blocks = lens.with_tensors(leaves), [0, 2]
 
     teacher = objective.teacher_of(head, Batch(resid, None))
     x = objective.normed(head, resid, blocks, lens.norm)

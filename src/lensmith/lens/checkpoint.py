@@ -186,5 +186,5 @@ def _unpacked(tensors: dict[str, Tensor], facts: dict[str, Any], like: Lens) -> 
         **facts,
         trained=parts["trained"],
         optimizers=list(optimizers.values()),
-        best_lens=like.having(parts["best"]),
+        best_lens=like.with_tensors(parts["best"]),
     )

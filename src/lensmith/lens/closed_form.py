@@ -56,14 +56,14 @@ class Solution:
 
     def lens(self, start: Lens) -> Lens:
         """`start` with its U, V and c replaced, as far as its kind and rank allow."""
-        rank, tensors = min(start.rank, self.U.shape[-1]), start.with_tensors(Tensor.clone).tensors()
+        rank, tensors = min(start.rank, self.U.shape[-1]), start.map_tensors(Tensor.clone).tensors()
         if start.kind in {"low_rank", "full"}:
             for name, factor in (("U", self.U), ("V", self.V)):
                 tensors[name].zero_()[:-1, :, :rank] = factor[..., :rank]
         if start.kind not in {"identity", "temperature"}:
             U, V, mean = tensors["U"][:-1], tensors["V"][:-1], self.mean[:-1]
             tensors["c"][:-1] = self.mean[-1] - mean - through(mean, U, V)
-        return start.having(tensors)
+        return start.with_tensors(tensors)
 
 
 @dataclass(frozen=True)

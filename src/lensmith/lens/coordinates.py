@@ -43,7 +43,7 @@ class Coordinates:
         U, V = self.factors(trained)
         c = b - s * self.mean - through(self.mean, U, V)
         inner = {"U": U, "V": V, "c": c, "scale": s, "log_tau": trained["log_tau"]}
-        return like.having({name: torch.cat([part, getattr(like, name)[-1:]]) for name, part in inner.items()})
+        return like.with_tensors({name: torch.cat([part, getattr(like, name)[-1:]]) for name, part in inner.items()})
 
     def factors(self, trained: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """U and V (L - 1, d_model, rank)."""

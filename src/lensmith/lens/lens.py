@@ -91,15 +91,8 @@ class Lens:
         drawn = Stream(settings.seed, "translator-init").normal((d_model, rank), step=0)
         U = (torch.from_numpy(drawn) / math.sqrt(d_model)).expand(n_layers, d_model, rank).clone()
         U[-1] = 0
-        return cls(
-            settings.kind,
-            settings.norm,
-            U,
-            torch.zeros(n_layers, d_model, rank),
-            torch.zeros(n_layers, d_model),
-            torch.ones(n_layers, d_model),
-            torch.zeros(n_layers),
-        )
+        V, c, log_tau = torch.zeros(n_layers, d_model, rank), torch.zeros(n_layers, d_model), torch.zeros(n_layers)
+        return cls(settings.kind, settings.norm, U, V, c, scale=torch.ones(n_layers, d_model), log_tau=log_tau)
 
     @property
     def n_layers(self) -> int:
@@ -138,16 +131,16 @@ class Lens:
         """What the lens reads in resid (n, d_model) at `layer`: (n, d_vocab), float32. Raises as `translate`."""
         return head.logits(self.head_input(head, resid, layer), self.log_tau[layer - 1])
 
-    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Lens":
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> "Lens":
         """The same lens with `change` applied to each tensor."""
-        return self.having({name: change(tensor) for name, tensor in self.tensors().items()})
+        return self.with_tensors({name: change(tensor) for name, tensor in self.tensors().items()})
 
-    def having(self, tensors: Mapping[str, Tensor]) -> "Lens":
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Lens":
         """The same lens with these tensors in place of its own, by name."""
         return replace(self, **dict[str, Any](tensors))
 
     def to(self, device: torch.device) -> "Lens":
-        return self.with_tensors(lambda tensor: tensor.to(device))
+        return self.map_tensors(lambda tensor: tensor.to(device))
 
     def check_head(self, head: Head) -> None:
         """IntegrityError where the lens was fit to another model than the one with this head.

@@ -221,7 +221,7 @@ def starting_point(task: Task, start: Lens) -> tuple[Lens, Coordinates, tuple[fl
         if solution is not None:
             ridge, start = solution.ridge, solution.lens(start)
         if "log_tau" in names:
-            start = start.having({"log_tau": closed_form.temperatures(task.exact_kl, start, task.train)})
+            start = start.with_tensors({"log_tau": closed_form.temperatures(task.exact_kl, start, task.train)})
     if settings.prism == "precondition" and prism is not None:
         return start, Coordinates(prism.mean.expand(start.n_layers - 1, -1), *prism.basis()), ridge
     if solution is not None and names and settings.coordinates == "whitened":

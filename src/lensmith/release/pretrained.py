@@ -168,7 +168,7 @@ class StreamedLens:
         """What the lens reads in resid (n, d_model) at `layer`: (n, d_vocab), as `Lens.logits`."""
         lens, device = self.layer(layer), head.W_U.device
         # Moved as one layer: `to` would copy each of the views.
-        return lens.with_tensors(lambda t: t[:1].to(device).expand_as(t)).logits(head, resid, layer)
+        return lens.map_tensors(lambda t: t[:1].to(device).expand_as(t)).logits(head, resid, layer)
 
     def _read(self, layer: int) -> dict[str, Tensor]:
         try:
