@@ -357,7 +357,7 @@ def _calls() -> dict[str, Any]:
         "preview": preview,
         "download": download,
         "newest": releases.newest,
-        "licences": lambda repo, commit: {n: t.decode() for n, t in releases.licence_texts(repo, commit).items()},
+        "licences": lambda repo, commit: {n: t.decode() for n, t in hub.licence_texts(repo, commit).items()},
         "propose": lambda repo, key=None: asdict(add.of_repo(repo, key)),
         "verify": verify.run,
         "pin_model": lambda **source: hub.pin_model(params.SourceParams.model_validate(source)).model_dump(),

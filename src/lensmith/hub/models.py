@@ -1,7 +1,7 @@
 """Models of the Hub: a name becomes a pin, and a pin becomes files that are checked.
 
-Of a model only safetensors and the files of tokenizer and configuration are ever fetched: no pickles; and its Python
-files only where source.trust_remote_code is set.
+Of a model only safetensors, the files of tokenizer and configuration, and licence texts are ever fetched: no pickles;
+and its Python files only where source.trust_remote_code is set.
 
 HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
 """
@@ -10,7 +10,9 @@ import glob
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -42,6 +44,7 @@ SMALL = (
     "spiece.model",
 )
 CODE = "*.py"
+LICENCE_FILES = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY)[\w. -]*", re.IGNORECASE | re.ASCII)
 
 
 def pin_model(source: SourceParams) -> ModelPin:
@@ -119,6 +122,32 @@ def count_parameters(source: SourceParams) -> int | None:
         except SafetensorError:
             raise IntegrityError(f"{path}: not a whole safetensors file. Nothing was changed.") from None
     return total
+
+
+def licence_texts(repo: str, commit: str) -> dict[str, bytes]:
+    """Licences and notices in the top folder of a model repository at a commit, by file name."""
+    with remote("model", repo, commit):
+        entries = HfApi().list_repo_tree(repo, revision=commit)
+        names = [entry.path for entry in entries if isinstance(entry, RepoFile) and LICENCE_FILES.fullmatch(entry.path)]
+        folder = snapshot(repo, commit, [glob.escape(name) for name in names]) if names else Path()
+        return {name: (folder / name).read_bytes() for name in sorted(names)}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the Hub says about a model."""
+
+    commit: str
+    licence: str | None
+    gated: bool
+
+
+def describe_model(repo: str) -> ModelFacts:
+    """Commit, licence and gate of a model as it is now."""
+    with remote("model", repo, "main"):
+        info = HfApi().model_info(repo)
+    licence = getattr(info.card_data, "license", None)
+    return ModelFacts(str(info.sha), str(licence) if licence else None, bool(info.gated))
 
 
 def snapshot(repo: str, commit: str, patterns: list[str]) -> Path:

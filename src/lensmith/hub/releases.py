@@ -5,16 +5,14 @@
 
 import glob
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import HfApi, hf_hub_download, is_offline_mode, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
-from huggingface_hub.hf_api import RepoFile
 
 from lensmith.hub import index as release_index
-from lensmith.hub import models, pins
+from lensmith.hub import pins
 from lensmith.hub.errors import remote
 from lensmith.hub.index import INDEX, IndexEntry
 from lensmith.hub.published import list_lens_files
@@ -22,7 +20,6 @@ from lensmith.process.errors import InputError, IntegrityError, RemoteError
 
 KIND: Literal["dataset"] = "dataset"
 VERSION = re.compile(r"v(\d{4})\.(\d\d)\.(\d\d)(?:\.(\d+))?")
-LICENCE_FILES = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY)[\w. -]*", re.IGNORECASE | re.ASCII)
 
 
 def download(repo: str, model: str | None, revision: str | None, to: Path | None = None) -> Path:
@@ -96,29 +93,3 @@ def newest(repo: str) -> str:
     if not versions:
         raise InputError(f"{repo}: has no version (a tag like v2026.01.31), so say which revision you mean")
     return max(versions, key=lambda version: [int(part or 1) for part in version.groups()])[0]
-
-
-def licence_texts(repo: str, commit: str) -> dict[str, bytes]:
-    """Licences and notices in the top folder of a model repository at a commit, by file name."""
-    with remote("model", repo, commit):
-        entries = HfApi().list_repo_tree(repo, revision=commit)
-        names = [entry.path for entry in entries if isinstance(entry, RepoFile) and LICENCE_FILES.fullmatch(entry.path)]
-        folder = models.snapshot(repo, commit, [glob.escape(name) for name in names]) if names else Path()
-        return {name: (folder / name).read_bytes() for name in sorted(names)}
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What the Hub says about a model."""
-
-    commit: str
-    licence: str | None
-    gated: bool
-
-
-def describe_model(repo: str) -> ModelFacts:
-    """Commit, licence and gate of a model as it is now."""
-    with remote("model", repo, "main"):
-        info = HfApi().model_info(repo)
-    licence = getattr(info.card_data, "license", None)
-    return ModelFacts(str(info.sha), str(licence) if licence else None, bool(info.gated))

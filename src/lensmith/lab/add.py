@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import is_offline_mode
 
-from lensmith.hub import releases
+from lensmith.hub import models
 from lensmith.process.errors import InputError, RemoteError
 from lensmith.settings import params_yaml
 from lensmith.settings.params_yaml import MODEL_KEY, UNCHANGED, Proposal
@@ -52,7 +52,7 @@ def of_repo(repo: str, key: str | None = None) -> Proposal:
             f"licence. By hand, set models.{key}.source.repo, source.revision and publish.base_license. {UNCHANGED}"
         )
     try:
-        model = releases.describe_model(repo)
+        model = models.describe_model(repo)
     except RemoteError as error:
         raise RemoteError(f"{repo}: no such folder; and as a model of the Hub: {error}") from None
     licence = SPDX.get(model.licence or "", model.licence)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lensmith.files import artifacts
-from lensmith.hub import index, push, releases
+from lensmith.hub import index, models, push
 from lensmith.hub.push import Parcel, Release
 from lensmith.process import git
 from lensmith.process.errors import InputError
@@ -45,7 +45,7 @@ def run(settings: ModelParams, corpus: Path, lens: Path, judgement: Path, out: P
         pin = artifacts.read_json(corpus / "manifest.json")["model"]
         # Asked for only where the release is sent: packaging alone needs no network.
         is_on_hub = settings.publish.repo is not None and pin["repo"] is not None
-        licence = releases.licence_texts(pin["repo"], pin["commit"]) if is_on_hub else {}
+        licence = models.licence_texts(pin["repo"], pin["commit"]) if is_on_hub else {}
     package.build(settings, corpus, lens, judgement, out, licence=licence, page=page)
     if settings.publish.repo is not None:
         sent = send(settings, out)
