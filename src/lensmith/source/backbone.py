@@ -123,8 +123,9 @@ class Backbone:
         n_pos = tokens.shape[1]
         if (limit := max_length(self.model)) is not None and n_pos > limit:
             raise InputError(f"capture: sequences have {n_pos} tokens, but the model reads at most {limit}")
-        _check_range("token id", tokens, self.d_vocab)
-        _check_range("position", positions, n_pos)
+        for name, values, bound in (("token id", tokens, self.d_vocab), ("position", positions, n_pos)):
+            if (wrong := values[(values < 0) | (values >= bound)]).numel():
+                raise InputError(f"capture: {name} {int(wrong[0])} is out of range, allowed are 0..{bound - 1}")
         if attention_mask is not None:
             if attention_mask.shape != tokens.shape:
                 mask_shape = tuple(attention_mask.shape)
@@ -195,12 +196,3 @@ def capture(
 def _prove(model: PreTrainedModel, anatomy: Anatomy, head: Head, tokens: Tensor) -> Proof:
     positions = torch.arange(tokens.shape[1]).expand_as(tokens)
     return prove(model, anatomy, head, tokens, capture(model, anatomy, tokens, positions)[:, :, -1])
-
-
-def _check_range(name: str, values: Tensor, bound: int) -> None:
-    if not values.numel():
-        return
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high >= bound:
-        worst = low if low < 0 else high
-        raise InputError(f"capture: {name} {worst} is out of range, allowed are 0..{bound - 1}")

@@ -31,6 +31,7 @@ from lensmith.process.progress import Progress
 from lensmith.settings.sections import FitParams
 from lensmith.source import ranks, tensor_file
 from lensmith.source.backbone import Backbone
+from lensmith.source.corpus import sha256_tokens
 from lensmith.source.residuals import Batch, Residuals, StreamedResiduals, sample_positions
 from lensmith.source.teacher import Teacher
 
@@ -121,7 +122,7 @@ def _key_and_folder(source: StreamedResiduals, model_files: dict[str, str]) -> t
     key = {
         "schema": 3,
         "model_files": model_files,
-        "tokens_sha256": hashlib.sha256(source.tokens.astype("<u4").tobytes()).hexdigest(),
+        "tokens_sha256": sha256_tokens(source.tokens),
         "positions_sha256": hashlib.sha256(source.positions.astype("<i8").tobytes()).hexdigest(),
         "dtype": str(backbone.dtype),
         "device": "cpu" if backbone.device.type == "cpu" else torch.cuda.get_device_name(backbone.device),

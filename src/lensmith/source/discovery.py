@@ -23,7 +23,7 @@ from lensmith.process.errors import InputError
 from lensmith.source.head import Head, Transform
 from lensmith.source.placement import detached_copy
 from lensmith.source.skeleton import block_lists, is_quantised
-from lensmith.source.watching import Trace, is_same, watch
+from lensmith.source.watching import Call, Trace, is_same, watch
 
 # Settings by which a family scales its logits. Their names do not tell how: `logits_scaling` divides in Granite and
 # multiplies in HyperCLOVA X. Both are tried, and the model's own logits decide.
@@ -37,7 +37,7 @@ REFUSED = "No lens was made: the head could not be identified."
 class Anatomy:
     """The modules of a model that a lens needs."""
 
-    body: nn.Module  # the model without its head
+    body: nn.Module  # the outermost module above the blocks that does not hold the head
     blocks: tuple[nn.Module, ...]
     final_norm: nn.Module
     final_norm_name: str  # its path
@@ -112,18 +112,19 @@ def dissect(model: PreTrainedModel, tokens: Tensor) -> Anatomy:
     trace = watch(model, [blocks for _, blocks in lists], unembed, tokens)
     reasons = []
     for path, blocks in lists:
-        final_norm, reason = _final_norm(trace, path, blocks)
-        if final_norm is None:
-            reasons.append(reason)
+        final_norm = _final_norm(trace, path, blocks)
+        if isinstance(final_norm, str):
+            reasons.append(final_norm)
             continue
+        parents = [module for name, module in model.named_modules() if name and path.startswith(f"{name}.")]
         width = trace.head_in.shape[-1]
         input_norms = tuple(tuple(n for n in trace.readers[block] if is_norm_like(n, width)) for block in blocks)
         transform, tried = _nearest_transform(model, trace.head_out, trace.logits)
         return Anatomy(
-            body=_body(model, path, unembed),
+            body=next((parent for parent in parents if unembed not in parent.modules()), model),
             blocks=blocks,
-            final_norm=final_norm[1],
-            final_norm_name=final_norm[0],
+            final_norm=final_norm.module,
+            final_norm_name=final_norm.path,
             input_norms=input_norms,
             unembed=unembed,
             transform=transform,
@@ -134,21 +135,21 @@ def dissect(model: PreTrainedModel, tokens: Tensor) -> Anatomy:
     raise InputError(f"{name}: {problem}. {REFUSED}")
 
 
-def _final_norm(trace: Trace, path: str, blocks: tuple[nn.Module, ...]) -> tuple[tuple[str, nn.Module] | None, str]:
-    """The final norm after these blocks with its path, or None and the reason."""
+def _final_norm(trace: Trace, path: str, blocks: tuple[nn.Module, ...]) -> Call | str:
+    """The call of the final norm after these blocks, or the reason why there is none."""
     if [module for module in trace.blocks if module in blocks] != list(blocks):
-        return None, f"the modules of {path} are not called once each, in order"
+        return f"the modules of {path} are not called once each, in order"
     if any(block not in trace.block_in or block not in trace.block_out for block in blocks):
-        return None, f"the modules of {path} do not map one (batch, pos, d_model) tensor to another"
+        return f"the modules of {path} do not map one (batch, pos, d_model) tensor to another"
     last, last_path = trace.block_out[blocks[-1]], f"{path}[{len(blocks) - 1}]"
     if is_same(last, trace.head_in):
-        return None, f"there is no final norm: the head reads the output of {last_path} itself"
+        return f"there is no final norm: the head reads the output of {last_path} itself"
     readers = [call for call in trace.outside if is_same(last, call.input)]
     for call in readers:
         if is_same(call.output, trace.head_in) and is_norm_like(call.module, last.shape[-1]):
-            return (call.path, call.module), ""
+            return call
     between = ", ".join(f"{call.path} ({tuple(call.input.shape)} to {tuple(call.output.shape)})" for call in readers)
-    return None, (
+    return (
         f"no norm stands between the output of {last_path} {tuple(last.shape)} and the head's input "
         f"{tuple(trace.head_in.shape)}; that output is read by {between or 'no module of its own'}"
     )
@@ -201,16 +202,6 @@ def _settings(model: PreTrainedModel, names: tuple[str, ...]) -> Iterator[tuple[
         value = next((v for c in configs if (v := getattr(c, name, None)) is not None), None)
         if isinstance(value, int | float) and value != 0:
             yield name, float(value)
-
-
-def _body(model: PreTrainedModel, path: str, unembed: nn.Module) -> nn.Module:
-    """The outermost module above the blocks that does not hold the head."""
-    parts = path.split(".")[:-1]
-    for depth in range(1, len(parts) + 1):
-        module = model.get_submodule(".".join(parts[:depth]))
-        if unembed not in set(module.modules()):
-            return module
-    return model
 
 
 def max_length(model: PreTrainedModel) -> int | None:

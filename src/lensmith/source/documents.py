@@ -11,6 +11,7 @@ import glob
 import gzip
 import hashlib
 import io
+import itertools
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from collections.abc import Set as AbstractSet
@@ -232,15 +233,9 @@ _File = BinaryIO | gzip.GzipFile
 
 def _paragraphs(file: _File, name: str, _column: str) -> Iterator[object]:
     """Blocks of lines between blank lines."""
-    block: list[str] = []
-    for line in _lines(file, name):
-        if line.strip():
-            block.append(line)
-        elif block:
+    for is_blank, block in itertools.groupby(_lines(file, name), key=lambda line: not line.strip()):
+        if not is_blank:
             yield "".join(block).rstrip("\r\n")
-            block = []
-    if block:
-        yield "".join(block).rstrip("\r\n")
 
 
 def _json_lines(file: _File, name: str, column: str) -> Iterator[object]:

@@ -100,21 +100,16 @@ def _check_keys(name: str, info: dict[str, Any]) -> None:
 
 
 def _check_finite(model: PreTrainedModel, name: str) -> None:
-    for key, tensor in _floating_tensors(model):
-        finite = torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor)
-        if not bool(finite.all()):
-            raise NumericError(
-                f"{name}: {key} holds {int((~finite).sum())} values of {tensor.numel()} that are NaN or infinite, "
-                f"as {str(tensor.dtype).removeprefix('torch.')}. {NOT_LOADED}"
-            )
-
-
-def _floating_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """The floating-point tensors that a model's weights consist of, with the weights' names."""
     for path, module in model.named_modules():
         with placement.present(module):
             for key, weight in module.named_parameters(path, recurse=False):
-                yield from ((key, part) for part in _plain_parts(weight) if part.is_floating_point())
+                for tensor in filter(torch.is_floating_point, _plain_parts(weight)):
+                    finite = torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor)
+                    if not bool(finite.all()):
+                        raise NumericError(
+                            f"{name}: {key} holds {int((~finite).sum())} values of {tensor.numel()} that are NaN or "
+                            f"infinite, as {str(tensor.dtype).removeprefix('torch.')}. {NOT_LOADED}"
+                        )
 
 
 def _plain_parts(tensor: Tensor) -> Iterator[Tensor]:

@@ -87,17 +87,28 @@ def place(skeleton: Skeleton, placement: Placement, lens_memory: LensMemory) -> 
     lists = block_lists(skeleton.model)
     if placement == "auto" and lists:
         return Layout(_spread(skeleton, lists[0][1], need))
-    layout = Layout({"": _key(skeleton.device)})
+    main = _key(skeleton.device)
+    layout = Layout({"": main})
     if placement == "tp":
-        layout = replace(layout, n_ranks=n_processes(skeleton.device))
-        layout = replace(layout, tp_plan=_whole_outside_blocks(skeleton.model, layout.n_ranks))
+        n_ranks = n_processes(skeleton.device)
+        layout = replace(layout, n_ranks=n_ranks, tp_plan=_whole_outside_blocks(skeleton.model, n_ranks))
         split = sum(map(_size, lists[0][1]))
         rest = need.weights - split
         # On a CPU the processes share one memory; each GPU holds its part of the blocks and the rest.
-        in_cpu, in_gpu = split + layout.n_ranks * rest, split // layout.n_ranks + rest
-        need = replace(need, weights=in_cpu if skeleton.device.type == "cpu" else in_gpu)
-    _check_fits(skeleton, need)
-    return layout
+        in_cpu, in_gpu = split + n_ranks * rest, split // n_ranks + rest
+        need = replace(need, weights=in_cpu if main == "cpu" else in_gpu)
+    free = free_memory()
+    if need.total <= free[main]:
+        return layout
+    hint = (
+        f"`source.placement: auto` has {amounts.size(sum(free.values()))} in GPUs and memory, and then the disk"
+        if need.peak(0) <= free[main]
+        else "It needs a machine with more memory"
+    )
+    raise ResourceError(
+        f"{skeleton.name}: needs {need} on {skeleton.device}, which has {amounts.size(free[main])} free. {hint}; "
+        f"`source.dtype: bfloat16` halves float32. {NOT_LOADED}"
+    )
 
 
 def needs(skeleton: Skeleton, lens_memory: LensMemory) -> MemoryNeeds:
@@ -155,21 +166,6 @@ def _whole_outside_blocks(model: PreTrainedModel, n_ranks: int) -> dict[str, str
             f"{type(model).__name__}: transformers has no tensor-parallel plan for this architecture. {other_way}"
         )
     return {name: "replicate" for name in plan if not name.startswith(blocks)}
-
-
-def _check_fits(skeleton: Skeleton, need: MemoryNeeds) -> None:
-    free, key = free_memory(), _key(skeleton.device)
-    if need.total <= free[key]:
-        return
-    hint = (
-        f"`source.placement: auto` has {amounts.size(sum(free.values()))} in GPUs and memory, and then the disk"
-        if need.peak(0) <= free[key]
-        else "It needs a machine with more memory"
-    )
-    raise ResourceError(
-        f"{skeleton.name}: needs {need} on {skeleton.device}, which has {amounts.size(free[key])} free. {hint}; "
-        f"`source.dtype: bfloat16` halves float32. {NOT_LOADED}"
-    )
 
 
 def _spread(skeleton: Skeleton, blocks: tuple[nn.Module, ...], need: MemoryNeeds) -> dict[str, Device]:

@@ -10,7 +10,7 @@ exactly that of the settings; too little text is an error. The same settings and
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,12 +102,8 @@ def build(settings: ModelParams, out: Path) -> None:
     tokenizer = load_tokenizer(folder, pin.place, trusted=settings.source.trust_remote_code)
     encode = encoder(tokenizer, corpus.bos)
     text = documents.open_text(corpus)
-    with closing(text.heldout):
-        heldout = pack(_side(text, corpus, None), encode, _whole_sequences(corpus, corpus.heldout_tokens))
-    _check_side(heldout, "heldout", text, corpus)
-    with closing(text.train):
-        train = pack(_side(text, corpus, heldout), encode, _whole_sequences(corpus, corpus.train_tokens))
-    _check_side(train, "train", text, corpus)
+    heldout = _pack_side(text, corpus, encode)
+    train = _pack_side(text, corpus, encode, heldout)
     if (largest := max(int(train.ids.max()), int(heldout.ids.max()))) >= vocab_size:
         raise InputError(
             f"{pin.place}: its tokenizer gives id {largest}, but the model has ids below {vocab_size} (vocab_size of "
@@ -168,27 +164,24 @@ def _check_model(folder: Path, name: str, settings: ModelParams) -> int:
     return vocab_size
 
 
-def _side(text: SourceText, corpus: CorpusParams, heldout: Packed | None) -> Iterator[Document]:
-    """Documents of the held-out side, or of the training side where the packed held-out side is given."""
-    stream = documents.clean(text.heldout if heldout is None else text.train, corpus.max_document_chars)
-    if text.shared:
-        return documents.only_side(stream, _heldout_share(corpus), heldout=heldout is None)
-    return stream if heldout is None else documents.without(stream, heldout.seen)
+def _pack_side(text: SourceText, corpus: CorpusParams, encode: Encode, heldout: Packed | None = None) -> Packed:
+    """The held-out side, or the training side where the packed held-out side is given.
 
-
-def _heldout_share(corpus: CorpusParams) -> float:
-    """The share of documents of a shared text that are held out: a bit more than the share of tokens.
-
-    A few short documents could leave the smaller side without enough tokens.
+    Raises:
+        InputError: there is too little text, or it is not text.
     """
-    return min(0.5, 1.25 * corpus.heldout_tokens / (corpus.heldout_tokens + corpus.train_tokens))
-
-
-def _whole_sequences(corpus: CorpusParams, n_tokens: int) -> int:
-    return n_tokens // corpus.seq_len * corpus.seq_len
-
-
-def _check_side(packed: Packed, side: str, text: SourceText, corpus: CorpusParams) -> None:
+    side, rows, budget = "train", text.train, corpus.train_tokens
+    if heldout is None:
+        side, rows, budget = "heldout", text.heldout, corpus.heldout_tokens
+    # A bit more than the share of tokens: a few short documents could leave the held-out side without enough.
+    heldout_share = min(0.5, 1.25 * corpus.heldout_tokens / (corpus.heldout_tokens + corpus.train_tokens))
+    stream = documents.clean(rows, corpus.max_document_chars)
+    if text.shared:
+        stream = documents.only_side(stream, heldout_share, heldout=heldout is None)
+    elif heldout is not None:
+        stream = documents.without(stream, heldout.seen)
+    with closing(rows):
+        packed = pack(stream, encode, budget // corpus.seq_len * corpus.seq_len)
     skipped = _without_other_side(packed.skipped)
     if packed.faults > MAX_FAULTS * packed.read:
         raise InputError(
@@ -196,12 +189,13 @@ def _check_side(packed: Packed, side: str, text: SourceText, corpus: CorpusParam
             f"{MAX_FAULTS:.0%} may be; is corpus.text_column {corpus.text_column!r} right? {UNWRITTEN}"
         )
     if not packed.is_full:
-        split = f" ({_heldout_share(corpus):.1%} of them are held out)" if text.shared else ""
+        split = f" ({heldout_share:.1%} of them are held out)" if text.shared else ""
         raise InputError(
             f"corpus: got {packed.filled} of {len(packed.ids)} {side} tokens from {text.name}, {packed.documents} of "
             f"{packed.read} documents used{split}, skipped: {skipped or 'none'}. "
             f"Add text or lower corpus.{side}_tokens. {UNWRITTEN}"
         )
+    return packed
 
 
 def _without_other_side(skipped: Counter[str]) -> dict[str, int]:
@@ -212,14 +206,9 @@ def _manifest(
     corpus: CorpusParams, text: SourceText, pins: Pins, facts: TokenizerFacts, packed: dict[str, Packed]
 ) -> Manifest:
     dataset = text.dataset
-    source = {
-        "kind": corpus.kind,
-        "seed": corpus.seed,
-        "repo": dataset.repo if dataset else None,
-        "name": dataset.name if dataset else None,
-        "split": dataset.split if dataset else None,
-        "commit": dataset.commit if dataset else None,
-    }
+    keys = ("repo", "name", "split", "commit")
+    source = {key: getattr(dataset, key) for key in keys} if dataset else dict.fromkeys(keys)
+    source |= {"kind": corpus.kind, "seed": corpus.seed}
     sides = {side: _corpus_side(tokens, text, corpus.seq_len) for side, tokens in packed.items()}
     # The revision's name is left out: a tag and a branch on the same commit are the same text.
     identity = source | {side: [file.model_dump(mode="json") for file in value.files] for side, value in sides.items()}

@@ -63,7 +63,10 @@ def prove(model: PreTrainedModel, anatomy: Anatomy, head: Head, tokens: Tensor, 
     last = captured if model.dtype == torch.float32 else resid
     with torch.inference_mode():
         head_logits = head.logits(head.norm(last, len(anatomy.blocks), "final"))
-    kl = _max_kl_bits(logits, head_logits) if head_logits.shape == logits.shape else math.inf
+    kl = math.inf
+    if head_logits.shape == logits.shape:  # in fp64, which adds no rounding of its own
+        log_p, log_q = logits.double().log_softmax(-1), head_logits.double().log_softmax(-1)
+        kl = float((log_p.exp() * (log_p - log_q)).sum(-1).max() / math.log(2))
     # `not <=`: NaN fails.
     if not (drift <= limit and kl <= PROOF_LIMIT_BITS):
         raise NumericError(
@@ -106,15 +109,6 @@ def _fp32_tail(model: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> tupl
         # Tied weights stay apart: the embedding must keep the model's dtype.
         output = functional_call(model, swapped, args=(), kwargs=inputs, tie_weights=False)
     return last[0], output.logits.float()
-
-
-def _max_kl_bits(model_logits: Tensor, head_logits: Tensor) -> float:
-    """Largest KL(model ‖ head) over positions, a sequence at a time; in fp64, which adds no rounding of its own."""
-    worst = []
-    for p_logits, q_logits in zip(model_logits, head_logits, strict=True):
-        log_p, log_q = p_logits.double().log_softmax(-1), q_logits.double().log_softmax(-1)
-        worst.append((log_p.exp() * (log_p - log_q)).sum(-1).max() / math.log(2))
-    return float(torch.stack(worst).max())
 
 
 def proof_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
