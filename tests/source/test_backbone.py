@@ -47,7 +47,7 @@ def ids(n_seqs: int = 2, pos: int = 20, vocab: int = 97) -> torch.Tensor:
     return torch.randint(0, vocab, (n_seqs, pos), generator=torch.Generator().manual_seed(1))
 
 
-def everywhere(tokens: torch.Tensor) -> torch.Tensor:
+def all_positions(tokens: torch.Tensor) -> torch.Tensor:
     return torch.arange(tokens.shape[1]).expand_as(tokens)
 
 
@@ -71,7 +71,7 @@ def test_a_capture_gives_the_models_residuals_and_the_head_its_logits(family):
     """
     backbone = Backbone.from_model(tiny_model(family))
     tokens = ids()
-    resid = backbone.capture(tokens, everywhere(tokens))
+    resid = backbone.capture(tokens, all_positions(tokens))
     with torch.no_grad():
         out = backbone.model(input_ids=tokens, output_hidden_states=True, use_cache=False)
 
@@ -179,7 +179,7 @@ def test_residuals_that_were_captured_wrong_are_refused(dtype, wrong):
     """The head may be right and the hooks wrong. In fp32 one wrong position fails; bf16 kernels may differ in some."""
     backbone = Backbone.from_model(tiny_model("llama"), dtype=dtype)
     tokens = ids(1, 64)
-    last = backbone.capture(tokens, everywhere(tokens))[:, :, -1]
+    last = backbone.capture(tokens, all_positions(tokens))[:, :, -1]
     parts = (backbone.model, backbone.anatomy, backbone.head, tokens)
     assert prove(*parts, last).n_positions == 64
 
@@ -219,12 +219,12 @@ def test_positions_come_in_the_order_of_the_argument(family):
     backbone = Backbone.from_model(tiny_model(family))
     tokens = ids(3)
     positions = torch.tensor([[19, 0, 7, 7], [3, 2, 1, 0], [10, 19, 0, 11]])
-    everything = backbone.capture(tokens, everywhere(tokens))
-    some = backbone.capture(tokens, positions)
+    all_resid = backbone.capture(tokens, all_positions(tokens))
+    some_resid = backbone.capture(tokens, positions)
 
-    assert some.shape == (3, 4, 4, 32)
+    assert some_resid.shape == (3, 4, 4, 32)
     for b, n in [(0, 0), (0, 2), (0, 3), (1, 1), (2, 3)]:
-        assert torch.equal(some[b, n], everything[b, positions[b, n]])
+        assert torch.equal(some_resid[b, n], all_resid[b, positions[b, n]])
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "bloom", "gemma2", "qwen3_next", "falcon"])
@@ -234,8 +234,8 @@ def test_padding_on_the_right_changes_nothing(family):
     tokens, length = ids(2, 20), 12
     mask = torch.ones_like(tokens)
     mask[1, length:] = 0
-    padded = backbone.capture(tokens, everywhere(tokens), attention_mask=mask)
-    alone = backbone.capture(tokens[1:, :length], everywhere(tokens[1:, :length]))
+    padded = backbone.capture(tokens, all_positions(tokens), attention_mask=mask)
+    alone = backbone.capture(tokens[1:, :length], all_positions(tokens[1:, :length]))
 
     torch.testing.assert_close(padded[1:, :length], alone, atol=1e-5, rtol=1e-4)
 
@@ -247,7 +247,7 @@ def test_the_mask_reaches_the_model():
     backbone.model.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True
     )
-    backbone.capture(ids(), everywhere(ids()), attention_mask=mask)
+    backbone.capture(ids(), all_positions(ids()), attention_mask=mask)
 
     assert torch.equal(seen[0], mask)
 
@@ -257,7 +257,7 @@ def test_capture_leaves_the_head_out():
     backbone = Backbone.from_model(tiny_model("llama"))
     backbone.model.lm_head.register_forward_hook(lambda *_: pytest.fail("the head ran"))
 
-    assert backbone.capture(ids(), everywhere(ids())).shape == (2, 20, 4, 32)
+    assert backbone.capture(ids(), all_positions(ids())).shape == (2, 20, 4, 32)
 
 
 def test_no_hook_stays_even_after_an_error(monkeypatch):
@@ -270,7 +270,7 @@ def test_no_hook_stays_even_after_an_error(monkeypatch):
 
     monkeypatch.setattr(backbone.model.model.layers[1].mlp, "forward", fail)
     for run in (
-        lambda: backbone.capture(ids(), everywhere(ids())),
+        lambda: backbone.capture(ids(), all_positions(ids())),
         backbone.prove,
         lambda: Backbone.from_model(backbone.model),
     ):
@@ -283,7 +283,7 @@ def test_captured_residuals_can_be_trained_on():
     """Autograd refuses tensors made in inference mode."""
     backbone = Backbone.from_model(tiny_model("gemma2"))
     bias = torch.zeros(32, requires_grad=True)
-    x = backbone.head.norm(backbone.capture(ids(), everywhere(ids()))[:, :, 1], 1)
+    x = backbone.head.norm(backbone.capture(ids(), all_positions(ids()))[:, :, 1], 1)
     backbone.head.logits(x * bias.exp()).logsumexp(-1).sum().backward()
 
     assert bias.grad is not None and bias.grad.abs().sum() > 0

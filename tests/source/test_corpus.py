@@ -131,7 +131,7 @@ def unpacked(tokens: np.ndarray) -> list[str]:
     return [decode([table[int(i)] for i in flat[a + 1 : b]]) for a, b in itertools.pairwise(starts)]
 
 
-# ---------------------------------------------------------------------------------------------------------- packing
+# --- packing
 
 
 @pytest.mark.parametrize("bos", ["tokenizer", "never"])
@@ -153,10 +153,10 @@ def test_the_same_settings_give_the_same_bytes(model, tmp_path, monkeypatch):
     """Whatever the size of the tokenizer's batches."""
     for number in range(3):
         write_jsonl(tmp_path / f"{number}.jsonl", texts(200, number))
-    wanted = settings(model, files=[str(tmp_path / "*.jsonl")])
-    prefetch.build(wanted, tmp_path / "a")
+    params = settings(model, files=[str(tmp_path / "*.jsonl")])
+    prefetch.build(params, tmp_path / "a")
     monkeypatch.setattr(prefetch, "BATCH", 7)
-    prefetch.build(wanted, tmp_path / "b")
+    prefetch.build(params, tmp_path / "b")
 
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
 
@@ -236,7 +236,7 @@ def test_without_bos_no_document_begins_with_it(model, tmp_path):
     assert not corpus.Manifest.read(tmp_path / "out").tokenizer.adds_bos
 
 
-# ------------------------------------------------------------------------------------------------- documents, kinds
+# --- documents, kinds
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet", ".jsonl.gz", ".txt.gz", ".json"])
@@ -284,8 +284,10 @@ def test_a_document_of_the_heldout_text_is_left_out_of_training(model, tmp_path,
 
     def stream(seed: int) -> Iterator[str]:
         seeds.append(seed)
-        own = texts(500, seed)
-        return iter(own if seed % 2 else [own[0], *texts(500, seed + 1)[:2], texts(1, seed + 1)[0], *own[1:]])
+        of_seed = texts(500, seed)
+        return iter(
+            of_seed if seed % 2 else [of_seed[0], *texts(500, seed + 1)[:2], texts(1, seed + 1)[0], *of_seed[1:]]
+        )
 
     world(monkeypatch, stream)
     prefetch.build(settings(model, kind="atlas", seed=5), tmp_path / "out")
@@ -325,7 +327,7 @@ def test_the_demo_generator_gives_a_corpus(model, tmp_path):
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ errors
+# --- errors
 
 
 def bad_text(folder: Path, case: str) -> dict[str, Any]:
@@ -380,10 +382,10 @@ def test_unusable_text_is_refused_by_name_and_nothing_is_written(model, tmp_path
 
 def test_too_little_training_text_is_refused_with_its_size(model, tmp_path):
     file = write_jsonl(tmp_path / "text.jsonl", texts(600))
-    wanted = settings(model, files=[str(file)], train_tokens=29_999, heldout_tokens=1500)
+    params = settings(model, files=[str(file)], train_tokens=29_999, heldout_tokens=1500)
 
     with pytest.raises(InputError, match=r"corpus: got \d{5} of 29984 train tokens from .*text\.jsonl.*train_tokens"):
-        prefetch.build(wanted, tmp_path / "out")
+        prefetch.build(params, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -418,8 +420,8 @@ def test_a_lens_wider_than_the_model_is_refused_before_anything_is_captured(tmp_
     """`fit` would notice only after the forward passes."""
     folder = write_model(tmp_path / "model", hidden_size=32, num_attention_heads=4)
     file = write_jsonl(tmp_path / "text.jsonl", texts(400))
-    wanted = settings(folder, files=[str(file)])
-    too_wide = wanted.model_copy(update={"fit": wanted.fit.model_copy(update={"rank": 33, "kind": "low_rank"})})
+    params = settings(folder, files=[str(file)])
+    too_wide = params.model_copy(update={"fit": params.fit.model_copy(update={"rank": 33, "kind": "low_rank"})})
 
     with pytest.raises(InputError, match=r"fit\.rank is 33, but .* has d_model 32, the most it may be"):
         prefetch.build(too_wide, tmp_path / "out")
@@ -501,7 +503,7 @@ def test_the_manifest_round_trips(packed):
     assert corpus.Manifest.read(packed).model_dump(mode="json") == raw
 
 
-# --------------------------------------------------------------------------------------------------------- kind hf
+# --- kind hf
 
 
 @pytest.fixture(scope="module")
@@ -525,13 +527,13 @@ def test_a_dataset_of_the_hub_is_packed_at_the_commit_its_branch_had(server, cli
     mixed = texts(600)
     files = {"data/train-0.parquet": parquet(mixed), "data/train-1.parquet": parquet(["more", *mixed])}
     commit = server.commit("datasets", "lab/text", files)
-    wanted = {"source": source(None, "lab/model"), "corpus": section(kind="hf", repo="lab/text", train_tokens=19_000)}
+    request = {"source": source(None, "lab/model"), "corpus": section(kind="hf", repo="lab/text", train_tokens=19_000)}
 
-    client.call("build", **wanted, out=str(tmp_path / "now"))
+    client.call("build", **request, out=str(tmp_path / "now"))
     moved = {name: parquet(texts(600, 10 + i)) for i, name in enumerate(files)}
     server.commit("datasets", "lab/text", moved)
-    client.call("build", **wanted, out=str(tmp_path / "moved"))
-    pinned = wanted | {"corpus": wanted["corpus"] | {"revision": commit}}
+    client.call("build", **request, out=str(tmp_path / "moved"))
+    pinned = request | {"corpus": request["corpus"] | {"revision": commit}}
     client.call("build", **pinned, out=str(tmp_path / "pinned"))
 
     manifest = corpus.Manifest.read(tmp_path / "now")
@@ -553,14 +555,14 @@ def test_a_failed_read_of_a_dataset_is_tried_again_or_is_a_remote_error(server, 
     server.commit("models", "lab/model", model_files())
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts(600)).encode()
     server.commit("datasets", "lab/lines", {"train.jsonl": lines})
-    wanted = {"source": source(None, "lab/model"), "corpus": section(kind="hf", repo="lab/lines")}
-    client.call("build", **wanted, out=str(tmp_path / "whole"))
+    request = {"source": source(None, "lab/model"), "corpus": section(kind="hf", repo="lab/lines")}
+    client.call("build", **request, out=str(tmp_path / "whole"))
 
     server.faults.append(Fault(r"GET .*resolve/.*train\.jsonl", 503, 1))
-    client.call("build", **wanted, out=str(tmp_path / "retried"))
+    client.call("build", **request, out=str(tmp_path / "retried"))
     server.faults.append(Fault(r"GET .*resolve/.*train\.jsonl", 403, 99))
     with pytest.raises(RemoteError, match=r"dataset lab/lines@.*HTTP 403"):
-        client.call("build", **wanted, out=str(tmp_path / "refused"))
+        client.call("build", **request, out=str(tmp_path / "refused"))
     server.faults.clear()
 
     whole = (tmp_path / "whole" / "tokens.safetensors").read_bytes()
@@ -575,7 +577,9 @@ def lines(values: list[str]) -> bytes:
     return "".join(json.dumps({"text": value}) + "\n" for value in values).encode()
 
 
-def every_read(server: LoopbackHub, client: Client, out: Path, suffix: str = ".parquet") -> tuple[dict[str, Any], int]:
+def six_files_on_the_hub(
+    server: LoopbackHub, client: Client, out: Path, suffix: str = ".parquet"
+) -> tuple[dict[str, Any], int]:
     """A request for a corpus of six files, and the number of reads that it takes."""
     server.commit("models", "lab/model", model_files())
     files = {f"read-{i}.jsonl": lines(texts(150, 40 + i)) for i in range(6)}
@@ -583,25 +587,25 @@ def every_read(server: LoopbackHub, client: Client, out: Path, suffix: str = ".p
         files = {f"read-{i}.parquet": parquet(texts(150, 40 + i)) for i in range(6)}
     server.commit("datasets", "lab/reads", files)
     sides = {"train_tokens": 12_000, "heldout_tokens": 3_000}
-    wanted = {"source": source(None, "lab/model"), "corpus": section(kind="hf", repo="lab/reads", **sides)}
+    request = {"source": source(None, "lab/model"), "corpus": section(kind="hf", repo="lab/reads", **sides)}
     server.requests.clear()
-    client.call("build", **wanted, out=str(out))
-    return wanted, sum(bool(re.match(READS, line)) for line in server.requests)
+    client.call("build", **request, out=str(out))
+    return request, sum(bool(re.match(READS, line)) for line in server.requests)
 
 
-def ends_well(server: LoopbackHub, client: Client, wanted: dict[str, Any], fault: Fault, out: Path) -> str:
+def outcome_of_build(server: LoopbackHub, client: Client, request: dict[str, Any], fault: Fault, out: Path) -> str:
     """The outcome of a build with a fault: `the same bytes`, or an error and no file. The next build works."""
     whole = (out.parent / "whole" / "tokens.safetensors").read_bytes()
     server.faults.append(fault)
     try:
-        client.call("build", **wanted, out=str(out))
+        client.call("build", **request, out=str(out))
         word = "the same bytes"
     except (RemoteError, InputError, IntegrityError) as error:
         word = type(error).__name__
     assert out.exists() == (word == "the same bytes")
     server.faults.clear()
     if not out.exists():
-        client.call("build", **wanted, out=str(out))
+        client.call("build", **request, out=str(out))
     assert (out / "tokens.safetensors").read_bytes() == whole
     return word
 
@@ -610,8 +614,11 @@ def test_a_stream_that_is_refused_at_any_read_leaves_nothing_and_can_be_read_aga
     server, client, tmp_path, record_property
 ):
     """Code 5, no short corpus, and the next run gives the bytes of a run without a fault."""
-    wanted, n_reads = every_read(server, client, tmp_path / "whole")
-    ends = [ends_well(server, client, wanted, Fault(READS, 403, 99, skip=n), tmp_path / str(n)) for n in range(n_reads)]
+    request, n_reads = six_files_on_the_hub(server, client, tmp_path / "whole")
+    ends = [
+        outcome_of_build(server, client, request, Fault(READS, 403, 99, skip=n), tmp_path / str(n))
+        for n in range(n_reads)
+    ]
 
     assert n_reads >= 5 and ends == ["RemoteError"] * n_reads
     record_property("reads of a data set refused, one after the other: code 5, and the same bytes again", n_reads)
@@ -622,9 +629,10 @@ def test_a_stream_that_is_refused_at_any_read_leaves_nothing_and_can_be_read_aga
 @pytest.mark.parametrize("status", [503, CUT, SHORT])
 def test_a_stream_that_fails_once_at_any_read_is_read_again(server, client, tmp_path, status, suffix, record_property):
     """HTTP 503, a connection cut within a body, or half a body that looks whole."""
-    wanted, n_reads = every_read(server, client, tmp_path / "whole", suffix)
+    request, n_reads = six_files_on_the_hub(server, client, tmp_path / "whole", suffix)
     ends = Counter(
-        ends_well(server, client, wanted, Fault(READS, status, 1, skip=n), tmp_path / str(n)) for n in range(n_reads)
+        outcome_of_build(server, client, request, Fault(READS, status, 1, skip=n), tmp_path / str(n))
+        for n in range(n_reads)
     )
 
     assert sum(ends.values()) == n_reads >= 5

@@ -113,10 +113,10 @@ def test_released_weights_leave_memory():
     model = tiny_model("llama")
     seen = []
     for block in model.model.layers:
-        kept = {name: tensor.clone() for name, tensor in block.state_dict().items()}
-        seen += map(weakref.ref, kept.values())
-        cpu_offload(block, execution_device=CPU, state_dict=kept)
-    del kept
+        weights = {name: tensor.clone() for name, tensor in block.state_dict().items()}
+        seen += map(weakref.ref, weights.values())
+        cpu_offload(block, execution_device=CPU, state_dict=weights)
+    del weights
     backbone = Backbone.from_model(model)
     before = backbone.head.fingerprint()
     assert seen and all(ref() is not None for ref in seen)

@@ -68,7 +68,7 @@ def test_a_quantised_model_is_captured_without_conversion(tmp_path, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_its_estimated_size_is_that_of_its_files(tmp_path, method, monkeypatch):
+def test_the_estimated_size_of_a_quantised_model_is_that_of_its_files(tmp_path, method, monkeypatch):
     """In bfloat16 it would be up to four times as large, and refused although it fits."""
     folder, _ = save(tmp_path, method)
     estimates = []
@@ -83,7 +83,7 @@ def test_its_estimated_size_is_that_of_its_files(tmp_path, method, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["nf4", "torchao int8"])
-def test_the_provenance_of_its_lens_records_the_quantisation(tmp_path, method):
+def test_the_provenance_of_a_lens_records_the_quantisation_of_its_model(tmp_path, method):
     """The whole stage: packing, bank, release, fit."""
     folder, _ = save(tmp_path, method)
     (tmp_path / "text.txt").write_text("\n\n".join(f"The king went to the market on day {i}." for i in range(200)))
@@ -94,10 +94,10 @@ def test_the_provenance_of_its_lens_records_the_quantisation(tmp_path, method):
     prefetch.build(settings, tmp_path / "corpus")
     artifacts.write_json(tmp_path / "code.json", {"stages/fit.py": "0" * 64})
     stage.run(settings, tmp_path / "code.json", tmp_path / "corpus", tmp_path / "lens")
-    about = artifacts.read_json(tmp_path / "lens" / "provenance.json")
+    provenance = artifacts.read_json(tmp_path / "lens" / "provenance.json")
 
-    assert about["quantization"]["quant_method"] == ("bitsandbytes" if method == "nf4" else "torchao")
-    assert about["machine"]["dtype"] == "bfloat16"
+    assert provenance["quantization"]["quant_method"] == ("bitsandbytes" if method == "nf4" else "torchao")
+    assert provenance["machine"]["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(

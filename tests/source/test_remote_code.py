@@ -79,9 +79,9 @@ def test_a_file_that_names_code_from_elsewhere_is_refused_before_it_is_read(fold
     name, content, message = BAD[case]
     (folder / name).write_text(json.dumps(CONFIG | content if isinstance(content, dict) else content))
 
-    for door in (remote_code.check, skeleton.read_config):
+    for read in (remote_code.check, skeleton.read_config):
         with pytest.raises(InputError, match=message) as caught:
-            door(folder, "org/x")
+            read(folder, "org/x")
         assert f"org/x: {name}" in str(caught.value) and "Nothing of the model was read." in str(caught.value)
     assert not (folder.parent / "ran").exists()
 
