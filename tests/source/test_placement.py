@@ -32,7 +32,7 @@ POSITIONS = torch.arange(20).expand(2, 20)
 
 def skeleton_of(model, dtype=torch.float32, device=CPU) -> Skeleton:
     """A model of tests as `Skeleton.read` sees it."""
-    return Skeleton(Path(), "org/x", model.config, device, dtype, False, meta_model(model.config, dtype))
+    return Skeleton(Path(), "org/x", device, dtype, False, meta_model(model.config, dtype))
 
 
 def block_size(skeleton: Skeleton) -> int:

@@ -91,7 +91,7 @@ def place(skeleton: Skeleton, placement: Placement, lens_memory: LensMemory) -> 
     layout = Layout({"": main})
     if placement == "tp":
         n_ranks = n_processes(skeleton.device)
-        layout = replace(layout, n_ranks=n_ranks, tp_plan=_whole_outside_blocks(skeleton.model, n_ranks))
+        layout = Layout({}, n_ranks, _whole_outside_blocks(skeleton.model, n_ranks))
         split = sum(map(_size, lists[0][1]))
         rest = need.weights - split
         # On a CPU the processes share one memory; each GPU holds its part of the blocks and the rest.

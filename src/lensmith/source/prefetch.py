@@ -209,7 +209,15 @@ def _manifest(
     keys = ("repo", "name", "split", "commit")
     source = {key: getattr(dataset, key) for key in keys} if dataset else dict.fromkeys(keys)
     source |= {"kind": corpus.kind, "seed": corpus.seed}
-    sides = {side: _corpus_side(tokens, text, corpus.seq_len) for side, tokens in packed.items()}
+    sides = {}
+    for side, tokens in packed.items():
+        described = text.describe(tokens.rows)
+        files = tuple(
+            SourceFile(index=i, path=text.files[i], sha256=described[i][0], size=described[i][1], rows=(0, n_rows))
+            for i, n_rows in tokens.rows.items()
+        )
+        n_tokens, n_seqs = len(tokens.ids), len(tokens.ids) // corpus.seq_len
+        sides[side] = CorpusSide(documents=tokens.documents, tokens=n_tokens, sequences=n_seqs, files=files)
     # The revision's name is left out: a tag and a branch on the same commit are the same text.
     identity = source | {side: [file.model_dump(mode="json") for file in value.files] for side, value in sides.items()}
     identity |= {"text_column": corpus.text_column, "max_document_chars": corpus.max_document_chars}
@@ -231,13 +239,3 @@ def _manifest(
             "heldout_sha256": sha256_tokens(packed["heldout"].ids),
         }
     )
-
-
-def _corpus_side(packed: Packed, text: SourceText, seq_len: int) -> CorpusSide:
-    facts = text.describe(packed.rows)
-    files = tuple(
-        SourceFile(index=i, path=text.files[i], sha256=facts[i][0], size=facts[i][1], rows=(0, n_rows))
-        for i, n_rows in packed.rows.items()
-    )
-    n_tokens = len(packed.ids)
-    return CorpusSide(documents=packed.documents, tokens=n_tokens, sequences=n_tokens // seq_len, files=files)

@@ -32,7 +32,6 @@ class Skeleton:
 
     folder: Path
     name: str  # in messages
-    config: PretrainedConfig
     device: torch.device  # of the head, and of the lens that is fit
     dtype: torch.dtype
     trusted: bool  # whether Python files of the folder may run
@@ -55,7 +54,7 @@ class Skeleton:
         if is_quantised(config):
             stored = [folder / file for file in pin.files if file.endswith(".safetensors")]
             _shrink_blocks(model, sum(path.stat().st_size for path in stored))
-        return cls(folder, pin.place, config, device, dtype, trusted, model)
+        return cls(folder, pin.place, device, dtype, trusted, model)
 
 
 def read_config(folder: Path, name: str, *, trusted: bool = False) -> PretrainedConfig:
