@@ -12,9 +12,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from lensmith.files import cache
 from lensmith.lab import doctor
-from lensmith.process import amounts
+from lensmith.process import amounts, environment
 from tests.support import toy
 from tests.support.lab import Lab
 
@@ -163,7 +162,7 @@ def test_a_home_that_cannot_be_used_is_named(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_named_once_per_disk(tmp_path, monkeypatch):
-    cache.home().mkdir(parents=True, exist_ok=True)
+    environment.home().mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 2**30))
 
     assert f"{amounts.size(2**30)} are free" in str(only(doctor.disk, tmp_path))

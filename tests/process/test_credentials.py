@@ -52,15 +52,17 @@ def test_ordinary_errors_are_shown_as_they_are(canaries, monkeypatch):
     assert credentials.redact(text) == text
 
 
-def test_the_traceback_of_a_bug_has_no_secrets(canaries, capsys):
+def test_the_traceback_of_a_bug_has_no_secrets(canaries, tmp_path, monkeypatch, capsys):
     """Neither has that of the error's cause."""
 
     def main() -> None:
         raise RuntimeError(f"cannot open {GIT_URL}") from IntegrityError(f"{SECRETS['STORE_API_KEY']} first")
 
+    monkeypatch.setenv("LENSMITH_HOME", str(tmp_path))
     with pytest.raises(SystemExit) as ended:
         command.run(main)
 
-    said = capsys.readouterr().err
-    assert ended.value.code == 1 and "Traceback" in said and "RuntimeError: cannot open https://***@git.example" in said
-    assert hits(said) == [] and "*** first" in said
+    said, [report] = capsys.readouterr().err, (tmp_path / "errors").iterdir()
+    assert ended.value.code == 1 and "RuntimeError: cannot open https://***@git.example" in said
+    assert "Traceback" in report.read_text() and "*** first" in report.read_text()
+    assert hits(said + report.read_text()) == []

@@ -40,7 +40,7 @@ def residuals(backbone, **values):
 
 
 def shards() -> list:
-    return sorted(cache.home().glob("bank/*/shard-*"))
+    return sorted(environment.home().glob("bank/*/shard-*"))
 
 
 def test_a_bank_holds_the_models_residuals_at_the_sampled_positions(backbone):
@@ -208,7 +208,7 @@ def test_a_bank_captured_in_parts_is_the_same_bytes(backbone, monkeypatch, worke
 def test_a_capture_of_a_part_waits_for_the_lock_of_the_bank(backbone):
     """A fit that opens a bank removes half-written files, which must not be the shard of another process."""
     residuals(backbone)
-    [folder] = cache.home().glob("bank/*")
+    [folder] = environment.home().glob("bank/*")
     with cache.held(folder), (folder / cache.LOCK).open() as lock, pytest.raises(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     half = folder / f"{artifacts.TEMPORARY}half"

@@ -46,8 +46,12 @@ def _answer() -> None:
     """Run the app; a wrong argument is an error like all others, one line."""
     try:
         app(standalone_mode=False)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # typer and rich end with 1, as if it were a bug
+            raise ended.__context__ from None
+        raise
     except typer.Abort:
-        raise KeyboardInterrupt from None
+        raise InputError("stopped: standard input ended. Nothing was changed.") from None
     except typer.TyperException as error:
         message, context = error.format_message(), getattr(error, "ctx", None)
         if not message:  # no arguments at all: the help was printed

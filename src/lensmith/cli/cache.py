@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from lensmith.files import cache
-from lensmith.process import amounts
+from lensmith.process import amounts, environment
 from lensmith.report import terminal
 
 app = typer.Typer(no_args_is_help=True)
@@ -37,4 +37,4 @@ def prune(
 
 
 def _print_sum(entries: list[cache.CacheEntry], noun: str) -> None:
-    typer.echo(f"{cache.home()}: {len(entries)} {noun}, {amounts.size(sum(entry.size for entry in entries))}")
+    typer.echo(f"{environment.home()}: {len(entries)} {noun}, {amounts.size(sum(entry.size for entry in entries))}")

@@ -73,10 +73,18 @@ def canonical_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """JSON data. ValueError where it is none, or none that can be read: brackets in brackets exhaust Python."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it nests too deep") from None
+
+
 def read_json(path: Path) -> Any:
     """JSON data. IntegrityError where the file is missing or not JSON."""
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         raise IntegrityError(f"{path}: missing") from None
     except ValueError as error:
@@ -175,7 +183,7 @@ def parse_jsonl(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except ValueError as error:
             raise InputError(f"{name}:{number}: not JSON ({error}). Nothing was changed.") from None
         if not isinstance(value, dict):

@@ -27,21 +27,32 @@ from safetensors import SafetensorError, safe_open
 from lensmith.files.artifacts import TEMPORARY
 from lensmith.process import amounts
 from lensmith.process.amounts import GIB
-from lensmith.process.environment import BANK_GIB, HOME, number
+from lensmith.process.environment import BANK_GIB, HOME, home, number
 from lensmith.process.errors import ResourceError
 
 LOCK = ".lock"
 KINDS = ("bank", "fit", "fleet")
 
 
-def home() -> Path:
-    """Where caches live: LENSMITH_HOME, else ~/.cache/lensmith."""
-    return Path(os.environ.get(HOME) or Path.home() / ".cache" / "lensmith")
-
-
 def folder(kind: str, key: str) -> Path:
     """The folder of one entry; `kind` is one of KINDS."""
     return home() / kind / key
+
+
+def make(folder: Path) -> None:
+    """Make a folder under LENSMITH_HOME, where there is none. ResourceError where it cannot be written."""
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(
+            f"{folder}: cannot be written ({error.strerror}). Set {HOME} to a folder that can. Nothing was started."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -151,21 +162,24 @@ def held(folder: Path, *, shared: bool = False) -> Iterator[None]:
     What a killed process left half-written is removed. Several may hold an entry `shared`: each writes files of its
     own, and nothing is removed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make(folder)
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with (folder / LOCK).open("a+") as lock:
+    with _writing(folder):
+        file = (folder / LOCK).open("a+")
+    with file as lock:
         try:
             fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
             print(f"{folder}: busy, waiting for process {lock.read() or '?'} to finish", file=sys.stderr, flush=True)
             fcntl.flock(lock, kind)
-        lock.truncate(0)
-        lock.write(f"{os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        os.utime(folder / LOCK)  # the entry is in use
-        for leftover in [] if shared else folder.rglob(f"{TEMPORARY}*"):
-            leftover.unlink()
+        with _writing(folder):
+            lock.truncate(0)
+            lock.write(f"{os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+            os.utime(folder / LOCK)  # the entry is in use
+            for leftover in [] if shared else folder.rglob(f"{TEMPORARY}*"):
+                leftover.unlink()
         yield
 
 

@@ -8,7 +8,6 @@ HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to hugging
 
 import glob
 import hashlib
-import json
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -20,7 +19,7 @@ from huggingface_hub import HfApi, is_offline_mode, snapshot_download
 from huggingface_hub.hf_api import RepoFile
 from safetensors import SafetensorError, safe_open
 
-from lensmith.files.artifacts import sha256_file
+from lensmith.files.artifacts import parse_json, sha256_file
 from lensmith.hub import pins
 from lensmith.hub.errors import remote
 from lensmith.hub.pins import ModelPin
@@ -171,7 +170,7 @@ def weight_files(names: Collection[str], read: Callable[[str], bytes], place: st
             f"{SHARDS} are read, pickles never: choose a revision that has them, or convert with save_pretrained."
         )
     try:
-        shards = sorted(set(json.loads(read(SHARDS))["weight_map"].values()))
+        shards = sorted(set(parse_json(read(SHARDS))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise IntegrityError(f"{place}: {SHARDS} has no weight_map that can be read") from None
     for shard in shards:

@@ -21,9 +21,8 @@ from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from lensmith.files import cache
 from lensmith.lab import dvc, layout, remotes
-from lensmith.process import amounts
+from lensmith.process import amounts, environment
 from lensmith.process.errors import LensmithError
 from lensmith.settings import params_yaml
 
@@ -110,7 +109,7 @@ def queue(root: Path) -> Iterator[Finding]:
 def leftovers(root: Path) -> Iterator[Finding]:
     """Temporary files that a killed process left in DVC's cache, among the outputs, or under LENSMITH_HOME."""
     dvc_cache = Path(dvc.config(root)["cache"].get("dir", root / ".dvc/cache"))  # also where dvc.lock cannot be read
-    folders = [dvc_cache, *(root / name for name in layout.OUTPUTS), cache.home()]
+    folders = [dvc_cache, *(root / name for name in layout.OUTPUTS), environment.home()]
     before = time.time() - OLD
     for folder in folders:
         old = [
@@ -178,7 +177,7 @@ def packages(_root: Path) -> Iterator[Finding]:
 
 def home(_root: Path) -> Iterator[Finding]:
     """LENSMITH_HOME: it cannot be written, or locks may not hold there."""
-    folder = cache.home()
+    folder = environment.home()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -196,7 +195,7 @@ def home(_root: Path) -> Iterator[Finding]:
 
 def disk(root: Path) -> Iterator[Finding]:
     """Disks of the lab and of LENSMITH_HOME that are almost full, each once."""
-    for folder in {path.stat().st_dev: path for path in (cache.home(), root) if path.exists()}.values():
+    for folder in {path.stat().st_dev: path for path in (environment.home(), root) if path.exists()}.values():
         if (free := shutil.disk_usage(folder).free) < LOW:
             why = f"{amounts.size(free)} are free, and a fit that cannot write stops"
             yield Finding(f"disk of {folder}", why, "`lensmith cache prune --keep 0` and `dvc gc -w` make room")

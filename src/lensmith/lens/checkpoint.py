@@ -21,6 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, InstanceOf
 from torch import Tensor
 
+from lensmith.files import cache
 from lensmith.lens.lens import Lens
 from lensmith.lens.objective import Validation
 from lensmith.process import amounts, environment
@@ -102,7 +103,7 @@ class Checkpoints:
         """Make the folder. Raises ResourceError where the disk has no room for the checkpoints of a fit."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        cache.make(self.folder)
         # Trained tensors, two moments of each, and the best lens; one file more until the oldest is removed.
         need = (KEPT + 1) * 4 * sum(tensor.nbytes for tensor in trained.values())
         free = shutil.disk_usage(self.folder).free

@@ -1,13 +1,24 @@
 """What all commands share: paths as arguments, errors as one line with an exit code, stages without a network."""
 
 import argparse
+import io
+import os
+import platform
+import signal
 import sys
+import tempfile
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
-from lensmith.process import credentials, offline, stopping
-from lensmith.process.errors import LINE, InputError, LensmithError, shown
+import lensmith
+from lensmith.process import credentials, environment, offline, stopping
+from lensmith.process.errors import KEPT, LINE, InputError, LensmithError, explained, first_line, shown
+
+UNREAD = 128 + signal.SIGPIPE  # what a shell says of a program whose reader went away
 
 
 def paths(description: str | None, *names: str) -> argparse.Namespace:
@@ -38,16 +49,63 @@ def run_stage(main: Callable[[], None], *, network: bool = False) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command's `main`; a LensmithError or a signal becomes one line on stderr and its exit code.
+    """Run a command's `main`; whatever ends it becomes one line on stderr and its exit code.
 
-    Credentials are removed from everything that is printed.
+    A bug of ours says where its traceback was written. Credentials are removed from everything that is printed. A
+    reader that has closed our output, as `head` does, is told nothing; the code is then the one of SIGPIPE.
     """
     try:
+        _open_streams()
         stopping.install()
         main()
+        sys.stdout.flush()
     except (LensmithError, stopping.Interrupted) as error:
+        _end(error)
+    except BrokenPipeError:
+        sys.exit(UNREAD)
+    except Exception as error:  # noqa: BLE001 (`_our_bug` keeps what it was)
+        _end(explained(error) or _our_bug(error))
+    finally:
+        _flush()
+
+
+def _open_streams() -> None:
+    """See that printing cannot fail: what a stream cannot encode becomes `?`, a closed stream swallows all."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (it stays open)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _flush() -> None:
+    """Write what printing has kept back; where nobody takes it, drop it, or Python would complain as it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _end(error: LensmithError | stopping.Interrupted) -> NoReturn:
+    with suppress(OSError):  # the code must come through where the line cannot
         print(credentials.redact(f"error: {shown(error, LINE)}"), file=sys.stderr)
-        sys.exit(error.exit_code)
-    except Exception:  # noqa: BLE001 (our own bug: as Python would print it, without secrets)
-        print(credentials.redact(traceback.format_exc()), end="", file=sys.stderr)
-        sys.exit(1)
+    sys.exit(error.exit_code)
+
+
+def _our_bug(error: Exception) -> LensmithError:
+    """A line on an error that nothing explains; its traceback goes into a file."""
+    report = f"lensmith {lensmith.__version__}, {platform.platform()}, Python {sys.version}\n{sys.argv}\n\n"
+    report += traceback.format_exc()
+    where = "could not be written to any folder"
+    for folder in (environment.home() / "errors", Path(tempfile.gettempdir())):
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / f"lensmith-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+            file.write_text(credentials.redact(report), encoding="utf-8", errors="replace")
+            where = f"is in {file}"
+            break
+    return LensmithError(
+        f"{type(error).__name__}: {first_line(error)}. This is a bug of Lensmith, not of what you gave it. Its "
+        f"traceback {where}: please open an issue with it and with the command. {KEPT}"
+    )

@@ -1,6 +1,7 @@
 """Every environment variable of Lensmith, in one table. They say where and when; provenance records the rest."""
 
 import os
+from pathlib import Path
 
 from lensmith.process.errors import InputError
 
@@ -8,6 +9,11 @@ HOME = "LENSMITH_HOME"  # folder of residual banks, checkpoints and clones; with
 BANK_GIB = "LENSMITH_BANK_GIB"  # most GiB that all residual banks may take; without it what the disk holds
 CHECKPOINT_SECONDS = "LENSMITH_CHECKPOINT_SECONDS"  # from one checkpoint of a fit to the next; without it 240
 RANKS = "LENSMITH_RANKS"  # processes that share a model of source.placement tp; without it one for each GPU
+
+
+def home() -> Path:
+    """Where caches live: LENSMITH_HOME, else ~/.cache/lensmith."""
+    return Path(os.environ.get(HOME) or "~/.cache/lensmith").expanduser()
 
 
 def number(name: str, unit: str, default: float | None, untouched: str) -> float | None:

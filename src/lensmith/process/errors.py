@@ -1,9 +1,11 @@
 """One error tree: what a command tells its user, and the exit code it ends with.
 
 A caller acts on bad input, broken numbers and lost files, so each has a class and a code. Any other exception is our
-own bug: a traceback and exit code 1.
+own bug, unless the machine or the user explains it (`explained`).
 """
 
+import errno
+import socket
 import unicodedata
 
 # Unicode categories of characters that move the cursor, change colours or direction, or cannot be printed.
@@ -62,3 +64,31 @@ class ResourceError(LensmithError):
     """Disk or memory does not suffice."""
 
     exit_code = 7
+
+
+# What a machine does not have, by errno; any other failure of a file is about the path that somebody gave.
+EXHAUSTED = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
+KEPT = "What was finished before is kept."
+
+
+def explained(error: Exception) -> LensmithError | None:
+    """What a failure of the machine or of the user's files means; None where only a bug of ours explains it."""
+    if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
+        return RemoteError(f"network: {first_line(error)}. {KEPT}")
+    if isinstance(error, OSError) and error.strerror:
+        # What failed in writing to a file that was open already has no name.
+        where = error.filename if error.filename is not None else "disk, or the output of this command"
+        kind = ResourceError if error.errno in EXHAUSTED else InputError
+        return kind(f"{where}: {error.strerror}. {KEPT}")
+    if isinstance(error, MemoryError):
+        return ResourceError(f"memory: there is not enough for what was asked. {KEPT}")
+    if isinstance(error, RecursionError):
+        return InputError(f"a file nests deeper than it can be read, some thousand levels. {KEPT}")
+    if isinstance(error, UnicodeEncodeError):
+        return InputError(
+            f"{error.object[error.start : error.end]!r} cannot be written in {error.encoding}, the encoding of this "
+            f"machine. Set PYTHONUTF8=1. {KEPT}"
+        )
+    return None

@@ -20,6 +20,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging
 
 from lensmith.files import cache
+from lensmith.process import environment
 from lensmith.process.errors import InputError, IntegrityError, NumericError, first_line
 from lensmith.source import placement
 from lensmith.source.placement import Layout
@@ -53,8 +54,8 @@ def load_model(
     elif not devices <= {"cpu"}:
         options["device_map"] = layout.device_map
     if "disk" in devices:
-        parent = cache.home() / "offload"
-        parent.mkdir(parents=True, exist_ok=True)
+        parent = environment.home() / "offload"
+        cache.make(parent)
         options["offload_folder"] = tempfile.mkdtemp(dir=parent)
         atexit.register(shutil.rmtree, options["offload_folder"], ignore_errors=True)
     try:

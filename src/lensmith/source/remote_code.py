@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from lensmith.files.artifacts import parse_json
 from lensmith.process.errors import InputError
 
 FILES = ("config.json", "tokenizer_config.json", "generation_config.json")
@@ -40,10 +41,9 @@ def check(folder: Path, model_name: str) -> None:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{where} has more than {MAX_BYTES} bytes. {NOT_READ}")
         try:
-            value = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
-            problem = "nests too deep" if isinstance(error, RecursionError) else str(error)
-            raise InputError(f"{where} cannot be used, it is not JSON ({problem}). {NOT_READ}") from None
+            value = parse_json(path.read_bytes())
+        except ValueError as error:
+            raise InputError(f"{where} cannot be used, it is not JSON ({error}). {NOT_READ}") from None
         if not isinstance(value, dict):
             raise InputError(f"{where} cannot be used, it is not a JSON object. {NOT_READ}")
         for dotted_key, problem in _problems(value, ""):
