@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from lensmith.cli import experiments as cli_experiments
 from lensmith.judge import judging
 from lensmith.lab import compare, experiments
 from lensmith.lab.experiments import Experiments, LabVariant
@@ -189,3 +190,15 @@ def test_a_curve_joins_only_what_differs_in_its_setting():
     assert found.settings == ["fit.lr", "fit.rank"]
     assert list(compare.curve(found, "rank").data[0].x) == ["8", "16", "auto"]
     assert list(compare.curve(found, "lr").data[0].x) == ["0.01", "0.5"]
+
+
+@pytest.mark.parametrize("plot", [None, "rank"])
+@pytest.mark.parametrize("states", [[], [state("workspace", "auto", 2.0)], shown(("r-1", "auto", 2.0, None))])
+def test_a_lab_with_nothing_to_compare_says_so(monkeypatch, capsys, states, plot):
+    """No variant at all, one, and two that are the same: one line, where nothing was printed before."""
+    lab = parse(states) if states else Experiments([], 0)
+    monkeypatch.setattr(experiments, "read", lambda *_: lab)
+    cli_experiments.compare(plot=plot, rev="HEAD")
+
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and said.startswith("Nothing differs between the finished variants (")

@@ -28,13 +28,21 @@ def compare(
     lab = experiments.read(Path.cwd(), rev)
     models = model or sorted({name for variant in lab.variants for name in variant.metrics})
     console = Console() if sys.stdout.isatty() else Console(width=PIPED)
+    n_shown = 0
     for comparison in [comparing.compare(lab.variants, name, kpi or ()) for name in models]:
-        if plot is None and (comparison.settings or comparison.kpis):
-            console.print(comparing.table(comparison))
         # Variants of one model say nothing about the others: those are left out unless they were asked for.
-        elif plot is not None and (model or comparing.settings_named(comparison, plot)):
+        named = model or (plot is not None and comparing.settings_named(comparison, plot))
+        if not (comparison.settings or comparison.kpis if plot is None else named):
+            continue
+        n_shown += 1
+        if plot is None:
+            console.print(comparing.table(comparison))
+        else:
             page = out.with_stem(f"{out.stem}-{comparison.model}")
             comparing.curve(comparison, plot, kpi or ()).write_html(page, include_plotlyjs=True)
             typer.echo(f"{comparison.model}: {page.resolve()}")
+    if not n_shown:
+        names = ", ".join(variant.name for variant in lab.variants) or "none"
+        typer.echo(f"Nothing differs between the finished variants ({names}). `dvc exp run -S ...` makes another.")
     if lab.unfinished:
         typer.echo(f"{lab.unfinished} more: queued, running or failed. `dvc queue status` lists them.")
