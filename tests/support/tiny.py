@@ -153,7 +153,9 @@ def tiny_model(
         settings["layer_types"] = [kinds[i % len(kinds)] for i in range(n_layers)]
     if settings.pop("text", False):
         settings = {"text_config": settings, "vision_config": _vision(d_model), "mm_tokens_per_image": 4}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings), dtype=torch.float32)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # some families draw vectors from the global generator
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings), dtype=torch.float32)
     randomise(model, seed)
     return model.eval()
 
