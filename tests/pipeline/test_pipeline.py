@@ -140,7 +140,7 @@ def test_a_bad_value_stops_before_anything_is_touched(lab):
 
 def test_light_stages_import_no_torch(lab: Lab, tmp_path: Path):
     """`resolve` and `gates` answer in a second; torch alone takes three."""
-    for stage in ("resolve", "gates", "plots", "report", "publish", "prefetch"):
+    for stage in ("resolve", "gates", "plots", "report", "publish"):
         code = f"import atexit, sys; from stages import {stage}; atexit.register(lambda: print('torch' in sys.modules))"
         assert lab.run("python", "-c", f"{code}; {stage}.main()", "--help").endswith("False\n")
 
