@@ -13,7 +13,7 @@ import pytest
 from lensmith.files import artifacts
 from lensmith.judge import bootstrap, gates, judging, rows
 from lensmith.judge.judgement import Criterion, Estimate, Judgement, Verdict
-from lensmith.judge.kpis import first_rows
+from lensmith.judge.kpis import first_layers
 from lensmith.lens.depth import depth_layer, scaled_layers
 from lensmith.process.draws import Stream
 from lensmith.process.errors import IntegrityError
@@ -40,7 +40,7 @@ def test_a_good_lens_passes_every_gate(world: World) -> None:
     assert found.preferred == "tuned"
     assert found.number("median_delta_kl_bits_50") == 2.0
     assert found.number("earliness_shift_first_rank_le_10_layers") == 3.0
-    assert found.number("rank1_coverage_gain") == pytest.approx(3 / 4)  # at the top from row 1, not only at row 4
+    assert found.number("rank1_coverage_gain") == pytest.approx(3 / 4)  # at the top from layer 1, not only at layer 4
     assert found.number("heldout_kl_tuned_bits_mean") == 1.0
     assert found.number("final_rank1_share") == 1.0
 
@@ -65,7 +65,7 @@ def break_c(world: World) -> None:
 
 
 def break_d(world: World) -> None:
-    """On prompts half a bit is lost at row 3, which is 75 %; on held-out text nothing is."""
+    """On prompts half a bit is lost at layer 3, which is 75 %; on held-out text nothing is."""
     good = world.kl
     world.kl = lambda unit, layer, lens: 3.5 if (layer, lens) == (3, "tuned") else good(unit, layer, lens)
     world.at_position = lambda place, lens, percent: -2.5 if lens == "tuned" else 0.0
@@ -161,7 +161,7 @@ def test_gate_h_judges_the_difference_of_artefact_scores(
 
 
 def test_a_probe_is_resampled_with_its_form_without_filler(world: World) -> None:
-    """Two forms of one prompt say one thing: two prompts of two forms give a wider interval than four prompts."""
+    """Two prompts of two forms each give a wider interval than four prompts."""
     world.scores["tuned"] = [0.5, 0.5, 0.9, 0.9]
     four = world.judge(bootstrap_samples=2000).estimate("artifact_score_increase")
     world.prompt_of = lambda text: text // 2
@@ -225,7 +225,7 @@ def test_one_part_at_one_depth_fails_gate_g(world: World, part: int, depth: int)
 
 
 def test_heldout_earliness_is_of_the_models_own_token(world: World) -> None:
-    """At rank 1 from row 1 on under the tuned lens, from row 4 on under the norms, at every position."""
+    """At rank 1 from layer 1 on under the tuned lens, from layer 4 on under the norms, at every position."""
     found = world.judge()
 
     assert found.number("heldout_earliness_shift_first_rank_le_1_layers") == 3.0
@@ -265,7 +265,7 @@ def test_exchanging_the_lenses_turns_the_signs(world: World) -> None:
 
 
 def test_the_baseline_is_the_stronger_norm_at_each_depth(world: World) -> None:
-    """At row 1 norm_next is closer to the model, at row 2 norm is: the tuned lens must beat the closer one."""
+    """At layer 1 norm_next is closer to the model, at layer 2 norm is: the tuned lens must beat the closer one."""
     kl = {("norm", 1): 5.0, ("norm_next", 1): 2.0, ("norm", 2): 2.5, ("norm_next", 2): 9.0}
     world.kl = lambda unit, layer, lens: kl.get((lens, layer), 1.0 if layer < 4 else 0.0)
     found = world.judge()
@@ -286,7 +286,7 @@ def test_a_baseline_without_numbers_is_not_the_stronger_one(world: World) -> Non
 
 
 def test_the_baseline_of_ranks_is_the_norm_that_gets_there_first(world: World) -> None:
-    """Rank 1 at row 4 under norm, at row 2 under norm_next, at row 1 tuned: one layer is gained, not three."""
+    """Rank 1 at layer 4 under norm, at layer 2 under norm_next, at layer 1 tuned: one layer is gained, not three."""
     start = {"norm": 4, "norm_next": 2}
     world.rank = lambda unit, layer, lens: 0 if layer >= start.get(lens, 1) else 3
     found = world.judge()
@@ -295,11 +295,13 @@ def test_the_baseline_of_ranks_is_the_norm_that_gets_there_first(world: World) -
     assert [found.baselines[name] for name in names] == ["norm_next", "norm_next"]
     assert found.number("earliness_shift_first_rank_le_1_layers") == 1.0
     assert found.number("rank1_coverage_gain") == pytest.approx(1 / 4)
-    assert found.number("earliness_shift_first_rank_le_5_layers") == 0.0  # token_rank 3 from row 1 on, under every lens
+    assert (
+        found.number("earliness_shift_first_rank_le_5_layers") == 0.0
+    )  # token_rank 3 from layer 1 on, under every lens
 
 
 def test_a_crossing_is_where_half_of_the_prompts_are(world: World) -> None:
-    """Of six prompts the third arrives at row 2 under the tuned lens, and only three arrive before row 4."""
+    """Of six prompts the third arrives at layer 2 under the tuned lens, and only three arrive before layer 4."""
     start = [1, 2, 2, 4, 4, 4]
     world.rank = lambda unit, layer, lens: 0 if layer >= (start[unit] if lens == "tuned" else 3) else 50
     world.judge()
@@ -310,7 +312,7 @@ def test_a_crossing_is_where_half_of_the_prompts_are(world: World) -> None:
 
 
 def test_earliness_counts_a_prompt_that_never_arrives_as_beyond_the_last_layer(world: World) -> None:
-    """L = 4. Norm never (row 5), tuned at row 2: shift 3. Never under either: left out and counted."""
+    """L = 4. Norm never (layer 5), tuned at layer 2: shift 3. Never under either: left out and counted."""
     world.rank = lambda unit, layer, lens: 0 if lens == "tuned" and layer >= 2 and unit < 4 else 99
     found = world.judge()
 
@@ -336,13 +338,13 @@ def test_the_median_is_of_prompts_and_the_share_counts_those_at_the_limit(world:
 )
 def test_rank_k_counts_from_one_and_token_rank_from_zero(rank: int, k: int, within: bool) -> None:
     """Rank <= 10 in the reference recipe is token_rank 0..9."""
-    found = first_rows(np.array([[99.0, 99.0, float(rank)]]), k)
+    found = first_layers(np.array([[99.0, 99.0, float(rank)]]), k)
     assert found.tolist() == [2.0 if within else 3.0]
 
 
 def test_the_embedding_does_not_count_for_earliness() -> None:
-    """A tuned lens has no row 0; a norm lens that has the answer there must not win by a row nobody else has."""
-    assert first_rows(np.array([[0.0, 0.0, 0.0]]), 1).tolist() == [1.0]
+    """A tuned lens has no layer 0; a norm lens that has the answer there must not win by a layer nobody else has."""
+    assert first_layers(np.array([[0.0, 0.0, 0.0]]), 1).tolist() == [1.0]
 
 
 def test_unaligned_prompts_are_counted_and_left_out_of_ranks(world: World) -> None:
@@ -498,15 +500,15 @@ def test_judging_twice_gives_the_same_bytes_and_another_seed_another_interval(wo
 
 
 @pytest.mark.parametrize(
-    ("n_layers", "rows"),
+    ("n_layers", "layers"),
     [
         (1, (1, 1, 1)), (2, (1, 1, 2)), (3, (1, 2, 2)), (4, (1, 2, 3)), (5, (1, 2, 4)), (32, (8, 16, 24)),
         (42, (10, 21, 32)),
     ],
 )  # fmt: skip
-def test_percentiles_of_depth_are_those_of_the_reference_recipe(n_layers: int, rows: tuple[int, ...]) -> None:
+def test_percentiles_of_depth_are_those_of_the_reference_recipe(n_layers: int, layers: tuple[int, ...]) -> None:
     """round(L * p), halves to even (42 -> 10, 21, 32), never the embedding, never beyond L."""
-    assert tuple(depth_layer(n_layers, percent) for percent in (25, 50, 75)) == rows
+    assert tuple(depth_layer(n_layers, percent) for percent in (25, 50, 75)) == layers
 
 
 @pytest.mark.parametrize(
@@ -596,7 +598,7 @@ def test_damaged_rows_are_refused(world: World, damage: Callable[[str], str], me
 
 
 def test_plots_have_every_lens_and_the_crossings(world: World) -> None:
-    """Norm rows 0..4, fitted rows 1..4; the answer is first at the top at row 4 under norm, at row 1 under tuned."""
+    """Norm layers 0..4, fitted layers 1..4; the answer is first on top at 4 under norm, at 1 under tuned."""
     world.lenses = ("raw", *LENSES)  # of which the suite was not asked
     world.kl = lambda unit, layer, lens: 0.0 if layer == 4 else unit + {"tuned": 1.0}.get(lens, 3.0)
     world.judge()

@@ -158,7 +158,7 @@ def test_the_stage_writes_what_gates_read(tmp_path: Path) -> None:
 
     assert artifacts.sha256_tree(tmp_path / "one") == artifacts.sha256_tree(tmp_path / "two")
     assert about["files"] == {source.as_posix(): artifacts.sha256_file(source)}
-    assert (about["prompts"], about["unaligned"], about["in_training_text"]) == (3, [], [])
+    assert about["in_training_text"] == []
     assert about["lenses"] == ["norm", "norm_next", "temperature", "bias", "prism", "tuned"]
     found = curves(tmp_path / "one" / "rows.csv", "id", ("entropy_bits",), about["n_layers"], about["lenses"])
     assert found.units == ("a", "b", "c")
@@ -169,11 +169,11 @@ def test_the_stage_writes_what_gates_read(tmp_path: Path) -> None:
 
 
 def test_the_first_layer_is_the_first_block_within_the_bound(bench: Bench) -> None:
-    """Row 0 does not count, the bound itself does; a cell is empty where no block gets there, or nothing is asked."""
+    """Layer 0 does not count, the bound itself does; a cell is empty where no layer reaches it, or has no number."""
     ranks = {0: 0, 1: 12, 2: 9, 3: 0}
-    lines = [_cell("a", "norm", row, rank, 1.0 if row == 2 else 5.0) for row, rank in ranks.items()]
-    lines += [_cell("a", "tuned", row, 20, 2.0) for row in (1, 2, 3)]
-    lines += [_cell("b", "tuned", row, None, 0.5) for row in (1, 2, 3)]
+    lines = [_cell("a", "norm", layer, rank, 1.0 if layer == 2 else 5.0) for layer, rank in ranks.items()]
+    lines += [_cell("a", "tuned", layer, 20, 2.0) for layer in (1, 2, 3)]
+    lines += [_cell("b", "tuned", layer, None, 0.5) for layer in (1, 2, 3)]
     found = [dict(zip(FIRST_COLUMNS, line, strict=True)) for line in suite.first_lines(lines)]
 
     assert [(row["id"], row["lens"]) for row in found] == [("a", "norm"), ("a", "tuned"), ("b", "tuned")]

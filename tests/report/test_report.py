@@ -237,7 +237,7 @@ def test_gate_g_shows_the_worst_part_of_the_context(desk):
 
 
 def test_crossings_are_marked_where_they_lie(desk):
-    """The plan's first-rank crossings, one diamond for each lens, with the ranks that are crossed there."""
+    """The first-rank crossings, one diamond for each lens, with the ranks that are crossed there."""
     desk.add("one")
     found = curves.read_layers(desk.folders["kl"] / "one.csv", "kl_final_lens_bits")
 

@@ -17,7 +17,6 @@ from lensmith.judge.facts import (
     ModelStats,
     NormTemperature,
     ProbeText,
-    ProofFacts,
     RawLensCheck,
     RunFacts,
     SuiteFacts,
@@ -80,15 +79,12 @@ class World:
 
     def write(self) -> None:
         suite = SuiteFacts(
-            schema=2,
+            schema=3,
             model_key="atlas",
             n_layers=self.n_layers,
             lens=self.identity,
             lenses=tuple(name for name in self.lenses if name != "raw"),
             files={},
-            prompts=self.prompts,
-            by_domain={"d": self.prompts},
-            unaligned=(),
             in_training_text=("p0",),
         )
         self._run_facts().write(self.sweep / "run.json")
@@ -106,7 +102,6 @@ class World:
             "cfg_transform": LogitTransform(scale=1.0, softcap=None),
             "kl_final_lens_after_temp_bits_by_seq": tuple(self.last_layer),
             "n_positions": 1000,
-            "too_few_positions": False,
             "warn_high_last_layer_kl": False,
         }
         check: dict[str, Any] = dict.fromkeys(RawLensCheck.model_fields, 0.5) | {
@@ -127,7 +122,7 @@ class World:
             for text in range(4)
         )
         return RunFacts(
-            schema=3,
+            schema=4,
             model_key="atlas",
             model_id="local/atlas",
             model_stats=ModelStats(
@@ -138,7 +133,6 @@ class World:
                 n_ctx=None,
                 architecture="Model",
                 dtype="float32",
-                proof=ProofFacts(max_kl_bits=0.0, n_positions=1),
                 norm_note="",
             ),
             lens=self.identity,
@@ -146,18 +140,10 @@ class World:
             last_layer_consistency=LastLayer(**last),
             norm_temperature=NormTemperature(lens="norm", positions=1000, by_layer=(), at_bound=()),
             heldout=HeldoutFacts(
-                first_sequence=0,
-                n_seqs=self.seqs,
                 block_seqs=self.block_seqs,
                 n_positions=PLACES * self.seqs,
                 parts=parts,
-                layers={},
-                kl_final_lens_bits_by_layer={},
-                top1_agree_by_layer={},
-                cos_to_final_by_layer={},
-                cosine_milestones={},
                 median_kl_final_lens_bits={},
-                median_delta_kl_bits={},
             ),
             prompts=probes,
             raw_lens_check={

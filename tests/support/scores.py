@@ -148,20 +148,20 @@ PROVENANCE: dict[str, Any] = {
 def _packed(words: Sequence[str], shift: int) -> dict[str, Any]:
     n = len(words)
 
-    def lens(first_row: int) -> dict[str, Any]:
-        rows = range(first_row, N_LAYERS + 1)
+    def lens(first_layer: int) -> dict[str, Any]:
+        layers = range(first_layer, N_LAYERS + 1)
 
         def grid(number: Callable[[int, int], Any]) -> list[list[Any]]:
-            return [[number(row, pos) for pos in range(n)] for row in rows]
+            return [[number(layer, pos) for pos in range(n)] for layer in layers]
 
         return {
-            "first_row": first_row,
-            "top": grid(lambda row, pos: [(row + pos + shift + i) % n for i in range(min(5, n))]),
-            "p": grid(lambda row, pos: [500 >> i for i in range(min(5, n))]),
-            "entropy": grid(lambda row, pos: 100 * (N_LAYERS - row) + pos),
-            "kl": grid(lambda row, pos: 100 * (N_LAYERS - row) * (1 + first_row)),
-            "rank": grid(lambda row, pos: (N_LAYERS - row) * 10**pos),
-            "p_final": grid(lambda row, pos: 1000 * row // N_LAYERS),
+            "first_layer": first_layer,
+            "top": grid(lambda layer, pos: [(layer + pos + shift + i) % n for i in range(min(5, n))]),
+            "p": grid(lambda layer, pos: [500 >> i for i in range(min(5, n))]),
+            "entropy": grid(lambda layer, pos: 100 * (N_LAYERS - layer) + pos),
+            "kl": grid(lambda layer, pos: 100 * (N_LAYERS - layer) * (1 + first_layer)),
+            "rank": grid(lambda layer, pos: (N_LAYERS - layer) * 10**pos),
+            "p_final": grid(lambda layer, pos: 1000 * layer // N_LAYERS),
         }
 
     return {"words": list(words), "tokens": list(range(n)), "lenses": {"norm": lens(0), "tuned": lens(1)}}

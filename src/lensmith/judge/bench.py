@@ -4,6 +4,7 @@ Decoding goes lens by lens and layer by layer: with d_vocab logits a position, a
 largest tensor of the lab.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,7 +15,7 @@ from torch import Tensor
 from lensmith.files import artifacts
 from lensmith.judge.facts import LensIdentity
 from lensmith.judge.prompts import Encoder
-from lensmith.judge.tables import DISTANCES, LENSES, NORMS, PRISM, RAW, RUNGS, TUNED
+from lensmith.judge.tables import DISTANCES, LENSES, NORM_LENS, NORMS, PRISM, RAW, RUNGS, TUNED, layers
 from lensmith.lens import divergence
 from lensmith.lens.lens import Lens
 from lensmith.lens.lens_file import LADDER, WEIGHTS
@@ -38,9 +39,9 @@ def positions_at_once(d_vocab: int) -> int:
 class Reader(Protocol):
     """Something fitted that reads a residual stream through the model's head: a lens of the ladder, or Prism."""
 
-    def head_input(self, head: Head, resid: Tensor, row: int) -> Tensor: ...
+    def head_input(self, head: Head, resid: Tensor, layer: int, /) -> Tensor: ...
 
-    def logits(self, head: Head, resid: Tensor, row: int) -> Tensor: ...
+    def logits(self, head: Head, resid: Tensor, layer: int, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,18 @@ class Bench:
     @property
     def names(self) -> tuple[str, ...]:
         """The lenses that are measured, in the order of their tables."""
-        held = {*NORMS, *self.others, TUNED, *([RAW] if self.raw else [])}
-        return tuple(name for name in LENSES if name in held)
+        measured = {*NORMS, *self._fitted, *([RAW] if self.raw else [])}
+        return tuple(name for name in LENSES if name in measured)
+
+    @property
+    def decoded(self) -> Iterator[tuple[str, int]]:
+        """Every lens at each of its layers, in the order of the tables."""
+        return ((lens, layer) for lens in self.names for layer in layers(lens, self.n_layers))
 
     @property
     def baseline(self) -> str:
         """The norm lens that the tuned lens starts from."""
-        return NORMS[0] if self.lens.norm == "final" else NORMS[1]
+        return NORM_LENS[self.lens.norm]
 
     @property
     def chunk(self) -> int:
@@ -109,22 +115,22 @@ class Bench:
         assert self.backbone.tokenizer is not None  # a bench has one: prompts were tokenized with it
         return str(self.backbone.tokenizer.decode([token]))
 
-    def decode(self, lens: str, row: int, resid: Tensor) -> Tensor:
-        """What one lens reads at one row of resid (n, L + 1, d_model): logits (n, d_vocab), fp32."""
-        head, here = self.backbone.head, resid[:, row]
-        if (reader := self._fitted(lens)) is not None:
-            return reader.logits(head, here, row)
-        return head.logits(self.head_input(lens, row, here))
+    def decode(self, lens: str, layer: int, resid: Tensor) -> Tensor:
+        """What one lens reads at one layer of resid (n, L + 1, d_model): logits (n, d_vocab), fp32."""
+        if lens in self._fitted:
+            return self._fitted[lens].logits(self.backbone.head, resid[:, layer], layer)
+        return self.backbone.head.logits(self.head_input(lens, layer, resid[:, layer]))
 
-    def head_input(self, lens: str, row: int, here: Tensor) -> Tensor:
-        """What W_U reads under one lens in the residual `here` (n, d_model) of one row: (n, d_model), fp32."""
+    def head_input(self, lens: str, layer: int, resid: Tensor) -> Tensor:
+        """What W_U reads under one lens of the residual (n, d_model) at one layer: (n, d_model), fp32."""
         head = self.backbone.head
-        if (reader := self._fitted(lens)) is not None:
-            return reader.head_input(head, here, row)
-        return here.float() if lens == RAW else head.norm(here, row, "final" if lens == "norm" else "next_input")
+        if lens in self._fitted:
+            return self._fitted[lens].head_input(head, resid, layer)
+        return resid.float() if lens == RAW else head.norm(resid, layer, "final" if lens == "norm" else "next_input")
 
-    def _fitted(self, lens: str) -> Reader | None:
-        return self.lens if lens == TUNED else self.others.get(lens)
+    @property
+    def _fitted(self) -> dict[str, Reader]:
+        return {**self.others, TUNED: self.lens}
 
 
 def _others(lens_dir: Path, lens: Lens, device: torch.device) -> dict[str, Reader]:
@@ -133,7 +139,7 @@ def _others(lens_dir: Path, lens: Lens, device: torch.device) -> dict[str, Reade
     Raises:
         IntegrityError: one of them is damaged, of another shape than the lens, or reads through another norm.
     """
-    found: dict[str, Reader] = {}
+    readers: dict[str, Reader] = {}
     for kind in RUNGS:
         folder = lens_dir / LADDER / kind
         if not (folder / WEIGHTS).exists():
@@ -144,10 +150,10 @@ def _others(lens_dir: Path, lens: Lens, device: torch.device) -> dict[str, Reade
                 raise IntegrityError(
                     f"{folder}: {name} is {theirs}, that of the lens beside it is {ours}. Nothing was measured."
                 )
-        found[kind] = rung.to(device)
+        readers[kind] = rung.to(device)
     if (path := lens_dir / PRISM_FILE).exists():
-        found[PRISM] = Prism.load(path).to(device)
-    return found
+        readers[PRISM] = Prism.load(path).to(device)
+    return readers
 
 
 class Target(NamedTuple):

@@ -30,8 +30,8 @@ class Draws:
         """Every unit once: the sample itself."""
         return cls(np.ones((1, 1), dtype=np.int64), np.zeros(n, dtype=np.int64))
 
-    def only(self, kept: NDArray[np.bool_]) -> "Draws":
-        """The same resamples, of which only some units are looked at."""
+    def only(self, kept: slice | NDArray[np.bool_]) -> "Draws":
+        """The same resamples of some of the units."""
         return Draws(self.counts, self.member[kept])
 
 
@@ -67,20 +67,18 @@ def ratio(values: Floats, draws: Draws) -> Floats:
 
 def median(values: Floats, draws: Draws) -> Floats:
     """The median of values (n,) in each resample, as of the values written out so often; NaN where it is empty."""
+    if not len(values):
+        return np.full(len(draws.counts), np.nan)
     order = np.argsort(values, kind="stable")
     ordered, member = values[order], draws.member[order]
-    step = max(1, CHUNK // max(len(values), 1))
-    blocks = [_median(ordered, draws.counts[i : i + step, member]) for i in range(0, len(draws.counts), step)]
-    return np.concatenate(blocks) if blocks else np.empty(0)
-
-
-def _median(ordered: Floats, counts: NDArray[np.int64]) -> Floats:
-    if not len(ordered):
-        return np.full(len(counts), np.nan)
-    reached = counts.cumsum(axis=1)
-    total = reached[:, -1]
-    lower, upper = (ordered[(reached > place[:, None]).argmax(axis=1)] for place in ((total - 1) // 2, total // 2))
-    return np.where(total > 0, (lower + upper) / 2, np.nan)
+    medians = np.full(len(draws.counts), np.nan)
+    step = max(1, CHUNK // len(values))
+    for start in range(0, len(medians), step):
+        reached = draws.counts[start : start + step, member].cumsum(axis=1)
+        total = reached[:, -1]
+        lower, upper = (ordered[(reached > rank[:, None]).argmax(axis=1)] for rank in ((total - 1) // 2, total // 2))
+        medians[start : start + step] = np.where(total > 0, (lower + upper) / 2, np.nan)
+    return medians
 
 
 def interval(statistic: Statistic, values: Floats, draws: Draws, confidence: float) -> tuple[float, float]:

@@ -28,7 +28,7 @@ def capture(bench: Bench, tokens: Tensor, positions: Tensor) -> list[Tensor]:
 @torch.inference_mode()
 def last_layer(bench: Bench, tokens: Tensor, positions: Tensor, kept: Sequence[Tensor]) -> LastLayer:
     """The norm lens after the last block on sequences (n, seq_len) at positions (n, p); `kept` is their capture."""
-    # A forward pass costs more than these rows: at a thousand positions they are a gigabyte for the largest vocabulary.
+    # A forward pass costs more than these logits: at 1000 positions they are a gigabyte for the largest vocabulary.
     own = [bench.backbone.logits(s)[0, p[0].to(bench.backbone.device)] for s, p in _pairs(tokens, positions)]
 
     def lens_logits() -> Iterator[Tensor]:
@@ -38,9 +38,8 @@ def last_layer(bench: Bench, tokens: Tensor, positions: Tensor, kept: Sequence[T
     tau = temperature.fit(lens_logits, torch.cat(expected))
     # One line for each sequence, in the order of `_compare`.
     pairs = zip(own, lens_logits(), strict=True)
-    table = np.array([[_mean(v) for v in _compare(model, z, tau)] for model, z in pairs])
+    table = np.array([[float(v.double().mean()) for v in _compare(model, z, tau)] for model, z in pairs])
     reverse, forward, agree, p_lens, p_model, reverse_after, _ = table.mean(axis=0).tolist()
-    by_seq = tuple(table[:, -1].tolist())
     transform = bench.backbone.head.transform
     return LastLayer(
         kl_to_final_bits=reverse,
@@ -52,10 +51,8 @@ def last_layer(bench: Bench, tokens: Tensor, positions: Tensor, kept: Sequence[T
         cfg_transform=LogitTransform(scale=transform.scale, softcap=transform.softcap),
         kl_after_temp_bits=reverse_after,
         kl_final_lens_bits=forward,
-        kl_final_lens_after_temp_bits=float(np.mean(by_seq)),
-        kl_final_lens_after_temp_bits_by_seq=by_seq,
+        kl_final_lens_after_temp_bits_by_seq=tuple(table[:, -1].tolist()),
         n_positions=positions.numel(),
-        too_few_positions=positions.numel() < ENOUGH,
         warn_high_last_layer_kl=not reverse <= WARN_BITS,
     )
 
@@ -74,21 +71,16 @@ def _compare(own: Tensor, z: Tensor, tau: float) -> Iterator[Tensor]:
     yield divergence.kl_bits(own, z / tau)
 
 
-def _mean(values: Tensor) -> float:
-    return float(values.double().mean())
-
-
 @torch.inference_mode()
 def norm_temperatures(bench: Bench, lens: str, kept: Sequence[Tensor]) -> list[float]:
-    """The best temperature of a norm lens at each row 0..L, over captures (p, L + 1, d_model)."""
-    resid = torch.cat(list(kept))
-    parts = resid.split(bench.chunk)
-    return [_row_temperature(bench, lens, row, parts) for row in range(bench.n_layers + 1)]
+    """The best temperature of a norm lens at each layer 0..L, over captures (p, L + 1, d_model)."""
+    parts = torch.cat(list(kept)).split(bench.chunk)
+    return [_temperature(bench, lens, layer, parts) for layer in range(bench.n_layers + 1)]
 
 
-def _row_temperature(bench: Bench, lens: str, row: int, parts: Sequence[Tensor]) -> float:
+def _temperature(bench: Bench, lens: str, layer: int, parts: Sequence[Tensor]) -> float:
     def decoded() -> Iterator[Tensor]:
-        return (bench.decode(lens, row, part) for part in parts)
+        return (bench.decode(lens, layer, part) for part in parts)
 
     # One piece is few enough to keep; more are made anew at each step.
     logits = decoded if len(parts) > 1 else list(decoded()).copy

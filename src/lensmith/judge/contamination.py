@@ -23,18 +23,14 @@ def in_text(sequences: Sequence[list[int]], text: NDArray[np.uint32]) -> list[bo
             runs.setdefault(size, []).append((place, tuple(ids[start : start + size])))
     present = [False] * len(sequences)
     for size, grams in runs.items():
-        found = _found(size, {gram for _, gram in grams}, stream)
+        if len(stream) < size:
+            continue
+        wanted = np.array([_hashes(np.array(gram, dtype=np.uint32), size)[0] for _, gram in grams])
+        hits = np.flatnonzero(np.isin(_hashes(stream, size), wanted))
+        in_stream = {tuple(stream[start : start + size].tolist()) for start in hits}
         for place, gram in grams:
-            present[place] |= gram in found
+            present[place] |= gram in in_stream
     return present
-
-
-def _found(size: int, grams: set[tuple[int, ...]], stream: NDArray[np.uint32]) -> set[tuple[int, ...]]:
-    if len(stream) < size:
-        return set()
-    wanted = np.array([_hashes(np.array(gram, dtype=np.uint32), size)[0] for gram in sorted(grams)])
-    hits = np.flatnonzero(np.isin(_hashes(stream, size), wanted))
-    return {gram for start in hits if (gram := tuple(stream[start : start + size].tolist())) in grams}
 
 
 def _hashes(stream: NDArray[np.uint32], size: int) -> NDArray[np.uint64]:

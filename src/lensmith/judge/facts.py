@@ -31,13 +31,6 @@ class LensIdentity(Record):
     rank: int
 
 
-class ProofFacts(Record):
-    """How close the head on the last layer came to the model when it was loaded."""
-
-    max_kl_bits: float
-    n_positions: int
-
-
 class ModelStats(Record):
     """The model's shape; None where its configuration does not say."""
 
@@ -48,7 +41,6 @@ class ModelStats(Record):
     n_ctx: int | None
     architecture: str
     dtype: str
-    proof: ProofFacts
     norm_note: str
 
 
@@ -74,10 +66,8 @@ class LastLayer(Record):
     cfg_transform: LogitTransform
     kl_after_temp_bits: Number
     kl_final_lens_bits: Number
-    kl_final_lens_after_temp_bits: Number
     kl_final_lens_after_temp_bits_by_seq: tuple[Number, ...]
     n_positions: int
-    too_few_positions: bool
     warn_high_last_layer_kl: bool
 
 
@@ -99,20 +89,12 @@ class ContextPart(Record):
 
 
 class HeldoutFacts(Record):
-    """Held-out text by lens: means by layer, medians over positions by depth."""
+    """What was measured of held-out text; heldout.csv and positions.csv hold the numbers."""
 
-    first_sequence: int
-    n_seqs: int
     block_seqs: int  # neighbouring sequences that a bootstrap draws together
     n_positions: int
     parts: tuple[ContextPart, ...]
-    layers: Mapping[str, int]
-    kl_final_lens_bits_by_layer: Mapping[str, tuple[Number, ...]]
-    top1_agree_by_layer: Mapping[str, tuple[Number, ...]]
-    cos_to_final_by_layer: Mapping[str, tuple[Number, ...]]
-    cosine_milestones: Mapping[str, Mapping[str, int | None]]
-    median_kl_final_lens_bits: Mapping[str, ByDepth]
-    median_delta_kl_bits: Mapping[str, ByDepth]
+    median_kl_final_lens_bits: Mapping[str, ByDepth]  # by lens, over positions
 
 
 class ProbeText(Record):
@@ -185,7 +167,7 @@ class TunedLensFacts(Record):
 class RunFacts(Record):
     """run.json of a sweep."""
 
-    schema_version: Literal[3] = Field(alias="schema")
+    schema_version: Literal[4] = Field(alias="schema")
     model_key: str
     model_id: str
     model_stats: ModelStats
@@ -202,13 +184,10 @@ class RunFacts(Record):
 class SuiteFacts(Record):
     """suite.json of an evaluation."""
 
-    schema_version: Literal[2] = Field(alias="schema")
+    schema_version: Literal[3] = Field(alias="schema")
     model_key: str
     n_layers: int
     lens: LensIdentity
     lenses: tuple[str, ...]
     files: Mapping[str, str]  # of prompts -> sha256
-    prompts: int
-    by_domain: Mapping[str, int]
-    unaligned: tuple[str, ...]  # ids of prompts whose answer has no first token of its own
     in_training_text: tuple[str, ...]  # ids of prompts that stand there word for word

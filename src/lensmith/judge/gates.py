@@ -106,7 +106,7 @@ GATES = (
     Gate(
         "D",
         "Nowhere worse",
-        "At none of the depths does the tuned lens lose more than this.",
+        "At each depth, the tuned lens loses at most what the limit allows.",
         lambda scope: (
             Criterion(
                 kpi=f"median_delta_kl_bits_{percent}",
@@ -134,7 +134,7 @@ GATES = (
     Gate(
         "G",
         "At every position",
-        "In no part of the context, not at its beginning either, does the tuned lens lose more than this.",
+        "In each part of the context, its beginning included, the tuned lens loses at most what the limit allows.",
         lambda scope: (
             Criterion(
                 kpi=f"position_delta_kl_bits_{percent}_part_{number}",
@@ -149,7 +149,7 @@ GATES = (
     Gate(
         "H",
         "No new artefacts",
-        "On probe prompts, the tuned lens departs from a reading without any norm no more than the norm lens does.",
+        "On probe prompts, the artefact score of the tuned lens exceeds that of the norm lens by at most the limit.",
         lambda scope: (
             Criterion(
                 kpi="artifact_score_increase",
@@ -165,13 +165,20 @@ LETTERS = tuple(gate.letter for gate in GATES)
 
 def judge(kpis: Mapping[str, Estimate], scope: Scope) -> tuple[GateResult, ...]:
     """Every gate of the table; a KPI that is not among `kpis` is missing, and its gate invalid."""
-    return tuple(_judge_gate(gate, kpis, scope) for gate in GATES)
-
-
-def _judge_gate(gate: Gate, kpis: Mapping[str, Estimate], scope: Scope) -> GateResult:
-    checks = tuple(check(criterion, kpis.get(criterion.kpi, MISSING)) for criterion in gate.criteria(scope))
-    verdict, point = (verdict_of([getattr(one, name) for one in checks]) for name in ("verdict", "point"))
-    return GateResult(letter=gate.letter, name=gate.name, asks=gate.asks, verdict=verdict, point=point, checks=checks)
+    results = []
+    for gate in GATES:
+        checks = tuple(check(criterion, kpis.get(criterion.kpi, MISSING)) for criterion in gate.criteria(scope))
+        results.append(
+            GateResult(
+                letter=gate.letter,
+                name=gate.name,
+                asks=gate.asks,
+                verdict=verdict_of([each.verdict for each in checks]),
+                point=verdict_of([each.point for each in checks]),
+                checks=checks,
+            )
+        )
+    return tuple(results)
 
 
 def check(criterion: Criterion, measured: Estimate) -> Check:

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lensmith.judge.bench import MEASURED, Bench, Target, compare
-from lensmith.judge.facts import ByDepth, ContextPart, HeldoutFacts
-from lensmith.judge.tables import RANKS, TUNED, Floats, layers
+from lensmith.judge.facts import ContextPart, HeldoutFacts
+from lensmith.judge.tables import RANKS, Floats, layers
 from lensmith.lens import divergence
 from lensmith.lens.depth import PERCENTILES, depth_layer
 from lensmith.process.draws import Stream
 from lensmith.process.progress import track
 from lensmith.settings.sections import SweepParams
 
-KL, COSINE, AGREE = (MEASURED.index(name) for name in ("kl_final_lens_bits", "cos_to_final", "top1_agree"))
+KL = MEASURED.index("kl_final_lens_bits")
 PART_ENDS = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # of the context
 CLOSE_BITS = 1.0  # `first_kl_le_1_bit`
 MILESTONES = (0.2, 0.4, 0.6)  # of the cosine
@@ -80,26 +80,19 @@ def measure(bench: Bench, tokens: Tensor, settings: SweepParams, first: int = 0)
     for batch, places in zip(batches, places_of, strict=True):
         resid = bench.backbone.capture(batch, places)
         for part in resid.flatten(0, 1).split(bench.chunk):
-            for key, values, rank in _measure_part(bench, part):
-                cells.setdefault(key, []).append(values)
-                ranks.setdefault(key, []).append(rank)
-    by_key = {key: torch.cat(parts).view(n, count, len(MEASURED)).double().numpy() for key, parts in cells.items()}
+            target = Target.of(bench.final(part))
+            for lens, layer in bench.decoded:
+                reading = compare(target, bench.decode(lens, layer, part))
+                cells.setdefault((lens, layer), []).append(reading.measured.cpu())
+                rank = divergence.token_rank(reading.logits, target.top)
+                ranks.setdefault((lens, layer), []).append(rank.cpu())
     return Heldout(
         first,
         seq_len,
         positions,
-        by_key,
+        {key: torch.cat(parts).view(n, count, len(MEASURED)).double().numpy() for key, parts in cells.items()},
         {key: torch.cat(parts).view(n, count).numpy() for key, parts in ranks.items()},
     )
-
-
-def _measure_part(bench: Bench, resid: Tensor) -> Iterator[tuple[tuple[str, int], Tensor, Tensor]]:
-    target = Target.of(bench.final(resid))
-    for lens in bench.names:
-        for layer in layers(lens, bench.n_layers):
-            reading = compare(target, bench.decode(lens, layer, resid))
-            rank = divergence.token_rank(reading.logits, target.top)
-            yield (lens, layer), reading.measured.cpu(), rank.cpu()
 
 
 def lines(measured: Heldout) -> Iterator[list[object]]:
@@ -113,22 +106,17 @@ def lines(measured: Heldout) -> Iterator[list[object]]:
 
 def position_lines(bench: Bench, measured: Heldout) -> Iterator[list[object]]:
     """The lines of positions.csv, lens by lens."""
-    parts = measured.parts.tolist()
+    parts, n_layers = measured.parts.tolist(), bench.n_layers
     for lens in bench.names:
-        facts = _by_position(measured, lens, bench.n_layers)
+        ranks = np.stack([measured.ranks[lens, layer] for layer in range(1, n_layers + 1)], -1)
+        kl = np.stack([measured.values[lens, layer][..., KL] for layer in range(1, n_layers + 1)], -1)
+        firsts = [first_layer_where(ranks < k) for k in RANKS] + [first_layer_where(kl <= CLOSE_BITS)]
+        at_depth = [kl[..., depth_layer(n_layers, percent) - 1] for percent in PERCENTILES]
+        # As Python's own numbers: a CSV shows NumPy's with their types.
+        columns = [column.tolist() for column in (*firsts, (ranks < 1).mean(axis=-1), *at_depth)]
         for (seq, stratum), position in np.ndenumerate(measured.positions):
             where = (measured.first + seq, int(position), parts[stratum], lens)
-            yield [*where, *(column[seq, stratum] for column in facts)]
-
-
-def _by_position(measured: Heldout, lens: str, n_layers: int) -> list[NDArray[Any]]:
-    """What positions.csv says of one lens beside where: a column (n_seqs, p) each."""
-    ranks = np.stack([measured.ranks[lens, layer] for layer in range(1, n_layers + 1)], -1)
-    kl = np.stack([measured.values[lens, layer][..., KL] for layer in range(1, n_layers + 1)], -1)
-    firsts = [first_layer_where(ranks < k) for k in RANKS] + [first_layer_where(kl <= CLOSE_BITS)]
-    at_depth = [kl[..., depth_layer(n_layers, percent) - 1] for percent in PERCENTILES]
-    # As Python's own numbers: a CSV shows NumPy's with their types.
-    return [np.array(c.tolist(), dtype=object) for c in (*firsts, (ranks < 1).mean(axis=-1), *at_depth)]
+            yield [*where, *(column[seq][stratum] for column in columns)]
 
 
 def first_layer_where(reached: NDArray[np.bool_]) -> NDArray[Any]:
@@ -144,40 +132,20 @@ def facts(bench: Bench, measured: Heldout, block_seqs: int) -> HeldoutFacts:
     Args:
         block_seqs: neighbouring sequences that a bootstrap draws together.
     """
-    at = {f"p{percent}": depth_layer(bench.n_layers, percent) for percent in PERCENTILES}
-    kl = {key: values[..., KL] for key, values in measured.values.items()}
-
-    def by_layer(column: int) -> dict[str, tuple[float, ...]]:
-        return {
-            lens: tuple(float(measured.values[lens, i][..., column].mean()) for i in layers(lens, bench.n_layers))
-            for lens in bench.names
-        }
-
-    def medians(lens: str) -> ByDepth:
-        return {name: float(np.median(kl[lens, layer])) for name, layer in at.items()}
-
-    def medians_saved(lens: str) -> ByDepth:
-        return {name: float(np.median(kl[lens, layer] - kl[TUNED, layer])) for name, layer in at.items()}
-
-    cosine = by_layer(COSINE)
     count = measured.positions.shape[1]
     edges, ends = strata(measured.seq_len, count), part_ends(count)
+    at = {f"p{percent}": depth_layer(bench.n_layers, percent) for percent in PERCENTILES}
     return HeldoutFacts(
-        first_sequence=measured.first,
-        n_seqs=measured.n_seqs,
         block_seqs=block_seqs,
         n_positions=int(measured.positions.size),
         parts=tuple(
             ContextPart(first=int(edges[a]), last=int(edges[b]) - 1, n_positions=int(b - a) * measured.n_seqs)
             for a, b in zip([0, *ends[:-1]], ends, strict=True)
         ),
-        layers=at,
-        kl_final_lens_bits_by_layer=by_layer(KL),
-        top1_agree_by_layer=by_layer(AGREE),
-        cos_to_final_by_layer=cosine,
-        cosine_milestones={lens: milestones(lens, curve) for lens, curve in cosine.items()},
-        median_kl_final_lens_bits={lens: medians(lens) for lens in bench.names},
-        median_delta_kl_bits={lens: medians_saved(lens) for lens in bench.names if lens != TUNED},
+        median_kl_final_lens_bits={
+            lens: {name: float(np.median(measured.values[lens, layer][..., KL])) for name, layer in at.items()}
+            for lens in bench.names
+        },
     )
 
 

@@ -110,6 +110,14 @@ class Check(Criterion):
         return "exact" if measured.finite else "none"
 
     @property
+    def margin(self) -> float:
+        """How far the number is inside of its limit; -inf where it is missing."""
+        if self.measured.value is None:
+            return -math.inf
+        margin = self.measured.value - self.limit
+        return margin if self.at_least else -margin
+
+    @property
     def span(self) -> Span | None:
         """Where number, interval and limit lie on a line; None where the number is missing."""
         value = self.measured.value
@@ -139,18 +147,12 @@ class GateResult(Record):
         groups: dict[str, list[Check]] = {}
         for check in self.checks:
             groups.setdefault(check.group or check.kpi, []).append(check)
-        return tuple(_worst(checks) for checks in groups.values())
-
-
-def _worst(checks: list[Check]) -> Check:
-    def margin(check: Check) -> float:
-        value = -math.inf if check.measured.value is None else check.measured.value - check.limit
-        return value if check.at_least or value == -math.inf else -value
-
-    worst = min(checks, key=margin)
-    if len(checks) == 1:
-        return worst
-    return worst.model_copy(update={"label": f"{worst.label}, the worst of {len(checks)}"})
+        shown = []
+        for checks in groups.values():
+            worst = min(checks, key=lambda check: check.margin)
+            label = worst.label if len(checks) == 1 else f"{worst.label}, the worst of {len(checks)}"
+            shown.append(worst.model_copy(update={"label": label}))
+        return tuple(shown)
 
 
 class Rung(NamedTuple):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lensmith.files import artifacts
-from lensmith.judge import attribution, gates, rows, tables
+from lensmith.judge import gates, ladder, rows, tables
 from lensmith.judge.judgement import VERDICTS, ArtifactScore, Counts, Estimate, Judgement, Verdict
 from lensmith.judge.kpis import KL, Book, Units
 from lensmith.judge.tables import NORMS, RANKS, TUNED
@@ -55,10 +55,7 @@ def judge(book: Book, settings: ModelParams) -> Judgement:
     measured, run_facts = book.measured, book.measured.run
     scope = gates.Scope(settings.gates, measured.n_layers, run_facts.heldout.parts)
     kpis = dict(_kpis(book, scope))
-    scores = {
-        lens: ArtifactScore(score=check.lens_artifact_score, risk_tier=check.risk_tier)
-        for lens, check in run_facts.raw_lens_check.items()
-    }
+    aligned, block_seqs = int(book.aligned.sum()), run_facts.heldout.block_seqs
     return Judgement(
         model_key=settings.key,
         model_id=settings.model_id,
@@ -67,13 +64,27 @@ def judge(book: Book, settings: ModelParams) -> Judgement:
         layers={percent: depth_layer(measured.n_layers, percent) for percent in PERCENTILES},
         confidence=settings.gates.confidence,
         earliness_layers={rank: scope.earliness_layers(rank) for rank in (10, 5)},
-        counts=_counts(book),
+        counts=Counts(
+            prompts=len(book.aligned),
+            unaligned=len(book.aligned) - aligned,
+            in_training_text=len(measured.asked.in_training_text),
+            templates=len(set(book.templates)),
+            never_in_rank={k: aligned - int(book.suite.earliness(k).reached.sum()) for k in RANKS},
+            heldout_seqs=len(measured.heldout.units),
+            heldout_positions=run_facts.heldout.n_positions,
+            probes=len(run_facts.prompts),
+            suite_resampled_by="template" if book.clusters == book.templates else "prompt",
+            heldout_resampled_by="sequence" if block_seqs == 1 else f"run of {block_seqs} sequences",
+        ),
         kpis=kpis,
         baselines=dict(_baselines(book)),
         gates=gates.judge(kpis, scope),
-        ladder=tuple(attribution.rungs(book)),
+        ladder=tuple(ladder.rungs(book)),
         parts=scope.parts,
-        artifact_scores=scores,
+        artifact_scores={
+            lens: ArtifactScore(score=check.lens_artifact_score, risk_tier=check.risk_tier)
+            for lens, check in run_facts.raw_lens_check.items()
+        },
         last_layer_temp_at_bound=run_facts.last_layer_consistency.temp_at_bound,
     )
 
@@ -90,13 +101,15 @@ def _kpis(book: Book, scope: gates.Scope) -> Iterator[tuple[str, Estimate]]:
             if rung in measured.rungs:
                 yield f"heldout_delta_kl_bits_{percent}_vs_{rung}", book.heldout.mean_delta_kl(percent, (rung,))
         for part in range(len(scope.parts)):
-            kpi = book.heldout.mean_delta_kl(percent, kept=measured.positions.part == part)
-            yield f"position_delta_kl_bits_{percent}_part_{part}", kpi
-        for lens in measured.heldout.lenses:
-            yield f"heldout_kl_{lens}_bits_{percent}", book.heldout_kl(lens, percent)
+            saved = book.heldout.mean_delta_kl(percent, kept=measured.positions.part == part)
+            yield f"position_delta_kl_bits_{percent}_part_{part}", saved
     for lens in measured.heldout.lenses:
-        yield f"heldout_kl_{lens}_bits_mean", book.heldout_kl_mean(lens)
-    yield from attribution.attribution(book)
+        for percent in PERCENTILES:
+            layer = depth_layer(measured.n_layers, percent)
+            yield f"heldout_kl_{lens}_bits_{percent}", book.heldout_kl(lens, layer)
+        # Without the last layer, where every lens is the model itself.
+        yield f"heldout_kl_{lens}_bits_mean", book.heldout_kl(lens, slice(1, max(measured.n_layers, 2)))
+    yield from ladder.kpis(book)
     yield "last_layer_kl_after_temp_bits", book.last_layer_kl()
     yield "artifact_score_increase", book.artifact_score_increase()
     yield "final_rank1_share", book.final_rank1_share()
@@ -114,22 +127,6 @@ def _reference_kpis(
         share = units.earliness_share(k, scope.earliness_layers(k), baselines)
         yield f"{prefix}earliness_share_le_{k}{end}", share
     yield f"{prefix}rank1_coverage_gain{end}", units.coverage_gain(baselines)[1]
-
-
-def _counts(book: Book) -> Counts:
-    measured, aligned = book.measured, int(book.aligned.sum())
-    return Counts(
-        prompts=len(book.aligned),
-        unaligned=len(book.aligned) - aligned,
-        in_training_text=len(measured.asked.in_training_text),
-        templates=len(set(book.templates)),
-        never_in_rank={k: aligned - int(book.suite.earliness(k).reached.sum()) for k in RANKS},
-        heldout_seqs=len(measured.heldout.units),
-        heldout_positions=measured.run.heldout.n_positions,
-        probes=len(measured.run.prompts),
-        suite_resampled_by="template" if book.clusters == book.templates else "prompt",
-        heldout_resampled_by="sequence" if book.block_seqs == 1 else f"run of {book.block_seqs} sequences",
-    )
 
 
 def _baselines(book: Book) -> Iterator[tuple[str, str]]:
@@ -170,7 +167,7 @@ def metrics(judged: Judgement) -> dict[str, float | int | str]:
         preferred        the lens that summaries should read
         n                prompts
 
-    Names are short so that the table of two models fits into 160 columns. A number that is missing has no key.
+    A number that is missing has no key.
     """
     numbers = {name: value for name, kpi in METRIC_KPIS.items() if (value := judged.number(kpi)) is not None}
     letters = {word: "".join(gate.letter for gate in judged.gates if gate.verdict == word) for word in VERDICTS}

@@ -21,7 +21,7 @@ from lensmith.judge import bootstrap
 from lensmith.judge.bootstrap import Draws, Statistic
 from lensmith.judge.judgement import MISSING, Estimate
 from lensmith.judge.rows import Curves, Measured
-from lensmith.judge.tables import NORMS, RANKS, TUNED, Floats
+from lensmith.judge.tables import NORM_LENS, NORMS, RANKS, TUNED, Floats
 from lensmith.lens.depth import PERCENTILES, depth_layer
 from lensmith.process.draws import Stream
 from lensmith.settings.sections import GatesParams
@@ -31,6 +31,7 @@ Centre = Callable[[Floats], Any]  # np.mean or np.median
 KL = "kl_final_lens_bits"
 # Below this many templates a resample of templates says more about their number than about the prompts.
 MIN_CLUSTERS = 8
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,8 @@ class Earliness:
     """How much earlier the tuned lens has the answer within rank k, unit by unit."""
 
     baseline: str
-    shift: Floats  # layers, (n,): first row under the baseline minus first row under the tuned lens
+    shift: Floats  # layers, (n,): first layer under the baseline minus first layer under the tuned lens
     reached: NDArray[np.bool_]  # (n,): units where at least one of the two gets there
-    first: Mapping[str, Floats]  # lens -> first row, L + 1 where it never does
 
 
 @dataclass(frozen=True)
@@ -52,58 +52,60 @@ class Units:
     draws: Draws  # of all n
     kl: Mapping[str, Mapping[int, Floats]]  # percent of depth -> KL(final || lens) in bits, (n,)
     answered: NDArray[np.bool_]  # (n,): has an answer; the two below are of those alone
-    first: Mapping[str, Mapping[int, Floats]]  # k -> first row within rank k, L + 1 where never
-    share_at_top: Mapping[str, Floats]  # share of blocks that have the answer at rank 1
+    first: Mapping[str, Mapping[int, Floats]]  # k -> first layer within rank k, L + 1 where never
+    share_at_top: Mapping[str, Floats]  # share of layers 1..L that have the answer at rank 1
 
-    def delta(self, percent: int, baselines: Sequence[str], centre: Centre) -> tuple[str, Floats]:
-        """The strongest of some baselines at a depth, and its KL minus that of the tuned lens."""
-        strongest = min(baselines, key=lambda lens: _centre(self.kl[lens][percent], centre))
-        return strongest, self.kl[strongest][percent] - self.kl[TUNED][percent]
+    def estimate(self, statistic: Statistic, values: Floats, draws: Draws | None = None) -> Estimate:
+        """A statistic of values (n, ...) and its interval; `draws` where the values are of some units alone."""
+        return bootstrap.estimate(statistic, values, draws or self.draws, self.confidence)
+
+    def delta(
+        self, percent: int, baselines: Sequence[str], centre: Centre, kept: slice | NDArray[np.bool_] = ALL
+    ) -> tuple[str, Floats]:
+        """The strongest of some baselines at a depth on the units that are kept, and its KL minus the tuned lens's."""
+        kl = {lens: self.kl[lens][percent][kept] for lens in (*baselines, TUNED)}
+        strongest = min(baselines, key=lambda lens: _centre(kl[lens], centre))
+        return strongest, kl[strongest] - kl[TUNED]
 
     def median_delta_kl(self, percent: int, baselines: Sequence[str] = NORMS) -> Estimate:
         """Median over units of KL(final || baseline) - KL(final || tuned), bits."""
-        return self._kpi(bootstrap.median, self.delta(percent, baselines, np.median)[1], self.draws)
+        return self.estimate(bootstrap.median, self.delta(percent, baselines, np.median)[1])
 
     def mean_delta_kl(
-        self, percent: int, baselines: Sequence[str] = NORMS, kept: NDArray[np.bool_] | None = None
+        self, percent: int, baselines: Sequence[str] = NORMS, kept: slice | NDArray[np.bool_] = ALL
     ) -> Estimate:
-        """Mean of the same, over all units or over some. The baseline is the strongest on those it is taken over."""
-        if kept is None:
-            return self._kpi(bootstrap.mean, self.delta(percent, baselines, np.mean)[1], self.draws)
-        strongest = min(baselines, key=lambda lens: _centre(self.kl[lens][percent][kept], np.mean))
-        values = (self.kl[strongest][percent] - self.kl[TUNED][percent])[kept]
-        return self._kpi(bootstrap.mean, values, self.draws.only(kept))
+        """Mean of the same over the units that are kept."""
+        saved = self.delta(percent, baselines, np.mean, kept)[1]
+        return self.estimate(bootstrap.mean, saved, self.draws.only(kept))
 
     def earliness(self, k: int, baselines: Sequence[str] = NORMS) -> Earliness:
-        """First rows within rank k, against the baseline that gets there earlier on average."""
-        first = {lens: by_rank[k] for lens, by_rank in self.first.items()}
-        baseline = min(baselines, key=lambda lens: _centre(first[lens], np.mean))
-        shift = first[baseline] - first[TUNED]
-        reached = np.minimum(first[baseline], first[TUNED]) <= self.n_layers
-        return Earliness(baseline, shift, reached | ~np.isfinite(shift), first)  # a missing rank must be seen
+        """Layers gained until rank k, against the baseline that gets there earlier on average."""
+        baseline = min(baselines, key=lambda lens: _centre(self.first[lens][k], np.mean))
+        before, tuned = self.first[baseline][k], self.first[TUNED][k]
+        shift = before - tuned
+        reached = np.minimum(before, tuned) <= self.n_layers
+        return Earliness(baseline, shift, reached | ~np.isfinite(shift))  # a missing rank must be seen
 
     def earliness_shift(self, k: int, baselines: Sequence[str] = NORMS) -> Estimate:
         """Median over units, in layers; units that get there under neither lens are left out."""
         early = self.earliness(k, baselines)
-        return self._kpi(bootstrap.median, early.shift[early.reached], self._reached(early))
+        return self.estimate(bootstrap.median, early.shift[early.reached], self._reached(early))
 
     def earliness_share(self, k: int, layers: float, baselines: Sequence[str] = NORMS) -> Estimate:
         """Share of these units whose shift is at least `layers`."""
-        shift = (early := self.earliness(k, baselines)).shift[early.reached]
+        early = self.earliness(k, baselines)
+        shift = early.shift[early.reached]
         hits = np.where(np.isfinite(shift), (shift >= layers).astype(np.float64), np.nan)
-        return self._kpi(bootstrap.mean, hits, self._reached(early))
-
-    def coverage_gain(self, baselines: Sequence[str] = NORMS) -> tuple[str, Estimate]:
-        """Share of (unit, block) where the answer is at rank 1, tuned minus the best baseline."""
-        baseline = min(baselines, key=lambda lens: _centre(-self.share_at_top[lens], np.mean))
-        gain = self.share_at_top[TUNED] - self.share_at_top[baseline]
-        return baseline, self._kpi(bootstrap.mean, gain, self.draws.only(self.answered))
+        return self.estimate(bootstrap.mean, hits, self._reached(early))
 
     def _reached(self, early: Earliness) -> Draws:
         return self.draws.only(self.answered).only(early.reached)
 
-    def _kpi(self, statistic: Statistic, values: Floats, draws: Draws) -> Estimate:
-        return bootstrap.estimate(statistic, values, draws, self.confidence)
+    def coverage_gain(self, baselines: Sequence[str] = NORMS) -> tuple[str, Estimate]:
+        """The best baseline, and the share of (unit, layer) with the answer at rank 1: tuned minus that baseline."""
+        baseline = min(baselines, key=lambda lens: _centre(-self.share_at_top[lens], np.mean))
+        gain = self.share_at_top[TUNED] - self.share_at_top[baseline]
+        return baseline, self.estimate(bootstrap.mean, gain, self.draws.only(self.answered))
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,15 @@ class Book:
     measured: Measured
     limits: GatesParams
 
+    @property
+    def start(self) -> str:
+        """The norm lens that the tuned lens starts from."""
+        return NORM_LENS[self.measured.run.lens.norm]
+
     @cached_property
     def templates(self) -> tuple[str, ...]:
         """The template of each prompt."""
-        return tuple(f"{row['domain']}\n{row['template']}" for row in self.measured.prompts)
+        return tuple(f"{line['domain']}\n{line['template']}" for line in self.measured.prompts)
 
     @property
     def clusters(self) -> tuple[str, ...]:
@@ -126,78 +133,72 @@ class Book:
     @cached_property
     def aligned(self) -> NDArray[np.bool_]:
         """Prompts whose answer has a first token, (n,)."""
-        return np.array([row["aligned"] == "1" for row in self.measured.prompts], dtype=bool)
+        return np.array([line["aligned"] == "1" for line in self.measured.prompts], dtype=bool)
 
     @cached_property
     def suite(self) -> Units:
+        """The suite's prompts."""
         curves = self.measured.suite
         ranks = {lens: curves.at(lens, "answer_token_rank")[self.aligned] for lens in curves.lenses}
-        rows = {percent: depth_layer(self.measured.n_layers, percent) for percent in PERCENTILES}
+        at = {percent: depth_layer(self.measured.n_layers, percent) for percent in PERCENTILES}
         return Units(
             self.measured.n_layers,
             self.limits.confidence,
-            self.draw("bootstrap-suite", self.clusters),
-            {lens: {p: curves.at(lens, KL)[:, row] for p, row in rows.items()} for lens in curves.lenses},
+            self._draw("bootstrap-suite", self.clusters),
+            {lens: {percent: curves.at(lens, KL)[:, layer] for percent, layer in at.items()} for lens in curves.lenses},
             self.aligned,
-            {lens: {k: first_rows(ranks[lens], k) for k in RANKS} for lens in curves.lenses},
-            {lens: _share_at_top(ranks[lens]) for lens in curves.lenses},
+            {lens: {k: first_layers(ranks[lens], k) for k in RANKS} for lens in curves.lenses},
+            {
+                lens: np.where(np.isfinite(by_layer[:, 1:]).all(axis=1), (by_layer[:, 1:] < 1).mean(axis=1), np.nan)
+                for lens, by_layer in ranks.items()
+            },
         )
 
     @cached_property
     def heldout(self) -> Units:
-        found = self.measured.positions
-        lenses = found.values
+        """Held-out positions."""
+        positions = self.measured.positions
+        lenses = positions.values
         return Units(
             self.measured.n_layers,
             self.limits.confidence,
-            self.draw("bootstrap-heldout", self.blocks(found.seq)),
-            {lens: {p: found.at(lens, f"{KL}_{p}") for p in PERCENTILES} for lens in lenses},
-            np.ones(len(found.seq), dtype=bool),
-            {lens: {k: found.at(lens, f"first_rank_le_{k}") for k in RANKS} for lens in lenses},
-            {lens: found.at(lens, "rank1_share") for lens in lenses},
+            self._draw("bootstrap-heldout", self._blocks(positions.seq)),
+            {lens: {p: positions.at(lens, f"{KL}_{p}") for p in PERCENTILES} for lens in lenses},
+            np.ones(len(positions.seq), dtype=bool),
+            {lens: {k: positions.at(lens, f"first_rank_le_{k}") for k in RANKS} for lens in lenses},
+            {lens: positions.at(lens, "rank1_share") for lens in lenses},
         )
 
-    @property
-    def block_seqs(self) -> int:
-        """Neighbouring sequences that are drawn together: as many as a document of the mean length is long."""
-        return self.measured.run.heldout.block_seqs
+    def _blocks(self, seq: NDArray[np.int64]) -> list[int]:
+        """The block of neighbouring sequences that each sequence number belongs to: blocks are drawn as a whole."""
+        return list((seq // self.measured.run.heldout.block_seqs).tolist())
 
-    def blocks(self, seq: NDArray[np.int64]) -> list[int]:
-        """The block of each sequence number."""
-        return list((seq // self.block_seqs).tolist())
-
-    def draw(self, stream: str, clusters: Sequence[object]) -> Draws:
+    def _draw(self, stream: str, clusters: Sequence[object]) -> Draws:
         return bootstrap.draw(clusters, self.limits.bootstrap_samples, Stream(self.limits.seed, stream))
 
-    def heldout_mean(self, lens: str, quantity: str, row: int) -> Estimate:
-        """Mean of any quantity over held-out positions at one row."""
-        values = self.measured.heldout.at(lens, quantity)[:, row]
-        return bootstrap.estimate(bootstrap.mean, values, self._heldout_draws, self.limits.confidence)
+    def _mean(self, values: Floats, draws: Draws) -> Estimate:
+        return bootstrap.estimate(bootstrap.mean, values, draws, self.limits.confidence)
 
     @cached_property
     def _heldout_draws(self) -> Draws:
         """The resamples of `heldout`, here of sequences."""
-        return self.draw("bootstrap-heldout", self.blocks(np.array(self.measured.heldout.units, dtype=np.int64)))
+        return self._draw("bootstrap-heldout", self._blocks(np.array(self.measured.heldout.units, dtype=np.int64)))
 
-    def heldout_kl(self, lens: str, percent: int) -> Estimate:
-        """Mean KL(final || lens) over held-out positions at one depth, bits."""
-        return self._heldout_mean(self.measured.heldout.at(lens, KL)[:, depth_layer(self.measured.n_layers, percent)])
+    def heldout_mean(self, lens: str, quantity: str, layer: int) -> Estimate:
+        """Mean of any quantity over held-out positions at one layer."""
+        return self._mean(self.measured.heldout.at(lens, quantity)[:, layer], self._heldout_draws)
 
-    def heldout_kl_mean(self, lens: str) -> Estimate:
-        """The same over all layers but the last, where every lens is the model itself."""
-        return self._heldout_mean(self.measured.heldout.at(lens, KL)[:, 1 : max(self.measured.n_layers, 2)])
-
-    def _heldout_mean(self, values: Floats) -> Estimate:
-        by_seq = values.reshape(len(values), -1).mean(axis=1)
-        around = bootstrap.estimate(bootstrap.mean, by_seq, self._heldout_draws, self.limits.confidence)
+    def heldout_kl(self, lens: str, layers: int | slice) -> Estimate:
+        """Mean KL(final || lens) over held-out positions and one or several layers, bits."""
+        values = self.measured.heldout.at(lens, KL)[:, layers]
+        around = self._mean(values.reshape(len(values), -1).mean(axis=1), self._heldout_draws)
         return around.model_copy(update={"value": float(values.mean())}) if around.finite else around
 
     def last_layer_kl(self) -> Estimate:
         """KL(model || norm lens at the last block after one scalar temperature), bits."""
         by_seq = self.measured.run.last_layer_consistency.kl_final_lens_after_temp_bits_by_seq
         values = np.array([np.nan if v is None else v for v in by_seq], dtype=np.float64)
-        draws = self.draw("bootstrap-last-layer", self.blocks(np.arange(len(values))))
-        return bootstrap.estimate(bootstrap.mean, values, draws, self.limits.confidence)
+        return self._mean(values, self._draw("bootstrap-last-layer", self._blocks(np.arange(len(values)))))
 
     def artifact_score_increase(self) -> Estimate:
         """Artefact score of the tuned lens minus that of the norm lens, mean over the probes' texts.
@@ -208,25 +209,19 @@ class Book:
         if self.start not in checks or TUNED not in checks:
             return MISSING
         tuned, norm = (np.array(checks[lens].score_by_prompt, dtype=np.float64) for lens in (TUNED, self.start))
-        draws = self.draw("bootstrap-probes", [f"{text.fact_key}\n{text.prompt_id}" for text in prompts])
-        return bootstrap.estimate(bootstrap.mean, tuned - norm, draws, self.limits.confidence)
+        clusters = [f"{text.fact_key}\n{text.prompt_id}" for text in prompts]
+        return self._mean(tuned - norm, self._draw("bootstrap-probes", clusters))
 
     def final_rank1_share(self) -> Estimate:
         """Share of aligned prompts where the model itself has the answer on top."""
-        ranks = [row["final_answer_token_rank"] for row in self.measured.prompts if row["aligned"] == "1"]
+        ranks = [line["final_answer_token_rank"] for line in self.measured.prompts if line["aligned"] == "1"]
         hits = np.array([rank == "0" for rank in ranks], dtype=np.float64)
-        draws = self.suite.draws.only(self.aligned)
-        return bootstrap.estimate(bootstrap.mean, hits, draws, self.limits.confidence)
-
-    @property
-    def start(self) -> str:
-        """The norm lens that the tuned lens starts from."""
-        return NORMS[0] if self.measured.run.lens.norm == "final" else NORMS[1]
+        return self._mean(hits, self.suite.draws.only(self.aligned))
 
 
-def stronger(curves: Curves, row: int, centre: Centre) -> str:
-    """The norm baseline with the lower KL to the model at a row; the final norm where they are equal."""
-    return min(NORMS, key=lambda lens: _centre(curves.at(lens, KL)[:, row], centre))
+def stronger(curves: Curves, layer: int, centre: Centre) -> str:
+    """The norm baseline with the lower KL to the model at a layer; the final norm where they are equal."""
+    return min(NORMS, key=lambda lens: _centre(curves.at(lens, KL)[:, layer], centre))
 
 
 def _centre(values: Floats, centre: Centre) -> float:
@@ -234,17 +229,11 @@ def _centre(values: Floats, centre: Centre) -> float:
     return float(centre(values)) if values.size and np.isfinite(values).all() else float("inf")
 
 
-def first_rows(ranks: Floats, k: int) -> Floats:
-    """The first row from 1 on where the answer is within rank k: (n, L + 1) to (n,); L + 1 where it never is.
+def first_layers(ranks: Floats, k: int) -> Floats:
+    """The first layer from 1 on where the answer is within rank k: (n, L + 1) to (n,); L + 1 where it never is.
 
-    NaN where a rank is missing. Row 0 is left out: the tuned lens has none there.
+    NaN where a rank is missing. Layer 0 is left out: the tuned lens has none there.
     """
-    blocks = ranks[:, 1:]
-    within = blocks < k
+    within = ranks[:, 1:] < k
     first = np.where(within.any(axis=1), within.argmax(axis=1) + 1.0, ranks.shape[1])
-    return np.where(np.isfinite(blocks).all(axis=1), first, np.nan)
-
-
-def _share_at_top(ranks: Floats) -> Floats:
-    blocks = ranks[:, 1:]
-    return np.where(np.isfinite(blocks).all(axis=1), (blocks < 1).mean(axis=1), np.nan)
+    return np.where(np.isfinite(ranks[:, 1:]).all(axis=1), first, np.nan)

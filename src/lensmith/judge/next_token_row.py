@@ -37,7 +37,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class LastPosition:
-    """What all rows of one text share."""
+    """What the rows of one text share."""
 
     ids: list[int]
     answer: str
@@ -56,7 +56,7 @@ class LastPosition:
 
 @dataclass
 class Seen:
-    """What a lens showed at the rows before: the top tokens, and the wider set of the last one."""
+    """What a lens showed at the layers before: the top tokens, and the WIDE likeliest ones of the last layer."""
 
     tops: list[int] = field(default_factory=list)
     wide: set[int] | None = None
@@ -81,16 +81,17 @@ def row(
     """COLUMNS, and what the raw lens's table and run.json need beside them.
 
     Args:
-        seen: of this lens at the rows before; this row is added.
+        seen: of this lens at the layers before; this layer is added.
         resid: (L + 1, d_model). z: the lens's logits, (d_vocab,).
         tau: the temperature of the norm lens here; None for other lenses.
     """
-    p = z.softmax(-1)
+    p, raw = z.softmax(-1), bench.backbone.head.logits(resid[layer].float())
     top = int(z.argmax())
     seen.tops.append(top)
-    raw = bench.backbone.head.logits(resid[layer].float())
+    wide, raw_wide = (set(logits.topk(min(WIDE, len(logits))).indices.tolist()) for logits in (z, raw))
+    before, seen.wide = seen.wide, wide
     facts: Row = dict.fromkeys(COLUMNS)
-    facts |= _copies(bench, prompt, seen.tops, p)
+    facts |= copies(bench, prompt, seen.tops, p)
     facts |= {
         "entropy_collapse": float(divergence.entropy_bits(z)) <= COLLAPSED_BITS,
         "is_answer": bench.text(top).strip() == prompt.answer,  # by its text, unless `_answer` knows its token
@@ -99,11 +100,12 @@ def row(
         "teacher_entropy_bits": float(divergence.entropy_bits(prompt.final)),
         "kl_to_final_bits": float(divergence.kl_bits(z, prompt.final)),
         "kl_final_lens_bits": float(divergence.kl_bits(prompt.final, z)),
+        "topk_jaccard_raw_norm@50": _jaccard(wide, raw_wide) if lens in NORMS else None,
+        "topk_jaccard_consecutive@50": None if before is None else _jaccard(before, wide),
     }
-    facts |= beside_raw(prompt, z, raw)
-    facts |= _overlap(seen, z, raw, lens) | _answer(prompt, z, p, lens) | _surface(prompt, p)
     if tau is not None:
         facts["kl_to_final_bits_norm_temp"] = float(divergence.kl_bits(z / tau, prompt.final))
+    facts |= beside_raw(prompt, z, raw) | _answer(prompt, z, p, lens) | _surface(prompt, p)
     return facts | _geometry(bench, prompt, lens, layer, resid[layer])
 
 
@@ -127,7 +129,12 @@ def beside_raw(prompt: LastPosition, z: Tensor, raw: Tensor) -> Row:
     }
 
 
-def _copies(bench: Bench, prompt: LastPosition, tops: list[int], p: Tensor) -> Row:
+def copies(bench: Bench, prompt: LastPosition, tops: list[int], p: Tensor) -> Row:
+    """COPY_COLUMNS and copy_collapse: whether the last of the top tokens repeat a run of the prompt's ids.
+
+    Args:
+        tops: the top token of each layer so far. p: the lens's probabilities at the last of them, (d_vocab,).
+    """
     # The reference recipe also asks for 0.10 more than the second token has: at these thresholds it always is.
     first = float(p.max())
     word = not trivial(bench.text(tops[-1])) and _within(tops[-1:], prompt.ids)
@@ -140,15 +147,6 @@ def _copies(bench: Bench, prompt: LastPosition, tops: list[int], p: Tensor) -> R
 
 def _within(run: Sequence[int], ids: Sequence[int]) -> bool:
     return any(list(ids[i : i + len(run)]) == list(run) for i in range(len(ids) - len(run) + 1))
-
-
-def _overlap(seen: Seen, z: Tensor, raw: Tensor, lens: str) -> Row:
-    wide, raw_wide = (set(logits.topk(min(WIDE, len(logits))).indices.tolist()) for logits in (z, raw))
-    before, seen.wide = seen.wide, wide
-    return {
-        "topk_jaccard_raw_norm@50": _jaccard(wide, raw_wide) if lens in NORMS else None,
-        "topk_jaccard_consecutive@50": None if before is None else _jaccard(before, wide),
-    }
 
 
 def _jaccard(a: set[int], b: set[int]) -> float:

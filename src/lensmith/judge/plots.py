@@ -16,7 +16,7 @@ import numpy as np
 
 from lensmith.files import artifacts
 from lensmith.judge import rows
-from lensmith.judge.kpis import KL, Book, first_rows, stronger
+from lensmith.judge.kpis import KL, Book, first_layers, stronger
 from lensmith.judge.prompts import read_suite
 from lensmith.judge.rows import Measured
 from lensmith.judge.tables import RANKS, TRAJECTORIES, TUNED
@@ -59,10 +59,11 @@ def run(  # noqa: PLR0917 (a stage takes as many paths as it has)
     artifacts.write_csv(earliness, EARLINESS_COLUMNS, earliness_rows(book), digits=artifacts.TRACKED_DIGITS)
     log = training_rows(lens / "fit_log.csv")
     artifacts.write_csv(training, TRAINING_COLUMNS, log, digits=artifacts.TRACKED_DIGITS)
+    texts = {line.id: line.prompt for _, line in read_suite(settings.suite.files).lines}
     shown = [text for folder in (sweep, suite) for text in artifacts.read_json(folder / TRAJECTORIES)]
     data = {
         "columns": PROMPT_COLUMNS,
-        "prompts": prompt_rows(measured, dict(_texts(settings))),
+        "prompts": prompt_rows(measured, texts),
         "trajectories": shown,
         "provenance": Provenance.read(lens / PROVENANCE).data(),
     }
@@ -121,27 +122,22 @@ def prompt_rows(measured: Measured, texts: dict[str, str]) -> list[list[object]]
     Raises:
         IntegrityError: a measured prompt is not in the suite any more.
     """
-    suite, row = measured.suite, depth_layer(measured.n_layers, 50)
-    norm = stronger(suite, row, np.median)
-    kl = {name: suite.at(name, KL)[:, row].tolist() for name in (norm, TUNED)}
-    first = {(name, k): _layers(measured, name, k) for name in (norm, TUNED) for k in (10, 1)}
-    rows: list[list[object]] = []
-    for place, about in enumerate(measured.prompts):
-        if about["id"] not in texts:
-            raise IntegrityError(f"{about['id']}: was measured, but is not in the suite. `dvc repro` measures anew.")
-        rank = int(about["final_answer_token_rank"]) + 1 if about["final_answer_token_rank"] else None
-        layers = [first[name, k][place] for k in (10, 1) for name in (norm, TUNED)]
-        bits = [kl[norm][place], kl[TUNED][place], kl[norm][place] - kl[TUNED][place]]
-        shown = [round(value, 2) if np.isfinite(value) else None for value in bits]
-        rows.append([about["id"], about["domain"], texts[about["id"]], about["answer"], rank, *layers, *shown])
-    return rows
-
-
-def _layers(measured: Measured, lens: str, k: int) -> list[int | None]:
-    first = first_rows(measured.suite.at(lens, "answer_token_rank"), k)
+    suite, middle = measured.suite, depth_layer(measured.n_layers, 50)
+    norm = stronger(suite, middle, np.median)
+    kl = {lens: suite.at(lens, KL)[:, middle].tolist() for lens in (norm, TUNED)}
     # NaN (no first token of its own) compares false, as L + 1 (never there) does.
-    return [int(layer) if layer <= measured.n_layers else None for layer in first.tolist()]
-
-
-def _texts(settings: ModelParams) -> Iterator[tuple[str, str]]:
-    return ((line.id, line.prompt) for _, line in read_suite(settings.suite.files).lines)
+    first = [
+        [int(layer) if layer <= measured.n_layers else None for layer in layers.tolist()]
+        for k in (10, 1)
+        for layers in (first_layers(suite.at(lens, "answer_token_rank"), k) for lens in (norm, TUNED))
+    ]
+    lines: list[list[object]] = []
+    for number, prompt in enumerate(measured.prompts):
+        if prompt["id"] not in texts:
+            raise IntegrityError(f"{prompt['id']}: was measured, but is not in the suite. `dvc repro` measures anew.")
+        rank = int(prompt["final_answer_token_rank"]) + 1 if prompt["final_answer_token_rank"] else None
+        bits = (kl[norm][number], kl[TUNED][number], kl[norm][number] - kl[TUNED][number])
+        shown = [round(value, 2) if np.isfinite(value) else None for value in bits]
+        about = [prompt["id"], prompt["domain"], texts[prompt["id"]], prompt["answer"], rank]
+        lines.append([*about, *(layers[number] for layers in first), *shown])
+    return lines

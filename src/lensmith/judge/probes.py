@@ -8,7 +8,7 @@ its norm; `control_margin` = p(control's answer) - p(answer).
 Empty cells, by these definitions: what asks for the answer, where it has no first token; `control_margin` but for a
 control prompt; `answer_logit_gap` unless the answer is on top, `answer_vs_top1_gap` if it is; `semantic_margin_ok`,
 `kl_to_final_bits_norm_temp` and `topk_jaccard_raw_norm@50` but for the norm lens, of which they speak;
-`topk_jaccard_consecutive@50` at a lens's first row; `topN`, `probN` beyond sweep.top_k.
+`topk_jaccard_consecutive@50` at a lens's first layer; `topN`, `probN` beyond sweep.top_k.
 
 The table `rawlens`, where the raw lens is asked for, sets the norm lens beside the residual decoded without a norm;
 `entropy_gap_bits` is the raw lens's entropy minus the norm lens's.
@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from lensmith.judge import next_token_row
 from lensmith.judge.bench import Bench
 from lensmith.judge.facts import TIERS, Contrast, ProbeSummary, ProbeText, RawLensCheck
 from lensmith.judge.heldout import milestones
-from lensmith.judge.prompts import Probe, gold_token
+from lensmith.judge.prompts import Probe, Variant, gold_token
 from lensmith.judge.tables import PRISM, RANKS, RAW, TUNED, layers
 from lensmith.judge.trajectories import Shown
 from lensmith.lens import divergence
@@ -68,9 +69,17 @@ class Case:
         return self.text.fact_key, self.text.fact_index, self.text.prompt_id, self.text.variant
 
 
+class _Milestones(NamedTuple):
+    """One text under one lens."""
+
+    cosine: dict[str, int | None]  # the first layers where it is high
+    rank: dict[str, int | None]  # the first layers where the answer is within a rank
+    kl_bits: dict[str, float]  # by depth
+
+
 @dataclass
 class Probes:
-    """The lines of the CSVs, and the pure rows as data."""
+    """The lines of the CSVs, and the facts of each row of the pure CSV."""
 
     n_layers: int
     baseline: str
@@ -79,7 +88,7 @@ class Probes:
     records: dict[str, list[Line]] = field(default_factory=dict)  # by lens
     nexts: dict[str, list[Line]] = field(default_factory=dict)
     raws: list[Line] = field(default_factory=list)  # of the table rawlens
-    facts: dict[tuple[int, str, int], next_token_row.Row] = field(default_factory=dict)  # (case, lens, row)
+    facts: dict[tuple[int, str, int], next_token_row.Row] = field(default_factory=dict)  # (case, lens, layer)
 
     def write(self, out: Path, stem: str) -> None:
         """The CSVs, those of the baseline without an ending, the others' with -<lens>."""
@@ -100,33 +109,30 @@ class Probes:
 
     def summaries(self) -> tuple[ProbeSummary, ...]:
         """Of each text: where the answer first ranks 10, 5, 1, where the cosine first is high, and KL by depth."""
-        return tuple(self._summary(i, case) for i, case in enumerate(self.cases))
+        summaries = []
+        for number, case in enumerate(self.cases):
+            baseline, tuned = self._milestones(number, self.baseline), self._milestones(number, TUNED)
+            summaries.append(
+                ProbeSummary(
+                    fact_key=case.text.fact_key,
+                    prompt_id=case.text.prompt_id,
+                    variant=case.text.variant,
+                    cosine_milestones=_contrast(baseline.cosine, tuned.cosine, sign=1),
+                    rank_milestones=_contrast(baseline.rank, tuned.rank, sign=1),
+                    kl_bits_at_percentiles=_contrast(baseline.kl_bits, tuned.kl_bits, sign=-1),
+                )
+            )
+        return tuple(summaries)
 
-    def _summary(self, number: int, case: Case) -> ProbeSummary:
+    def _milestones(self, case: int, lens: str) -> "_Milestones":
+        by_layer = {layer: self.facts[case, lens, layer] for layer in layers(lens, self.n_layers)}
+        ranks = {layer: facts["answer_rank"] for layer, facts in by_layer.items() if facts["answer_rank"] is not None}
         at = {f"p{percent}": depth_layer(self.n_layers, percent) for percent in PERCENTILES}
-
-        def ranks(lens: str) -> dict[str, int | None]:
-            return {f"le_{k}": self._first(number, lens, k) for k in RANKS}
-
-        def kl(lens: str) -> dict[str, float]:
-            return {name: self.facts[number, lens, layer]["kl_to_final_bits"] for name, layer in at.items()}
-
-        def cosines(lens: str) -> dict[str, int | None]:
-            curve = [self.facts[number, lens, layer]["cos_to_final"] for layer in layers(lens, self.n_layers)]
-            return milestones(lens, curve)
-
-        return ProbeSummary(
-            fact_key=case.text.fact_key,
-            prompt_id=case.text.prompt_id,
-            variant=case.text.variant,
-            cosine_milestones=_contrast(cosines(self.baseline), cosines(TUNED), sign=1),
-            rank_milestones=_contrast(ranks(self.baseline), ranks(TUNED), sign=1),
-            kl_bits_at_percentiles=_contrast(kl(self.baseline), kl(TUNED), sign=-1),
+        return _Milestones(
+            milestones(lens, [facts["cos_to_final"] for facts in by_layer.values()]),
+            {f"le_{k}": next((layer for layer, rank in ranks.items() if rank <= k), None) for k in RANKS},
+            {name: by_layer[layer]["kl_to_final_bits"] for name, layer in at.items()},
         )
-
-    def _first(self, case: int, lens: str, k: int) -> int | None:
-        ranks = {row: self.facts[case, lens, row]["answer_rank"] for row in layers(lens, self.n_layers)}
-        return next((row for row, rank in ranks.items() if rank is not None and rank <= k), None)
 
     def raw_lens_check(self) -> dict[str, RawLensCheck]:
         """How far each lens departs from decoding the residual without a norm, by the reference recipe's score.
@@ -135,34 +141,36 @@ class Probes:
         + 0.1 min(1, max KL / 5). Below 0.2 low, up to 0.5 medium, else high. `v2` adds 0.1 min(1, median JS / 0.1) and
         0.05 min(1, median L1 / 0.5), and ends at 1.
         """
-        return {lens: self._artifact(lens) for lens in self.lenses if self.cases and lens != RAW}
+        checks = {}
+        for lens in self.lenses:
+            if lens == RAW or not self.cases:
+                continue
+            by_case = [
+                [self.facts[case, lens, layer] for layer in range(1, self.n_layers + 1)]
+                for case in range(len(self.cases))
+            ]
+            together = [facts for by_layer in by_case for facts in by_layer]
+            js, l1 = (median(facts[name] for facts in together) for name in ("js_divergence", "l1_prob_diff"))
+            score, share, largest, alone = artifact_score(together)
+            wider = score + 0.1 * min(1.0, js / 0.1) + 0.05 * min(1.0, l1 / 0.5)
+            checks[lens] = RawLensCheck(
+                kl_ge_1_bit_share=share,
+                max_kl_lens_raw_bits=largest,
+                js_p50=js,
+                l1_p50=l1,
+                lens_only_semantics=alone,
+                lens_artifact_score=score,
+                lens_artifact_score_v2=min(1.0, wider),
+                risk_tier=TIERS[(score >= 0.2) + (score > 0.5)],
+                score_by_prompt=tuple(artifact_score(by_layer)[0] for by_layer in by_case),
+            )
+        return checks
 
-    def _artifact(self, lens: str) -> RawLensCheck:
-        by_case: dict[int, list[next_token_row.Row]] = {}
-        for (case, name, layer), facts in self.facts.items():
-            if name == lens and layer > 0:
-                by_case.setdefault(case, []).append(facts)
-        found = [facts for cells in by_case.values() for facts in cells]
-        js, l1 = (median(facts[name] for facts in found) for name in ("js_divergence", "l1_prob_diff"))
-        score, share, largest, alone = artifact_score(found)
-        wider = score + 0.1 * min(1.0, js / 0.1) + 0.05 * min(1.0, l1 / 0.5)
-        return RawLensCheck(
-            kl_ge_1_bit_share=share,
-            max_kl_lens_raw_bits=largest,
-            js_p50=js,
-            l1_p50=l1,
-            lens_only_semantics=alone,
-            lens_artifact_score=score,
-            lens_artifact_score_v2=min(1.0, wider),
-            risk_tier=TIERS[(score >= 0.2) + (score > 0.5)],
-            score_by_prompt=tuple(artifact_score(cells)[0] for cells in by_case.values()),
-        )
 
-
-def artifact_score(facts: Sequence[next_token_row.Row]) -> tuple[float, float, float, int]:
+def artifact_score(rows: Sequence[next_token_row.Row]) -> tuple[float, float, float, int]:
     """The score of some rows of one lens, the share of them at 1 bit or more, the largest KL, and where it is alone."""
-    kl = [row["kl_lens_raw_bits"] for row in facts]
-    alone = sum(row["answer_rank"] == 1 and row["answer_rank_raw"] != 1 for row in facts)
+    kl = [facts["kl_lens_raw_bits"] for facts in rows]
+    alone = sum(facts["answer_rank"] == 1 and facts["answer_rank_raw"] != 1 for facts in rows)
     share = sum(value >= 1 for value in kl) / len(kl)
     return 0.6 * share + 0.3 * (alone > 0) + 0.1 * min(1.0, max(kl) / 5), share, max(kl), alone
 
@@ -175,43 +183,44 @@ def _contrast(baseline: Mapping[str, float | None], tuned: Mapping[str, float | 
 
 @torch.inference_mode()
 def read(bench: Bench, probes: Iterable[tuple[str, Probe]], temperatures: Sequence[float], top_k: int) -> Probes:
-    """Every text of every probe at every row and position, under the norm lens that the tuned one starts from, the
-    tuned lens, and Prism and the raw lens where the bench has them.
+    """Every text of every probe at every layer and position.
+
+    The lenses are the norm lens that the tuned one starts from, the tuned lens, and Prism and the raw lens where the
+    bench has them.
 
     Args:
-        temperatures: of that norm lens at rows 0..L.
+        temperatures: of that norm lens at layers 0..L.
 
     Raises:
         InputError: a text does not fit into the model's context.
     """
     lenses = tuple(lens for lens in (bench.baseline, TUNED, PRISM, RAW) if lens in bench.names)
-    found = Probes(bench.n_layers, bench.baseline, lenses, list(_cases(bench, probes)))
-    for index, case in enumerate(found.cases):
-        tokens = torch.tensor([case.ids])
-        resid = bench.backbone.capture(tokens, torch.arange(len(case.ids))[None])[0]
+    read = Probes(bench.n_layers, bench.baseline, lenses, list(_cases(bench, probes)))
+    for index, case in enumerate(read.cases):
+        resid = bench.backbone.capture(torch.tensor([case.ids]), torch.arange(len(case.ids))[None])[0]
         final = bench.final(resid[-1:])[0]
         prompt = next_token_row.LastPosition.of(
             bench, case.ids, answer=case.text.answer, gold=case.gold, other=case.other, final=final
         )
         for lens in lenses:
             seen = next_token_row.Seen()
-            for row in layers(lens, bench.n_layers):
-                logits = bench.decode(lens, row, resid)
-                lines = _tops(bench, case, row, logits, top_k)
-                found.records.setdefault(lens, []).extend(lines)
-                tau = temperatures[row] if lens == bench.baseline else None
+            for layer in layers(lens, bench.n_layers):
+                logits = bench.decode(lens, layer, resid)
+                lines = _records(bench, case, layer, logits, top_k)
+                read.records.setdefault(lens, []).extend(lines)
+                tau = temperatures[layer] if lens == bench.baseline else None
                 facts = next_token_row.row(
-                    bench, prompt, seen, lens=lens, layer=row, resid=resid[-1], z=logits[-1], tau=tau
+                    bench, prompt, seen, lens=lens, layer=layer, resid=resid[-1], z=logits[-1], tau=tau
                 )
-                found.facts[index, lens, row] = facts
+                read.facts[index, lens, layer] = facts
                 end = [*lines[-1][: WHERE.index("token")], NEXT, *lines[-1][WHERE.index("token") + 1 :]]
-                found.nexts.setdefault(lens, []).append([*end, *(facts[name] for name in next_token_row.COLUMNS)])
+                read.nexts.setdefault(lens, []).append([*end, *(facts[name] for name in next_token_row.COLUMNS)])
                 if lens == bench.baseline:
-                    found.raws.append(_beside_raw(bench, case, row, facts))
-    return found
+                    read.raws.append(_beside_raw(bench, case, layer, facts))
+    return read
 
 
-def _beside_raw(bench: Bench, case: Case, row: int, facts: next_token_row.Row) -> Line:
+def _beside_raw(bench: Bench, case: Case, layer: int, facts: next_token_row.Row) -> Line:
     """A line of the table rawlens."""
     tops = (facts["top1_raw"], facts["top1"])
     raw = (facts["p_top1_raw"], tops[0], bench.text(tops[0]), facts["p_answer_raw"], facts["answer_rank_raw"])
@@ -220,46 +229,55 @@ def _beside_raw(bench: Bench, case: Case, row: int, facts: next_token_row.Row) -
     distances = (facts["kl_lens_raw_bits"], facts["kl_raw_lens_bits"], facts["js_divergence"], facts["entropy_bits"])
     overlap = (facts["topk_jaccard_raw_norm@50"], facts["topk_jaccard_consecutive@50"])
     alone = None if case.gold is None else facts["answer_rank"] == 1 and facts["answer_rank_raw"] != 1
-    where = (*case.where, row)
-    return [*where, *raw, *norm, *distances, facts["entropy_bits_raw"], gap, facts["l1_prob_diff"], *overlap, alone]
+    return [
+        *case.where,
+        layer,
+        *raw,
+        *norm,
+        *distances,
+        facts["entropy_bits_raw"],
+        gap,
+        facts["l1_prob_diff"],
+        *overlap,
+        alone,
+    ]
 
 
 def _cases(bench: Bench, probes: Iterable[tuple[str, Probe]]) -> Iterator[Case]:
     limit = max_length(bench.backbone.model)
     for index, (where, probe) in enumerate(probes):
         main = gold_token(bench.encode, probe.prompt, probe.answer)
-        for kind, form in (("pos", probe), ("ctl", probe.control)):
-            if form is None:
+        texts: list[tuple[Literal["pos", "ctl"], Literal["orig", "no_filler"], Variant, str | None]]
+        texts = [("pos", "orig", probe, probe.prompt), ("pos", "no_filler", probe, probe.no_filler)]
+        if (control := probe.control) is not None:
+            texts += [("ctl", "orig", control, control.prompt), ("ctl", "no_filler", control, control.no_filler)]
+        for prompt_id, variant, form, prompt in texts:
+            if prompt is None:
                 continue
-            for variant, prompt in (("orig", form.prompt), ("no_filler", form.no_filler)):
-                if prompt is None:
-                    continue
-                ids = bench.encode(prompt)
-                if limit is not None and len(ids) > limit:
-                    raise InputError(f"{where}: a prompt has {len(ids)} tokens, the model reads at most {limit}")
-                gold = gold_token(bench.encode, prompt, form.answer)
-                text = ProbeText.model_validate(
-                    {
-                        "fact_key": probe.id,
-                        "fact_index": index,
-                        "prompt_id": kind,
-                        "variant": variant,
-                        "prompt": prompt,
-                        "answer": form.answer,
-                        "aligned": gold is not None,
-                    }
-                )
-                yield Case(text, ids, gold, main if kind == "ctl" else None)
+            ids = bench.encode(prompt)
+            if limit is not None and len(ids) > limit:
+                raise InputError(f"{where}: a prompt has {len(ids)} tokens, the model reads at most {limit}")
+            gold = gold_token(bench.encode, prompt, form.answer)
+            text = ProbeText(
+                fact_key=probe.id,
+                fact_index=index,
+                prompt_id=prompt_id,
+                variant=variant,
+                prompt=prompt,
+                answer=form.answer,
+                aligned=gold is not None,
+            )
+            yield Case(text, ids, gold, main if form is control else None)
 
 
-def _tops(bench: Bench, case: Case, row: int, logits: Tensor, top_k: int) -> list[Line]:
-    """The record of each position: what stands there, the entropy, the top tokens of the lens and their probability."""
+def _records(bench: Bench, case: Case, layer: int, logits: Tensor, top_k: int) -> list[Line]:
+    """A line for each position: what stands there, the entropy, the top tokens of the lens and their probability."""
     p, ids = logits.softmax(-1).topk(min(top_k, logits.shape[-1]))
     entropies = divergence.entropy_bits(logits).tolist()
     lines: list[Line] = []
     for pos, (entropy, chances, tokens) in enumerate(zip(entropies, p.tolist(), ids.tolist(), strict=True)):
         pairs = [cell for token, chance in zip(tokens, chances, strict=True) for cell in (bench.text(token), chance)]
         padding = [None] * (2 * TOPS - len(pairs))
-        where = [*case.where, row, pos, bench.text(case.ids[pos])]
+        where = [*case.where, layer, pos, bench.text(case.ids[pos])]
         lines.append([*where, entropy, entropy, *pairs, *padding, max(0.0, 1.0 - sum(chances))])
     return lines

@@ -25,15 +25,14 @@ def _said(text: str) -> str:
 Text = Annotated[str, AfterValidator(_said)]
 
 
-class _Line(BaseModel):
+class _Form(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    id: Text
 
-
-class Prompt(_Line):
+class Prompt(_Form):
     """A line of a suite."""
 
+    id: Text
     domain: Text
     template: Text  # prompts made from one pattern share it, and are resampled together
     prompt: Text  # without a space at its end: the answer follows after one
@@ -48,26 +47,22 @@ class Prompt(_Line):
         return self
 
 
-class Variant(BaseModel):
+class Variant(_Form):
     """A prompt of a probe, as it is and without its filler words."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
     prompt: Text
     answer: Text
     no_filler: Text | None = None
 
 
-class Probe(_Line):
+class Probe(Variant):
     """A line of a probes file: a prompt, and a control prompt of the same form with another answer."""
 
-    prompt: Text
-    answer: Text
-    no_filler: Text | None = None
+    id: Text
     control: Variant | None = None
 
 
-L = TypeVar("L", bound=_Line)
+Line = TypeVar("Line", Prompt, Probe)
 
 
 class SuiteFiles(NamedTuple):
@@ -101,7 +96,7 @@ def _paths(names: Sequence[str]) -> list[Path]:
     return [Path(path) for paths in found for path in paths]
 
 
-def _lines(paths: Sequence[Path], kind: type[L]) -> Iterator[tuple[str, L]]:
+def _lines(paths: Sequence[Path], kind: type[Line]) -> Iterator[tuple[str, Line]]:
     seen: dict[str, str] = {}
     for path in paths:
         for number, data in artifacts.read_jsonl(path):

@@ -78,7 +78,11 @@ def measure(backbone: Backbone, lens: Lens) -> SpotCheck:
     head, last = backbone.head, backbone.n_layers
     final = head.logits(head.norm(resid[:, last], last))
     drawn = Stream(SEED, "spot-check/rows").subset(last - 1, min(LAYERS, last - 1), step=0) + 1
-    gains = {int(layer): _gain(backbone, lens, resid[:, layer], int(layer), final) for layer in drawn}
+    gains: dict[int, Tensor] = {}  # KL saved at each position, against the norm lens of the smaller median KL: (n,)
+    for layer in drawn.tolist():
+        by_norm = [kl_bits(final, head.logits(head.norm(resid[:, layer], layer, norm))) for norm in get_args(NormKind)]
+        stronger = min(by_norm, key=lambda kl: float(kl.median()))
+        gains[layer] = stronger - kl_bits(final, lens.logits(head, resid[:, layer], layer))
     tau = temperature.fit(lambda: [final], temperature.expected_logit(model_logits, final))
     return SpotCheck(
         gain={layer: float(gain.median()) for layer, gain in gains.items()},
@@ -103,11 +107,3 @@ def sample(backbone: Backbone) -> Tensor:
         following = torch.searchsorted(below, uniform[:, None] * below[:, -1:], right=True)
         tokens = torch.cat([tokens, following.clamp(max=below.shape[-1] - 1)], 1)
     return tokens
-
-
-def _gain(backbone: Backbone, lens: Lens, resid: Tensor, layer: int, final: Tensor) -> Tensor:
-    """KL saved at each position of one layer, against the norm lens of the smaller median KL: (n,)."""
-    head = backbone.head
-    by_norm = [kl_bits(final, head.logits(head.norm(resid, layer, norm))) for norm in get_args(NormKind)]
-    stronger = min(by_norm, key=lambda kl: float(kl.median()))
-    return stronger - kl_bits(final, lens.logits(head, resid, layer))

@@ -24,7 +24,7 @@ from lensmith.judge.bench import Bench, Reading, Target, compare
 from lensmith.judge.facts import SuiteFacts
 from lensmith.judge.heldout import CLOSE_BITS
 from lensmith.judge.prompts import Prompt, gold_token, read_suite
-from lensmith.judge.tables import FIRST_COLUMNS, PROMPT_COLUMNS, RANKS, ROW_COLUMNS, layers
+from lensmith.judge.tables import FIRST_COLUMNS, PROMPT_COLUMNS, RANKS, ROW_COLUMNS
 from lensmith.lens import divergence
 from lensmith.process.errors import InputError
 from lensmith.process.progress import track
@@ -62,18 +62,17 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
     artifacts.write_csv(out / "first.csv", FIRST_COLUMNS, first_lines(cells))
     artifacts.write_csv(out / "prompts.csv", PROMPT_COLUMNS, prompts)
     trajectories.write(out, bench, shown(asked, settings.suite.trajectories))
-    seen = contamination.in_text([_run(bench, one) for one in asked], corpora.read_tokens(corpus))
+    # As inside a text: no BOS, nor the first token, which has a space before it there.
+    inside = [prompt.ids[1 + bench.encode.adds_bos :] + prompt.gold[:1] for prompt in asked]
+    present = contamination.in_text(inside, corpora.read_tokens(corpus))
     facts = SuiteFacts(
-        schema=2,
+        schema=3,
         model_key=settings.key,
         n_layers=bench.n_layers,
         lens=bench.identity,
         lenses=bench.names,
         files=suite.files,
-        prompts=len(asked),
-        by_domain=dict(Counter(one.line.domain for one in asked)),
-        unaligned=tuple(one.line.id for one in asked if not one.aligned),
-        in_training_text=tuple(one.line.id for one, hit in zip(asked, seen, strict=True) if hit),
+        in_training_text=tuple(prompt.line.id for prompt, hit in zip(asked, present, strict=True) if hit),
     )
     facts.write(out / "suite.json")
 
@@ -90,9 +89,9 @@ def ask(bench: Bench, lines: Iterable[tuple[str, Prompt]]) -> list[Asked]:
         ids = bench.encode(line.prompt)
         if limit is not None and len(ids) > limit:
             raise InputError(f"{where}: the prompt has {len(ids)} tokens, the model reads at most {limit}")
-        found = [gold_token(bench.encode, line.prompt, answer) for answer in (line.answer, *line.aliases)]
+        tokens = [gold_token(bench.encode, line.prompt, answer) for answer in (line.answer, *line.aliases)]
         # Without the answer itself the prompt is unaligned, whatever its aliases give: they are spellings of it.
-        gold = [] if found[0] is None else list(dict.fromkeys(token for token in found if token is not None))
+        gold = [] if tokens[0] is None else list(dict.fromkeys(token for token in tokens if token is not None))
         control = None if line.control is None else gold_token(bench.encode, line.prompt, line.control)
         asked.append(Asked(line, ids, gold, control))
     return asked
@@ -102,16 +101,11 @@ def shown(asked: Sequence[Asked], count: int) -> list[trajectories.Shown]:
     """`count` prompts for the report: the first of each domain, then the second of each, and so on."""
     turns: Counter[str] = Counter()
     order = []
-    for place, one in enumerate(asked):
-        order.append((turns[one.line.domain], place))
-        turns[one.line.domain] += 1
-    chosen = [asked[place] for _, place in sorted(order)[:count]]
-    return [trajectories.Shown(one.line.id, one.line.prompt, one.line.answer, one.ids) for one in chosen]
-
-
-def _run(bench: Bench, one: Asked) -> list[int]:
-    """The prompt and its answer as inside a text: no BOS, nor the first token, which has a space before it there."""
-    return one.ids[1 + bench.encode.adds_bos :] + one.gold[:1]
+    for number, prompt in enumerate(asked):
+        order.append((turns[prompt.line.domain], number))
+        turns[prompt.line.domain] += 1
+    chosen = [asked[number] for _, number in sorted(order)[:count]]
+    return [trajectories.Shown(prompt.line.id, prompt.line.prompt, prompt.line.answer, prompt.ids) for prompt in chosen]
 
 
 Cells = list[list[object]]
@@ -126,22 +120,23 @@ def measure(bench: Bench, asked: Sequence[Asked], batch_prompts: int) -> tuple[C
     for start in track(range(0, len(asked), size), "suite-eval", "chunk"):
         group = asked[start : start + size]
         parts = [group[i : i + batch_prompts] for i in range(0, len(group), batch_prompts)]
-        resid = torch.cat([capture_last(bench, [one.ids for one in part]) for part in parts])
+        resid = torch.cat([capture_last(bench, [prompt.ids for prompt in part]) for part in parts])
         target = Target.of(bench.final(resid))
         by_prompt: list[Cells] = [[] for _ in group]
-        for lens in bench.names:
-            for row in layers(lens, bench.n_layers):
-                reading = compare(target, bench.decode(lens, row, resid))
-                for place, line in enumerate(_lines(bench, group, lens, row, reading)):
-                    by_prompt[place].append(line)
+        for lens, layer in bench.decoded:
+            reading = compare(target, bench.decode(lens, layer, resid))
+            for lines, line in zip(by_prompt, _lines(bench, group, lens, layer, reading), strict=True):
+                lines.append(line)
         cells += [line for lines in by_prompt for line in lines]
-        answers = _answers(group, target.logits, target.log_p)
-        prompts += [_about(bench, one, *numbers) for one, numbers in zip(group, answers, strict=True)]
+        for prompt, (rank, p) in zip(group, _answers(group, target.logits, target.log_p), strict=True):
+            asks, first = prompt.line, bench.text(prompt.gold[0]) if prompt.aligned else None
+            about = [asks.id, asks.domain, asks.template, asks.answer, len(prompt.ids)]
+            prompts.append([*about, first, int(prompt.aligned), rank, p])
     return cells, prompts
 
 
 def first_lines(cells: Iterable[Sequence[object]]) -> Iterator[list[object]]:
-    """The lines of first.csv from those of rows.csv: the first row where a bound holds; None where none does."""
+    """The lines of first.csv from those of rows.csv: the first layer where a bound holds; None where none does."""
     lens, layer = ROW_COLUMNS.index("lens"), ROW_COLUMNS.index("layer")
     rank, kl = ROW_COLUMNS.index("answer_token_rank"), ROW_COLUMNS.index("kl_final_lens_bits")
     bounds = [(rank, k - 1) for k in RANKS] + [(kl, CLOSE_BITS)]
@@ -164,41 +159,35 @@ def capture_last(bench: Bench, ids: Sequence[list[int]]) -> Tensor:
     return bench.backbone.capture(tokens, lengths[:, None] - 1, attention_mask=mask)[:, 0]
 
 
-def _lines(bench: Bench, group: Sequence[Asked], lens: str, row: int, reading: Reading) -> Cells:
+def _lines(bench: Bench, group: Sequence[Asked], lens: str, layer: int, reading: Reading) -> Cells:
     answers = _answers(group, reading.logits, reading.log_q)
-    controls = _probabilities(reading.log_q, [one.control for one in group])
+    controls = _probabilities(reading.log_q, [prompt.control for prompt in group])
+    tops = reading.top.tolist()
     lines: Cells = []
-    for one, numbers, answer, top, control in zip(
-        group, reading.measured.tolist(), answers, reading.top.tolist(), controls, strict=True
+    for prompt, numbers, answer, top, control in zip(
+        group, reading.measured.tolist(), answers, tops, controls, strict=True
     ):
         *distances, agree = numbers
-        about = (one.line.id, one.line.domain, one.line.template, row, lens)
-        lines.append([*about, *distances, *answer, bench.text(top), int(agree), control])
+        where = (prompt.line.id, prompt.line.domain, prompt.line.template, layer, lens)
+        lines.append([*where, *distances, *answer, bench.text(top), int(agree), control])
     return lines
 
 
 def _answers(group: Sequence[Asked], logits: Tensor, log_q: Tensor) -> list[tuple[int | None, float | None]]:
     """(best token rank, probability) of each prompt's accepted first tokens; (None, None) where it has none."""
-    width = max((len(one.gold) for one in group), default=0)
-    found: list[tuple[list[int], list[float]]] = [([], []) for _ in group]
-    for place in range(width):
-        tokens = [one.gold[place] if place < len(one.gold) else None for one in group]
+    width = max((len(prompt.gold) for prompt in group), default=0)
+    accepted: list[list[tuple[int, float]]] = [[] for _ in group]
+    for number in range(width):
+        tokens = [prompt.gold[number] if number < len(prompt.gold) else None for prompt in group]
         ids = torch.tensor([token or 0 for token in tokens], device=logits.device)
-        ranks, p = divergence.token_rank(logits, ids).tolist(), _probabilities(log_q, tokens)
-        for token, rank, chance, (all_ranks, chances) in zip(tokens, ranks, p, found, strict=True):
-            if token is not None and chance is not None:
-                all_ranks.append(rank)
-                chances.append(chance)
-    return [(min(ranks), sum(chances)) if ranks else (None, None) for ranks, chances in found]
+        ranks = divergence.token_rank(logits, ids).tolist()
+        for pairs, rank, p in zip(accepted, ranks, _probabilities(log_q, tokens), strict=True):
+            if p is not None:
+                pairs.append((rank, p))
+    return [(min(rank for rank, _ in pairs), sum(p for _, p in pairs)) if pairs else (None, None) for pairs in accepted]
 
 
 def _probabilities(log_q: Tensor, tokens: Sequence[int | None]) -> list[float | None]:
     ids = torch.tensor([token or 0 for token in tokens], device=log_q.device)
     chances = log_q.gather(-1, ids[:, None]).squeeze(-1).exp().tolist()
     return [None if token is None else p for token, p in zip(tokens, chances, strict=True)]
-
-
-def _about(bench: Bench, one: Asked, rank: int | None, p: float | None) -> list[object]:
-    first = bench.text(one.gold[0]) if one.aligned else None
-    line = one.line
-    return [line.id, line.domain, line.template, line.answer, len(one.ids), first, int(one.aligned), rank, p]

@@ -19,15 +19,7 @@ import torch
 from lensmith.files import artifacts
 from lensmith.judge import calibration, heldout, probes, temperature, trajectories
 from lensmith.judge.bench import Bench
-from lensmith.judge.facts import (
-    HeldoutFacts,
-    ModelStats,
-    NormTemperature,
-    ProofFacts,
-    RunFacts,
-    TemperatureShare,
-    TunedLensFacts,
-)
+from lensmith.judge.facts import HeldoutFacts, ModelStats, NormTemperature, RunFacts, TemperatureShare, TunedLensFacts
 from lensmith.judge.prompts import read_probes
 from lensmith.judge.tables import HELDOUT_COLUMNS, POSITION_COLUMNS, TUNED
 from lensmith.lens.provenance import PROVENANCE, Provenance
@@ -36,7 +28,6 @@ from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus as corpora
 from lensmith.source.discovery import max_length
 
-NO_BLOCK = "Nothing was measured."
 # Limits of the reference recipe: a gain that a temperature explains is no gain of a lens.
 ROTATION_BITS, CALIBRATION_SHARE = 0.2, 0.8
 
@@ -53,7 +44,9 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
     first = settings.fit.validation_seqs  # those before it chose the lens's best step
     tokens = torch.from_numpy(corpora.read_heldout(corpus)[first:][: settings.sweep.heldout_seqs].astype(np.int64))
     if not len(tokens):
-        raise InputError(f"{corpus}: no held-out sequence is left after fit.validation_seqs ({first}). {NO_BLOCK}")
+        raise InputError(
+            f"{corpus}: no held-out sequence is left after fit.validation_seqs ({first}). Nothing was measured."
+        )
     measured = heldout.measure(bench, tokens, settings.sweep, first)
     artifacts.write_csv(out / "heldout.csv", HELDOUT_COLUMNS, heldout.lines(measured))
     artifacts.write_csv(out / "positions.csv", POSITION_COLUMNS, heldout.position_lines(bench, measured))
@@ -65,9 +58,13 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
     read = probes.read(bench, lines, temperatures, settings.sweep.top_k)
     read.write(out, f"output-{settings.key}")
     trajectories.write(out, bench, read.shown())
-    text = heldout.facts(bench, measured, _block_seqs(corpus))
+    # Where a document ends is not recorded. Neighbouring sequences may share one, so a bootstrap draws as many together
+    # as a document of the mean length fills.
+    manifest = corpora.Manifest.read(corpus)
+    block_seqs = max(1, -(-manifest.heldout.tokens // (max(1, manifest.heldout.documents) * manifest.seq_len)))
+    text = heldout.facts(bench, measured, block_seqs)
     facts = RunFacts(
-        schema=3,
+        schema=4,
         model_key=settings.key,
         model_id=settings.model_id,
         model_stats=model_stats(bench),
@@ -91,15 +88,6 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
         ),
     )
     facts.write(out / "run.json")
-
-
-def _block_seqs(corpus: Path) -> int:
-    """How many neighbouring sequences a document of the mean length is long: what a bootstrap draws together.
-
-    Where a document ends is not recorded; neighbours in the packed text are what may share one.
-    """
-    manifest = corpora.Manifest.read(corpus)
-    return max(1, -(-manifest.heldout.tokens // (max(1, manifest.heldout.documents) * manifest.seq_len)))
 
 
 def temperature_share(text: HeldoutFacts, baseline: str) -> TemperatureShare | None:
@@ -126,7 +114,6 @@ def temperature_share(text: HeldoutFacts, baseline: str) -> TemperatureShare | N
 def model_stats(bench: Bench) -> ModelStats:
     """The model's shape, as its configuration and its modules say."""
     config = bench.backbone.model.config.get_text_config()
-    proof = bench.backbone.proof
     return ModelStats(
         num_layers=bench.n_layers,
         d_model=bench.backbone.d_model,
@@ -135,6 +122,5 @@ def model_stats(bench: Bench) -> ModelStats:
         n_ctx=max_length(bench.backbone.model),
         architecture=type(bench.backbone.model).__name__,
         dtype=str(bench.backbone.dtype).removeprefix("torch."),
-        proof=ProofFacts(max_kl_bits=proof.max_kl_bits, n_positions=proof.n_positions),
         norm_note=bench.backbone.head.norm_note,
     )

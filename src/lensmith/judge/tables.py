@@ -7,7 +7,9 @@ from lensmith.lens.depth import PERCENTILES
 
 Floats = NDArray[np.float64]
 
-NORMS = ("norm", "norm_next")  # the model's final norm at every layer; the next block's input norm
+# By the norm that a lens reads through: the model's final norm at every layer; the next block's input norm.
+NORM_LENS = {"final": "norm", "next_input": "norm_next"}
+NORMS = tuple(NORM_LENS.values())
 RUNGS = ("temperature", "bias", "full")  # smaller and larger lenses of the same form as the tuned one
 RAW, PRISM, TUNED = "raw", "prism", "tuned"  # no norm at all; one decoder for all layers; the lens that is judged
 LENSES = (RAW, *NORMS, *RUNGS, PRISM, TUNED)  # every name that a table may hold, in its order
@@ -16,7 +18,7 @@ RANKS = (10, 5, 1)
 
 DISTANCES = ("kl_final_lens_bits", "kl_lens_final_bits", "entropy_bits", "cos_to_final")
 HELDOUT_COLUMNS = ("seq", "layer", "lens", "n_positions", *DISTANCES, "top1_agree")
-FIRST = (*(f"first_rank_le_{k}" for k in RANKS), "first_kl_le_1_bit")  # rows; empty where it never is so
+FIRST = (*(f"first_rank_le_{k}" for k in RANKS), "first_kl_le_1_bit")  # layers; empty where it never is so
 AT_DEPTH = tuple(f"kl_final_lens_bits_{percent}" for percent in PERCENTILES)
 POSITION_COLUMNS = ("seq", "position", "part", "lens", *FIRST, "rank1_share", *AT_DEPTH)
 ANSWER = ("answer_token_rank", "p_answer", "top1", "top1_agree", "p_control")

@@ -40,7 +40,16 @@ def fit(chunks: Callable[[], Iterable[Tensor]], expected: Tensor) -> float:
     low, high = 1 / HOTTEST, 1 / COLDEST
     b = 1.0
     for _ in range(STEPS):
-        slope, curve = _derivatives(chunks(), expected, b)
+        slope = curve = 0.0
+        start = 0
+        for z in chunks():
+            q = (b * z.float()).softmax(-1)
+            mean = torch.where(q > 0, q * z, 0.0).sum(-1)
+            spread = torch.where(q > 0, q * (z - mean[:, None]) ** 2, 0.0).sum(-1)
+            slope += float((mean - expected[start : start + len(z)]).double().sum())
+            curve += float(spread.double().sum())
+            start += len(z)
+        slope, curve = slope / start, curve / start
         step = b - slope / curve if curve > 0 else low
         if abs(step - b) <= CLOSE * b:
             return 1 / step
@@ -48,16 +57,3 @@ def fit(chunks: Callable[[], Iterable[Tensor]], expected: Tensor) -> float:
         # Outside what is known to hold the minimum Newton overshot: halve in the logarithm instead.
         b = step if low < step < high else (low * high) ** 0.5
     return 1 / b
-
-
-def _derivatives(chunks: Iterable[Tensor], expected: Tensor, b: float) -> tuple[float, float]:
-    slope = curve = 0.0
-    start = 0
-    for z in chunks:
-        q = (b * z.float()).softmax(-1)
-        mean = torch.where(q > 0, q * z, 0.0).sum(-1)
-        spread = torch.where(q > 0, q * (z - mean[:, None]) ** 2, 0.0).sum(-1)
-        slope += float((mean - expected[start : start + len(z)]).double().sum())
-        curve += float(spread.double().sum())
-        start += len(z)
-    return slope / start, curve / start

@@ -12,7 +12,7 @@ position:
     next_token_bits      -log2 of its probability under q: the lens's cross-entropy with the text
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,95 +53,8 @@ class LayerReader(Protocol):
 
 
 @dataclass(frozen=True)
-class LensReading:
-    """One lens over a text of n tokens, at rows first_row..L."""
-
-    first_row: int  # 1 for the tuned lens, which has none for the embedding
-    top_ids: Ints  # (rows, n, k): the likeliest tokens, likeliest first
-    top_p: Floats  # (rows, n, k)
-    statistics: dict[str, Floats]  # name -> (rows, n); NaN where there is no next token
-
-
-@dataclass(frozen=True)
-class Readings:
-    """Both lenses over one text of n tokens."""
-
-    ids: tuple[int, ...]
-    final_ids: tuple[int, ...]  # the model's own answer at each position
-    words: dict[int, str]  # the text of every token that occurs here
-    by_lens: dict[str, LensReading]
-
-    def packed(self) -> dict[str, Any]:
-        """Plain data for a page: tokens as places in one list of words, bits in hundredths, probabilities per mille.
-
-        The model's own answer at a position is the top token of the last row: both lenses are the model there.
-        """
-        place = {token: index for index, token in enumerate(self.words)}
-        return {
-            "words": list(self.words.values()),
-            "tokens": [place[token] for token in self.ids],
-            "lenses": {name: _packed(reading, place) for name, reading in self.by_lens.items()},
-        }
-
-
-def _packed(reading: LensReading, place: dict[int, int]) -> dict[str, Any]:
-    def whole(name: str, factor: int) -> list[list[int]]:
-        found: list[list[int]] = np.rint(reading.statistics[name] * factor).astype(int).tolist()
-        return found
-
-    return {
-        "first_row": reading.first_row,
-        "top": [[[place[token] for token in cell] for cell in row] for row in reading.top_ids.tolist()],
-        "p": np.rint(reading.top_p * 1000).astype(int).tolist(),
-        "entropy": whole("entropy_bits", 100),
-        "kl": whole("kl_final_lens_bits", 100),
-        "rank": whole("final_token_rank", 1),
-        "p_final": whole("p_final_token", 1000),
-    }
-
-
-@torch.inference_mode()
-def read(backbone: Backbone, lens: LayerReader, ids: Sequence[int], decoder: Decoder, top_k: int = TOP_K) -> Readings:
-    """Read one text.
-
-    Args:
-        ids: the text's tokens, BOS included where the model wants it.
-        lens: on the model's device.
-
-    Raises:
-        InputError: the text is empty or longer than the model's context.
-    """
-    limit = max_length(backbone.model)
-    if not ids or (limit is not None and len(ids) > limit):
-        raise InputError(f"trajectory: the text has {len(ids)} tokens, must have 1..{limit or 'any number'}")
-    resid = backbone.capture(torch.tensor([list(ids)]), torch.arange(len(ids))[None])[0]
-    followers = torch.tensor([*ids[1:], -1], device=resid.device)
-    chunk = positions_at_once(backbone.d_vocab)
-    final_ids: list[int] = []
-    cells: dict[tuple[str, int], list[_Cells]] = {}
-    for part, following in zip(resid.split(chunk), followers.split(chunk), strict=True):
-        final = backbone.head.logits(backbone.head.norm(part[:, -1], backbone.n_layers))
-        final_ids += final.argmax(-1).tolist()
-        for key, logits in _decode(backbone, lens, part):
-            cells.setdefault(key, []).append(_Cells.of(final, logits, following, min(top_k, backbone.d_vocab)))
-    by_lens = {name: _joined([parts for (lens_, _), parts in cells.items() if lens_ == name], name) for name in LENSES}
-    used = {*ids, *final_ids, *(int(token) for reading in by_lens.values() for token in np.unique(reading.top_ids))}
-    words = {token: str(decoder.decode([token])) for token in sorted(used)}
-    return Readings(tuple(ids), tuple(final_ids), words, by_lens)
-
-
-def _decode(backbone: Backbone, lens: LayerReader, resid: Tensor) -> Iterator[tuple[tuple[str, int], Tensor]]:
-    """(lens, row) and its logits (n, d_vocab), one at a time: all of them at once could be gigabytes."""
-    head = backbone.head
-    for row in range(backbone.n_layers + 1):
-        yield ("norm", row), head.logits(head.norm(resid[:, row], row))
-        if row:
-            yield ("tuned", row), lens.logits(head, resid[:, row], row)
-
-
-@dataclass(frozen=True)
 class _Cells:
-    """One lens at one row of some positions."""
+    """One lens at one layer of some positions."""
 
     top_ids: Ints
     top_p: Floats
@@ -166,13 +79,99 @@ class _Cells:
         return cls(ids.cpu().numpy(), p.double().cpu().numpy(), table.cpu().numpy())
 
 
-def _joined(rows: list[list[_Cells]], lens: str) -> LensReading:
-    def stack(name: str) -> Any:
-        return np.stack([np.concatenate([getattr(cell, name) for cell in parts]) for parts in rows])
+@dataclass(frozen=True)
+class LensReading:
+    """One lens over a text of n tokens, at layers first_layer..L."""
 
-    statistics = stack("statistics")
-    by_name = {name: statistics[..., place] for place, name in enumerate(STATISTICS)}
-    return LensReading(int(lens == "tuned"), stack("top_ids"), stack("top_p"), by_name)
+    first_layer: int  # 1 for the tuned lens, which has none for the embedding
+    top_ids: Ints  # (layers, n, k): the likeliest tokens, likeliest first
+    top_p: Floats  # (layers, n, k)
+    statistics: dict[str, Floats]  # name -> (layers, n); NaN where there is no next token
+
+    @classmethod
+    def of(cls, by_layer: Sequence[list[_Cells]]) -> "LensReading":
+        """From the pieces of each layer 0..L; a lens that has none for the embedding begins at layer 1."""
+        read = [parts for parts in by_layer if parts]
+
+        def stack(name: str) -> Any:
+            return np.stack([np.concatenate([getattr(cell, name) for cell in parts]) for parts in read])
+
+        statistics = stack("statistics")
+        by_name = {name: statistics[..., place] for place, name in enumerate(STATISTICS)}
+        return cls(len(by_layer) - len(read), stack("top_ids"), stack("top_p"), by_name)
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Both lenses over one text of n tokens."""
+
+    ids: tuple[int, ...]
+    final_ids: tuple[int, ...]  # the model's own answer at each position
+    words: dict[int, str]  # the text of every token that occurs here
+    by_lens: dict[str, LensReading]
+
+    def packed(self) -> dict[str, Any]:
+        """Plain data for a page: tokens as places in one list of words, bits in hundredths, probabilities per mille.
+
+        The model's own answer at a position is the top token of the last layer: both lenses are the model there.
+        """
+        place = {token: index for index, token in enumerate(self.words)}
+        return {
+            "words": list(self.words.values()),
+            "tokens": [place[token] for token in self.ids],
+            "lenses": {name: _packed(reading, place) for name, reading in self.by_lens.items()},
+        }
+
+
+def _packed(reading: LensReading, place: dict[int, int]) -> dict[str, Any]:
+    def whole(name: str, factor: int) -> Any:
+        return np.rint(reading.statistics[name] * factor).astype(int).tolist()
+
+    return {
+        "first_layer": reading.first_layer,
+        "top": [[[place[token] for token in cell] for cell in layer] for layer in reading.top_ids.tolist()],
+        "p": np.rint(reading.top_p * 1000).astype(int).tolist(),
+        "entropy": whole("entropy_bits", 100),
+        "kl": whole("kl_final_lens_bits", 100),
+        "rank": whole("final_token_rank", 1),
+        "p_final": whole("p_final_token", 1000),
+    }
+
+
+@torch.inference_mode()
+def read(backbone: Backbone, lens: LayerReader, ids: Sequence[int], decoder: Decoder, top_k: int = TOP_K) -> Readings:
+    """Read one text.
+
+    Args:
+        ids: the text's tokens, BOS included where the model wants it.
+        lens: on the model's device.
+
+    Raises:
+        InputError: the text is empty or longer than the model's context.
+    """
+    limit = max_length(backbone.model)
+    if not ids or (limit is not None and len(ids) > limit):
+        raise InputError(f"trajectory: the text has {len(ids)} tokens, must have 1..{limit or 'any number'}")
+    head, top_k = backbone.head, min(top_k, backbone.d_vocab)
+    resid = backbone.capture(torch.tensor([list(ids)]), torch.arange(len(ids))[None])[0]
+    followers = torch.tensor([*ids[1:], -1], device=resid.device)
+    chunk = positions_at_once(backbone.d_vocab)
+    final_ids: list[int] = []
+    cells: dict[str, list[list[_Cells]]] = {name: [[] for _ in range(backbone.n_layers + 1)] for name in LENSES}
+    for part, following in zip(resid.split(chunk), followers.split(chunk), strict=True):
+        final = head.logits(head.norm(part[:, -1], backbone.n_layers))
+        final_ids += final.argmax(-1).tolist()
+        # One layer of one lens at a time: all of them at once could be gigabytes.
+        for layer in range(backbone.n_layers + 1):
+            norm = head.logits(head.norm(part[:, layer], layer))
+            cells["norm"][layer].append(_Cells.of(final, norm, following, top_k))
+            if layer:
+                tuned = lens.logits(head, part[:, layer], layer)
+                cells["tuned"][layer].append(_Cells.of(final, tuned, following, top_k))
+    by_lens = {name: LensReading.of(by_layer) for name, by_layer in cells.items()}
+    used = {*ids, *final_ids, *(int(token) for reading in by_lens.values() for token in np.unique(reading.top_ids))}
+    words = {token: str(decoder.decode([token])) for token in sorted(used)}
+    return Readings(tuple(ids), tuple(final_ids), words, by_lens)
 
 
 @dataclass(frozen=True)

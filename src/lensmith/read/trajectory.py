@@ -71,7 +71,7 @@ class Trajectory:
             n_layers, n_tokens, top_k = reading.top_ids.shape
             columns: dict[str, Any] = {
                 "lens": lens,
-                "layer": np.repeat(reading.first_row + np.arange(n_layers), n_tokens),
+                "layer": np.repeat(reading.first_layer + np.arange(n_layers), n_tokens),
                 "pos": np.tile(np.arange(n_tokens), n_layers),
                 "token": [words[token] for token in ids] * n_layers,
                 "final_token": [words[token] for token in final_ids] * n_layers,

@@ -1,13 +1,14 @@
-"""How much of the KL that a lens saves each rung of the ladder explains, on held-out text.
+"""The ladder of lenses, from the norm lens up: how much of the saved KL each rung explains on held-out text.
 
     norm lens -> temperature -> bias -> low_rank -> full
 
 Each rung is the same map with more free parameters, fit by the same code on the same text, and reads through the same
-norm. The lens that is judged stands at the place of its own kind; one of another kind (imported) stands at the end. A
-rung's gain is the KL of the rung before it minus its own; its share is the gain as part of what the last rung saves.
+norm. The judged lens stands at the rung of its own kind; a lens of another kind (imported) stands at the end. A rung's
+gain is the KL of the rung before it minus its own; its share is the gain as part of what the last rung saves.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -29,25 +30,16 @@ def rungs(book: Book) -> dict[str, str]:
     return {START: book.start} | {rung: lens_of[rung] for rung in order}
 
 
-def attribution(book: Book) -> Iterator[tuple[str, Estimate]]:
+def kpis(book: Book) -> Iterator[tuple[str, Estimate]]:
     """`ladder_kl_bits_<rung>_<percent>`, `ladder_gain_bits_...` and `ladder_share_...`, each with its interval."""
-    units, confidence = book.heldout, book.limits.confidence
-    lens_of = rungs(book)
-    names = list(lens_of)
+    units, lens_of = book.heldout, rungs(book)
     for percent in PERCENTILES:
         kl = {rung: units.kl[lens][percent] for rung, lens in lens_of.items()}
-        saved = kl[START] - kl[names[-1]]
-        for before, rung in zip([None, *names], names, strict=False):
-            yield (
-                f"ladder_kl_bits_{rung}_{percent}",
-                bootstrap.estimate(bootstrap.mean, kl[rung], units.draws, confidence),
-            )
-            if before is None:
-                continue
+        saved = kl[START] - kl[list(lens_of)[-1]]
+        for rung, bits in kl.items():
+            yield f"ladder_kl_bits_{rung}_{percent}", units.estimate(bootstrap.mean, bits)
+        for before, rung in pairwise(kl):
             gain = kl[before] - kl[rung]
-            yield (
-                f"ladder_gain_bits_{rung}_{percent}",
-                bootstrap.estimate(bootstrap.mean, gain, units.draws, confidence),
-            )
+            yield f"ladder_gain_bits_{rung}_{percent}", units.estimate(bootstrap.mean, gain)
             both = np.stack([gain, saved], axis=1)
-            yield f"ladder_share_{rung}_{percent}", bootstrap.estimate(bootstrap.ratio, both, units.draws, confidence)
+            yield f"ladder_share_{rung}_{percent}", units.estimate(bootstrap.ratio, both)
