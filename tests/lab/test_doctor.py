@@ -145,7 +145,10 @@ def test_a_package_below_its_lowest_version_is_named(tmp_path, monkeypatch):
         doctor.metadata, "requires", lambda name: ["safetensors>=0.8", "torch>=2", 'ruff>=1; extra == "dev"']
     )
 
-    assert str(only(doctor.packages, tmp_path)) == "package safetensors: is 0.1, must be >=0.8. `make install`"
+    assert (
+        str(only(doctor.packages, tmp_path))
+        == "package safetensors: is 0.1, must be >=0.8. `rm -f .venv/.installed && make install`"
+    )
 
 
 def test_a_home_that_cannot_be_used_is_named(tmp_path, monkeypatch):

@@ -19,22 +19,23 @@ def main() -> None:
 
 @app.command("ls")
 def list_() -> None:
-    """List the entries, the one that was used last first."""
+    """List the entries, most recently used first."""
     entries = cache.entries()
     if entries:
         Console().print(terminal.cache_entries(entries))
-    _print_sum(entries, "entries")
+    _print_sum(entries, "")
 
 
 @app.command()
 def prune(
     keep: Annotated[float, typer.Option(min=0, help="GiB that may stay; 0 deletes all.")],
 ) -> None:
-    """Delete the entries used longest ago until at most --keep GiB are left. An entry in use stays."""
+    """Keep the most recently used entries that fit into --keep GiB, delete the older ones. An entry in use stays."""
     for entry in cache.prune(int(keep * amounts.GIB)):
         typer.echo(f"deleted {entry.kind} {entry.key}, {amounts.size(entry.size)}")
-    _print_sum(cache.entries(), "entries left")
+    _print_sum(cache.entries(), " left")
 
 
-def _print_sum(entries: list[cache.CacheEntry], noun: str) -> None:
-    typer.echo(f"{environment.home()}: {len(entries)} {noun}, {amounts.size(sum(entry.size for entry in entries))}")
+def _print_sum(entries: list[cache.CacheEntry], left: str) -> None:
+    number, size = amounts.many(len(entries), "entry", "entries"), amounts.size(sum(entry.size for entry in entries))
+    typer.echo(f"{environment.home()}: {number}{left}, {size}")

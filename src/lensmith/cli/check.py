@@ -8,6 +8,7 @@ import typer
 from lensmith.judge import prompts
 from lensmith.lab import remotes
 from lensmith.lab.layout import PARAMS
+from lensmith.process import amounts
 from lensmith.settings import params_yaml, resolved
 
 app = typer.Typer()
@@ -23,6 +24,10 @@ def check(file: Annotated[Path, typer.Argument(help="The settings to check.")] =
     for files in dict.fromkeys(tuple(settings.sweep.probes) for settings in models.values()):
         prompts.read_probes(files)
     names = remotes.check(Path.cwd())
-    typer.echo(f"{file}: {len(models)} models, every setting and every file is valid: {', '.join(models)}")
+    typer.echo(
+        f"{file}: {amounts.many(len(models), 'model')}, every setting and every file is valid: {', '.join(models)}"
+    )
     if names:
-        typer.echo(f".dvc/config: {len(names)} remotes, each verifies what it downloads: {', '.join(names)}")
+        typer.echo(
+            f".dvc/config: {amounts.many(len(names), 'remote')}, each verifies what it downloads: {', '.join(names)}"
+        )

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lensmith.process import amounts
 from lensmith.process.errors import InputError, IntegrityError
 
 app = typer.Typer()
@@ -36,7 +37,7 @@ def doctor(
         else:
             n_left += 1
             typer.echo(f"{finding}.")
-    typer.echo(f"{n_left} things to do" if n_left else "nothing to do")
+    typer.echo(f"{amounts.many(n_left, 'thing')} to do" if n_left else "nothing to do")
     if rehash:
         _rehash(subset or "1/1")
     if n_left:
@@ -45,14 +46,15 @@ def doctor(
 
 def _rehash(subset: str) -> None:
     from lensmith.lab import rehash
-    from lensmith.process import amounts
 
     result = rehash.run(Path(), subset)
     for line in result.faults:
         typer.echo(f"error: {line}", err=True)
     typer.echo(
-        f"{result.n_objects} objects of the cache ({amounts.size(result.size)}) and {result.n_files} files of the "
-        f"workspace hashed, {len(result.faults)} wrong"
+        f"{amounts.many(result.n_objects, 'object')} of the cache ({amounts.size(result.size)}) and "
+        f"{amounts.many(result.n_files, 'file')} of the workspace hashed, {len(result.faults)} wrong"
     )
     if result.faults:
-        raise IntegrityError(f"{len(result.faults)} files are not what was recorded; each line above says what to do.")
+        raise IntegrityError(
+            f"files that are not what was recorded: {len(result.faults)}. Each line above says what to do."
+        )

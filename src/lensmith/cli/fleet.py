@@ -9,8 +9,8 @@ from rich.console import Console
 
 from lensmith.cli.report import report
 from lensmith.lab import layout
-from lensmith.process import stopping
-from lensmith.process.errors import RemoteError
+from lensmith.process import amounts, stopping
+from lensmith.process.errors import LensmithError
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -35,14 +35,18 @@ def run(
     capture_workers: Annotated[int, typer.Option(min=0, help="Tasks that capture a model's residuals at once.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run where.")] = False,
 ) -> None:
-    """Run what is stale on the cluster, restore it here, and print the verdicts."""
+    """Run what is stale on the cluster, restore it here, and print the verdicts.
+
+    Where models fail, the exit code is that of the first one.
+    """
     from lensmith.fleet import board, head, jobs
     from lensmith.fleet.driver import Driver
+    from lensmith.fleet.work import Outcome
 
     root, settings = Path.cwd(), layout.models(models or [], NOTHING)
     lab = head.lab_commit(url)
     head.check_remote(root)
-    stale, failed = head.stale(root, list(settings), fetching=not dry_run), list[str]()
+    stale, failed = head.stale(root, list(settings), fetching=not dry_run), dict[str, Outcome]()
     if stale:
         from lensmith.fleet import cluster
 
@@ -59,14 +63,18 @@ def run(
                     outcomes = Driver(ray, shown, retries).run(phases)
             except stopping.Interrupted as stopped:
                 raise stopping.Interrupted(stopped.exit_code - 128, shown.summary()) from None
-            failed = [model for model, outcome in outcomes.items() if outcome.code]
+            failed = {model: outcome for model, outcome in outcomes.items() if outcome.code}
     elif dry_run:
         typer.echo("Nothing is stale.")
         return
     _restore(root, lab.commit, [model for model in settings if model not in failed], everything=not (models or failed))
     if failed:
         logs = ", ".join(f"{model} (log: {LOGS / model}.log)" for model in failed)
-        raise RemoteError(f"{len(failed)} models failed: {logs}. The results of the others are here.")
+        error = LensmithError(
+            f"{amounts.many(len(failed), 'model')} failed: {logs}. The results of the others are here."
+        )
+        error.exit_code = next(iter(failed.values())).exit_code
+        raise error
 
 
 @app.command()

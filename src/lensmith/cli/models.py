@@ -28,7 +28,7 @@ def fetch(
         list[str] | None, typer.Argument(help="Models of params.yaml; all with a corpus by default.")
     ] = None,
 ) -> None:
-    """Download the models that packed corpora belong to: the stages after prefetch run without a network.
+    """Download the weights for corpora that are here. Later stages have no network.
 
     Stage prefetch does it too. Run this where DVC brought the corpus from another machine.
     """

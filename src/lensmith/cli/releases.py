@@ -24,7 +24,9 @@ def publish(
     key: Annotated[str, typer.Argument(help="A model of params.yaml.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be sent.")] = False,
 ) -> None:
-    """Send a model's lens to its publish.repo: `dvc repro publish@KEY`, with its exit code. What is stale runs first.
+    """Send a model's lens to its publish.repo, by `dvc repro publish@KEY`. What is stale runs first.
+
+    The exit code is that of the stage that failed.
 
     --dry-run shows files, sizes, tag and the change to INDEX.json of the package as it is, and sends nothing.
     """
@@ -42,7 +44,7 @@ def publish(
 
     outcome = work.execute(("dvc", "repro", f"publish@{key}"), Path.cwd(), None, typer.echo)
     if outcome.code:
-        sys.exit(InputError.exit_code if outcome.code == work.DVC_REFUSED else outcome.code)
+        sys.exit(outcome.exit_code)
     receipt = artifacts.read_json(RELEASES / key / "receipt.json")
     typer.echo(f"{key}: {receipt['repo']}@{receipt['tag']}, commit {receipt['commit']}")
 

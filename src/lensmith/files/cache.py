@@ -108,7 +108,7 @@ def _shape(shard: Path) -> list[int]:
 
 
 def entries(*kinds: str) -> list[CacheEntry]:
-    """Every entry of these kinds, or of all, the one that was used last first."""
+    """Every entry of these kinds, or of all, the most recently used first."""
     listed = []
     for path in (path for kind in kinds or KINDS for path in (home() / kind).glob("*") if path.is_dir()):
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -118,17 +118,16 @@ def entries(*kinds: str) -> list[CacheEntry]:
 
 
 def prune(keep: int, *kinds: str, spare: Path | None = None) -> list[CacheEntry]:
-    """Delete the entries that were used longest ago until at most `keep` bytes are left; returns those deleted.
+    """Keep the most recently used entries that fit into `keep` bytes together, and delete the older ones.
 
-    `spare` is not deleted, nor is an entry that is being written.
+    Returns those deleted. `spare` is not deleted, nor is an entry that is being written.
     """
     deleted, total = [], 0
     for entry in entries(*kinds):
-        total += entry.size
+        total += entry.size  # of deleted ones too: no entry outlives a newer one that did not fit
         if total > keep and entry.folder != spare and not is_held(entry.folder):
             shutil.rmtree(entry.folder)
             deleted.append(entry)
-            total -= entry.size
     return deleted
 
 
@@ -136,7 +135,7 @@ def reserve(folder: Path, need: int) -> None:
     """Make room for `need` more bytes in `folder`, by the limit and by the disk.
 
     Raises:
-        ResourceError: they would not fit even with all other banks gone, or not on the disk.
+        ResourceError: they exceed the limit alone, or the free disk.
         InputError: LENSMITH_BANK_GIB is not a number.
     """
     limit = number(BANK_GIB, "GiB", None, "Nothing was captured.")
@@ -150,8 +149,9 @@ def reserve(folder: Path, need: int) -> None:
     free = shutil.disk_usage(folder).free
     if need > free:
         raise ResourceError(
-            f"{folder}: the residual bank needs {amounts.size(need)}, {amounts.size(free)} are free. `lensmith cache "
-            "prune` frees others; or set LENSMITH_HOME to a larger disk, or fit.bank to stream. Nothing was captured."
+            f"{folder}: the residual bank needs {amounts.size(need)}, {amounts.size(free)} are free. "
+            "`lensmith cache prune --keep 0` frees others; or set LENSMITH_HOME to a larger disk, or fit.bank to "
+            "stream. Nothing was captured."
         )
 
 

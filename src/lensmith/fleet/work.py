@@ -36,6 +36,11 @@ class Outcome:
     code: int  # the exit code, as of every command of the lab
     line: str = ""  # why it failed
 
+    @property
+    def exit_code(self) -> int:
+        """The code that a command of ours ends with for it."""
+        return InputError.exit_code if self.code == DVC_REFUSED else self.code
+
 
 def run(job: Job, lab: LabCommit, say: Print) -> Outcome:
     """Do a job on this machine; `say` gets every line of its commands."""

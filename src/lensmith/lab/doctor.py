@@ -1,4 +1,4 @@
-"""Checks of a lab and its machine, for states in which DVC or a stage would only say that something failed.
+"""Finds faults of a lab and its machine that DVC or a stage reports only as "failed".
 
 Each check yields its findings: what is wrong, why that matters, what to do. A finding has a `mend` where nothing can be
 lost by it; the rest is left to a person.
@@ -171,8 +171,10 @@ def packages(_root: Path) -> Iterator[Finding]:
             version = metadata.version(required.name)
         except metadata.PackageNotFoundError:
             version = "missing"
+        # The stamp of the last install is newer than pyproject.toml, so `make install` alone would do nothing.
+        do = "`rm -f .venv/.installed && make install`"
         if version == "missing" or not required.specifier.contains(version, prereleases=True):
-            yield Finding(f"package {required.name}", f"is {version}, must be {required.specifier}", "`make install`")
+            yield Finding(f"package {required.name}", f"is {version}, must be {required.specifier}", do)
 
 
 def home(_root: Path) -> Iterator[Finding]:
@@ -198,7 +200,8 @@ def disk(root: Path) -> Iterator[Finding]:
     for folder in {path.stat().st_dev: path for path in (environment.home(), root) if path.exists()}.values():
         if (free := shutil.disk_usage(folder).free) < LOW:
             why = f"{amounts.size(free)} are free, and a fit that cannot write stops"
-            yield Finding(f"disk of {folder}", why, "`lensmith cache prune --keep 0` and `dvc gc -w` make room")
+            do = "`lensmith cache prune --keep 0` makes room; `dvc gc -w` too, but it deletes every other variant"
+            yield Finding(f"disk of {folder}", why, do)
 
 
 def _dvc_processes(root: Path) -> list[list[str]]:
