@@ -14,6 +14,7 @@ from lensmith.judge import temperature
 from lensmith.judge.bench import Bench
 from lensmith.judge.facts import LastLayer, LogitTransform
 from lensmith.lens import divergence
+from lensmith.process.progress import track
 
 ENOUGH = 1000  # positions that a temperature is fitted on, where there are as many
 WARN_BITS = 0.25  # the reference recipe warns above this
@@ -75,7 +76,8 @@ def _compare(own: Tensor, z: Tensor, tau: float) -> Iterator[Tensor]:
 def norm_temperatures(bench: Bench, lens: str, kept: Sequence[Tensor]) -> list[float]:
     """The best temperature of a norm lens at each layer 0..L, over captures (p, L + 1, d_model)."""
     parts = torch.cat(list(kept)).split(bench.chunk)
-    return [_temperature(bench, lens, layer, parts) for layer in range(bench.n_layers + 1)]
+    layers = track(range(bench.n_layers + 1), "sweep, temperatures", "layer")
+    return [_temperature(bench, lens, layer, parts) for layer in layers]
 
 
 def _temperature(bench: Bench, lens: str, layer: int, parts: Sequence[Tensor]) -> float:

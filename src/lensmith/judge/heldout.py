@@ -21,7 +21,7 @@ from lensmith.judge.tables import RANKS, Floats, layers
 from lensmith.lens import divergence
 from lensmith.lens.depth import PERCENTILES, depth_layer
 from lensmith.process.draws import Stream
-from lensmith.process.progress import track
+from lensmith.process.progress import Progress
 from lensmith.settings.sections import SweepParams
 
 KL = MEASURED.index("kl_final_lens_bits")
@@ -76,16 +76,17 @@ def measure(bench: Bench, tokens: Tensor, settings: SweepParams, first: int = 0)
     cells: dict[tuple[str, int], list[Tensor]] = {}
     ranks: dict[tuple[str, int], list[Tensor]] = {}
     places_of = torch.from_numpy(positions).split(settings.batch_seqs)
-    batches = track(tokens.split(settings.batch_seqs), "sweep", "chunk", Tensor.numel)
-    for batch, places in zip(batches, places_of, strict=True):
-        resid = bench.backbone.capture(batch, places)
-        for part in resid.flatten(0, 1).split(bench.chunk):
-            target = Target.of(bench.final(part))
-            for lens, layer in bench.decoded:
-                reading = compare(target, bench.decode(lens, layer, part))
-                cells.setdefault((lens, layer), []).append(reading.measured.cpu())
-                rank = divergence.token_rank(reading.logits, target.top)
-                ranks.setdefault((lens, layer), []).append(rank.cpu())
+    with Progress("sweep", n * count * len(bench.decoded), "reading") as progress:
+        for batch, places in zip(tokens.split(settings.batch_seqs), places_of, strict=True):
+            resid = bench.backbone.capture(batch, places)
+            for part in resid.flatten(0, 1).split(bench.chunk):
+                target = Target.of(bench.final(part))
+                for lens, layer in bench.decoded:
+                    reading = compare(target, bench.decode(lens, layer, part))
+                    cells.setdefault((lens, layer), []).append(reading.measured.cpu())
+                    rank = divergence.token_rank(reading.logits, target.top)
+                    ranks.setdefault((lens, layer), []).append(rank.cpu())
+                    progress.advance(len(part))
     return Heldout(
         first,
         seq_len,

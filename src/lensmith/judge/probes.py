@@ -34,6 +34,7 @@ from lensmith.judge.trajectories import Shown
 from lensmith.lens import divergence
 from lensmith.lens.depth import PERCENTILES, depth_layer
 from lensmith.process.errors import InputError
+from lensmith.process.progress import track
 from lensmith.source.discovery import max_length
 
 TOPS = 20  # pairs of topN, probN columns, however many are filled
@@ -196,7 +197,7 @@ def read(bench: Bench, probes: Iterable[tuple[str, Probe]], temperatures: Sequen
     """
     lenses = tuple(lens for lens in (bench.baseline, TUNED, PRISM, RAW) if lens in bench.names)
     read = Probes(bench.n_layers, bench.baseline, lenses, list(_cases(bench, probes)))
-    for index, case in enumerate(read.cases):
+    for index, case in enumerate(track(read.cases, "sweep, probes", "text")):
         resid = bench.backbone.capture(torch.tensor([case.ids]), torch.arange(len(case.ids))[None])[0]
         final = bench.final(resid[-1:])[0]
         prompt = next_token_row.LastPosition.of(

@@ -19,6 +19,7 @@ from lensmith.lens.divergence import kl_bits
 from lensmith.lens.lens import Lens
 from lensmith.process.draws import Stream
 from lensmith.process.errors import InputError
+from lensmith.process.progress import track
 from lensmith.source.backbone import Backbone, NormKind
 from lensmith.source.proof import PROOF_LIMIT_BITS
 
@@ -101,7 +102,7 @@ def sample(backbone: Backbone) -> Tensor:
     bos = getattr(backbone.tokenizer, "bos_token_id", None)
     first = draws.words(SEQUENCES, step=0) % np.uint64(backbone.d_vocab) if bos is None else [bos] * SEQUENCES
     tokens = torch.as_tensor(np.asarray(first, dtype=np.int64), device=backbone.device)[:, None]
-    for step in range(1, TOKENS):
+    for step in track(range(1, TOKENS), "verify, text that the model writes", "token"):
         uniform = torch.from_numpy(draws.words(SEQUENCES, step).astype(np.float64) * 2.0**-64).to(backbone.device)
         below = backbone.logits(tokens)[:, -1].double().softmax(-1).cumsum(-1)
         following = torch.searchsorted(below, uniform[:, None] * below[:, -1:], right=True)
