@@ -76,7 +76,8 @@ def measure(bench: Bench, tokens: Tensor, settings: SweepParams, first: int = 0)
     cells: dict[tuple[str, int], list[Tensor]] = {}
     ranks: dict[tuple[str, int], list[Tensor]] = {}
     places_of = torch.from_numpy(positions).split(settings.batch_seqs)
-    with Progress("sweep", n * count * len(bench.decoded), "reading") as progress:
+    n_readings = sum(1 for _ in bench.decoded)  # of a position
+    with Progress("sweep", n * count * n_readings, "reading") as progress:
         for batch, places in zip(tokens.split(settings.batch_seqs), places_of, strict=True):
             resid = bench.backbone.capture(batch, places)
             for part in resid.flatten(0, 1).split(bench.chunk):
