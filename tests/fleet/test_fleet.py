@@ -193,7 +193,7 @@ def test_an_interrupt_cancels_the_jobs_and_names_the_finished_models(tmp_path):
         Driver(cluster, board, 2).run({m: jobs.phases(m, SMALL) for m in ("a", "b")})
 
     assert cluster.cancelled
-    assert "1 of 2 models are finished" in board.summary() and "lensmith fleet restore --models a" in board.summary()
+    assert "1 of 2 models are finished" in board.summary() and "lensmith fleet restore --model a" in board.summary()
     assert board.summary().endswith("continues with b.")
 
 

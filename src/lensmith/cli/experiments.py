@@ -16,7 +16,9 @@ PIPED = 140  # columns of a table that goes into a file
 @app.command()
 def compare(
     model: Annotated[list[str] | None, typer.Option("--model", help="A model; again for more. All by default.")] = None,
-    kpi: Annotated[list[str] | None, typer.Option("--kpi", help="A metric to compare; again for more.")] = None,
+    kpi: Annotated[
+        list[str] | None, typer.Option("--kpi", help="A key of metrics/ or of a judgement's kpis; again for more.")
+    ] = None,
     plot: Annotated[str | None, typer.Option(help="Draw the KPIs over this setting, such as rank.")] = None,
     rev: Annotated[str, typer.Option(help="The commit that the experiments began from.")] = "HEAD",
     out: Annotated[Path, typer.Option(help="The page that --plot writes; the model is put in its name.")] = COMPARISON,

@@ -26,7 +26,9 @@ def main() -> None:
 @app.command()
 def run(
     *,
-    models: Annotated[list[str] | None, typer.Option(help="A model; again for more. All by default.")] = None,
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="A model; again for more. All by default.")
+    ] = None,
     address: Annotated[
         str, typer.Option(help="ray://HOST:10001; auto: one that runs here; local: start one.")
     ] = "auto",
@@ -79,7 +81,9 @@ def run(
 
 @app.command()
 def restore(
-    models: Annotated[list[str] | None, typer.Option(help="A model; again for more. All by default.")] = None,
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="A model; again for more. All by default.")
+    ] = None,
 ) -> None:
     """Bring here what nodes pushed, run the light stages, and print the verdicts. `fleet run` ends with this."""
     from lensmith.fleet import head

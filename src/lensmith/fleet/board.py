@@ -108,7 +108,7 @@ class Board:
     def summary(self) -> str:
         """What is left of a run that is stopped, in words."""
         done = [model for model, state in self.models.items() if set(state.stages.values()) == {"done"}]
-        chosen = " ".join(f"--models {model}" for model in done)
+        chosen = " ".join(f"--model {model}" for model in done)
         restore = f"`lensmith fleet restore {chosen}` brings them here. " if done else ""
         return (
             f"{len(done)} of {len(self.models)} models are finished and in the remote. {restore}"

@@ -98,7 +98,7 @@ class Bench:
 
     @property
     def baseline(self) -> str:
-        """The norm lens that the tuned lens starts from."""
+        """The norm lens of the tuned lens's own norm."""
         return NORM_LENS[self.lens.norm]
 
     @property

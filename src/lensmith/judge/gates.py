@@ -92,7 +92,7 @@ GATES = (
     Gate(
         "C",
         "Agrees at the end",
-        "After the last layer, the norm lens is the model itself.",
+        "After the last layer, the norm lens agrees with the model, after one temperature.",
         lambda scope: (
             Criterion(
                 kpi="last_layer_kl_after_temp_bits",

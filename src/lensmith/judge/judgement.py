@@ -10,7 +10,7 @@ The report, the terminal's tables, the card, `compare`, `publish` and `verify` r
     heldout_delta_kl_bits_<p>[_vs_<lens>], position_delta_kl_bits_<p>_part_<i>                  means
     heldout_kl_<lens>_bits_<p>, heldout_kl_<lens>_bits_mean      what a lens leaves; the mean is over layers 1..L-1
     ladder_kl_bits_<rung>_<p>, ladder_gain_bits_<rung>_<p>, ladder_share_<rung>_<p>
-    last_layer_kl_after_temp_bits, artifact_score_increase, worst_delta_kl_bits, final_rank1_share
+    last_layer_kl_after_temp_bits, artifact_score_increase, final_rank1_share
 """
 
 import math

@@ -1,12 +1,12 @@
-"""The KPIs of the reference recipe, each with its interval, over the suite's prompts and over held-out positions.
+"""KPIs, those of the reference recipe and ours, each with its interval, over prompts and over held-out positions.
 
 Everything compares the tuned lens with baselines, most often with the *stronger* of two norm lenses: the model's final
-norm at every layer, and the next block's input norm. W_U was trained against the final norm's gain, so that the other
-is often nearly uniform, and beating it says little. Which one is stronger is settled once for each KPI, on all units,
-and reported. On held-out text "the answer" is the model's own most likely token.
+norm at every layer, and the next block's input norm. W_U was trained against the final norm's gain, so the next block's
+norm often gives nearly uniform readings, and beating it says little. Which one is stronger is chosen once for each KPI,
+on the units that the KPI is over, and reported. On held-out text "the answer" is the model's own most likely token.
 
-Signs: a positive number is in favour of the tuned lens. "Rank k" counts from 1: the answer is within rank k where its
-token_rank is below k.
+Signs: of differences and shifts, a positive number is in favour of the tuned lens; `artifact_score_increase` is one the
+lens should not have. "Rank k" counts from 1: the answer is within rank k where its token_rank is below k.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -117,7 +117,7 @@ class Book:
 
     @property
     def start(self) -> str:
-        """The norm lens that the tuned lens starts from."""
+        """The norm lens of the tuned lens's own norm."""
         return NORM_LENS[self.measured.run.lens.norm]
 
     @cached_property
@@ -162,15 +162,15 @@ class Book:
         return Units(
             self.measured.n_layers,
             self.limits.confidence,
-            self._draw("bootstrap-heldout", self._blocks(positions.seq)),
+            self._draw("bootstrap-heldout", self._runs(positions.seq)),
             {lens: {p: positions.at(lens, f"{KL}_{p}") for p in PERCENTILES} for lens in lenses},
             np.ones(len(positions.seq), dtype=bool),
             {lens: {k: positions.at(lens, f"first_rank_le_{k}") for k in RANKS} for lens in lenses},
             {lens: positions.at(lens, "rank1_share") for lens in lenses},
         )
 
-    def _blocks(self, seq: NDArray[np.int64]) -> list[int]:
-        """The block of neighbouring sequences that each sequence number belongs to: blocks are drawn as a whole."""
+    def _runs(self, seq: NDArray[np.int64]) -> list[int]:
+        """The run of neighbouring sequences that each sequence number belongs to: runs are drawn as a whole."""
         return list((seq // self.measured.run.heldout.block_seqs).tolist())
 
     def _draw(self, stream: str, clusters: Sequence[object]) -> Draws:
@@ -182,7 +182,7 @@ class Book:
     @cached_property
     def _heldout_draws(self) -> Draws:
         """The resamples of `heldout`, here of sequences."""
-        return self._draw("bootstrap-heldout", self._blocks(np.array(self.measured.heldout.units, dtype=np.int64)))
+        return self._draw("bootstrap-heldout", self._runs(np.array(self.measured.heldout.units, dtype=np.int64)))
 
     def heldout_mean(self, lens: str, quantity: str, layer: int) -> Estimate:
         """Mean of any quantity over held-out positions at one layer."""
@@ -198,7 +198,7 @@ class Book:
         """KL(model || norm lens at the last block after one scalar temperature), bits."""
         by_seq = self.measured.run.last_layer_consistency.kl_final_lens_after_temp_bits_by_seq
         values = np.array([np.nan if v is None else v for v in by_seq], dtype=np.float64)
-        return self._mean(values, self._draw("bootstrap-last-layer", self._blocks(np.arange(len(values)))))
+        return self._mean(values, self._draw("bootstrap-last-layer", self._runs(np.arange(len(values)))))
 
     def artifact_score_increase(self) -> Estimate:
         """Artefact score of the tuned lens minus that of the norm lens, mean over the probes' texts.

@@ -186,7 +186,7 @@ def _contrast(baseline: Mapping[str, float | None], tuned: Mapping[str, float | 
 def read(bench: Bench, probes: Iterable[tuple[str, Probe]], temperatures: Sequence[float], top_k: int) -> Probes:
     """Every text of every probe at every layer and position.
 
-    The lenses are the norm lens that the tuned one starts from, the tuned lens, and Prism and the raw lens where the
+    The lenses are the norm lens of the tuned lens's own norm, the tuned lens, and Prism and the raw lens where the
     bench has them.
 
     Args:

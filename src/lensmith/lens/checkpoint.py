@@ -110,7 +110,7 @@ class Checkpoints:
         if need > free:
             raise ResourceError(
                 f"{self.folder}: checkpoints need {amounts.size(need)}, {amounts.size(free)} are free. `lensmith cache "
-                "prune` frees others; or set LENSMITH_HOME to a larger disk. No step was taken."
+                "prune --keep 0` frees others; or set LENSMITH_HOME to a larger disk. No step was taken."
             )
 
     @property

@@ -9,8 +9,9 @@ temperature and the model's logit transform,
 This is the placement `normed`, the only one that is trained here. Imported lenses may translate before the norm,
 placement `residual`: x = resid_post[l] and z_l = g((N(y) W_U + b) / tau_l).
 
-U starts random and V at zero: the lens starts as the norm lens exactly, and V has a gradient from the first step.
-With both at zero neither would ever have one. The last block's translator stays the identity.
+`Lens.start` has U random and V at zero: it is the norm lens exactly, and V has a gradient from the first step. With
+both at zero neither would ever have one. With `fit.start: closed_form` a fit starts from the closed form instead. The
+last block's translator stays the identity.
 
 The kinds are a ladder, each the same map with fewer free parameters:
     identity (none)   temperature (tau)   bias (+ c)   low_rank (+ s, U, V)   full (rank = d_model)
@@ -153,7 +154,7 @@ class Lens:
         """Write `folder`/weights.safetensors.
 
         Raises:
-            AssertionError: the last block is not the identity, or a number is not finite.
+            IntegrityError: the last block is not the identity, or a number is not finite.
         """
         self._check(folder / WEIGHTS)
         form = {"kind": self.kind, "norm": self.norm, "placement": self.placement, "schema": 1}

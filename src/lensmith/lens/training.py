@@ -30,7 +30,7 @@ from lensmith.source import skeleton
 from lensmith.source.head import Head
 from lensmith.source.residuals import Batch, Residuals, read_ahead
 
-# A fit diverges when its held-out KL is this many times the best, or this many times FLOOR bits where the best is less.
+# A fit has diverged when its held-out KL is above DIVERGED x max(best, FLOOR bits), so 10 x max(best, 0.1 bits).
 DIVERGED, FLOOR = 10.0, 0.1
 # Numbers in W_U from which `products: auto` may take bfloat16. A smaller head stays in the cache in float32, where its
 # products are a small part of a step, and its lens is then the same on every CPU.

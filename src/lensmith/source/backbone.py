@@ -17,7 +17,7 @@ from lensmith.hub.pins import ModelPin
 from lensmith.process.errors import InputError, NumericError
 from lensmith.settings.sections import SourceParams
 from lensmith.source import loading, placement, ranks
-from lensmith.source.discovery import REFUSED, Anatomy, dissect, max_length, n_embeddings
+from lensmith.source.discovery import Anatomy, dissect, max_length, n_embeddings
 from lensmith.source.head import Head, NormKind, Transform
 from lensmith.source.placement import NO_LENS, LensMemory
 from lensmith.source.proof import Proof, proof_tokens, prove
@@ -188,7 +188,7 @@ def capture(
     if captured != list(range(n_layers + 1)):
         raise NumericError(
             f"{type(model).__name__}: a forward pass gave residuals of the layers {captured}, must be 0..{n_layers} "
-            f"once each, in order. {REFUSED}"
+            f"once each, in order. Nothing was captured."
         )
     return residuals
 
