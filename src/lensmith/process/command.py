@@ -11,10 +11,10 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
-import lensmith
 from lensmith.process import credentials, environment, offline, stopping
 from lensmith.process.errors import KEPT, LINE, InputError, LensmithError, explained, first_line, shown
 
@@ -95,7 +95,7 @@ def _end(error: LensmithError | stopping.Interrupted) -> NoReturn:
 
 def _our_bug(error: Exception) -> LensmithError:
     """A line on an error that nothing explains; its traceback goes into a file."""
-    report = f"lensmith {lensmith.__version__}, {platform.platform()}, Python {sys.version}\n{sys.argv}\n\n"
+    report = f"lensmith {metadata.version('lensmith')}, {platform.platform()}, Python {sys.version}\n{sys.argv}\n\n"
     report += traceback.format_exc()
     where = "could not be written to any folder"
     for folder in (environment.home() / "errors", Path(tempfile.gettempdir())):
