@@ -12,6 +12,7 @@ transformers and plotly are imported by the first call that needs them.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import lensmith.source  # noqa: F401 (sets log levels before the caller's transformers imports torchao)
 from lensmith.process.errors import (
     InputError,
     IntegrityError,
