@@ -2,6 +2,8 @@
 
 import copy
 import io
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,15 @@ from rich.console import Console
 
 from lensmith.cli import experiments as cli_experiments
 from lensmith.judge import judging
-from lensmith.lab import compare, experiments
+from lensmith.judge.judgement import MISSING
+from lensmith.lab import compare, experiments, paired
+from lensmith.lab.dvc_cache import ObjectStore
 from lensmith.lab.experiments import Experiments, LabVariant
+from lensmith.process import wording
 from lensmith.process.errors import InputError
+from tests.support.judged import World
 from tests.support.scores import interval, passing
+from tests.support.settings import atlas
 
 
 def state(name: str | None, rank: object, kl: float, **executor: Any) -> dict[str, Any]:
@@ -39,8 +46,8 @@ def shown(*ranges: tuple[str, object, float, str | None]) -> list[dict[str, Any]
 RANKS = (("r-1", 8, 2.5, None), ("r-2", 16, 2.25, "success"))
 
 
-def parse(states: list[dict[str, Any]], objects: Path = Path("/nowhere")) -> Experiments:
-    return experiments.parse(states, objects)
+def parse(states: list[dict[str, Any]], objects: Path = Path("/nowhere"), *, alive: bool = True) -> Experiments:
+    return experiments.parse(states, ObjectStore(folder=objects), alive=alive)
 
 
 def text(found: compare.Comparison) -> str:
@@ -53,8 +60,86 @@ def test_finished_variants_are_read_and_others_counted():
     """DVC lists what is queued or runs with the metrics of the workspace: shown as its own they would be a lie."""
     found = parse(shown(*RANKS, ("r-3", 32, 2.0, "running"), ("r-4", 64, 2.0, "queued")))
 
-    assert [one.name for one in found.variants] == ["main", "r-1", "r-2"] and found.unfinished == 2
+    assert [one.name for one in found.variants] == ["main", "r-1", "r-2"]
+    assert found.unfinished == {"running": 1, "queued": 1}
     assert found.variants[1].settings["one"] == {"fit.rank": 8, "fit.lr": 0.01, "gates.seed": 316}
+
+
+def test_a_killed_experiment_is_not_called_running(monkeypatch, capsys):
+    """DVC calls it so for ever; no dvc process is alive in the lab."""
+    states = shown(("r-1", 8, 2.5, "running"), ("r-2", 16, 2.5, "failed"))
+    assert parse(states).unfinished == {"running": 1, "failed": 1}
+    lab = parse(states, alive=False)
+    assert lab.unfinished == {"killed": 1, "failed": 1}
+    monkeypatch.setattr(experiments, "read", lambda *_: lab)
+    cli_experiments.compare()
+
+    assert "Not finished: 1 failed, 1 killed. " in capsys.readouterr().out
+
+
+def measured(folder: Path, kl: Callable[[int], float], text: str = "heldout") -> LabVariant:
+    """A variant whose tuned lens leaves `kl` of each sequence, at all layers but the last."""
+    world = World(folder, seqs=12)
+    world.kl = lambda unit, layer, _: 0.0 if layer == world.n_layers else kl(unit)
+    world.write()
+    gates = atlas().gates
+    settings = {f"gates.{name}": getattr(gates, name) for name in ("bootstrap_samples", "seed", "confidence")}
+    settings |= {"source.path": "demo/tiny", "sweep.seed": 316, "sweep.positions_per_seq": 4}
+    files = {f"sweep/{name}": folder / "sweep" / name for name in ("run.json", "heldout.csv")}
+    metrics = judging.metrics(passing())
+    files["corpus/heldout.safetensors"] = Path(text)
+    return LabVariant(folder.name, {"one": settings}, {"one": metrics}, files={"one": files})
+
+
+def test_held_out_kl_is_compared_in_pairs_of_sequences(tmp_path):
+    """Sequences differ by 11 bits, the lenses by 0.25: each lens's interval hides what their difference shows."""
+    base = measured(tmp_path / "main", lambda unit: 1.0 + unit)
+    better = measured(tmp_path / "better", lambda unit: 0.75 + unit + 0.02 * (-1) ** unit)
+
+    for kpi in ("kl50", "kl", "norm", "heldout_kl_tuned_bits_75"):
+        difference = paired.kl_difference(better, base, "one", kpi)
+        assert difference.value == pytest.approx(-0.25) and -0.27 < difference.lo < difference.hi < -0.23, kpi
+    assert paired.kl_difference(base, base, "one", "kl").text(wording.signed) == "0"
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(compare.differences(compare.compare([base, better], "one")))
+    assert console.export_text().count("(−0.26 to −0.24)") == 3  # noqa: RUF001, a minus
+
+
+@pytest.mark.parametrize("other", ["text", "model", "positions", "sequences", "rows", "KPI", "unknown text"])
+def test_what_is_no_pair_has_no_difference(tmp_path, other):
+    """Another text or model, other positions, rows that DVC's cache does not hold, a KPI that is no held-out KL."""
+    base, variant = (measured(tmp_path / name, float) for name in ("main", "variant"))
+    settings, files = variant.settings["one"], variant.files["one"]
+    if other == "text":
+        files["corpus/heldout.safetensors"] = Path("another")
+    elif other == "unknown text":
+        del files["corpus/heldout.safetensors"], base.files["one"]["corpus/heldout.safetensors"]
+    elif other == "model":
+        settings["source.path"] = "demo/another"
+    elif other == "positions":
+        settings["sweep.seed"] = 317
+    elif other == "sequences":
+        table = files["sweep/heldout.csv"]
+        table.write_text("\n".join(line for line in table.read_text().splitlines() if line[:2] != "3,"))
+    elif other == "rows":
+        files["sweep/heldout.csv"].unlink()
+    kpi = "d50" if other == "KPI" else "kl50"
+
+    assert paired.kl_difference(variant, base, "one", kpi) == MISSING
+    assert other == "KPI" or compare.differences(compare.compare([base, variant], "one")) is None
+
+
+def test_the_rows_of_a_variant_are_found_in_the_cache(tmp_path):
+    """`dvc exp show` names the object of the folder; that lists the objects of its files."""
+    listing = [{"relpath": "heldout.csv", "md5": "cdef0123"}, {"relpath": "run.json", "md5": "0123cdef"}]
+    (tmp_path / "ab").mkdir()
+    (tmp_path / "ab" / "cd.dir").write_text(json.dumps(listing))
+    data = shown(*RANKS)
+    for experiment, oid in zip(data[1]["experiments"], ("abcd.dir", "ffff.dir"), strict=True):
+        experiment["revs"][0]["data"]["outs"] = {"artifacts/one/sweep": {"hash": oid}, "artifacts": {"hash": oid}}
+    _, r_1, r_2 = parse(data, tmp_path).variants
+
+    assert r_1.files["one"]["sweep/heldout.csv"] == tmp_path / "cd" / "ef0123" and r_2.files == {}
 
 
 def test_a_workspace_that_is_as_committed_is_no_variant():
@@ -196,7 +281,7 @@ def test_a_curve_joins_only_what_differs_in_its_setting():
 @pytest.mark.parametrize("states", [[], [state("workspace", "auto", 2.0)], shown(("r-1", "auto", 2.0, None))])
 def test_a_lab_with_nothing_to_compare_says_so(monkeypatch, capsys, states, plot):
     """No variant at all, one, and two that are the same: one line, where nothing was printed before."""
-    lab = parse(states) if states else Experiments([], 0)
+    lab = parse(states) if states else Experiments([], {})
     monkeypatch.setattr(experiments, "read", lambda *_: lab)
     cli_experiments.compare(plot=plot, rev="HEAD")
 

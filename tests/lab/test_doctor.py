@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from lensmith.lab import doctor
+from lensmith.lab import doctor, experiments
 from lensmith.process import amounts, environment
 from tests.support import toy
 from tests.support.lab import Lab
@@ -172,20 +172,31 @@ def test_a_full_disk_is_named_once_per_disk(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_an_experiment_whose_worker_was_killed_is_named(tmp_path):
-    """DVC lists it as running for ever; the command in the message clears it."""
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_killed_experiment_is_named(tmp_path, queued):
+    """DVC lists it as running for ever; what the message names clears it."""
     lab = toy.make(tmp_path / "toy")
     lab.replace("fit.py", "    lens = Path", "    import time; time.sleep(300)\n    lens = Path")
-    lab.run("dvc", "exp", "run", "--queue", "--name", "lost", "-S", "models.one.rank=5")
-    lab.run("bash", "-c", "dvc queue start > /dev/null 2>&1")  # the worker would hold on to a pipe
+    options = ("--name", "lost", "-S", "models.one.rank=5")
+    if queued:
+        lab.run("dvc", "exp", "run", "--queue", *options)
+        lab.run("bash", "-c", "dvc queue start > /dev/null 2>&1")  # the worker would hold on to a pipe
+    else:
+        lab.run("bash", "-c", f"dvc exp run --temp {' '.join(options)} > /dev/null 2>&1 &")
     wait_for(lambda: [words for words, _ in processes_of(lab) if words[1:2] == ["fit.py"]])
+    assert list(doctor.queue(lab.root)) == [] and experiments.read(lab.root).unfinished == {"running": 1}
     for _, process in processes_of(lab):
         process.kill()
+    assert experiments.read(lab.root).unfinished == {"killed": 1}
     finding = only(doctor.queue, lab.root)
 
-    assert "dvc queue: lost: is marked as running, but no worker is alive" in str(finding)
-    lab.run("dvc", "queue", "kill", "-f", "lost")
+    assert f"dvc {'queue' if queued else 'exp run'}: lost: is marked as running, but no" in str(finding)
+    if finding.mend is None:
+        lab.run("dvc", "queue", "kill", "-f", "lost")
+    else:
+        finding.mend()
     assert list(doctor.queue(lab.root)) == []
+    assert experiments.read(lab.root).unfinished == ({"failed": 1} if queued else {})
 
 
 def processes_of(lab: Lab) -> list[tuple[list[str], psutil.Process]]:

@@ -23,7 +23,10 @@ def compare(
     rev: Annotated[str, typer.Option(help="The commit that the experiments began from.")] = "HEAD",
     out: Annotated[Path, typer.Option(help="The page that --plot writes; the model is put in its name.")] = COMPARISON,
 ) -> None:
-    """Print the variants of `dvc exp run`: the settings and KPIs that differ. With --plot, draw one curve."""
+    """Print the variants of `dvc exp run`: the settings and KPIs that differ. With --plot, draw one curve.
+
+    Held-out KL is also compared with that of the first variant, in pairs of the same sequences.
+    """
     from lensmith.lab import compare as comparing
     from lensmith.lab import experiments
 
@@ -39,6 +42,8 @@ def compare(
         n_shown += 1
         if plot is None:
             console.print(comparing.table(comparison))
+            if (differences := comparing.differences(comparison, kpi or ())) is not None:
+                console.print(differences)
         else:
             page = out.with_stem(f"{out.stem}-{comparison.model}")
             comparing.curve(comparison, plot, kpi or ()).write_html(page, include_plotlyjs=True)
@@ -47,4 +52,5 @@ def compare(
         names = ", ".join(variant.name for variant in lab.variants) or "none"
         typer.echo(f"Nothing differs between the finished variants ({names}). `dvc exp run -S ...` makes another.")
     if lab.unfinished:
-        typer.echo(f"{lab.unfinished} more: queued, running or failed. `dvc queue status` lists them.")
+        states = ", ".join(f"{count} {state}" for state, count in lab.unfinished.items())
+        typer.echo(f"Not finished: {states}. `dvc queue status` lists them, `lensmith doctor` clears what was killed.")

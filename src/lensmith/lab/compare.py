@@ -2,7 +2,7 @@
 
 `dvc exp show` has a column for every number of every model; this has the few that a choice is made by. KPIs go by the
 names of metrics/<model>.json (`METRIC_KPIS`) or of the judgement, which has their intervals. A variant whose judgement
-is not in DVC's cache has the metrics alone.
+is not in DVC's cache has the metrics alone. Differences of held-out KL are paired, sequence by sequence (`paired`).
 """
 
 import json
@@ -17,6 +17,7 @@ from rich.text import Text
 
 from lensmith.judge.judgement import MISSING, Estimate
 from lensmith.judge.judging import METRIC_KPIS
+from lensmith.lab import paired
 from lensmith.lab.experiments import LabVariant
 from lensmith.process import wording
 from lensmith.process.errors import InputError
@@ -108,6 +109,34 @@ def table(comparison: Comparison) -> Table:
             *(_kpi_text(variant, comparison.model, name) for name in comparison.kpis),
             Text(gates, palette.VERDICTS_IN_A_TERMINAL.get(gates.split(maxsplit=1)[0], "")),
         )
+    return drawn
+
+
+def differences(comparison: Comparison, kpis: Sequence[str] = ()) -> Table | None:
+    """The held-out KL of each other variant minus that of the first, paired; None where nothing can be paired.
+
+    Args:
+        kpis: what to compare; PLOTTED by default. Others than held-out KLs are left out.
+    """
+    base, *others = comparison.variants
+    names = [name for name in kpis or PLOTTED if paired.is_heldout_kl(name)]
+    by_variant = {
+        other.name: [paired.kl_difference(other, base, comparison.model, name) for name in names] for other in others
+    }
+    if all(difference == MISSING for line in by_variant.values() for difference in line):
+        return None
+    drawn = Table(
+        title=f"{comparison.model}: held-out KL minus that of {base.name}, bits; below 0 the variant is better",
+        caption="of the same sequences, with the interval of the paired difference; n/a: another model, text or "
+        "choice of positions, or rows that are not in DVC's cache",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    drawn.add_column("variant", overflow="fold")
+    for name in names:
+        drawn.add_column(name, justify="right")
+    for variant, line in by_variant.items():
+        drawn.add_row(Text(variant), *(difference.text(wording.signed) for difference in line))
     return drawn
 
 

@@ -55,7 +55,7 @@ def examine(root: Path) -> Iterator[Finding]:
 def rwlock(root: Path) -> Iterator[Finding]:
     """DVC's table of the files that its processes read and write; a kill can leave half of it."""
     file = root / ".dvc" / "tmp" / "rwlock"
-    if not file.exists() or _dvc_processes(root):
+    if not file.exists() or dvc.processes(root):
         return
     try:
         held = json.loads(file.read_bytes())
@@ -96,14 +96,21 @@ def dvc_lock(root: Path) -> Iterator[Finding]:
 
 
 def queue(root: Path) -> Iterator[Finding]:
-    """Experiments of a killed worker of `dvc queue`, which DVC takes for running for ever."""
-    if not (root / ".dvc/tmp/exps/celery").is_dir() or any("queue-worker" in words for words in _dvc_processes(root)):
+    """Killed experiments, of `dvc queue` and of `dvc exp run --temp`, which DVC takes for running for ever."""
+    if not (root / ".dvc/tmp/exps").is_dir():
         return
-    with dvc.repository(root) as repo:
-        names = [entry.name or entry.stash_rev[:7] for entry in repo.experiments.celery_queue.iter_active()]
-    for name in names:
-        do = f"`dvc queue kill -f {name}` clears it, then queue it again: a fit resumes from its checkpoint"
-        yield Finding(f"dvc queue: {name}", "is marked as running, but no worker is alive", do)
+    again, alive = "a fit resumes from its checkpoint", dvc.processes(root)
+    queued, copies = dvc.running_experiments(root)
+    if not any("queue-worker" in words for words in alive):
+        for name in queued:
+            do = f"`dvc queue kill -f {name}` clears it, then queue it again: {again}"
+            yield Finding(f"dvc queue: {name}", "is marked as running, but no worker is alive", do)
+    if not alive:
+        for name, copy in copies.items():
+            do = f"`lensmith doctor --fix` deletes its copy of the tree, then run it again: {again}"
+            yield Finding(
+                f"dvc exp run: {name}", "is marked as running, but no dvc is", do, partial(shutil.rmtree, copy)
+            )
 
 
 def leftovers(root: Path) -> Iterator[Finding]:
@@ -202,17 +209,6 @@ def disk(root: Path) -> Iterator[Finding]:
             why = f"{amounts.size(free)} are free, and a fit that cannot write stops"
             do = "`lensmith cache prune --keep 0` makes room; `dvc gc -w` too, but it deletes every other variant"
             yield Finding(f"disk of {folder}", why, do)
-
-
-def _dvc_processes(root: Path) -> list[list[str]]:
-    """The command lines of live dvc processes in this lab; one whose folder is hidden from us counts."""
-    commands = []
-    for process in psutil.process_iter(["cmdline", "cwd"]):
-        words, cwd = process.info["cmdline"] or [], process.info["cwd"]
-        is_dvc = any(Path(word).name == "dvc" for word in words[:3])
-        if is_dvc and (cwd is None or Path(cwd).is_relative_to(root.resolve())):
-            commands.append(words)
-    return commands
 
 
 def _delete(files: list[Path]) -> None:

@@ -3,7 +3,7 @@
 Its public `dvc.api` lacks the same, and everything else of it may change, so this file alone imports from it:
 
     Config   the options of each remote by the file that holds them, and the cache's folder when dvc.lock is damaged
-    Repo     every recorded output with its hash and stage, and the experiments that the queue takes for running
+    Repo     every recorded output with its hash and stage, and the experiments that DVC takes for running
 
 pyproject.toml bounds the version. The imports take a second, so they are inside the functions.
 """
@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from lensmith.process.errors import InputError
 
@@ -74,3 +76,29 @@ def default_remote(root: Path) -> tuple[str, str] | None:
     committed.read(root / ".dvc" / "config", encoding="utf-8")
     name = committed.get("core", "remote", fallback=None)
     return None if name is None else (name, committed.get(f"'remote \"{name}\"'", "url", fallback=""))
+
+
+def running_experiments(root: Path) -> tuple[list[str], dict[str, Path]]:
+    """The experiments that DVC takes for running: names of the queue's; of `--temp`, the copy of the tree by name."""
+    from dvc.repo.experiments.executor.base import ExecutorInfo
+
+    with repository(root) as repo:
+        queue, temporary = repo.experiments.celery_queue, repo.experiments.tempdir_queue
+        copies = {
+            entry.name or entry.stash_rev[:7]: Path(
+                ExecutorInfo.load_json(temporary.get_infofile_path(entry.stash_rev)).root_dir
+            )
+            for entry in temporary.iter_active()
+        }
+        return [entry.name or entry.stash_rev[:7] for entry in queue.iter_active()], copies
+
+
+def processes(root: Path) -> list[list[str]]:
+    """The command lines of live dvc processes in the lab at `root`; one whose folder is hidden from us counts."""
+    commands = []
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        words, cwd = process.info["cmdline"] or [], process.info["cwd"]
+        is_dvc = any(Path(word).name == "dvc" for word in words[:3])
+        if is_dvc and (cwd is None or Path(cwd).is_relative_to(root.resolve())):
+            commands.append(words)
+    return commands

@@ -35,12 +35,38 @@ class ObjectUse:
     out: RecordedOut
 
 
-@dataclass(frozen=True)
-class DvcCache:
+@dataclass(frozen=True, kw_only=True)
+class ObjectStore:
+    """The objects of a cache."""
+
+    folder: Path  # <folder>/<two digits>/<the others>
+
+    def object(self, oid: str) -> Path:
+        """The file that holds an object, if the cache has it."""
+        return self.folder / oid[:2] / oid[2:]
+
+    def objects(self) -> list[Path]:
+        """Every object, by name."""
+        return sorted(path for path in self.folder.glob("[0-9a-f][0-9a-f]/*") if OBJECT.fullmatch(path.name))
+
+    def listing(self, oid: str) -> dict[str, str]:
+        """Object by relative path of a folder's files.
+
+        Raises:
+            IntegrityError: the cache does not hold the list, or it is damaged.
+        """
+        path = self.object(oid)
+        try:
+            return {entry["relpath"]: entry["md5"] for entry in json.loads(path.read_bytes())}
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise IntegrityError(f"{path}: is no list of a folder's files ({error!r})") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DvcCache(ObjectStore):
     """Outputs and cache of one repository. Paths of outputs begin as `root` does."""
 
     root: Path
-    folder: Path  # of objects: <folder>/<two digits>/<the others>
     outs: tuple[RecordedOut, ...]
     remote: str | None  # the default one
 
@@ -65,27 +91,8 @@ class DvcCache:
                 for out in repo.index.outs
                 if out.hash_info and out.protocol == "local"
             )
-            return cls(root, Path(repo.cache.local.path), outs, repo.config["core"].get("remote"))
-
-    def object(self, oid: str) -> Path:
-        """The file that holds an object, if the cache has it."""
-        return self.folder / oid[:2] / oid[2:]
-
-    def objects(self) -> list[Path]:
-        """Every object, by name."""
-        return sorted(path for path in self.folder.glob("[0-9a-f][0-9a-f]/*") if OBJECT.fullmatch(path.name))
-
-    def listing(self, oid: str) -> dict[str, str]:
-        """Object by relative path of a folder's files.
-
-        Raises:
-            IntegrityError: the cache does not hold the list, or it is damaged.
-        """
-        path = self.object(oid)
-        try:
-            return {entry["relpath"]: entry["md5"] for entry in json.loads(path.read_bytes())}
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise IntegrityError(f"{path}: is no list of a folder's files ({error!r})") from None
+            folder, remote = Path(repo.cache.local.path), repo.config["core"].get("remote")
+            return cls(root=root, folder=folder, outs=outs, remote=remote)
 
     @cached_property
     def uses(self) -> dict[str, ObjectUse]:
