@@ -45,6 +45,11 @@ def bench() -> Bench:
         (json.dumps({**GOOD, "id": "b", "aliases": "x"}), "2: aliases is 'x', must be a valid list"),
         (json.dumps({**GOOD, "id": "b", "control": "Lume"}), "2: control is 'Lume', must be a wrong answer"),
         (json.dumps({**GOOD, "id": "b", "answer": "\ud800"}), "2: answer is '\\ud800'"),
+        (json.dumps({**GOOD, "id": "b", "answer": " sea"}), "2: answer is ' sea', must have no white space at its"),
+        (json.dumps({**GOOD, "id": "b", "prompt": "He said "}), "2: prompt is 'He said ', must have no white space"),
+        (json.dumps({**GOOD, "id": "b", "prompt": "Yes.\n"}), "2: prompt is 'Yes.\\n', must have no white space"),
+        (json.dumps({**GOOD, "id": "b", "aliases": ["a", "sea\u00a0"]}), "2: aliases.1 is 'sea\\xa0', must have no"),
+        (json.dumps({**GOOD, "id": "b", "control": "\tx"}), "2: control is '\\tx', must have no white space"),
     ],
 )  # fmt: skip
 def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -65,6 +70,19 @@ def test_an_id_is_unique_across_files(tmp_path: Path) -> None:
         read_suite([str(tmp_path / "none.jsonl")])
     with pytest.raises(InputError, match="no file matches"):
         read_suite([str(tmp_path / "*.json")])
+    for content in ("", "\n \n", "\ufeff"):
+        one.write_text(content)
+        with pytest.raises(InputError, match=r"one.jsonl: holds no line, must have one prompt a line"):
+            read_suite([str(two), str(one)])
+
+
+def test_a_suite_is_read_as_editors_write_it(tmp_path: Path) -> None:
+    """A byte order mark at its start, and line ends of any system, change nothing."""
+    plain = write_lines(tmp_path / "plain.jsonl", LINES)
+    for end in ("\n", "\r\n", "\r"):
+        (tmp_path / "s.jsonl").write_text("\ufeff" + plain.read_text(), newline=end)
+        lines = [line for _, line in read_suite([str(tmp_path / "s.jsonl")]).lines]
+        assert lines == [line for _, line in read_suite([str(plain)]).lines]
 
 
 class Pieces:
@@ -133,7 +151,7 @@ def _lines(lines: list[dict[str, Any]]) -> list[tuple[str, Any]]:
 
 def test_a_prompt_beyond_the_context_is_refused(bench: Bench) -> None:
     """The tiny model reads 256 tokens; the message names the line, the length and the limit."""
-    long = {**GOOD, "prompt": "the sea. " * 200}
+    long = {**GOOD, "prompt": "the sea, " * 200 + "the sea"}
     with pytest.raises(InputError, match=r"s.jsonl:1: the prompt has \d+ tokens, the model reads at most 256"):
         suite.ask(bench, _lines([long]))
 

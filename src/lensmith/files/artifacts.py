@@ -169,7 +169,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         InputError: the file is missing, or a line is not a JSON object.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # a byte order mark, as some editors write, is no text
     except FileNotFoundError:
         raise InputError(f"{path}: missing") from None
     except UnicodeDecodeError as error:

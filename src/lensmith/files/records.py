@@ -1,6 +1,7 @@
 """JSON files whose form is one pydantic class: written whole, read with one clear error."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,6 +47,8 @@ def explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{field} is missing"
     if first["type"] == "extra_forbidden":
-        return f"{field} is not a field of today's form"
-    rule = first["msg"].removeprefix("Value error, ")
-    return f"{field} is {shown(repr(first['input']))}: {rule}" if field else rule
+        return f"{field} is not a field"
+    rule = re.sub(r"^\w+ should ", "must ", first["msg"].removeprefix("Value error, "))
+    if field and rule.startswith("must "):
+        return f"{field} is {shown(repr(first['input']))}, {rule}"
+    return f"{field} {rule}".strip()  # a rule of ours, which says what it found

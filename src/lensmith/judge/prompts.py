@@ -11,18 +11,21 @@ from typing import Annotated, NamedTuple, Protocol, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from lensmith.files import artifacts
-from lensmith.process.errors import InputError
+from lensmith.files.records import explain
+from lensmith.process.errors import InputError, shown
 
 
-def _said(text: str) -> str:
+def _check_text(text: str) -> str:
     if not text.strip():
         raise ValueError("is empty, must hold text")
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise ValueError(f"is {text!r}, must hold no lone surrogate: no tokenizer reads one")
+    if text != text.strip():
+        raise ValueError(f"is {shown(repr(text))}, must have no white space at its ends: a space is put between texts")
     return text
 
 
-Text = Annotated[str, AfterValidator(_said)]
+Text = Annotated[str, AfterValidator(_check_text)]
 
 
 class _Form(BaseModel):
@@ -35,13 +38,13 @@ class Prompt(_Form):
     id: Text
     domain: Text
     template: Text  # prompts made from one pattern share it, and are resampled together
-    prompt: Text  # without a space at its end: the answer follows after one
+    prompt: Text  # the answer follows after one space
     answer: Text
     aliases: list[Text] = []  # other right answers
     control: Text | None = None  # a wrong answer of the same kind, whose probability is recorded too
 
     @model_validator(mode="after")
-    def _control(self) -> "Prompt":
+    def _check_control(self) -> "Prompt":
         if self.control in (self.answer, *self.aliases):
             raise ValueError(f"control is {self.control!r}, must be a wrong answer")
         return self
@@ -99,28 +102,19 @@ def _paths(names: Sequence[str]) -> list[Path]:
 def _lines(paths: Sequence[Path], kind: type[Line]) -> Iterator[tuple[str, Line]]:
     seen: dict[str, str] = {}
     for path in paths:
+        where = ""
         for number, data in artifacts.read_jsonl(path):
             where = f"{path.as_posix()}:{number}"
             try:
                 line = kind.model_validate(data)
             except ValidationError as error:
-                raise InputError(f"{where}: {_explain(error)}. Nothing was measured.") from None
+                raise InputError(f"{where}: {explain(error)}. Nothing was measured.") from None
             if line.id in seen:
                 raise InputError(f"{where}: id {line.id!r} was used at {seen[line.id]}. Nothing was measured.")
             seen[line.id] = where
             yield where, line
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{place} is not a field"
-    if first["type"] == "missing":
-        return f"{place} is missing"
-    rule = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    # Our own rules say what they found.
-    return f"{place} {rule}".strip() if first["type"] == "value_error" else f"{place} is {first['input']!r}, {rule}"
+        if not where:
+            raise InputError(f"{path.as_posix()}: holds no line, must have one prompt a line. Nothing was measured.")
 
 
 class Tokenizer(Protocol):
