@@ -9,12 +9,13 @@ from lensmith.process import command
 
 def main() -> None:
     from lensmith.files import seals
+    from lensmith.judge import prompts
     from lensmith.settings import sections
     from lensmith.source import prefetch
 
     args = command.paths(__doc__, "settings", "corpus")
     settings = sections.read_resolved(args.settings)
-    prefetch.build(settings, args.corpus)
+    prefetch.build(settings, args.corpus, prompts.texts(settings))
     seals.seal(args.corpus)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from lensmith.files import artifacts
 from lensmith.judge import contamination, suite
 from lensmith.judge.bench import Bench
-from lensmith.judge.prompts import Encoder, Prompt, gold_token, read_probes, read_suite
+from lensmith.judge.prompts import Prompt, gold_token, read_probes, read_suite, texts
 from lensmith.judge.rows import curves
 from lensmith.judge.tables import FIRST_COLUMNS, PROMPT_COLUMNS, ROW_COLUMNS
 from lensmith.process.errors import InputError, IntegrityError
@@ -88,19 +89,16 @@ def test_a_suite_is_read_as_editors_write_it(tmp_path: Path) -> None:
 class Pieces:
     """A tokenizer that always takes the longest of its pieces."""
 
-    bos_token_id = 99
+    def __init__(self, *pieces: str, adds_bos: bool) -> None:
+        self.pieces, self.bos = pieces, [99] * adds_bos
 
-    def __init__(self, *pieces: str) -> None:
-        self.pieces = pieces
-
-    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
-        assert not add_special_tokens
-        ids = []
+    def __call__(self, text: str) -> list[int]:
+        ids = self.bos.copy()
         while text:
             longest = max((piece for piece in self.pieces if text.startswith(piece)), key=len)
             ids.append(self.pieces.index(longest))
             text = text[len(longest) :]
-        return {"input_ids": ids}
+        return ids
 
 
 @pytest.mark.parametrize(
@@ -116,12 +114,12 @@ def test_the_answer_is_its_first_token_behind_the_prompt(
     pieces: tuple[str, ...], gold: int | None, adds_bos: bool
 ) -> None:
     """The ids of prompt and answer must go on from those of the prompt; BOS stands before both."""
-    assert gold_token(Encoder(Pieces(*pieces), adds_bos), "it is", "Rome") == gold
+    assert gold_token(Pieces(*pieces, adds_bos=adds_bos), "it is", "Rome") == gold
 
 
 def test_an_unaligned_prompt_keeps_its_distances(bench: Bench) -> None:
     """The answer has no token, the position has a KL: dropping the prompt would hide it."""
-    encode = Encoder(_Glue(bench.encode.tokenizer), True)  # type: ignore[arg-type]
+    encode = replace(bench.encode, tokenizer=_Glue(bench.encode.tokenizer))
     glued = Bench(bench.backbone, bench.lens, encode, bench.identity)
     asked = suite.ask(glued, [("s:1", line) for _, line in _lines(LINES[:2])])
     cells, prompts = suite.measure(glued, asked, 2)
@@ -138,11 +136,12 @@ class _Glue:
     """A tokenizer that merges across the border of the first prompt."""
 
     def __init__(self, inner: Any) -> None:
-        self.inner, self.bos_token_id = inner, inner.bos_token_id
+        self.inner = inner
 
-    def __call__(self, text: str, *, add_special_tokens: bool) -> Any:
-        ids = self.inner(text, add_special_tokens=add_special_tokens)["input_ids"]
-        return {"input_ids": [5, *ids[1:]] if text.endswith("Lume") else ids}
+    def __call__(self, texts: list[str], **options: Any) -> Any:
+        rows = self.inner(texts, **options)["input_ids"]
+        pairs = zip(texts, rows, strict=True)
+        return {"input_ids": [[5, *ids[1:]] if text.endswith("Lume") else ids for text, ids in pairs]}
 
 
 def _lines(lines: list[dict[str, Any]]) -> list[tuple[str, Any]]:
@@ -154,6 +153,17 @@ def test_a_prompt_beyond_the_context_is_refused(bench: Bench) -> None:
     long = {**GOOD, "prompt": "the sea, " * 200 + "the sea"}
     with pytest.raises(InputError, match=r"s.jsonl:1: the prompt has \d+ tokens, the model reads at most 256"):
         suite.ask(bench, _lines([long]))
+
+
+def test_prefetch_sees_every_prompt_that_is_read_later(tmp_path: Path) -> None:
+    """Of the suite and of the probes, controls and forms without filler too, each with its file:line."""
+    form = {"prompt": "one", "answer": "x"}
+    probe = {**form, "id": "p", "no_filler": "two", "control": {**form, "prompt": "three", "no_filler": "four"}}
+    suite_file, probe_file = write_lines(tmp_path / "s", [GOOD]), write_lines(tmp_path / "p", [probe])
+    settings = atlas(suite={"files": [str(suite_file)]}, sweep={"probes": [str(probe_file)]})
+
+    expected = [(f"{suite_file}:1", GOOD["prompt"])]
+    assert [*texts(settings)] == expected + [(f"{probe_file}:1", text) for text in ("one", "two", "three", "four")]
 
 
 def test_the_size_of_a_batch_changes_nothing(bench: Bench) -> None:

@@ -19,6 +19,7 @@ from lensmith.source import discovery, skeleton
 from lensmith.source.backbone import Backbone
 from lensmith.source.discovery import is_norm_like
 from lensmith.source.proof import prove
+from lensmith.source.tokenizer import Encoder
 from tests.support import families
 from tests.support.settings import atlas
 from tests.support.tiny import BOS, FAMILIES, save_tiny, tiny_model, tiny_tokenizer
@@ -542,13 +543,18 @@ def test_a_truncated_weight_file_is_refused(tmp_path):
         load(tmp_path)
 
 
-def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
-    """Its last ids would have no embedding."""
-    save_tiny(tmp_path, vocab=90)
-    tiny_tokenizer(97).save_pretrained(tmp_path)
+def test_a_tokenizer_may_be_larger_than_the_embedding(tmp_path):
+    """CodeLlama-34b: one token more, which no text holds. Where text does, the encoder refuses it."""
+    save_tiny(tmp_path, vocab=97)
+    tokenizer = tiny_tokenizer(97)
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(tmp_path)
+    backbone = load(tmp_path)
 
-    with pytest.raises(InputError, match="tokenizer has 97 tokens, but the embedding has 90 rows"):
-        load(tmp_path)
+    encoder = Encoder(backbone.tokenizer, "tokenizer", backbone.model.config)
+    assert len(backbone.tokenizer) == 98 and encoder("The river") == tokenizer("The river")["input_ids"]
+    with pytest.raises(InputError, match=r"gives id 97, but the model has ids below 97 .*'an <extra> one'"):
+        encoder("an <extra> one")
 
 
 def test_a_padded_vocabulary_is_read_whole(tmp_path):

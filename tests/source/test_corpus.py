@@ -26,7 +26,8 @@ from lensmith.hub import models as hub_models
 from lensmith.process.errors import InputError, IntegrityError, LensmithError, RemoteError
 from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus, documents, prefetch
-from lensmith.source.tokenizer import check_behaviour, encoder, load_tokenizer
+from lensmith.source.skeleton import read_config
+from lensmith.source.tokenizer import Encoder, check_behaviour, load_tokenizer
 from tests.support.loopback_hub import CUT, SHORT, Client, Fault, LoopbackHub, settings_of
 
 BOS = 256  # the tokenizer below: a token for each byte, and one more
@@ -46,6 +47,7 @@ def tokenizer_json() -> bytes:
 
 def model_files(**config: Any) -> dict[str, bytes]:
     settings = {"model_type": "gpt_neox", "vocab_size": 257, "max_position_embeddings": 64} | config
+    settings = {name: value for name, value in settings.items() if value is not None}
     weights = io.BytesIO()
     weights.write((2).to_bytes(8, "little") + b"{}")
     return {
@@ -137,7 +139,7 @@ def unpacked(tokens: np.ndarray) -> list[str]:
 @pytest.mark.parametrize("bos", ["tokenizer", "never"])
 def test_tokens_are_the_ids_of_the_documents_end_to_end(model, bos):
     """No id is lost, added or reordered; only the remainder is dropped."""
-    encode = encoder(load_tokenizer(model, "model"), bos)
+    encode = Encoder(load_tokenizer(model, "model"), bos, read_config(model, "model")).documents
     stream = list(documents.clean((documents.SourceRow(0, i, t) for i, t in enumerate(texts(600))), 1000))
     all_ids = [i for text in texts(600) for i in encode([text])[0]]
     n_tokens = len(all_ids) // 2
@@ -396,6 +398,17 @@ def test_too_little_training_text_is_refused_with_its_size(model, tmp_path):
         ({"vocab_size": 256}, ["gives id 256", "ids below 256"]),
         ({"model_type": "gemma3", "text_config": {"vocab_size": 100}}, ["gives id 256", "ids below 100"]),
         ({"max_position_embeddings": 8}, ["corpus.seq_len is 16", "at most 8 tokens"]),
+        *(
+            (change | {"max_position_embeddings": None}, ["corpus.seq_len is 16", "at most 8 tokens"])
+            for change in (
+                {"model_type": "mpt", "max_seq_len": 8},
+                {"model_type": "dbrx", "max_seq_len": 8},
+                {"model_type": "gpt2", "n_positions": 8},
+                {"model_type": "rwkv", "context_length": 8},
+                {"model_type": "bloom", "seq_length": 8},
+                {"model_type": "bloom", "n_ctx": 8},
+            )
+        ),
         ({"model_type": "no_such_model"}, ["config.json cannot be used"]),
         ({"tokenizer.json": None}, ["tokenizer"]),
         ({"tokenizer.json": b"{}"}, ["tokenizer cannot be read"]),
@@ -414,6 +427,16 @@ def test_a_model_that_does_not_fit_the_text_is_refused(tmp_path, change, words):
     for word in words:
         assert word in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_longer_than_the_model_reads_is_refused_before_text_is_packed(model, tmp_path):
+    """Suite and sweep would find it, after the fit."""
+    params = settings(model, files=[str(write_jsonl(tmp_path / "text.jsonl", texts(400)))])
+    prefetch.build(params, tmp_path / "out", [("suite.jsonl:6", "a" * 63)])
+
+    with pytest.raises(InputError, match=r"suite\.jsonl:7: the prompt has 65 tokens, the model reads at most 64\."):
+        prefetch.build(params, tmp_path / "again", [("suite.jsonl:6", "a" * 63), ("suite.jsonl:7", "a" * 64)])
+    assert not (tmp_path / "again").exists()
 
 
 def test_a_lens_wider_than_the_model_is_refused_before_anything_is_captured(tmp_path):

@@ -10,14 +10,13 @@ from lensmith.files import artifacts
 from lensmith.hub import models
 from lensmith.judge.bench import Bench
 from lensmith.judge.facts import LensIdentity
-from lensmith.judge.prompts import Encoder
 from lensmith.lens.lens import Lens
 from lensmith.lens.lens_file import LADDER, PRISM
 from lensmith.lens.prism import Prism
 from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus
 from lensmith.source.backbone import Backbone
-from lensmith.source.tokenizer import behaviour_sha256
+from lensmith.source.tokenizer import Encoder, behaviour_sha256
 from tests.support import records
 from tests.support.tiny import save_tiny, tiny_model, tiny_tokenizer
 
@@ -53,13 +52,13 @@ def random_prism(d_model: int) -> Prism:
 
 
 def tiny_bench(family: str = "llama", norm: str = "final", *, every: bool = False) -> Bench:
-    """A bench of a random model; `adds_bos` as its tokenizer does. `every` adds all lenses that may be measured."""
+    """A bench of a random model. `every` adds all lenses that may be measured."""
     tokenizer = tiny_tokenizer()
     backbone = Backbone.from_model(tiny_model(family), tokenizer)
     lens = random_lens(backbone.n_layers, backbone.d_model, norm)
     rungs = {kind: rung_of(lens, kind) for kind in ("temperature", "bias")}
     others = {**rungs, "prism": random_prism(backbone.d_model)} if every else {}
-    encode = Encoder(tokenizer, adds_bos=True)  # type: ignore[arg-type]
+    encode = Encoder(tokenizer, "tokenizer", backbone.model.config)
     return Bench(
         backbone,
         lens,

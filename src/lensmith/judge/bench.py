@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lensmith.files import artifacts
 from lensmith.judge.facts import LensIdentity
-from lensmith.judge.prompts import Encoder
 from lensmith.judge.tables import DISTANCES, LENSES, NORM_LENS, NORMS, PRISM, RAW, RUNGS, TUNED, layers
 from lensmith.lens import divergence
 from lensmith.lens.lens import Lens
@@ -26,6 +25,7 @@ from lensmith.process.errors import IntegrityError
 from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus, tokenizer
 from lensmith.source.backbone import Backbone, Head
+from lensmith.source.tokenizer import Encoder
 
 MEASURED = (*DISTANCES, "top1_agree")
 LOGITS = 2**25  # logits that are held at a time
@@ -78,7 +78,7 @@ class Bench:
         identity = LensIdentity(weights_sha256=sha256, kind=lens.kind, norm=lens.norm, rank=lens.rank)
         assert backbone.tokenizer is not None  # a loaded model has one
         tokenizer.check_behaviour(backbone.tokenizer, manifest.tokenizer.behaviour_sha256, str(corpus_dir))
-        encode = Encoder(backbone.tokenizer, manifest.tokenizer.adds_bos)
+        encode = Encoder(backbone.tokenizer, manifest.tokenizer.bos_policy, backbone.model.config)
         return cls(backbone, lens.to(backbone.device), encode, identity, others, raw)
 
     @property

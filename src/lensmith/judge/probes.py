@@ -33,9 +33,7 @@ from lensmith.judge.tables import PRISM, RANKS, RAW, TUNED, layers
 from lensmith.judge.trajectories import Shown
 from lensmith.lens import divergence
 from lensmith.lens.depth import PERCENTILES, depth_layer
-from lensmith.process.errors import InputError
 from lensmith.process.progress import track
-from lensmith.source.discovery import max_length
 
 TOPS = 20  # pairs of topN, probN columns, however many are filled
 WHERE = ("fact_key", "fact_index", "prompt_id", "prompt_variant", "layer", "pos", "token", "entropy", "entropy_bits")
@@ -245,7 +243,6 @@ def _beside_raw(bench: Bench, case: Case, layer: int, facts: next_token_row.Row)
 
 
 def _cases(bench: Bench, probes: Iterable[tuple[str, Probe]]) -> Iterator[Case]:
-    limit = max_length(bench.backbone.model)
     for index, (where, probe) in enumerate(probes):
         main = gold_token(bench.encode, probe.prompt, probe.answer)
         texts: list[tuple[Literal["pos", "ctl"], Literal["orig", "no_filler"], Variant, str | None]]
@@ -255,9 +252,7 @@ def _cases(bench: Bench, probes: Iterable[tuple[str, Probe]]) -> Iterator[Case]:
         for prompt_id, variant, form, prompt in texts:
             if prompt is None:
                 continue
-            ids = bench.encode(prompt)
-            if limit is not None and len(ids) > limit:
-                raise InputError(f"{where}: a prompt has {len(ids)} tokens, the model reads at most {limit}")
+            ids = bench.encode.prompt(prompt, where)
             gold = gold_token(bench.encode, prompt, form.answer)
             text = ProbeText(
                 fact_key=probe.id,

@@ -4,15 +4,16 @@ The form of both is described in suites/README.md. Every line is checked before 
 """
 
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple, Protocol, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from lensmith.files import artifacts
 from lensmith.files.records import explain
 from lensmith.process.errors import InputError, shown
+from lensmith.settings.sections import ModelParams
 
 
 def _check_text(text: str) -> str:
@@ -90,6 +91,15 @@ def read_probes(names: Sequence[str]) -> list[tuple[str, Probe]]:
     return list(_lines(_paths(names), Probe))
 
 
+def texts(settings: ModelParams) -> Iterator[tuple[str, str]]:
+    """Every prompt of a model's suite and probes, with its file:line. Raises InputError as `read_suite` does."""
+    for where, line in read_suite(settings.suite.files).lines:
+        yield where, line.prompt
+    for where, probe in read_probes(settings.sweep.probes):
+        forms = [probe] if probe.control is None else [probe, probe.control]
+        yield from ((where, text) for form in forms for text in (form.prompt, form.no_filler) if text is not None)
+
+
 def _paths(names: Sequence[str]) -> list[Path]:
     # glob.glob, not Path.glob: a name may be absolute.
     found = [sorted(glob.glob(name)) if glob.has_magic(name) else [name] for name in names]  # noqa: PTH207
@@ -117,26 +127,7 @@ def _lines(paths: Sequence[Path], kind: type[Line]) -> Iterator[tuple[str, Line]
             raise InputError(f"{path.as_posix()}: holds no line, must have one prompt a line. Nothing was measured.")
 
 
-class Tokenizer(Protocol):
-    """What is asked of a Hugging Face tokenizer."""
-
-    bos_token_id: int | None
-
-    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]: ...
-
-
-class Encoder(NamedTuple):
-    """Text to ids, with BOS where the corpus has it, and never anything behind the text."""
-
-    tokenizer: Tokenizer
-    adds_bos: bool
-
-    def __call__(self, text: str) -> list[int]:
-        prefix = [self.tokenizer.bos_token_id] if self.adds_bos and self.tokenizer.bos_token_id is not None else []
-        return prefix + list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def gold_token(encode: Encoder, prompt: str, answer: str) -> int | None:
+def gold_token(encode: Callable[[str], list[int]], prompt: str, answer: str) -> int | None:
     """The first token of the answer as it stands behind the prompt; None where the two do not come apart.
 
     The ids of "prompt answer" must begin with those of the prompt and go on; else those of "promptanswer" must. Where

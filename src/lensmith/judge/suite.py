@@ -26,11 +26,9 @@ from lensmith.judge.heldout import CLOSE_BITS
 from lensmith.judge.prompts import Prompt, gold_token, read_suite
 from lensmith.judge.tables import FIRST_COLUMNS, PROMPT_COLUMNS, RANKS, ROW_COLUMNS
 from lensmith.lens import divergence
-from lensmith.process.errors import InputError
 from lensmith.process.progress import track
 from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus as corpora
-from lensmith.source.discovery import max_length
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,8 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
     artifacts.write_csv(out / "first.csv", FIRST_COLUMNS, first_lines(cells))
     artifacts.write_csv(out / "prompts.csv", PROMPT_COLUMNS, prompts)
     trajectories.write(out, bench, shown(asked, settings.suite.trajectories))
-    # As inside a text: no BOS, nor the first token, which has a space before it there.
-    inside = [prompt.ids[1 + bench.encode.adds_bos :] + prompt.gold[:1] for prompt in asked]
+    # As inside a text: nothing added before it, nor the first token, which has a space before it there.
+    inside = [prompt.ids[1 + len(bench.encode.added[0]) :] + prompt.gold[:1] for prompt in asked]
     present = contamination.in_text(inside, corpora.read_tokens(corpus))
     facts = SuiteFacts(
         schema=3,
@@ -83,12 +81,9 @@ def ask(bench: Bench, lines: Iterable[tuple[str, Prompt]]) -> list[Asked]:
     Raises:
         InputError: a prompt does not fit into the model's context.
     """
-    limit = max_length(bench.backbone.model)
     asked = []
     for where, line in lines:
-        ids = bench.encode(line.prompt)
-        if limit is not None and len(ids) > limit:
-            raise InputError(f"{where}: the prompt has {len(ids)} tokens, the model reads at most {limit}")
+        ids = bench.encode.prompt(line.prompt, where)
         tokens = [gold_token(bench.encode, line.prompt, answer) for answer in (line.answer, *line.aliases)]
         # Without the answer itself the prompt is unaligned, whatever its aliases give: they are spellings of it.
         gold = [] if tokens[0] is None else list(dict.fromkeys(token for token in tokens if token is not None))

@@ -26,7 +26,7 @@ from lensmith.lens.provenance import PROVENANCE, Provenance
 from lensmith.process.errors import InputError
 from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus as corpora
-from lensmith.source.discovery import max_length
+from lensmith.source.skeleton import max_length
 
 # Limits of the reference recipe: a gain that a temperature explains is no gain of a lens.
 ROTATION_BITS, CALIBRATION_SHARE = 0.2, 0.8
@@ -119,7 +119,7 @@ def model_stats(bench: Bench) -> ModelStats:
         d_model=bench.backbone.d_model,
         n_heads=getattr(config, "num_attention_heads", None),
         d_vocab=bench.backbone.d_vocab,
-        n_ctx=max_length(bench.backbone.model),
+        n_ctx=max_length(bench.backbone.model.config),
         architecture=type(bench.backbone.model).__name__,
         dtype=str(bench.backbone.dtype).removeprefix("torch."),
         norm_note=bench.backbone.head.norm_note,

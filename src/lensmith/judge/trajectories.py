@@ -28,7 +28,7 @@ from lensmith.judge.tables import TRAJECTORIES, Floats
 from lensmith.lens import divergence
 from lensmith.process.errors import InputError
 from lensmith.source.backbone import Backbone, Head
-from lensmith.source.discovery import max_length
+from lensmith.source.skeleton import max_length
 
 Ints = NDArray[np.int64]
 
@@ -149,7 +149,7 @@ def read(backbone: Backbone, lens: LayerReader, ids: Sequence[int], decoder: Dec
     Raises:
         InputError: the text is empty or longer than the model's context.
     """
-    limit = max_length(backbone.model)
+    limit = max_length(backbone.model.config)
     if not ids or (limit is not None and len(ids) > limit):
         raise InputError(f"trajectory: the text has {len(ids)} tokens, must have 1..{limit or 'any number'}")
     head, top_k = backbone.head, min(top_k, backbone.d_vocab)

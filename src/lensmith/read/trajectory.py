@@ -16,6 +16,7 @@ from lensmith.release.pretrained import StreamedLens
 from lensmith.report import heatmap
 from lensmith.source.backbone import Backbone
 from lensmith.source.borrowed import borrowed
+from lensmith.source.tokenizer import Encoder
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Trajectory:
             raise InputError("trajectory: the text is empty, must hold at least one token")
         if top_k < 1:
             raise InputError(f"trajectory: top_k is {top_k}, must be at least 1")
-        token_ids = list(tokenizer(text)["input_ids"])
         with borrowed(model, tokenizer) as backbone:
+            token_ids = Encoder(tokenizer, "tokenizer", backbone.model.config)(text)
             lens.check_head(backbone.head)
             return cls(trajectories.read(backbone, lens.to(backbone.device), token_ids, tokenizer, top_k))
 

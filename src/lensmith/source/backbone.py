@@ -17,11 +17,11 @@ from lensmith.hub.pins import ModelPin
 from lensmith.process.errors import InputError, NumericError
 from lensmith.settings.sections import SourceParams
 from lensmith.source import loading, placement, ranks
-from lensmith.source.discovery import Anatomy, dissect, max_length, n_embeddings
+from lensmith.source.discovery import Anatomy, dissect
 from lensmith.source.head import Head, NormKind, Transform
 from lensmith.source.placement import NO_LENS, LensMemory
 from lensmith.source.proof import Proof, proof_tokens, prove
-from lensmith.source.skeleton import Skeleton
+from lensmith.source.skeleton import Skeleton, max_length
 from lensmith.source.tokenizer import load_tokenizer
 from lensmith.source.watching import hidden_in, hidden_out
 
@@ -43,8 +43,7 @@ class Backbone:
         """The model of `pin`, from files that match its hashes; there must be room for `lens_memory` too.
 
         Raises:
-            InputError: the model cannot be used: unknown architecture, no safetensors, no final norm, a tokenizer
-                larger than the embedding.
+            InputError: the model cannot be used: unknown architecture, no safetensors, no final norm.
             IntegrityError: files are missing, changed or broken, or a weight is not in them.
             NumericError: a weight is not finite, or the model does not pass its proof.
             ResourceError: the model does not fit where `source.placement` puts it.
@@ -56,7 +55,7 @@ class Backbone:
             model = ranks.load_model(skeleton, layout)
         else:
             model = loading.load_model(folder, name, skeleton.dtype, layout, trusted=trusted)
-        tokenizer = load_tokenizer(folder, name, trusted=trusted, n_embeddings=n_embeddings(model))
+        tokenizer = load_tokenizer(folder, name, trusted=trusted)
         return cls.from_model(model, tokenizer)
 
     @classmethod
@@ -121,7 +120,7 @@ class Backbone:
                 "(batch, pos) and (batch, n) of the same batch"
             )
         n_pos = tokens.shape[1]
-        if (limit := max_length(self.model)) is not None and n_pos > limit:
+        if (limit := max_length(self.model.config)) is not None and n_pos > limit:
             raise InputError(f"capture: sequences have {n_pos} tokens, but the model reads at most {limit}")
         for name, values, bound in (("token id", tokens, self.d_vocab), ("position", positions, n_pos)):
             if (wrong := values[(values < 0) | (values >= bound)]).numel():

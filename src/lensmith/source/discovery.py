@@ -204,12 +204,6 @@ def _settings(model: PreTrainedModel, names: tuple[str, ...]) -> Iterator[tuple[
             yield name, float(value)
 
 
-def max_length(model: PreTrainedModel) -> int | None:
-    """The most tokens that the model reads at once; None where its configuration has no limit."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) else None
-
-
 def n_embeddings(model: PreTrainedModel) -> int:
     """The number of ids that the model can read."""
     weight = model.get_input_embeddings().weight

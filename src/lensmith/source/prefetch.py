@@ -10,21 +10,21 @@ exactly that of the settings; too little text is an error. The same settings and
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoConfig
+from transformers import PretrainedConfig
 
 from lensmith.files import artifacts
 from lensmith.hub import models, published
 from lensmith.hub.pins import LensPin, ModelPin
-from lensmith.process.errors import InputError, first_line
+from lensmith.process.errors import InputError
 from lensmith.settings.sections import CorpusParams, ModelParams
-from lensmith.source import documents, remote_code
+from lensmith.source import documents, skeleton
 from lensmith.source.corpus import (
     HELDOUT,
     MANIFEST,
@@ -36,13 +36,14 @@ from lensmith.source.corpus import (
     sha256_tokens,
 )
 from lensmith.source.documents import Document, SourceText
-from lensmith.source.tokenizer import Encode, behaviour_sha256, encoder, load_tokenizer
+from lensmith.source.tokenizer import Encoder, behaviour_sha256, load_tokenizer
 
 BATCH = 256  # documents tokenized in one call: enough for the tokenizer's threads, few enough for memory
 MAX_FAULTS = 0.01  # of all rows read
 MAX_IDLE = 100_000  # rows in turn that give no document; a source that repeats itself forever then ends in an error
 UNWRITTEN = "Nothing was written."
 
+Encode = Callable[[list[str]], list[list[int]]]  # texts to the ids of each
 Pins = dict[str, ModelPin | LensPin | None]
 
 
@@ -87,35 +88,38 @@ class Packed:
         self.seen.add(document.sha256)
 
 
-def build(settings: ModelParams, out: Path) -> None:
+def build(settings: ModelParams, out: Path, prompts: Iterable[tuple[str, str]] = ()) -> None:
     """Pin the model and the text, pack the text, download the weights, write the corpus to `out`, the manifest last.
 
+    Args:
+        settings: of one model.
+        out: the folder of its corpus.
+        prompts: (file:line, text) of what later stages read; hours later they would find that the model cannot.
+
     Raises:
-        InputError: there is too little text, it is not text, or it does not fit the model.
+        InputError: there is too little text, it is not text, or text or prompts do not fit the model.
         RemoteError: the Hub refused, or could not be reached.
     """
     corpus = settings.corpus
     pin, lens = models.pin_model(settings.source), published.pin_lens(settings.imported)
     folder = models.fetch_tokenizer(pin)
-    remote_code.check(folder, pin.place)
-    vocab_size = _check_model(folder, pin.place, settings)
-    tokenizer = load_tokenizer(folder, pin.place, trusted=settings.source.trust_remote_code)
-    encode = encoder(tokenizer, corpus.bos)
+    trusted = settings.source.trust_remote_code
+    config = skeleton.read_config(folder, pin.place, trusted=trusted)
+    _check_size(config, pin.place, settings)
+    tokenizer = load_tokenizer(folder, pin.place, trusted=trusted)
+    encoder = Encoder(tokenizer, corpus.bos, config)
+    for where, prompt in prompts:
+        encoder.prompt(prompt, where)
     text = documents.open_text(corpus)
-    heldout = _pack_side(text, corpus, encode)
-    train = _pack_side(text, corpus, encode, heldout)
-    if (largest := max(int(train.ids.max()), int(heldout.ids.max()))) >= vocab_size:
-        raise InputError(
-            f"{pin.place}: its tokenizer gives id {largest}, but the model has ids below {vocab_size} (vocab_size of "
-            f"config.json); tokenizer and model do not belong together. {UNWRITTEN}"
-        )
+    heldout = _pack_side(text, corpus, encoder.documents)
+    train = _pack_side(text, corpus, encoder.documents, heldout)
     if pin.repo is not None:
         models.fetch_model(pin)  # the stages that read its weights have no network
 
     facts = TokenizerFacts.model_validate(
         {
             "bos_policy": corpus.bos,
-            "adds_bos": tokenizer.bos_token_id is not None and encode(["a"])[0][:1] == [tokenizer.bos_token_id],
+            "adds_bos": tokenizer.bos_token_id is not None and encoder.added[0][:1] == [tokenizer.bos_token_id],
             "class": type(tokenizer).__name__,
             "vocab_size": len(tokenizer),
             "behaviour_sha256": behaviour_sha256(tokenizer),
@@ -142,26 +146,18 @@ def pack(stream: Iterable[Document], encode: Encode, n_tokens: int) -> Packed:
     return packed
 
 
-def _check_model(folder: Path, name: str, settings: ModelParams) -> int:
-    """The model's vocabulary size.
+def _check_size(config: PretrainedConfig, name: str, settings: ModelParams) -> None:
+    """The sequences fit the model's window, and the lens its width: `fit` would notice that after the capture.
 
     Raises:
-        InputError: config.json cannot be used; the model reads only shorter sequences; or the lens is wider than the
-            model, which `fit` would notice only after the capture.
+        InputError: one does not.
     """
-    try:
-        trusted = settings.source.trust_remote_code
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted, local_files_only=True).get_text_config()
-        vocab_size = int(config.vocab_size)
-    except Exception as error:  # noqa: BLE001 (a configuration's own checks raise what they like)
-        raise InputError(f"{name}: config.json cannot be used ({first_line(error)}). {UNWRITTEN}") from None
     seq_len, rank = settings.corpus.seq_len, settings.fit.rank
-    window, d_model = (getattr(config, key, None) for key in ("max_position_embeddings", "hidden_size"))
+    window, d_model = skeleton.max_length(config), getattr(config.get_text_config(), "hidden_size", None)
     if settings.fit.kind == "low_rank" and isinstance(rank, int) and isinstance(d_model, int) and rank > d_model:
         raise InputError(f"fit.rank is {rank}, but {name} has d_model {d_model}, the most it may be. {UNWRITTEN}")
-    if isinstance(window, int) and 0 < window < seq_len:
+    if window is not None and window < seq_len:
         raise InputError(f"corpus.seq_len is {seq_len}, but {name} reads at most {window} tokens. {UNWRITTEN}")
-    return vocab_size
 
 
 def _pack_side(text: SourceText, corpus: CorpusParams, encode: Encode, heldout: Packed | None = None) -> Packed:

@@ -18,8 +18,9 @@ from torch.func import functional_call
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lensmith.process.errors import NumericError
-from lensmith.source.discovery import REFUSED, Anatomy, max_length, n_embeddings
+from lensmith.source.discovery import REFUSED, Anatomy, n_embeddings
 from lensmith.source.head import Head
+from lensmith.source.skeleton import max_length
 from lensmith.source.watching import hidden_out
 
 PROOF_LIMIT_BITS = 1e-4
@@ -113,11 +114,12 @@ def _fp32_tail(model: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> tupl
 
 def proof_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
     """(batch, pos) of at least PROOF_POSITIONS ids: a text, or without a tokenizer ids spread over the vocabulary."""
-    length = min(PROOF_POSITIONS, max_length(model) or PROOF_POSITIONS)
+    length = min(PROOF_POSITIONS, max_length(model.config) or PROOF_POSITIONS)
     n_seqs = math.ceil(PROOF_POSITIONS / length)
     if tokenizer is None:
         ids = [int(i) for i in torch.linspace(0, n_embeddings(model) - 1, n_seqs * length)]
     else:
-        ids = tokenizer(PROOF_TEXT)["input_ids"]
+        # A tokenizer may have more tokens than the model has embeddings.
+        ids = [i % n_embeddings(model) for i in tokenizer(PROOF_TEXT)["input_ids"]]
         ids = (ids * math.ceil(n_seqs * length / len(ids)))[: n_seqs * length]
     return torch.tensor(ids).view(n_seqs, length)

@@ -23,6 +23,21 @@ _BF16_MIN_PARAMETERS = 200_000_000
 # CPU capabilities with bfloat16 products. Without them torch emulates bfloat16, far slower than float32.
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
 
+# Names under which configurations say how many tokens a model reads at once.
+_WINDOWS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "max_seq_length",
+    "max_sequence_length",
+    "model_max_length",
+    "seq_length",
+    "seq_len",
+    "n_ctx",
+    "context_length",
+    "max_target_positions",
+)
+
 NOT_LOADED = "The model was not loaded."
 
 
@@ -61,15 +76,21 @@ def read_config(folder: Path, name: str, *, trusted: bool = False) -> Pretrained
     """The configuration in `folder`; `name` is the model's in messages.
 
     Raises:
-        InputError: this version of transformers does not know the architecture, and code of the folder is not
-            `trusted`; or a file names code of another repository.
+        InputError: config.json is broken; this version of transformers does not know the architecture, and code of the
+            folder is not `trusted`; or a file names code of another repository.
     """
     remote_code.check(folder, name)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trusted, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{name}: {first_line(error)}. {NOT_LOADED}") from error
+    except Exception as error:
+        raise InputError(f"{name}: config.json cannot be used ({first_line(error)}). {NOT_LOADED}") from error
     return config
+
+
+def max_length(config: PretrainedConfig) -> int | None:
+    """The most tokens that a model reads at once; None where its configuration has no limit."""
+    values = (getattr(config.get_text_config(), name, None) for name in _WINDOWS)
+    return next((value for value in values if isinstance(value, int) and value > 0), None)
 
 
 def pick_device(device: str) -> torch.device:

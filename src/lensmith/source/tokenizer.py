@@ -1,4 +1,4 @@
-"""A model's tokenizer: loading it, encoding documents, and a hash of its behaviour.
+"""A model's tokenizer: loading it, encoding documents and prompts, and a hash of its behaviour.
 
 A tokenizer's files are pinned, but not the code that reads them: another version of a library, or the slow instead of
 the fast class, may give other ids for the same files. `prefetch` records the ids of TEXTS as one hash, and a stage that
@@ -7,15 +7,15 @@ tokenizes later compares its own.
 
 import hashlib
 import json
-from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from lensmith.process.errors import InputError, IntegrityError, first_line
+from lensmith.process.errors import InputError, IntegrityError, first_line, shown
 from lensmith.settings.sections import BosPolicy
-
-Encode = Callable[[list[str]], list[list[int]]]
+from lensmith.source.skeleton import max_length
 
 # Texts on which versions of tokenizers have differed.
 TEXTS = (
@@ -43,59 +43,97 @@ TEXTS = (
     "",
 )
 
+NEEDED = (
+    "Needed is a tokenizer.json; or a tokenizer.model, or vocab.json and merges.txt, with a tokenizer_class in "
+    "tokenizer_config.json. Nothing was written."
+)
 
-def load_tokenizer(
-    folder: Path, name: str, *, trusted: bool = False, n_embeddings: int | None = None
-) -> PreTrainedTokenizerBase:
+
+def load_tokenizer(folder: Path, name: str, *, trusted: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model's folder.
 
     Args:
         folder: the model's files.
         name: the model's, in messages.
         trusted: whether Python files of the folder may run.
-        n_embeddings: ids that the model has embeddings for, where that is known.
 
     Raises:
-        InputError: it is missing or broken, or has no tokens, or more than the model has embeddings.
+        InputError: it is missing or broken, or has no tokens.
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trusted, local_files_only=True
         )
     except Exception as error:  # noqa: BLE001 (the tokenizers library raises bare Exception for a broken file)
-        raise InputError(
-            f"{name}: the tokenizer cannot be read ({first_line(error)}); a tokenizer.json or tokenizer.model is "
-            "needed. Nothing was written."
-        ) from None
-    n_tokens = len(tokenizer)
-    if n_tokens == 0:
-        raise InputError(
-            f"{name}: the tokenizer has no tokens; a tokenizer.json or tokenizer.model is needed. Nothing was written."
-        )
-    if n_embeddings is not None and n_tokens > n_embeddings:
-        raise InputError(
-            f"{name}: the tokenizer has {n_tokens} tokens, but the embedding has {n_embeddings} rows; a tokenizer may "
-            "have at most as many. Nothing was written."
-        )
+        raise InputError(f"{name}: the tokenizer cannot be read ({first_line(error)}). {NEEDED}") from None
+    if len(tokenizer) == 0:
+        raise InputError(f"{name}: the tokenizer has no tokens. {NEEDED}")
     return tokenizer
 
 
-def encoder(tokenizer: PreTrainedTokenizerBase, bos: BosPolicy) -> Encode:
-    """A function from texts to their ids: with the special tokens that the tokenizer adds by default, or with none."""
+@dataclass(frozen=True)
+class Encoder:
+    """Text as ids of one model: documents as its tokenizer gives them, prompts without what it adds behind a text.
 
-    def encode(texts: list[str]) -> list[list[int]]:
+    A prompt is read at its last token, which must be the text's. No id is given that the model has no embedding for: a
+    tokenizer may have more.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    bos: BosPolicy  # tokenizer: with the special tokens that it adds by default; never: with none
+    config: PretrainedConfig  # the model's
+
+    def documents(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text.
+
+        Raises:
+            InputError: one is beyond the model's vocabulary.
+        """
+        return self._encode(texts, special=self.bos == "tokenizer")
+
+    def __call__(self, text: str) -> list[int]:
+        """The ids of a prompt. Raises as `documents`."""
+        (ids,) = self.documents([text])
+        return ids[: len(ids) - len(self.added[1])]
+
+    def prompt(self, text: str, where: str) -> list[int]:
+        """The ids of the prompt at `where` (file:line).
+
+        Raises:
+            InputError: one is beyond the model's vocabulary, or there are more than the model reads.
+        """
+        ids, limit = self(text), max_length(self.config)
+        if limit is not None and len(ids) > limit:
+            raise InputError(
+                f"{where}: the prompt has {len(ids)} tokens, the model reads at most {limit}. Nothing was written."
+            )
+        return ids
+
+    @cached_property
+    def added(self) -> tuple[list[int], list[int]]:
+        """The ids that the tokenizer adds before a text, and behind it."""
+        (ids,), (plain,) = self.documents([TEXTS[0]]), self._encode([TEXTS[0]], special=False)
+        starts = (i for i in range(len(ids)) if ids[i : i + len(plain)] == plain)
+        return next(((ids[:start], ids[start + len(plain) :]) for start in starts), ([], []))
+
+    def _encode(self, texts: list[str], *, special: bool) -> list[list[int]]:
         if not texts:
             return []
-        ids: list[list[int]] = tokenizer(
+        rows: list[list[int]] = self.tokenizer(
             texts,
-            add_special_tokens=bos == "tokenizer",
+            add_special_tokens=special,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
         )["input_ids"]
-        return ids
-
-    return encode
+        n_ids = self.config.get_text_config().vocab_size
+        for text, ids in zip(texts, rows, strict=True):
+            if ids and max(ids) >= n_ids:
+                raise InputError(
+                    f"{self.tokenizer.name_or_path}: the tokenizer gives id {max(ids)}, but the model has ids below "
+                    f"{n_ids} (vocab_size of config.json). The text is {shown(repr(text))}. Nothing was written."
+                )
+        return rows
 
 
 def behaviour_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
