@@ -269,8 +269,8 @@ def test_without_permission_the_error_names_the_scope_and_not_the_token(shelf, a
     assert ("datasets", "lab/closed") not in shelf.hub.repos
 
 
-def test_a_preview_shows_tag_files_and_index_and_sends_nothing(shelf):
-    """No request writes."""
+def test_a_preview_shows_tag_and_index_and_sends_nothing(shelf):
+    """No request writes. The files are known without the Hub."""
     shelf.push("lab/dry", shelf.release("org/a"))
     what = shelf.release("org/b", b"12345")
     before = dict(shelf.repo("lab/dry").refs)
@@ -278,8 +278,7 @@ def test_a_preview_shows_tag_files_and_index_and_sends_nothing(shelf):
 
     lines = "\n".join(shelf.client.call("preview", repo="lab/dry", day=DAY, **what))
 
-    assert "tag v2026.11.24.2" in lines
-    assert "           5 bytes  tuned_lenses/org/b/weights.safetensors" in lines
+    assert "a new commit, tag v2026.11.24.2; INDEX.json and README.md are merged" in lines
     assert '+ "org/b": {' in lines and '- "org/a"' not in lines
     assert not any(line.startswith(("POST", "PUT")) for line in shelf.hub.requests)
     assert shelf.repo("lab/dry").refs == before

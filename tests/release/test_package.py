@@ -5,17 +5,20 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from lensmith.files import artifacts
+from lensmith.process import git
 from lensmith.process.errors import InputError, IntegrityError
 from lensmith.release import package, publish
 from lensmith.settings.sections import ModelParams
@@ -298,16 +301,66 @@ def test_a_folder_that_is_no_release_is_left_alone(bench):
     assert [path.name for path in bench.out.iterdir()] == ["thesis.tex"]
 
 
-def test_a_preview_without_a_repository_lists_the_package_and_asks_nobody(bench):
-    """Files, sizes and tag are known here; the Hub is asked only about what it holds."""
-    bench.build()
-    lines = list(publish.preview(bench.settings, bench.out))
+HUB = {  # where the Hub is not asked or does not answer -> what a dry run says of it
+    "no repo": "params.yaml: models.atlas.publish.repo is not set",
+    "offline": "dataset org/lenses@main: is not asked, since HF_HUB_OFFLINE is set. Nothing was sent.",
+    "no network": "dataset org/lenses@main: cannot be reached (ConnectionRefusedError). Nothing was sent.",
+}
 
-    assert lines[0] == "params.yaml: models.atlas.publish.repo is not set: nothing would be sent"
-    assert re.search(r"tag v\d{4}\.\d\d\.\d\d", lines[1])
-    sizes = {line.split()[2]: int(line.split()[0]) for line in lines[2:]}
+
+@pytest.mark.parametrize("hub", HUB)
+def test_a_preview_without_the_hub_shows_the_package_and_what_it_did_not_look_at(bench, monkeypatch, hub):
+    """Files, sizes, tag and what would be refused are known here; the Hub is asked only about what it holds."""
+    bench.build()
+    if hub != "no repo":
+        bench.settings = bench.changed("publish", repo="org/lenses")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", hub == "offline")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens at the discard port
+    head, *lines = publish.preview(bench.settings, bench.out)
+
+    assert re.search(r"tag v\d{4}\.\d\d\.\d\d", head)
+    sizes = {path: int(size) for size, path in (line.split(" bytes  ") for line in lines if " bytes  " in line)}
     assert sizes == {path: (bench.out / path).stat().st_size for path in sizes}
     assert f"{FOLDER}/weights.safetensors" in sizes and "LICENSES/local/atlas/LICENSE" in sizes
+    assert lines[-1].startswith("not looked at: ") and lines[-1].endswith(HUB[hub])
+
+
+def indexed(**changed: Any) -> Callable[[Bench], None]:
+    """Change the lens's entry of INDEX.json."""
+
+    def change(bench: Bench) -> None:
+        entry = bench.read("INDEX.json")["local/atlas"]
+        artifacts.write_json(bench.out / "INDEX.json", {"local/atlas": entry | changed})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (
+            lambda bench: (bench.out / "README.md").write_text("hf_" + "a" * 34),
+            "holds a Hugging Face token",
+        ),
+        (indexed(licenses={}), "it is asked for only with publish.repo set"),
+        (indexed(verdicts={"gate_B": "fail"}), "gate B of local/atlas is fail"),
+        (lambda _: Path("file").write_text("edited"), "git: file is not as committed"),
+    ],
+)
+def test_a_preview_says_what_sending_would_refuse(bench, tmp_path, monkeypatch, harm, said):
+    """The dry run is where one wants to learn of it."""
+    bench.build()
+    repo = tmp_path / "repo"
+    repo.mkdir()
+    monkeypatch.chdir(repo)
+    (repo / "file").touch()
+    for words in (("init", "-q"), ("add", "file"), ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "t")):
+        git.run(*words)
+    assert not any("refused" in line for line in publish.preview(bench.settings, bench.out))
+    harm(bench)
+
+    (refused,) = (line for line in publish.preview(bench.settings, bench.out) if line.startswith("would be refused: "))
+    assert said in refused and refused.endswith("othing was sent.")
 
 
 @pytest.mark.parametrize("call", [publish.send, publish.preview])

@@ -21,14 +21,16 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from lensmith.hub.pins import FETCH, RepoType
 from lensmith.process.errors import InputError, RemoteError, ResourceError, first_line
 
-RETRY = "What was downloaded stays in the cache; trying again may help."
 UNCHANGED = "Nothing was changed."
-AGAIN = "A release is whole or absent: running this again finishes it."
+# The last sentence of an error where something is read, where it is sent, and in a dry run.
+READING = "What was downloaded stays in the cache; trying again may help."
+SENDING = "A release is whole or absent: running this again finishes it."
+DRY_RUN = "Nothing was sent."
 
 
 @contextmanager
-def remote(kind: RepoType, repo: str, revision: str, *, writing: bool = False) -> Iterator[None]:
-    """Around every use of the network; `writing` where something is sent. A log gets no progress bars.
+def remote(kind: RepoType, repo: str, revision: str, *, outcome: str = READING) -> Iterator[None]:
+    """Around every use of the network; errors end in `outcome`. A log gets no progress bars.
 
     Raises:
         RemoteError: the Hub refused, or could not be reached.
@@ -43,39 +45,42 @@ def remote(kind: RepoType, repo: str, revision: str, *, writing: bool = False) -
         raise InputError(f"{kind} {repo!r}: {first_line(error)}. {UNCHANGED}") from None
     except (HfHubHTTPError, EntryNotFoundError, RevisionResolutionError, httpx2.HTTPError, OSError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"{kind} {repo}@{revision}: the disk of the cache is full. {RETRY}") from None
+            raise ResourceError(f"{kind} {repo}@{revision}: the disk of the cache is full. {READING}") from None
         page = f"{constants.ENDPOINT}/{'' if kind == 'model' else f'{kind}s/'}{repo}"
-        reason = _reason(error, page, writing)
+        reason = _reason(error, page, outcome)
         if reason is None:
             raise
         raise RemoteError(f"{kind} {repo}@{revision}: {reason}") from None
 
 
-def _reason(error: BaseException, page: str, writing: bool) -> str | None:
+def _reason(error: BaseException, page: str, outcome: str) -> str | None:
     """What the Hub or the network did, by the causes of an error; None where they did nothing."""
     token = f"token present: {'yes' if get_token() else 'no'}"
     causes = [error]
     while cause := causes[-1].__cause__ or causes[-1].__context__:
         causes.append(cause)
     if answer := next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None):
-        return _answer(answer, page, token, writing)
+        return _answer(answer, page, token, outcome)
+    if is_offline_mode() and outcome != READING:
+        return f"is not asked, since HF_HUB_OFFLINE is set. {outcome}"
     if is_offline_mode():
         return f"not, or not wholly, in the local cache, and HF_HUB_OFFLINE is set. {FETCH} {UNCHANGED}"
     network = httpx2.HTTPError | EntryNotFoundError | RevisionResolutionError | ConnectionError
     if any(isinstance(cause, network) for cause in causes):
-        return f"cannot be reached ({type(causes[-1]).__name__}). {AGAIN if writing else RETRY}"
+        return f"cannot be reached ({type(causes[-1]).__name__}). {outcome}"
     return None
 
 
-def _answer(error: HfHubHTTPError, page: str, token: str, writing: bool) -> str:
+def _answer(error: HfHubHTTPError, page: str, token: str, outcome: str) -> str:
     status = error.response.status_code
-    if writing and status in (401, 403, 404):
+    if outcome == SENDING and status in (401, 403, 404):
         return (
             f"may not be written (HTTP {status}); {token}. Sending needs a token with the scope `write`, or a "
-            f"fine-grained one with write access to this repository (`hf auth login`, or HF_TOKEN); see {page}. {AGAIN}"
+            "fine-grained one with write access to this repository (`hf auth login`, or HF_TOKEN); "
+            f"see {page}. {outcome}"
         )
-    if writing:
-        return f"the Hub answered HTTP {status}; {token}. {AGAIN}"
+    if outcome == SENDING:
+        return f"the Hub answered HTTP {status}; {token}. {outcome}"
     # From the special to the general: each class below is a subclass of a later one.
     if isinstance(error, GatedRepoError):
         return f"needs licence acceptance at its page, {page}; {token}. {UNCHANGED}"
@@ -83,4 +88,4 @@ def _answer(error: HfHubHTTPError, page: str, token: str, writing: bool) -> str:
         return f"does not exist, or is private; {token}. {UNCHANGED}"
     if isinstance(error, RevisionNotFoundError):
         return f"has no such revision. {UNCHANGED}"
-    return f"the Hub answered HTTP {status}; {token}. {RETRY}"
+    return f"the Hub answered HTTP {status}; {token}. {outcome}"

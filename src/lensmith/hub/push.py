@@ -26,7 +26,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from lensmith.files import untrusted
 from lensmith.hub import index as release_index
-from lensmith.hub.errors import remote
+from lensmith.hub.errors import DRY_RUN, SENDING, remote
 from lensmith.hub.index import INDEX, IndexEntry
 from lensmith.process.errors import InputError, IntegrityError
 
@@ -89,7 +89,7 @@ def push(parcel: Parcel, repo: str, today: dt.date) -> Release:
         RemoteError: the Hub refused, or could not be reached. The release is absent or complete.
     """
     api = HfApi()
-    with remote(KIND, repo, parcel.tag or "main", writing=True):
+    with remote(KIND, repo, parcel.tag or "main", outcome=SENDING):
         version, commit = _commit(api, repo, parcel, today)
         try:
             api.create_tag(repo, tag=version, revision=commit, repo_type=KIND)
@@ -103,17 +103,14 @@ def push(parcel: Parcel, repo: str, today: dt.date) -> Release:
 
 
 def preview(parcel: Parcel, repo: str, today: dt.date) -> Iterator[str]:
-    """What `push` would do, in lines: each file with its size, the tag, and the change to INDEX.json."""
-    with remote(KIND, repo, parcel.tag or "main", writing=True):
+    """What `push` would do to the repository, in lines: the tag, and the change to INDEX.json."""
+    with remote(KIND, repo, parcel.tag or "main", outcome=DRY_RUN):
         now = _state(HfApi(), repo)
         if version := _released(repo, now, parcel):
             yield f"{repo}: {parcel.model_id} is released as {version} with the same bytes; nothing would be sent"
             return
     version = _choose_version(now, parcel, today)
-    yield f"{repo}: {'a new commit' if now.head else 'a new repository'}, tag {version}"
-    for path in (*parcel.hashes, INDEX, CARD):
-        size = f"{(parcel.folder / path).stat().st_size:>12} bytes" if path in parcel.hashes else f"{'merged':>18}"
-        yield f"{size}  {path}"
+    yield f"{repo}: {'a new commit' if now.head else 'a new repository'}, tag {version}; {INDEX} and {CARD} are merged"
     before, after = (_index_text(index).splitlines() for index in (now.index, _merged_index(now, parcel, version)))
     yield from difflib.unified_diff(before, after, f"{INDEX} now", f"{INDEX} then", lineterm="", n=1)
 
@@ -215,7 +212,7 @@ def _operations(now: RepoState, parcel: Parcel, version: str) -> list[CommitOper
 
 def _check_sent(api: HfApi, repo: str, commit: str, hashes: Mapping[str, str]) -> None:
     """IntegrityError for the first file that the Hub does not hold as it was sent."""
-    with remote(KIND, repo, commit, writing=True):
+    with remote(KIND, repo, commit, outcome=SENDING):
         infos = api.get_paths_info(repo, list(hashes), revision=commit, repo_type=KIND)
         files = {info.path: info for info in infos if isinstance(info, RepoFile)}
         for path, sent in hashes.items():

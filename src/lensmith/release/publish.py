@@ -14,13 +14,12 @@ import datetime as dt
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from lensmith.files import artifacts
 from lensmith.hub import index, models, push
 from lensmith.hub.push import Parcel, Release
 from lensmith.process import git
-from lensmith.process.errors import InputError
+from lensmith.process.errors import InputError, RemoteError
 from lensmith.release import package, secrets
 from lensmith.settings.sections import ModelParams
 
@@ -64,24 +63,22 @@ def send(settings: ModelParams, out: Path) -> Release:
     repo, parcel = settings.publish.repo, _parcel(settings, out)
     if repo is None:
         raise InputError(f"params.yaml: models.{settings.key}.publish.repo is not set, so there is nowhere to send to")
-    # The cheap checks come first.
-    changed = git.run("status", "--porcelain", "--", ".", *(f":(exclude){path}" for path in git.GENERATED))
-    if changed is None:
-        raise InputError(f"this folder is no git repository, so nobody could tell what made the release. {NOT_SENT}")
-    if changed:
-        first = changed.splitlines()[0].split(maxsplit=1)[-1]
-        raise InputError(f"git: {first} is not as committed. Commit first, then publish. {NOT_SENT}")
-    _check_entry(settings, parcel.entry)
-    secrets.refuse(out)
+    _check(settings, parcel)  # the cheap checks come first
     from lensmith.release import verify  # it needs torch, and only here
 
     verify.run(out, settings.model_id)
     return push.push(parcel, repo, dt.datetime.now(dt.UTC).date())
 
 
-def _check_entry(settings: ModelParams, entry: dict[str, Any]) -> None:
-    """InputError where gates or licence forbid sending the lens with this entry of INDEX.json."""
-    model_id = settings.model_id
+def _check(settings: ModelParams, parcel: Parcel) -> None:
+    """InputError where the tree of git, a gate, the licence or a secret forbids sending."""
+    changed = git.run("status", "--porcelain", "--", ".", *(f":(exclude){path}" for path in git.GENERATED))
+    if changed is None:
+        raise InputError(f"this folder is no git repository, so nobody could tell what made the release. {NOT_SENT}")
+    if changed:
+        first = changed.splitlines()[0].split(maxsplit=1)[-1]
+        raise InputError(f"git: {first} is not as committed. Commit first, then publish. {NOT_SENT}")
+    model_id, entry = settings.model_id, parcel.entry
     for gate, verdict in entry["verdicts"].items():
         where = f"{gate.replace('_', ' ')} of {model_id} is {verdict}"
         if verdict == "invalid":
@@ -92,22 +89,36 @@ def _check_entry(settings: ModelParams, entry: dict[str, Any]) -> None:
                 f"{index.INDEX} then says. {NOT_SENT}"
             )
     if not any(path.startswith(f"LICENSES/{model_id}/") for path in entry["licenses"]):
+        unknown = "its repository has none" if settings.publish.repo else "it is asked for only with publish.repo set"
         raise InputError(
-            f"params.yaml: models.{settings.key}.publish.base_license_file: the licence text of {model_id} is not "
-            f"known; neither its repository nor this setting gives it. {NOT_SENT}"
+            f"params.yaml: models.{settings.key}.publish.base_license_file: names no file, and the package holds no "
+            f"licence text of {model_id}: {unknown}. {NOT_SENT}"
         )
+    secrets.refuse(parcel.folder)
 
 
 def preview(settings: ModelParams, out: Path) -> Iterator[str]:
-    """What sending a packaged release would do, in lines. It sends nothing, and asks the Hub only if a repo is set."""
+    """What sending a packaged release would do, in lines; nothing is sent.
+
+    The package is looked at here. The Hub is asked only if `publish.repo` is set, and where it does not answer, a line
+    says what was not looked at.
+    """
     repo, parcel, today = settings.publish.repo, _parcel(settings, out), dt.datetime.now(dt.UTC).date()
-    if repo is not None:
-        yield from push.preview(parcel, repo, today)
-        return
-    yield f"params.yaml: models.{settings.key}.publish.repo is not set: nothing would be sent"
-    yield f"{out}: tag {parcel.tag or f'v{today:%Y.%m.%d}, or the next free one of that day'}"
+    yield f"{out}: {parcel.model_id}, tag {parcel.tag or f'v{today:%Y.%m.%d}, or the next free one of that day'}"
     for path in parcel.hashes:
         yield f"{(out / path).stat().st_size:>12} bytes  {path}"
+    try:
+        _check(settings, parcel)
+    except InputError as error:
+        yield f"would be refused: {error}"
+    yield f"not looked at: what the lens does. `lensmith verify {out}` measures it, as sending does first"
+    if repo is None:
+        yield f"not looked at: the Hub. params.yaml: models.{settings.key}.publish.repo is not set"
+        return
+    try:
+        yield from push.preview(parcel, repo, today)
+    except RemoteError as error:
+        yield f"not looked at: which tag is free, and the change to {index.INDEX}. {error}"
 
 
 def _parcel(settings: ModelParams, out: Path) -> Parcel:
