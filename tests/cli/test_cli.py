@@ -118,7 +118,7 @@ def test_list_and_verify_read_a_folder(tmp_path):
 
     assert (listed.returncode, verified.returncode) == (0, 0)
     assert "local/atlas" in listed.stdout and "not sent" in listed.stdout
-    assert verified.stdout.startswith("local/atlas: verified. KL saved against the stronger norm lens +")
+    assert verified.stdout.startswith("local/atlas: verified: every hash")
     assert wrong.returncode == 2 and "no INDEX.json, so this is no release of lenses" in wrong.stderr
 
 

@@ -26,17 +26,29 @@ def made(tmp_path_factory):
 
 def test_a_release_is_verified_as_a_stranger_would(made):
     """Nothing but the folder: the model is found and checked by its pin."""
-    assert verify.run(made[0]).startswith(f"{TINY}: verified. KL saved against the stronger norm lens +")
-    assert len(list(verify.every(str(made[0]), None, None))) == 1
+    lines = list(verify.every(str(made[0]), None, None))
+
+    assert lines[0] == f"{TINY}: verified: every hash, the model, and the lens measured again"
+    assert lines == verify.run(made[0])
 
 
-def test_the_same_layers_and_positions_are_measured_each_time(made):
-    """Ten drawn layers below the last, a hundred drawn positions."""
+def test_what_the_release_records_stands_beside_it(made):
+    """Of held-out text, at the three depths that a lab judges, with intervals."""
+    last = verify.run(made[0])[-1]
+
+    assert last == (
+        "  recorded in the release, the same on held-out text: by layer 2: +3.00 (+2.88 to +3.12), 3: +2.25 (+2.12 to "
+        "+2.38), 4: +0.88 (+0.75 to +1.00)"
+    )
+
+
+def test_all_layers_and_the_same_positions_are_measured_each_time(made):
+    """Every layer below the last, a hundred drawn positions."""
     _, backbone, lens = made
     first, again = (spot_check.measure(backbone, lens) for _ in range(2))
 
     assert first == again
-    assert len(first.gain) == 10 and max(first.gain) < 13
+    assert list(first.gain) == list(range(1, 13))
     assert first.identity < 1e-6
 
 
@@ -123,14 +135,18 @@ def test_each_limit_is_a_limit(changed, words):
     assert re.search(words, str(good._replace(**changed).fault()))
 
 
-def test_the_line_says_units_text_and_what_is_compared():
+def test_the_lines_say_units_text_and_what_is_compared():
     """A number without them could not be compared with any other."""
-    line = str(SpotCheck(gain={1: 1.0, 3: 2.0}, median_gain=1.5, identity=1e-7, last_norm=1e-6))
+    saved, by_layer, last = SpotCheck(gain={1: 1.0, 2: 2.0}, median_gain=1.5, identity=1e-7, last_norm=1e-6).lines()
 
-    assert line == (
-        "KL saved against the stronger norm lens +1.50 bits, the median over 2 layers and 100 positions of text that "
-        "the model wrote (by layer 1: +1.00, 3: +2.00). At the last layer the lens is the model's head within 1.0e-07 "
-        "bits (limit 0.0001) and the norm lens the model within 1.0e-06 bits (limit 0.05)"
+    assert saved == (
+        "bits of KL to the model that the lens saves, against the stronger of the two norm lenses (the final norm, the "
+        "next block's), median over 100 positions of 8 texts that the model wrote: +1.50 over layers 1..2"
+    )
+    assert by_layer == "by layer 1: +1.00, 2: +2.00"
+    assert last == (
+        "at the last layer the lens is the model's head within 1.0e-07 bits (limit 0.0001), the norm lens is the model "
+        "within 1.0e-06 bits (limit 0.05)"
     )
 
 

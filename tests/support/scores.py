@@ -78,6 +78,7 @@ def _passing_kpis() -> dict[str, Estimate]:
     kpis = {}
     for percent, delta in ((25, 3.25), (50, 2.5), (75, 1.125)):
         kpis[f"median_delta_kl_bits_{percent}"] = interval(delta, 0.25)
+        kpis[f"heldout_median_delta_kl_bits_{percent}"] = interval(delta - 0.25, 0.125)
         kpis[f"heldout_delta_kl_bits_{percent}"] = interval(delta - 0.5, 0.125)
         kpis |= {f"heldout_kl_{lens}_bits_{percent}": interval(4.0, 0.25) for lens in ("norm", "norm_next", "tuned")}
         kpis |= {f"heldout_delta_kl_bits_{percent}_vs_{lens}": interval(0.5, 0.125) for lens in gates.BEATEN}

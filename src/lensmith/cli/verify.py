@@ -13,6 +13,7 @@ from lensmith.files import seals
 from lensmith.lab import layout
 from lensmith.lab.layout import ARTIFACTS, RESOLVED
 from lensmith.process.errors import LINE, InputError, IntegrityError, shown
+from lensmith.process.progress import track
 from lensmith.settings import params_yaml, sections
 
 app = typer.Typer()
@@ -51,7 +52,7 @@ def _verify_provenance(key: str | None) -> None:
         folder = ARTIFACTS / (key or "")
         raise InputError(f"{folder}: holds no lens yet. `dvc repro` fits it, `dvc pull` fetches it.")
     n_wrong = 0
-    for name in fitted:
+    for name in track(fitted, "verify", "lens"):
         corpus, folder = ARTIFACTS / name / "corpus", ARTIFACTS / name / "lens"
         seals.check(corpus, folder)
         settings = sections.read_resolved(RESOLVED / "models" / f"{name}.json")

@@ -8,6 +8,7 @@ All in bits. `final` is the head on the last residual; `model` is what the model
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -24,7 +25,7 @@ from lensmith.source.backbone import Backbone, NormKind
 from lensmith.source.proof import PROOF_LIMIT_BITS
 
 SEED = 316
-LAYERS, POSITIONS = 10, 100  # drawn
+POSITIONS = 100  # drawn
 SEQUENCES, TOKENS = 8, 24  # of sampled text
 IDENTITY_LIMIT_BITS = PROOF_LIMIT_BITS  # what float32 leaves of an identity
 LAST_NORM_LIMIT_BITS = 0.05  # the model's own logits may be of bfloat16; gate C asks for the same
@@ -51,18 +52,24 @@ class SpotCheck(NamedTuple):
             return f"the median KL that the lens saves is {self.median_gain:+.3g} bits, must be above 0"
         return None
 
-    def __str__(self) -> str:
+    def lines(self) -> Iterator[str]:
+        """What was measured, with units, text and baseline."""
         by_layer = ", ".join(f"{layer}: {gain:+.2f}" for layer, gain in self.gain.items())
-        return (
-            f"KL saved against the stronger norm lens {self.median_gain:+.2f} bits, the median over {len(self.gain)} "
-            f"layers and {POSITIONS} positions of text that the model wrote (by layer {by_layer}). At the last layer "
-            f"the lens is the model's head within {self.identity:.1e} bits (limit {IDENTITY_LIMIT_BITS:g}) and the "
-            f"norm lens the model within {self.last_norm:.1e} bits (limit {LAST_NORM_LIMIT_BITS:g})"
+        yield (
+            "bits of KL to the model that the lens saves, against the stronger of the two norm lenses (the final norm, "
+            f"the next block's), median over {POSITIONS} positions of {SEQUENCES} texts that the model wrote: "
+            f"{self.median_gain:+.2f} over layers {min(self.gain)}..{max(self.gain)}"
+        )
+        yield f"by layer {by_layer}"
+        yield (
+            f"at the last layer the lens is the model's head within {self.identity:.1e} bits (limit "
+            f"{IDENTITY_LIMIT_BITS:g}), the norm lens is the model within {self.last_norm:.1e} bits (limit "
+            f"{LAST_NORM_LIMIT_BITS:g})"
         )
 
 
 def measure(backbone: Backbone, lens: Lens) -> SpotCheck:
-    """LAYERS layers below the last one (all where there are fewer) and the last one, at POSITIONS positions.
+    """Every layer, at POSITIONS positions.
 
     Raises:
         InputError: the model has one layer.
@@ -78,9 +85,8 @@ def measure(backbone: Backbone, lens: Lens) -> SpotCheck:
 
     head, last = backbone.head, backbone.n_layers
     final = head.logits(head.norm(resid[:, last], last))
-    drawn = Stream(SEED, "spot-check/rows").subset(last - 1, min(LAYERS, last - 1), step=0) + 1
     gains: dict[int, Tensor] = {}  # KL saved at each position, against the norm lens of the smaller median KL: (n,)
-    for layer in drawn.tolist():
+    for layer in track(range(1, last), "verify", "layer"):
         by_norm = [kl_bits(final, head.logits(head.norm(resid[:, layer], layer, norm))) for norm in get_args(NormKind)]
         stronger = min(by_norm, key=lambda kl: float(kl.median()))
         gains[layer] = stronger - kl_bits(final, lens.logits(head, resid[:, layer], layer))

@@ -18,6 +18,7 @@ from lensmith.hub import index as release_index
 from lensmith.hub import releases
 from lensmith.hub.index import PROVENANCE, Sha256
 from lensmith.hub.pins import ModelPin
+from lensmith.judge.judgement import Estimate
 from lensmith.lens.lens import Lens, check_head, check_identity, check_numbers
 from lensmith.lens.lens_file import TENSORS, WEIGHTS, read_header
 from lensmith.process.errors import InputError, IntegrityError
@@ -38,6 +39,8 @@ class ReleasedLens(BaseModel):
     model: ModelPin
     w_u_sha256: Sha256 = Field(validation_alias=AliasPath("head", "w_u_sha256"))  # of the head that it was fit to
     dtype: Dtype = Field("auto", validation_alias=AliasPath("machine", "dtype"))  # of the weights that it was fit on
+    layers: dict[int, int] = Field({}, validation_alias=AliasPath("judgement", "layers"))  # percent of depth -> layer
+    kpis: dict[str, Estimate] = Field({}, validation_alias=AliasPath("judgement", "kpis"))
     folder: Path
 
     @classmethod
@@ -58,6 +61,11 @@ class ReleasedLens(BaseModel):
     def load(self) -> Lens:
         """The lens. IntegrityError where the file is no whole lens."""
         return replace(Lens.load(self.folder), w_u_sha256=self.w_u_sha256)
+
+    def recorded(self) -> dict[int, Estimate]:
+        """Layer -> bits of KL that the lens saved at the median of held-out text, as the lab judged it."""
+        by_layer = {layer: f"heldout_median_delta_kl_bits_{percent}" for percent, layer in self.layers.items()}
+        return {layer: self.kpis[kpi] for layer, kpi in by_layer.items() if kpi in self.kpis}
 
     def check(self, lens: "Lens | StreamedLens", backbone: Backbone) -> None:
         """IntegrityError where the lens was fit to another model."""

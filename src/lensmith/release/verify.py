@@ -2,7 +2,7 @@
 
     files       every sha256 of INDEX.json, the form of the tensors, the head of the model that provenance.json pins
     last layer  there the lens reads what the model's head reads, and the norm lens what the model says
-    gain        at drawn layers and positions, the lens saves KL at the median
+    gain        over all other layers, at drawn positions, the lens saves KL at the median
 
 `judge/spot_check.py` says what is measured. Torch is imported only where something is verified.
 """
@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lensmith.hub import models, releases
+from lensmith.process import wording
 from lensmith.process.errors import NumericError
 from lensmith.settings.sections import SourceParams
 
 
-def run(release: str | Path, model: str | None = None, revision: str | None = None) -> str:
-    """Verify one lens of a release; what was measured, in a line.
+def run(release: str | Path, model: str | None = None, revision: str | None = None) -> list[str]:
+    """Verify one lens of a release; what was measured, and beside it what the release records, in lines.
 
     Raises:
         InputError: `release` is no release, or has no such lens.
@@ -46,11 +47,18 @@ def run(release: str | Path, model: str | None = None, revision: str | None = No
     measured = spot_check.measure(backbone, lens.to(backbone.device))
     if fault := measured.fault():
         raise NumericError(f"{released.model_id}: {fault}")
-    return f"{released.model_id}: verified. {measured}"
+    recorded = ", ".join(
+        f"{layer}: {saved.text(wording.signed)}" for layer, saved in sorted(released.recorded().items())
+    )
+    return [
+        f"{released.model_id}: verified: every hash, the model, and the lens measured again",
+        *(f"  {line}" for line in measured.lines()),
+        f"  recorded in the release, the same on held-out text: {f'by layer {recorded}' if recorded else 'nothing'}",
+    ]
 
 
 def every(release: str, model: str | None, revision: str | None) -> Iterator[str]:
-    """Verify one lens, or all of a release where `model` is None; a line for each."""
+    """Verify one lens, or all of a release where `model` is None; its lines."""
     index, revision = releases.index_of(release, revision)
     for model_id in [model] if model else sorted(index):
-        yield run(release, model_id, revision)
+        yield from run(release, model_id, revision)
