@@ -68,6 +68,8 @@ def test_exactly_what_changed_runs(lab):
     assert ran() == of("one", *FROM_FIT) | {"report"}, "one model's rank"
     assert_diffs_show(lab, "one")
 
+    (lab.root / "terms.txt").write_text("Terms.")
+    lab.edit("models.one.publish.base_license_file", "terms.txt")
     lab.edit("defaults.gates.worst_delta_kl_bits", -0.2)
     expected = of("one", "gates") | of("two", "gates")
     assert expected <= ran() <= expected | of("one", "publish") | of("two", "publish") | {"report"}, "a threshold"
@@ -77,6 +79,9 @@ def test_exactly_what_changed_runs(lab):
 
     lab.edit("models.two", None)
     assert ran() == {"report"}, "a model removed"
+
+    (lab.root / "terms.txt").write_text("Other terms.")
+    assert ran() == of("one", "publish"), "a file that no stage of dvc.yaml depends on, and a setting names"
 
     lab.replace("src/lensmith/lens/lens.py", "# Two thin products", "# Two slim products")
     assert ran() == set(), "a comment"

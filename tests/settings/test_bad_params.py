@@ -109,7 +109,7 @@ CASES: dict[str, tuple[str, str]] = {
         one("suite:", "files:", "  - suites"),
         "models.one.suite names suites, a folder;",
     ),
-    "a pattern that is none": (one("suite:", "files:", "  - suites/**x"), "models.one.suite names suites/**x: Invalid"),
+    "a pattern of no file": (one("suite:", "files:", "  - suites/**x"), "names suites/**x, which matches no file."),
     "a path too long": (one("source:", f"path: {'x' * 400}"), "File name too long"),
     "a licence of two lines": (one("publish:", "license: 'MIT: x'"), "publish.license is 'MIT: x', must be an SPDX id"),
     "a version of no day": (one("publish:", "tag: latest"), "publish.tag is 'latest', String should match pattern"),

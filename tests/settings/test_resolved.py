@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,46 +10,73 @@ from lensmith.process.errors import InputError
 from lensmith.settings import resolved
 from tests.support.settings import atlas
 
+OUTSIDE = {
+    "source": ("source", {"path": "models/tiny[step=100]"}, "models/tiny[step=100]/model.safetensors"),
+    "a corpus": ("corpus", {"kind": "files", "files": ["data/text.txt"]}, "data/text.txt"),
+    "a corpus by pattern": ("corpus", {"kind": "files", "files": ["data/**/*.jsonl"]}, "data/deep/text.jsonl"),
+    "a suite": ("suite", {"files": ["prompts/*.jsonl"]}, "prompts/mine.jsonl"),
+    "probes": ("sweep", {"probes": ["prompts/probes.json"]}, "prompts/probes.json"),
+    "a licence": ("publish", {"base_license_file": "TERMS"}, "TERMS"),
+    "an imported lens": ("imported", {"repo": None, "folder": "lenses/theirs"}, "lenses/theirs/params.pt"),
+}
+OTHERS = ("models/tiny[step=100]/README.md", "data/other.csv", "demo/atlas/README.md")
+
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    (tmp_path / "demo/tiny").mkdir(parents=True)
-    for folder in ("suites", "demo/atlas"):
-        (tmp_path / folder).mkdir()
-    for name in (
-        "demo/atlas/LICENSE",
-        "demo/tiny/config.json",
-        "demo/tiny/model.safetensors",
-        "demo/tiny/README.md",
-        "suites/a.jsonl",
-    ):
-        (tmp_path / name).write_text(name)
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    shipped = ("demo/atlas/LICENSE", "demo/atlas/config.json", "suites/atlas.jsonl", "suites/atlas-probes.jsonl")
+    for name in (*shipped, *OTHERS, *(file for _, _, file in OUTSIDE.values())):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(name)
     return tmp_path
 
 
-def settings(path: str = "demo/tiny"):
-    return atlas(source={"path": path}, suite={"files": ["suites/*.jsonl"]}, sweep={"probes": ["suites/a.jsonl"]})
+def absolute(lab: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Values of a section with every name of a file made absolute."""
+
+    def made(value: Any) -> Any:
+        return str(lab / value) if isinstance(value, str) and value != "files" else value
+
+    return {key: [made(v) for v in value] if isinstance(value, list) else made(value) for key, value in values.items()}
 
 
-def test_a_section_holds_the_hashes_of_the_files_it_names(root):
-    """An edit of a suite makes `suite-eval` stale; an edit of a model's README makes nothing stale."""
-    before = resolved.with_inputs({"atlas": settings()}, root)["atlas"]
-    (root / "suites/a.jsonl").write_text("edited")
-    (root / "demo/tiny/README.md").write_text("edited")
-    (root / "demo/atlas/LICENSE").write_text("other terms")
-    after = resolved.with_inputs({"atlas": settings()}, root)["atlas"]
+@pytest.mark.parametrize("is_absolute", [False, True])
+@pytest.mark.parametrize("case", OUTSIDE)
+def test_an_edit_of_a_file_changes_the_section_that_names_it(lab, case, is_absolute):
+    """Wherever the file lies. A section changes with nothing else, or a plot would refit a lens."""
+    section, values, file = OUTSIDE[case]
+    sections = {section: absolute(lab, values) if is_absolute else values}
+    if section == "imported":
+        sections["fit"] = {"kind": "imported", "prism": "off"}
+    settings = atlas(**sections)
+    before = resolved.with_inputs({"atlas": settings})["atlas"]
+    Path(file).write_text("edited")
+    for name in OTHERS:
+        Path(name).write_text("edited too")
+    after = resolved.with_inputs({"atlas": settings})["atlas"]
 
-    assert set(before["suite"]["inputs"]) == {"suites/a.jsonl"}
-    assert before["suite"] != after["suite"]
-    assert before["publish"] != after["publish"], "the licence text is part of what is published"
-    assert set(before["source"]["inputs"]) == {"demo/tiny/config.json", "demo/tiny/model.safetensors"}
-    assert (before["source"], before["fit"]) == (after["source"], after["fit"])
+    assert list(before[section]["inputs"]) == [str(lab / file) if is_absolute else file]
+    assert {name for name in before if before[name] != after[name]} == {section}
 
 
-def test_the_error_for_a_missing_file_has_its_key(root):
+def test_a_new_file_of_a_pattern_is_noticed(lab):
+    settings = atlas(suite={"files": ["prompts/*.jsonl"]})
+    before = resolved.with_inputs({"atlas": settings})["atlas"]
+    Path("prompts/more.jsonl").write_text("more")
+
+    assert resolved.with_inputs({"atlas": settings})["atlas"]["suite"] != before["suite"]
+
+
+def test_the_error_for_a_missing_file_has_its_key(lab):
     """`resolve` finds it, before a later stage needs it."""
-    with pytest.raises(InputError, match=r"models\.atlas\.source names demo/none, which does not exist"):
-        resolved.with_inputs({"atlas": settings("demo/none")}, root)
+    with pytest.raises(InputError, match=r"^params.yaml: models\.atlas\.source names demo/none, which does not exist"):
+        resolved.with_inputs({"atlas": atlas(source={"path": "demo/none"})})
+
+
+def test_files_of_a_corpus_that_is_not_read_are_not_asked_for(lab):
+    """`defaults` may name files that a model of kind atlas or hf does not read."""
+    assert resolved.with_inputs({"atlas": atlas(corpus={"files": ["none.txt"]})})["atlas"]["corpus"]["inputs"] == {}
 
 
 def test_a_removed_model_leaves_no_settings_behind(tmp_path, monkeypatch):

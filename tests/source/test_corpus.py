@@ -367,7 +367,7 @@ def bad_text(folder: Path, case: str) -> dict[str, Any]:
         ("cut.parquet", ["cut.parquet", "not a whole parquet file"]),
         ("cut.jsonl.gz", ["cut.jsonl.gz", "not a whole gzip file"]),
         ("table.csv", ["table.csv cannot be read", "allowed: .parquet"]),
-        ("nothing-*.txt", ["corpus.files[0]", "matches no file"]),
+        ("nothing-*.txt", ["corpus.files names", "nothing-*.txt, which matches no file"]),
     ],
 )
 def test_unusable_text_is_refused_by_name_and_nothing_is_written(model, tmp_path, case, words):

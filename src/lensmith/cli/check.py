@@ -18,7 +18,7 @@ app = typer.Typer()
 def check(file: Annotated[Path, typer.Argument(help="The settings to check.")] = PARAMS) -> None:
     """Check params.yaml, every file that it names, and DVC's remotes. It runs nothing and takes about a second."""
     models = params_yaml.read(file)
-    resolved.with_inputs(models, Path.cwd())
+    resolved.with_inputs(models)
     for files in dict.fromkeys(tuple(settings.suite.files) for settings in models.values()):
         prompts.read_suite(files)
     for files in dict.fromkeys(tuple(settings.sweep.probes) for settings in models.values()):

@@ -3,6 +3,7 @@
     <LENSMITH_HOME>/bank/<key>/      residual banks, see `source.bank`
     <LENSMITH_HOME>/fit/<key>/       checkpoints of fits, see `lens.checkpoint`
     <LENSMITH_HOME>/fleet/<key>/     a model's clone of a lab, see `fleet.work`
+    <LENSMITH_HOME>/sha256.json      hashes of large files, see `files.hashes`
 
 LENSMITH_BANK_GIB bounds all banks together; without it only the disk does. A cache is never an input: any of it may be
 deleted at any time, and costs a capture or a fit. It must be on a file system whose locks hold.

@@ -3,14 +3,13 @@
 The form of both is described in suites/README.md. Every line is checked before a model is loaded.
 """
 
-import glob
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
-from lensmith.files import artifacts
+from lensmith.files import artifacts, names
 from lensmith.files.records import explain
 from lensmith.process.errors import InputError, shown
 from lensmith.settings.sections import ModelParams
@@ -76,19 +75,19 @@ class SuiteFiles(NamedTuple):
     files: dict[str, str]
 
 
-def read_suite(names: Sequence[str]) -> SuiteFiles:
+def read_suite(patterns: Sequence[str]) -> SuiteFiles:
     """Every prompt of a suite's files.
 
     Raises:
         InputError: the first bad line, as file:line with what is wrong; also an id that occurs twice.
     """
-    paths = _paths(names)
+    paths = names.files(patterns, "suite.files")
     return SuiteFiles(list(_lines(paths, Prompt)), {path.as_posix(): artifacts.sha256_file(path) for path in paths})
 
 
-def read_probes(names: Sequence[str]) -> list[tuple[str, Probe]]:
+def read_probes(patterns: Sequence[str]) -> list[tuple[str, Probe]]:
     """Every probe of some files, with its file:line. Raises InputError as `read_suite` does."""
-    return list(_lines(_paths(names), Probe))
+    return list(_lines(names.files(patterns, "sweep.probes"), Probe))
 
 
 def texts(settings: ModelParams) -> Iterator[tuple[str, str]]:
@@ -98,15 +97,6 @@ def texts(settings: ModelParams) -> Iterator[tuple[str, str]]:
     for where, probe in read_probes(settings.sweep.probes):
         forms = [probe] if probe.control is None else [probe, probe.control]
         yield from ((where, text) for form in forms for text in (form.prompt, form.no_filler) if text is not None)
-
-
-def _paths(names: Sequence[str]) -> list[Path]:
-    # glob.glob, not Path.glob: a name may be absolute.
-    found = [sorted(glob.glob(name)) if glob.has_magic(name) else [name] for name in names]  # noqa: PTH207
-    for name, paths in zip(names, found, strict=True):
-        if not paths:
-            raise InputError(f"{name}: no file matches. Nothing was measured.")
-    return [Path(path) for paths in found for path in paths]
 
 
 def _lines(paths: Sequence[Path], kind: type[Line]) -> Iterator[tuple[str, Line]]:

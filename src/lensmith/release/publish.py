@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from lensmith.files import artifacts
+from lensmith.files import artifacts, names
 from lensmith.hub import index, models, push
 from lensmith.hub.push import Parcel, Release
 from lensmith.process import git
@@ -39,7 +39,7 @@ def run(settings: ModelParams, corpus: Path, lens: Path, judgement: Path, out: P
         RemoteError: the Hub refused, or could not be reached.
     """
     if file := settings.publish.base_license_file:
-        licence = {Path(file).name: Path(file).read_bytes()}
+        licence = {path.name: path.read_bytes() for path in names.files([file], "publish.base_license_file")}
     else:
         pin = artifacts.read_json(corpus / "manifest.json")["model"]
         # Asked for only where the release is sent: packaging alone needs no network.

@@ -7,8 +7,9 @@ count as code of the modules beside them.
 """
 
 import ast
+import functools
 import hashlib
-from collections.abc import Iterator
+import itertools
 from pathlib import Path
 
 from lensmith.files import artifacts
@@ -54,39 +55,35 @@ def fingerprint(script: Path, root: Path) -> dict[str, str]:
         if name in hashes or name in RESULT_FREE:
             continue
         try:
-            tree = ast.parse(path.read_bytes(), filename=str(path))
+            hashes[name], modules = _read(path.read_bytes())
         except SyntaxError as error:
             raise InputError(f"{path}:{error.lineno}: {error.msg}. Nothing was changed.") from None
-        todo += _imported_files(tree, path, root)
-        hashes[name] = _hash(tree)
         for template in path.parent.glob(f"{TEMPLATES}/*"):
             hashes[template.relative_to(root).as_posix()] = artifacts.sha256_file(template)
+        # An import runs the __init__ of each package on the way, and the module itself.
+        for parts in (module.split(".") for module in modules):
+            for base, depth in itertools.product(ROOTS, range(1, len(parts) + 1)):
+                stem = root.joinpath(base, *parts[:depth])
+                todo += [file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()]
     return dict(sorted(hashes.items()))
 
 
 def of_source(text: str) -> str:
     """The hash that a module with this text has in a fingerprint."""
-    return _hash(ast.parse(text))
+    return _read(text.encode())[0]
 
 
-def _hash(tree: ast.Module) -> str:
-    """sha256 of a syntax tree, which loses its docstrings."""
+@functools.cache  # most files belong to several stages
+def _read(source: bytes) -> tuple[str, frozenset[str]]:
+    """sha256 of a module's syntax tree without docstrings, and the full names of what it imports."""
+    tree, modules = ast.parse(source), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = node.body[ast.get_docstring(node, clean=False) is not None :]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
-def _imported_files(tree: ast.Module, path: Path, root: Path) -> Iterator[Path]:
-    """The files that the imports of a module run: each package's __init__ on the way, and the module itself."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            raise InputError(f"{path}:{node.lineno}: relative import; name the module in full. Nothing was changed.")
-        if not isinstance(node, ast.Import | ast.ImportFrom):
-            continue
-        package = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
-        for parts in (f"{package}{alias.name}".split(".") for alias in node.names):
-            for base in ROOTS:
-                for depth in range(1, len(parts) + 1):
-                    stem = root.joinpath(base, *parts[:depth])
-                    yield from (f for f in (stem.with_suffix(".py"), stem / "__init__.py") if f.is_file())
+        elif isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise SyntaxError("relative import; name the module in full", ("", node.lineno, 0, ""))
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), frozenset(modules)

@@ -7,7 +7,6 @@ document. Where they share no file (kind hf) or no seed (kind atlas), training l
 text. Where both read the same files, the sha256 of a document decides its side.
 """
 
-import glob
 import gzip
 import hashlib
 import io
@@ -24,6 +23,7 @@ from typing import BinaryIO, NamedTuple, Self, assert_never
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lensmith.files import names
 from lensmith.files.artifacts import parse_jsonl, sha256_file
 from lensmith.hub import datasets
 from lensmith.hub.datasets import DatasetPin
@@ -94,13 +94,7 @@ class SourceText:
     @classmethod
     def from_files(cls, corpus: CorpusParams) -> Self:
         """Local files. They are few and differ in size and kind, so each side gets documents of all."""
-        matches: set[str] = set()
-        for number, pattern in enumerate(corpus.files):
-            paths = [path for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]  # noqa: PTH207 (absolute ones too)
-            if not paths:
-                raise InputError(f"corpus.files[{number}] is {pattern!r}, which matches no file. {UNCHANGED}")
-            matches.update(Path(path).as_posix() for path in paths)
-        files = tuple(sorted(matches))
+        files = tuple(sorted(path.as_posix() for path in names.files(corpus.files, "corpus.files")))
         for name in files:
             _check_readable(name, "corpus.files")
         order = [int(index) for index in Stream(corpus.seed, "corpus/files").permutation(len(files), 0)]

@@ -1,0 +1,63 @@
+"""What a setting's name stands for on this disk: a file, the files of a pattern, or a folder.
+
+`check`, `resolve` and every reader ask here, so that they agree. A relative name begins in the working directory, which
+is the lab. Patterns have `*`, `?`, `[ab]`, and `**` for folders of any depth. What exists as it is written is no
+pattern: `runs/tiny[step=100]/*.txt` names the files of the folder `tiny[step=100]`.
+"""
+
+import glob
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lensmith.process.errors import InputError
+
+UNCHANGED = "Nothing was changed."
+
+
+def files(patterns: Iterable[str], where: str) -> list[Path]:
+    """The files of names and patterns, each file once; those of a pattern in their order. Folders match no pattern.
+
+    Raises:
+        InputError: a name or pattern has none, or is that of a folder. `where` is the setting that holds it.
+    """
+    paths = dict[Path, None]()
+    for name in patterns:
+        with _explaining(name, where):
+            literal, rest = Path(), list(Path(name).parts)
+            while rest and (literal / rest[0]).exists():
+                literal /= rest.pop(0)
+            pattern = str(Path(*rest))
+            if not rest and literal.is_dir():
+                raise InputError(f"{where} names {name}, a folder; it takes files. {UNCHANGED}")
+            # glob.glob, not Path.glob: it passes over hidden files, and takes any text for a pattern.
+            matches = sorted(glob.glob(pattern, root_dir=literal, recursive=True)) if rest else [""]  # noqa: PTH207
+            new = [path for match in matches if (path := literal / match).is_file()]
+        if not new:
+            problem = "matches no file" if glob.has_magic(pattern) else _absence(name)
+            raise InputError(f"{where} names {name}, which {problem}. {UNCHANGED}")
+        paths |= dict.fromkeys(new)
+    return list(paths)
+
+
+def folder(name: str, where: str) -> Path:
+    """The folder of a name, in which no character means a pattern. Raises InputError as `files` does."""
+    with _explaining(name, where):
+        path = Path(name)
+        if path.is_dir():
+            return path
+        problem = "is a file; it takes a folder" if path.exists() else _absence(name)
+    raise InputError(f"{where} names {name}, which {problem}. {UNCHANGED}")
+
+
+def _absence(name: str) -> str:
+    return "does not exist" + ("; write out the folder that ~ is meant for" if name.startswith("~") else "")
+
+
+@contextmanager
+def _explaining(name: str, where: str) -> Iterator[None]:
+    """A name longer than the file system's limit, or a folder that may not be read, as an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{where} names {name}: {error.strerror}. {UNCHANGED}") from None
