@@ -81,7 +81,9 @@ def test_exactly_what_changed_runs(lab):
     assert ran() == {"report"}, "a model removed"
 
     (lab.root / "terms.txt").write_text("Other terms.")
-    assert ran() == of("one", "publish"), "a file that no stage of dvc.yaml depends on, and a setting names"
+    assert ran() == {"report"} | of("one", "publish"), (
+        "a file that no stage of dvc.yaml depends on, and a setting names"
+    )
 
     lab.replace("src/lensmith/lens/lens.py", "# Two thin products", "# Two slim products")
     assert ran() == set(), "a comment"
