@@ -22,6 +22,7 @@ from benchmarks import (
     gpu_shapes,
     growth,
     held_out,
+    judging,
     linear_kl,
     overhead,
     quality_per_second,
@@ -95,6 +96,17 @@ def test_every_way_of_the_kl_computes_the_same(way):
 
     assert torch.allclose(kl.double(), exact, atol=1e-5)
     assert torch.allclose(gradient.double(), y.grad, atol=1e-5)
+
+
+def test_both_ways_of_judging_give_the_same(tmp_path):
+    """Readings against whole logits in float64; a temperature on kept logits against one that decodes at each step."""
+    case = judging.Case.draw(97, 8, 9)
+    exact = judging.by_whole_logits(case.double())
+
+    for lens, numbers in judging.by_walk(case).items():
+        torch.testing.assert_close(numbers, exact[lens], rtol=1e-5, atol=2e-6)
+    assert judging.kept(case) == pytest.approx(judging.decoded_anew(case), rel=1e-4)
+    assert [row["way"] for row in run(judging, tmp_path)] == [*judging.READINGS, *judging.TEMPERATURES]
 
 
 def test_linear_kl_names_a_row_for_every_way_and_size(tmp_path):

@@ -89,7 +89,7 @@ def test_held_out_tables(case: Case) -> None:
 
 def test_suite_rows(case: Case) -> None:
     """rows.csv of prompts of different lengths, padded together, with aliases and a control."""
-    asked = suite.ask(case.bench, [("s", Prompt.model_validate(line)) for line in LINES])
+    asked = suite.tokenize(case.bench, [("s", Prompt.model_validate(line)) for line in LINES])
     cells, _ = suite.measure(case.bench, asked, 2)
     found = {(line["id"], line["lens"], line["layer"]): line for line in dicts(tables.ROW_COLUMNS, cells)}
     assert len(asked[2].gold) == 2

@@ -121,7 +121,7 @@ def test_an_unaligned_prompt_keeps_its_distances(bench: Bench) -> None:
     """The answer has no token, the position has a KL: dropping the prompt would hide it."""
     encode = replace(bench.encode, tokenizer=_Glue(bench.encode.tokenizer))
     glued = Bench(bench.backbone, bench.lens, encode, bench.identity)
-    asked = suite.ask(glued, [("s:1", line) for _, line in _lines(LINES[:2])])
+    asked = suite.tokenize(glued, [("s:1", line) for _, line in _lines(LINES[:2])])
     cells, prompts = suite.measure(glued, asked, 2)
 
     assert [one.aligned for one in asked] == [False, True]
@@ -152,7 +152,7 @@ def test_a_prompt_beyond_the_context_is_refused(bench: Bench) -> None:
     """The tiny model reads 256 tokens; the message names the line, the length and the limit."""
     long = {**GOOD, "prompt": "the sea, " * 200 + "the sea"}
     with pytest.raises(InputError, match=r"s.jsonl:1: the prompt has \d+ tokens, the model reads at most 256"):
-        suite.ask(bench, _lines([long]))
+        suite.tokenize(bench, _lines([long]))
 
 
 def test_prefetch_sees_every_prompt_that_is_read_later(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_prefetch_sees_every_prompt_that_is_read_later(tmp_path: Path) -> None:
 
 def test_the_size_of_a_batch_changes_nothing(bench: Bench) -> None:
     """Prompts of different lengths, padded together or not; against a second computation: test_oracle.py."""
-    asked = suite.ask(bench, _lines(LINES))
+    asked = suite.tokenize(bench, _lines(LINES))
     alone, _ = suite.measure(bench, asked, 1)
     together, _ = suite.measure(bench, asked, 16)
     for one, other in zip(alone, together, strict=True):

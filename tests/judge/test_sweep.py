@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from lensmith.files import artifacts
-from lensmith.judge import calibration, heldout, judging, next_token_row, probes, suite, sweep, temperature
-from lensmith.judge.bench import MEASURED, Bench, Target, compare
+from lensmith.judge import calibration, heldout, judging, next_token_row, probes, suite, sweep, temperature, walk
+from lensmith.judge.bench import Bench
 from lensmith.judge.facts import RunFacts
 from lensmith.judge.judgement import Judgement
 from lensmith.judge.prompts import Probe
 from lensmith.judge.rows import curves
 from lensmith.judge.tables import HELDOUT_COLUMNS, POSITION_COLUMNS
-from lensmith.lens import divergence
+from lensmith.judge.walk import MEASURED
+from lensmith.lens import tiles
 from lensmith.process.errors import InputError
 from lensmith.settings.sections import SweepParams
 from tests.support.bench import LINES, tiny_bench, write_lines, write_stages
@@ -74,29 +75,13 @@ def test_the_size_of_a_piece_changes_nothing(
 ) -> None:
     """A large vocabulary is decoded a few positions at a time, across the borders of sequences."""
     whole = heldout.measure(bench, tokens, few(6, 2))
-    monkeypatch.setattr("lensmith.judge.bench.LOGITS", 97 * 5)
+    monkeypatch.setitem(walk.ROWS, "cpu", 5)
+    monkeypatch.setitem(tiles.TOKENS, "cpu", 7)
     pieces = heldout.measure(bench, tokens, few(6, 2))
 
-    assert bench.chunk == 5
     for key, values in whole.values.items():
         assert pieces.values[key] == pytest.approx(values, abs=1e-5)
-
-
-@pytest.mark.parametrize("excluded", [False, True])
-def test_comparing_all_at_once_is_comparing_one_by_one(excluded: bool) -> None:
-    """The fast path and `divergence` are two ways to one number, also where both sides exclude a token."""
-    draw = torch.Generator().manual_seed(6)
-    p, q = (4 * torch.randn(9, 50, generator=draw) for _ in range(2))
-    if excluded:
-        p[:, 7] = q[:, 7] = -torch.inf
-    found = compare(Target.of(p), q).measured.T
-
-    assert found[0] == pytest.approx(divergence.kl_bits(p, q), abs=1e-5)
-    assert found[1] == pytest.approx(divergence.kl_bits(q, p), abs=1e-5)
-    assert found[2] == pytest.approx(divergence.entropy_bits(q), abs=1e-5)
-    assert found[4] == pytest.approx((p.argmax(-1) == q.argmax(-1)).float())
-    if not excluded:
-        assert found[3] == pytest.approx(divergence.cosine(p, q), abs=1e-6)
+        assert (pieces.ranks[key] == whole.ranks[key]).all()
 
 
 @pytest.mark.parametrize(("seq_len", "count"), [(512, 32), (24, 24), (24, 5), (8, 1)])
@@ -159,11 +144,10 @@ def test_heldout_lines_are_means_over_the_sequence(bench: Bench, tokens: torch.T
 
 @pytest.mark.parametrize("tau", [0.3, 1.0, 2.5, 9.0])
 def test_a_known_temperature_is_found(tau: float) -> None:
-    """Logits that are tau times the model's need tau exactly; the pieces they come in do not matter."""
+    """Logits that are tau times the model's need tau exactly; the start does not matter."""
     model = 3 * torch.randn(40, 60, generator=torch.Generator().manual_seed(2))
     z = tau * model
-    expected = temperature.expected_logit(model, z)
-    assert temperature.fit(lambda: z.split(7), expected) == pytest.approx(tau, rel=1e-4)
+    assert temperature.fit(z, model.softmax(-1)) == pytest.approx(tau, rel=1e-4)
 
 
 def test_the_temperature_is_the_best_of_a_grid() -> None:
@@ -171,7 +155,7 @@ def test_the_temperature_is_the_best_of_a_grid() -> None:
     draw = torch.Generator().manual_seed(3)
     model, z = (4 * torch.randn(30, 50, generator=draw) for _ in range(2))
     z = z + 0.5 * model
-    tau = temperature.fit(lambda: [z], temperature.expected_logit(model, z))
+    tau = temperature.fit(z, model.softmax(-1))
     grid = {t: float(kl(model, z / t).mean()) for t in np.geomspace(0.2, 20, 400)}
     assert float(kl(model, z / tau).mean()) <= min(grid.values()) + 1e-6
 
@@ -181,7 +165,7 @@ def test_a_lens_that_no_temperature_helps_ends_the_search(z_scale: float, end: f
     """Constant logits have no best temperature, reversed ones are best infinitely hot: both stay in bounds."""
     model = torch.randn(10, 20, generator=torch.Generator().manual_seed(4))
     z = z_scale * model
-    tau = temperature.fit(lambda: [z], temperature.expected_logit(model, z))
+    tau = temperature.fit(z, model.softmax(-1))
     assert 0.05 <= tau <= 20
     assert temperature.at_bound(tau)  # and not unnoticed
     assert end is None or tau == pytest.approx(end, rel=0.05)
@@ -191,7 +175,7 @@ def test_a_lens_that_no_temperature_helps_ends_the_search(z_scale: float, end: f
 def test_the_last_layer_is_the_model(family: str, tokens: torch.Tensor) -> None:
     """Softcap, bias and scale included: the model's own logits agree, and no temperature is needed."""
     bench = tiny_bench(family)
-    last = calibration.last_layer(bench, tokens, PLACES, calibration.capture(bench, tokens, PLACES))
+    last = calibration.last_layer(bench, tokens, PLACES, bench.backbone.capture(tokens, PLACES))
     assert (last.temp_at_bound, last.warn_high_last_layer_kl) == (False, False)
     softcap, scale = {"gemma2": (5.0, 1.0), "cohere": (None, 0.25)}.get(family, (None, 1.0))
     assert (last.cfg_transform.softcap, last.cfg_transform.scale) == (softcap, scale)
@@ -208,13 +192,13 @@ def test_a_wrong_head_shows_at_the_last_layer(bench: Bench, tokens: torch.Tensor
 
     class Half:
         def __init__(self) -> None:
-            self.backbone, self.chunk = bench.backbone, 4
+            self.backbone = bench.backbone
 
         def final(self, resid: torch.Tensor) -> torch.Tensor:
             return bench.final(resid) / 2
 
-    kept = calibration.capture(bench, tokens, PLACES)
-    last = calibration.last_layer(Half(), tokens, PLACES, kept)  # type: ignore[arg-type]
+    resid = bench.backbone.capture(tokens, PLACES)
+    last = calibration.last_layer(Half(), tokens, PLACES, resid)  # type: ignore[arg-type]
     assert last.kl_final_lens_bits > 0.01
     assert last.temp_est == pytest.approx(0.5, abs=1e-3)
     assert max(last.kl_final_lens_after_temp_bits_by_seq) < 1e-5

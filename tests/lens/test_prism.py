@@ -89,7 +89,8 @@ def test_logits_are_the_written_formula(prism):
     expected = 5 * torch.tanh((w @ head.W_U.double().T + head.bias.double()) / 5)
 
     for layer in (0, 1, L):
-        torch.testing.assert_close(prism.logits(head, resid, layer).double(), expected, rtol=1e-5, atol=1e-5)
+        logits = head.logits(*prism.head_reads(head, resid, layer))
+        torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_an_update_in_the_basis_is_one_in_whitened_and_turned_coordinates(prism):
@@ -149,7 +150,7 @@ def test_a_dimension_that_never_varies_keeps_all_numbers_finite():
     found = Prism.fit(head, toy_rows())
 
     assert found.inv_scale.isfinite().all()
-    assert found.logits(head, drawn(4, D, seed=5), 1).isfinite().all()
+    assert head.logits(*found.head_reads(head, drawn(4, D, seed=5), 1)).isfinite().all()
 
 
 def test_residuals_that_are_not_finite_are_refused():

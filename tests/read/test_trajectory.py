@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lensmith
-from lensmith.judge import trajectories
+from lensmith.judge import trajectories, walk
 from lensmith.judge.trajectories import STATISTICS
 from lensmith.process.errors import InputError, IntegrityError
 from lensmith.read.trajectory import Trajectory
@@ -94,7 +94,7 @@ def test_a_text_in_pieces_reads_as_in_one(parts, monkeypatch):
     """Positions are decoded a few at a time; how many must not matter."""
     model, tokenizer, lens = parts
     whole = lensmith.trajectory(lens, model, tokenizer, TEXT).frame()
-    monkeypatch.setattr("lensmith.judge.bench.LOGITS", 3 * model.config.vocab_size)
+    monkeypatch.setitem(walk.ROWS, "cpu", 3)
     pieces = lensmith.trajectory(lens, model, tokenizer, TEXT).frame()
 
     assert list(pieces.columns) == list(whole.columns)

@@ -160,7 +160,7 @@ def test_shown_prompts_take_turns_between_domains():
     """Twelve prompts of a suite that is sorted by domain would all be capitals."""
     domains = "aaaabbc"
     lines = [Prompt(id=str(i), domain=d, template="t", prompt="The", answer="x") for i, d in enumerate(domains)]
-    asked = [suite.Asked(line, [1], [1], None) for line in lines]
+    asked = [suite.TokenizedPrompt(line, [1], [1], None) for line in lines]
 
     assert [one.id for one in suite.shown(asked, 5)] == ["0", "4", "6", "1", "5"]
     assert len(suite.shown(asked, 100)) == len(domains)
@@ -170,7 +170,7 @@ def test_a_text_is_written_with_its_readings(tmp_path):
     """The stage's file is what the report shows: every position and layer, packed."""
     bench = tiny_bench()
     ids = bench.encode("The river")
-    trajectories.write(tmp_path, bench, [trajectories.Shown("one", "The river", "runs", ids)])
+    trajectories.write(tmp_path, bench, [trajectories.Shown("one", "The river", "runs", ids)], "test")
 
     (text,) = json.loads((tmp_path / "trajectories.json").read_text())
     assert (text["id"], text["prompt"], text["answer"]) == ("one", "The river", "runs")

@@ -1,21 +1,18 @@
-"""What the lenses read in a residual stream, and how far that is from what the model says.
+"""A model with its lens and the lenses that it is compared with, and what they read in a residual stream."""
 
-Decoding goes lens by lens and layer by layer: with d_vocab logits a position, all of them at once would be the
-largest tensor of the lab.
-"""
-
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from lensmith.files import artifacts
+from lensmith.judge import walk
 from lensmith.judge.facts import LensIdentity
-from lensmith.judge.tables import DISTANCES, LENSES, NORM_LENS, NORMS, PRISM, RAW, RUNGS, TUNED, layers
-from lensmith.lens import divergence
+from lensmith.judge.tables import LENSES, NORM_LENS, NORMS, PRISM, RAW, RUNGS, TUNED, layers
+from lensmith.judge.walk import Name, Reading
 from lensmith.lens.lens import Lens
 from lensmith.lens.lens_file import LADDER, WEIGHTS
 from lensmith.lens.lens_file import PRISM as PRISM_FILE
@@ -25,23 +22,14 @@ from lensmith.process.errors import IntegrityError
 from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus, tokenizer
 from lensmith.source.backbone import Backbone, Head
+from lensmith.source.head import HeadInput
 from lensmith.source.tokenizer import Encoder
-
-MEASURED = (*DISTANCES, "top1_agree")
-LOGITS = 2**25  # logits that are held at a time
-
-
-def positions_at_once(d_vocab: int) -> int:
-    """Positions whose logits are held at a time."""
-    return max(1, LOGITS // d_vocab)
 
 
 class Reader(Protocol):
     """Something fitted that reads a residual stream through the model's head: a lens of the ladder, or Prism."""
 
-    def head_input(self, head: Head, resid: Tensor, layer: int, /) -> Tensor: ...
-
-    def logits(self, head: Head, resid: Tensor, layer: int, /) -> Tensor: ...
+    def head_reads(self, head: Head, resid: Tensor, layer: int, /) -> HeadInput: ...
 
 
 @dataclass(frozen=True)
@@ -101,32 +89,27 @@ class Bench:
         """The norm lens of the tuned lens's own norm."""
         return NORM_LENS[self.lens.norm]
 
-    @property
-    def chunk(self) -> int:
-        """Positions that are decoded at a time."""
-        return positions_at_once(self.backbone.d_vocab)
-
     def final(self, resid: Tensor) -> Tensor:
         """The model's logits at positions whose residual stream is resid (n, L + 1, d_model): (n, d_vocab)."""
-        return self.decode("norm", self.n_layers, resid)
+        return self.backbone.head.logits(self.head_reads("norm", self.n_layers, resid).y)
 
     def text(self, token: int) -> str:
         """A token as text."""
         assert self.backbone.tokenizer is not None  # a bench has one: prompts were tokenized with it
         return str(self.backbone.tokenizer.decode([token]))
 
-    def decode(self, lens: str, layer: int, resid: Tensor) -> Tensor:
-        """What one lens reads at one layer of resid (n, L + 1, d_model): logits (n, d_vocab), fp32."""
+    def head_reads(self, lens: str, layer: int, resid: Tensor) -> HeadInput:
+        """What W_U reads under one lens at one layer of resid (n, L + 1, d_model), and the lens's temperature."""
+        head, at_layer = self.backbone.head, resid[:, layer]
         if lens in self._fitted:
-            return self._fitted[lens].logits(self.backbone.head, resid[:, layer], layer)
-        return self.backbone.head.logits(self.head_input(lens, layer, resid[:, layer]))
+            return self._fitted[lens].head_reads(head, at_layer, layer)
+        if lens == RAW:
+            return HeadInput(at_layer.float())
+        return HeadInput(head.norm(at_layer, layer, "final" if lens == "norm" else "next_input"))
 
-    def head_input(self, lens: str, layer: int, resid: Tensor) -> Tensor:
-        """What W_U reads under one lens of the residual (n, d_model) at one layer: (n, d_model), fp32."""
-        head = self.backbone.head
-        if lens in self._fitted:
-            return self._fitted[lens].head_input(head, resid, layer)
-        return resid.float() if lens == RAW else head.norm(resid, layer, "final" if lens == "norm" else "next_input")
+    def read(self, resid: Tensor, readings: Sequence[Name], **options: Any) -> dict[Name, Reading]:
+        """Some lenses at some layers of resid (n, L + 1, d_model); `walk.read` says what the options are."""
+        return walk.read(self.backbone.head, resid, readings, self.head_reads, **options)
 
     @property
     def _fitted(self) -> dict[str, Reader]:
@@ -154,45 +137,3 @@ def _others(lens_dir: Path, lens: Lens, device: torch.device) -> dict[str, Reade
     if (path := lens_dir / PRISM_FILE).exists():
         readers[PRISM] = Prism.load(path).to(device)
     return readers
-
-
-class Target(NamedTuple):
-    """The model's own reading of n positions: what every lens is compared with."""
-
-    logits: Tensor  # (n, d_vocab)
-    log_p: Tensor  # (n, d_vocab), nats
-    p: Tensor  # (n, d_vocab)
-    top: Tensor  # (n,)
-
-    @classmethod
-    def of(cls, logits: Tensor) -> "Target":
-        log_p = logits.log_softmax(-1)
-        return cls(logits, log_p, log_p.exp(), logits.argmax(-1))
-
-
-class Reading(NamedTuple):
-    """What a lens reads at n positions, and how far that is from the target."""
-
-    logits: Tensor  # (n, d_vocab)
-    log_q: Tensor  # (n, d_vocab), nats
-    top: Tensor  # (n,)
-    measured: Tensor  # (n, len(MEASURED))
-
-
-def compare(target: Target, logits: Tensor) -> Reading:
-    """MEASURED of a lens's logits (n, d_vocab).
-
-    One log_softmax and five inner products: the functions of `divergence` would take the softmax of both sides anew
-    for each number, and this is where a sweep spends its time.
-    """
-    log_q = logits.log_softmax(-1)
-    q, gap, top = log_q.exp(), target.log_p - log_q, logits.argmax(-1)
-    dot = torch.linalg.vecdot
-    length = logits.norm(dim=-1) * target.logits.norm(dim=-1)
-    nats = torch.stack([dot(target.p, gap), -dot(q, gap), -dot(q, log_q)], -1)
-    if not bool(nats.isfinite().all()):
-        # A token that one side excludes is 0 * inf here; `divergence` knows that it costs nothing.
-        kl = divergence.kl_bits(target.logits, logits), divergence.kl_bits(logits, target.logits)
-        nats = torch.stack([*kl, divergence.entropy_bits(logits)], -1) / divergence.BITS
-    others = torch.stack([dot(logits, target.logits) / length, (top == target.top).float()], -1)
-    return Reading(logits, log_q, top, torch.cat([nats * divergence.BITS, others], -1))

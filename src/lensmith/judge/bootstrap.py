@@ -30,9 +30,9 @@ class Draws:
         """Every unit once: the sample itself."""
         return cls(np.ones((1, 1), dtype=np.int64), np.zeros(n, dtype=np.int64))
 
-    def only(self, kept: slice | NDArray[np.bool_]) -> "Draws":
+    def only(self, units: slice | NDArray[np.bool_]) -> "Draws":
         """The same resamples of some of the units."""
-        return Draws(self.counts, self.member[kept])
+        return Draws(self.counts, self.member[units])
 
 
 Statistic = Callable[[Floats, Draws], Floats]

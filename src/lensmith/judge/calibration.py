@@ -4,7 +4,7 @@ At the last block the norm lens must be the model. That is asked of the model's 
 its head, so that a softcap or scale that our head lacks would show as bits here.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -17,29 +17,32 @@ from lensmith.lens import divergence
 from lensmith.process.progress import track
 
 ENOUGH = 1000  # positions that a temperature is fitted on, where there are as many
+LOGITS = 2**26  # that are kept: a vocabulary above 64k has them at fewer positions
 WARN_BITS = 0.25  # the reference recipe warns above this
 
 
-@torch.inference_mode()
-def capture(bench: Bench, tokens: Tensor, positions: Tensor) -> list[Tensor]:
-    """The residual stream of each of some sequences (n, seq_len) at its positions (n, p): n of (p, L + 1, d_model)."""
-    return [bench.backbone.capture(sequence, places)[0] for sequence, places in _pairs(tokens, positions)]
+def n_seqs(d_vocab: int, positions_per_seq: int) -> int:
+    """Sequences that a temperature is fitted on."""
+    wanted, room = -(-ENOUGH // positions_per_seq), LOGITS // (d_vocab * positions_per_seq)
+    return max(1, min(wanted, room))
 
 
 @torch.inference_mode()
-def last_layer(bench: Bench, tokens: Tensor, positions: Tensor, kept: Sequence[Tensor]) -> LastLayer:
-    """The norm lens after the last block on sequences (n, seq_len) at positions (n, p); `kept` is their capture."""
-    # A forward pass costs more than these logits: at 1000 positions they are a gigabyte for the largest vocabulary.
-    own = [bench.backbone.logits(s)[0, p[0].to(bench.backbone.device)] for s, p in _pairs(tokens, positions)]
+def last_layer(bench: Bench, tokens: Tensor, positions: Tensor, resid: Tensor) -> LastLayer:
+    """The norm lens after the last block against the model's own logits.
 
-    def lens_logits() -> Iterator[Tensor]:
-        return (torch.cat([bench.final(part) for part in resid.split(bench.chunk)]) for resid in kept)
-
-    expected = [temperature.expected_logit(model, z) for model, z in zip(own, lens_logits(), strict=True)]
-    tau = temperature.fit(lens_logits, torch.cat(expected))
+    Args:
+        tokens: (n, seq_len). positions: (n, p). resid: (n, p, L + 1, d_model), captured there.
+    """
+    forwards = track(list(zip(tokens, positions, strict=True)), "sweep, last layer", "sequence")
+    model = torch.stack(
+        [bench.backbone.logits(sequence[None])[0, places.to(bench.backbone.device)] for sequence, places in forwards]
+    )
+    lens = torch.stack([bench.final(part) for part in resid])
+    tau = temperature.fit(lens.flatten(0, 1), model.flatten(0, 1).softmax(-1))
     # One line for each sequence, in the order of `_compare`.
-    pairs = zip(own, lens_logits(), strict=True)
-    table = np.array([[float(v.double().mean()) for v in _compare(model, z, tau)] for model, z in pairs])
+    pairs = zip(model, lens, strict=True)
+    table = np.array([[float(v.double().mean()) for v in _compare(own, z, tau)] for own, z in pairs])
     reverse, forward, agree, p_lens, p_model, reverse_after, _ = table.mean(axis=0).tolist()
     transform = bench.backbone.head.transform
     return LastLayer(
@@ -58,33 +61,24 @@ def last_layer(bench: Bench, tokens: Tensor, positions: Tensor, kept: Sequence[T
     )
 
 
-def _pairs(tokens: Tensor, positions: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    return zip(tokens.split(1), positions.split(1), strict=True)
-
-
-def _compare(own: Tensor, z: Tensor, tau: float) -> Iterator[Tensor]:
-    yield divergence.kl_bits(z, own)
-    yield divergence.kl_bits(own, z)
-    yield (own.argmax(-1) == z.argmax(-1)).float()
-    yield z.softmax(-1).amax(-1)
-    yield own.softmax(-1).amax(-1)
-    yield divergence.kl_bits(z / tau, own)
-    yield divergence.kl_bits(own, z / tau)
+def _compare(model: Tensor, lens: Tensor, tau: float) -> Iterator[Tensor]:
+    yield divergence.kl_bits(lens, model)
+    yield divergence.kl_bits(model, lens)
+    yield (model.argmax(-1) == lens.argmax(-1)).float()
+    yield lens.softmax(-1).amax(-1)
+    yield model.softmax(-1).amax(-1)
+    yield divergence.kl_bits(lens / tau, model)
+    yield divergence.kl_bits(model, lens / tau)
 
 
 @torch.inference_mode()
-def norm_temperatures(bench: Bench, lens: str, kept: Sequence[Tensor]) -> list[float]:
-    """The best temperature of a norm lens at each layer 0..L, over captures (p, L + 1, d_model)."""
-    parts = torch.cat(list(kept)).split(bench.chunk)
-    layers = track(range(bench.n_layers + 1), "sweep, temperatures", "layer")
-    return [_temperature(bench, lens, layer, parts) for layer in layers]
-
-
-def _temperature(bench: Bench, lens: str, layer: int, parts: Sequence[Tensor]) -> float:
-    def decoded() -> Iterator[Tensor]:
-        return (bench.decode(lens, layer, part) for part in parts)
-
-    # One piece is few enough to keep; more are made anew at each step.
-    logits = decoded if len(parts) > 1 else list(decoded()).copy
-    expected = [temperature.expected_logit(bench.final(part), z) for part, z in zip(parts, logits(), strict=True)]
-    return temperature.fit(logits, torch.cat(expected))
+def norm_temperatures(bench: Bench, lens: str, resid: Tensor) -> list[float]:
+    """The best temperature of a norm lens at each layer 0..L, over residual streams (n, p, L + 1, d_model)."""
+    resid = resid.flatten(0, 1)
+    p = bench.final(resid).softmax(-1)
+    taus = [1.0]
+    for layer in track(range(bench.n_layers, -1, -1), "sweep, temperatures", "layer"):
+        logits = bench.backbone.head.logits(*bench.head_reads(lens, layer, resid))
+        taus.append(temperature.fit(logits, p, start=taus[-1]))  # neighbours are alike
+        del logits  # before there are those of the next layer
+    return taus[:0:-1]

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lensmith.judge.bench import MEASURED, Bench, Target, compare
+from lensmith.judge.bench import Bench
 from lensmith.judge.facts import ContextPart, HeldoutFacts
 from lensmith.judge.tables import RANKS, Floats, layers
-from lensmith.lens import divergence
+from lensmith.judge.walk import MEASURED, Name, Reading
 from lensmith.lens.depth import PERCENTILES, depth_layer
 from lensmith.process.draws import Stream
 from lensmith.process.progress import Progress
@@ -39,6 +39,7 @@ class Heldout:
     positions: NDArray[np.int64]  # (n_seqs, p)
     values: dict[tuple[str, int], Floats]  # (lens, layer) -> (n_seqs, p, len(MEASURED))
     ranks: dict[tuple[str, int], NDArray[np.int64]]  # (lens, layer) -> (n_seqs, p), token_rank of the final top-1
+    resid: Tensor  # (m, p, L + 1, d_model) of the first sequences, as many as were asked for
 
     @property
     def n_seqs(self) -> int:
@@ -68,32 +69,30 @@ def part_ends(count: int) -> NDArray[np.int64]:
 
 
 @torch.inference_mode()
-def measure(bench: Bench, tokens: Tensor, settings: SweepParams, first: int = 0) -> Heldout:
-    """MEASURED of every lens and layer on sequences (n, seq_len), which are number `first` and on of the corpus."""
+def measure(bench: Bench, tokens: Tensor, settings: SweepParams, first: int = 0, resid_seqs: int = 0) -> Heldout:
+    """MEASURED of every lens and layer on sequences (n, seq_len), which are number `first` and on of the corpus.
+
+    Args:
+        resid_seqs: of how many sequences, from the first one on, the residual stream is given too.
+    """
     n, seq_len = tokens.shape
     count = min(settings.positions_per_seq, seq_len)
     positions = draw_positions(seq_len, count, range(first, first + n), settings.seed)
-    cells: dict[tuple[str, int], list[Tensor]] = {}
-    ranks: dict[tuple[str, int], list[Tensor]] = {}
-    places_of = torch.from_numpy(positions).split(settings.batch_seqs)
-    n_readings = sum(1 for _ in bench.decoded)  # of a position
-    with Progress("sweep", n * count * n_readings, "reading") as progress:
-        for batch, places in zip(tokens.split(settings.batch_seqs), places_of, strict=True):
-            resid = bench.backbone.capture(batch, places)
-            for part in resid.flatten(0, 1).split(bench.chunk):
-                target = Target.of(bench.final(part))
-                for lens, layer in bench.decoded:
-                    reading = compare(target, bench.decode(lens, layer, part))
-                    cells.setdefault((lens, layer), []).append(reading.measured.cpu())
-                    rank = divergence.token_rank(reading.logits, target.top)
-                    ranks.setdefault((lens, layer), []).append(rank.cpu())
-                    progress.advance(len(part))
+    readings, cells, streams = list(bench.decoded), list[dict[Name, Reading]](), list[Tensor]()
+    with Progress("sweep", n * count * len(readings), "reading") as progress:
+        for start in range(0, n, settings.batch_seqs):
+            batch = slice(start, start + settings.batch_seqs)
+            resid = bench.backbone.capture(tokens[batch], torch.from_numpy(positions[batch]))
+            streams.append(resid[: max(0, resid_seqs - start)])
+            cells.append(bench.read(resid.flatten(0, 1), readings, advance=progress.advance))
+    whole = {key: Reading.cat([part[key] for part in cells]) for key in readings}
     return Heldout(
         first,
         seq_len,
         positions,
-        {key: torch.cat(parts).view(n, count, len(MEASURED)).double().numpy() for key, parts in cells.items()},
-        {key: torch.cat(parts).view(n, count).numpy() for key, parts in ranks.items()},
+        {key: reading.measured.view(n, count, -1).numpy() for key, reading in whole.items()},
+        {key: reading.ranks.view(n, count).numpy() for key, reading in whole.items()},
+        torch.cat(streams),
     )
 
 

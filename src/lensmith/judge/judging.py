@@ -36,7 +36,7 @@ def run(settings: ModelParams, sweep: Path, suite: Path, outputs: Outputs) -> No
     """
     measured = rows.read(sweep, suite)
     for name, sha256 in settings.suite.inputs.items():
-        if (other := measured.asked.files.get(name, "none")) != sha256:
+        if (other := measured.suite_facts.files.get(name, "none")) != sha256:
             raise IntegrityError(
                 f"{name}: not the edition that suite-eval measured (sha256 is {sha256[:12]}, measured was "
                 f"{other[:12]}). `dvc repro` measures it again. No metrics were written."
@@ -67,7 +67,7 @@ def judge(book: Book, settings: ModelParams) -> Judgement:
         counts=Counts(
             prompts=len(book.aligned),
             unaligned=len(book.aligned) - aligned,
-            in_training_text=len(measured.asked.in_training_text),
+            in_training_text=len(measured.suite_facts.in_training_text),
             templates=len(set(book.templates)),
             never_in_rank={k: aligned - int(book.suite.earliness(k).reached.sum()) for k in RANKS},
             heldout_seqs=len(measured.heldout.units),

@@ -4,13 +4,13 @@ import math
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lensmith.judge.bench import Bench
-from lensmith.judge.tables import NORMS
+from lensmith.judge.tables import NORMS, layers
 from lensmith.lens import divergence
 
 Row = dict[str, Any]
@@ -54,6 +54,30 @@ class LastPosition:
         return cls(ids, answer, gold, other, torch.tensor(words, dtype=torch.long, device=final.device), final)
 
 
+class LastLogits(NamedTuple):
+    """What one lens reads at the last position, at one layer or, with a dimension more, at each of its layers."""
+
+    y: Tensor  # (d_model,), what W_U reads
+    products: Tensor  # (d_vocab,), W_U y
+    z: Tensor  # (d_vocab,), the lens's logits
+    raw: Tensor  # (d_vocab,), logits of the residual without a norm
+    resid: Tensor  # (d_model,), the residual
+    normed: Tensor  # (d_model,), the residual behind the norm of the lens that the tuned one starts from
+
+    @classmethod
+    def of(cls, bench: Bench, lens: str, stream: Tensor) -> list["LastLogits"]:
+        """At each layer that the lens reads of a residual stream (1, L + 1, d_model), by one product for all."""
+        head, at = bench.backbone.head, layers(lens, bench.n_layers)
+        inputs = [bench.head_reads(lens, layer, stream) for layer in at]
+        y = torch.cat([value.y for value in inputs])
+        log_tau = y.new_tensor([float(value.log_tau or 0.0) for value in inputs])
+        normed = torch.cat([bench.head_reads(bench.baseline, layer, stream).y for layer in at])
+        resid = stream[0, at.start :].float()
+        products, raw = torch.nn.functional.linear(y, head.W_U), head.logits(resid)
+        whole = cls(y, products, head.logits(y, log_tau), raw, resid, normed)
+        return [cls(*parts) for parts in zip(*whole, strict=True)]
+
+
 @dataclass
 class Seen:
     """What a lens showed at the layers before: the top tokens, and the WIDE likeliest ones of the last layer."""
@@ -73,19 +97,17 @@ def row(
     seen: Seen,
     *,
     lens: str,
-    layer: int,
-    resid: Tensor,
-    z: Tensor,
+    read: LastLogits,
     tau: float | None,
 ) -> Row:
     """COLUMNS, and what the raw lens's table and run.json need beside them.
 
     Args:
         seen: of this lens at the layers before; this layer is added.
-        resid: (L + 1, d_model). z: the lens's logits, (d_vocab,).
         tau: the temperature of the norm lens here; None for other lenses.
     """
-    p, raw = z.softmax(-1), bench.backbone.head.logits(resid[layer].float())
+    z, raw = read.z, read.raw
+    p = z.softmax(-1)
     top = int(z.argmax())
     seen.tops.append(top)
     wide, raw_wide = (set(logits.topk(min(WIDE, len(logits))).indices.tolist()) for logits in (z, raw))
@@ -106,7 +128,7 @@ def row(
     if tau is not None:
         facts["kl_to_final_bits_norm_temp"] = float(divergence.kl_bits(z / tau, prompt.final))
     facts |= beside_raw(prompt, z, raw) | _answer(prompt, z, p, lens) | _surface(prompt, p)
-    return facts | _geometry(bench, prompt, lens, layer, resid[layer])
+    return facts | _geometry(prompt, bench.backbone.head.W_U, read)
 
 
 def beside_raw(prompt: LastPosition, z: Tensor, raw: Tensor) -> Row:
@@ -189,20 +211,18 @@ def _surface(prompt: LastPosition, p: Tensor) -> Row:
     return facts
 
 
-def _geometry(bench: Bench, prompt: LastPosition, lens: str, layer: int, resid: Tensor) -> Row:
-    head = bench.backbone.head
-    x, y = (bench.head_input(name, layer, resid[None])[0] for name in (bench.baseline, lens))
-    raw = resid.float()
+def _geometry(prompt: LastPosition, W_U: Tensor, read: LastLogits) -> Row:
+    y, resid, normed = read.y, read.resid, read.normed
     facts: Row = {
-        "cos_to_final": float(divergence.cosine(head.W_U @ y, prompt.final)),
-        "resid_norm_ratio": float(x.norm() / raw.norm()),
-        "delta_resid_cos": float(divergence.cosine(raw, x)),
+        "cos_to_final": float(divergence.cosine(read.products, prompt.final)),
+        "resid_norm_ratio": float(normed.norm() / resid.norm()),
+        "delta_resid_cos": float(divergence.cosine(resid, normed)),
     }
     if len(prompt.words):
-        words = head.W_U[prompt.words]
+        words = W_U[prompt.words]
         facts["cos_to_prompt_max"] = float(divergence.cosine(y.expand_as(words), words).max())
     if prompt.gold is not None:
-        facts["cos_to_answer"] = float(divergence.cosine(y, head.W_U[prompt.gold]))
+        facts["cos_to_answer"] = float(divergence.cosine(y, W_U[prompt.gold]))
         if len(prompt.words):
             facts["geom_crossover"] = facts["cos_to_answer"] >= facts["cos_to_prompt_max"] + GEOMETRY_MARGIN
     return facts

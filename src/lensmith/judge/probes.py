@@ -31,9 +31,9 @@ from lensmith.judge.heldout import milestones
 from lensmith.judge.prompts import Probe, Variant, gold_token
 from lensmith.judge.tables import PRISM, RANKS, RAW, TUNED, layers
 from lensmith.judge.trajectories import Shown
-from lensmith.lens import divergence
+from lensmith.judge.walk import MEASURED, Reading
 from lensmith.lens.depth import PERCENTILES, depth_layer
-from lensmith.process.progress import track
+from lensmith.process.progress import Progress
 
 TOPS = 20  # pairs of topN, probN columns, however many are filled
 WHERE = ("fact_key", "fact_index", "prompt_id", "prompt_variant", "layer", "pos", "token", "entropy", "entropy_bits")
@@ -88,6 +88,30 @@ class Probes:
     nexts: dict[str, list[Line]] = field(default_factory=dict)
     raws: list[Line] = field(default_factory=list)  # of the table rawlens
     facts: dict[tuple[int, str, int], next_token_row.Row] = field(default_factory=dict)  # (case, lens, layer)
+
+    def add_last_position(self, bench: Bench, index: int, stream: Tensor, temperatures: Sequence[float]) -> None:
+        """The rows of the last position of a case, whose residual stream is (1, L + 1, d_model).
+
+        Its records stand already, one for each layer at the end of those of the layer.
+        """
+        case = self.cases[index]
+        final = bench.final(stream)[0]
+        prompt = next_token_row.LastPosition.of(
+            bench, case.ids, answer=case.text.answer, gold=case.gold, other=case.other, final=final
+        )
+        token = WHERE.index("token")
+        for lens in self.lenses:
+            seen, at = next_token_row.Seen(), layers(lens, self.n_layers)
+            records = self.records[lens][-len(at) * len(case.ids) :][len(case.ids) - 1 :: len(case.ids)]
+            read = next_token_row.LastLogits.of(bench, lens, stream)
+            for layer, record, logits in zip(at, records, read, strict=True):
+                tau = temperatures[layer] if lens == self.baseline else None
+                facts = next_token_row.row(bench, prompt, seen, lens=lens, read=logits, tau=tau)
+                self.facts[index, lens, layer] = facts
+                line = [*record[:token], NEXT, *record[token + 1 :]]
+                self.nexts.setdefault(lens, []).append([*line, *(facts[name] for name in next_token_row.COLUMNS)])
+                if lens == self.baseline:
+                    self.raws.append(_beside_raw(bench, case, layer, facts))
 
     def write(self, out: Path, stem: str) -> None:
         """The CSVs, those of the baseline without an ending, the others' with -<lens>."""
@@ -195,27 +219,15 @@ def read(bench: Bench, probes: Iterable[tuple[str, Probe]], temperatures: Sequen
     """
     lenses = tuple(lens for lens in (bench.baseline, TUNED, PRISM, RAW) if lens in bench.names)
     read = Probes(bench.n_layers, bench.baseline, lenses, list(_cases(bench, probes)))
-    for index, case in enumerate(track(read.cases, "sweep, probes", "text")):
-        resid = bench.backbone.capture(torch.tensor([case.ids]), torch.arange(len(case.ids))[None])[0]
-        final = bench.final(resid[-1:])[0]
-        prompt = next_token_row.LastPosition.of(
-            bench, case.ids, answer=case.text.answer, gold=case.gold, other=case.other, final=final
-        )
-        for lens in lenses:
-            seen = next_token_row.Seen()
-            for layer in layers(lens, bench.n_layers):
-                logits = bench.decode(lens, layer, resid)
-                lines = _records(bench, case, layer, logits, top_k)
-                read.records.setdefault(lens, []).extend(lines)
-                tau = temperatures[layer] if lens == bench.baseline else None
-                facts = next_token_row.row(
-                    bench, prompt, seen, lens=lens, layer=layer, resid=resid[-1], z=logits[-1], tau=tau
-                )
-                read.facts[index, lens, layer] = facts
-                end = [*lines[-1][: WHERE.index("token")], NEXT, *lines[-1][WHERE.index("token") + 1 :]]
-                read.nexts.setdefault(lens, []).append([*end, *(facts[name] for name in next_token_row.COLUMNS)])
-                if lens == bench.baseline:
-                    read.raws.append(_beside_raw(bench, case, layer, facts))
+    readings = [(lens, layer) for lens in lenses for layer in layers(lens, bench.n_layers)]
+    total = len(readings) * sum(len(case.ids) for case in read.cases)
+    with Progress("sweep, probes", total, "reading") as progress:
+        for index, case in enumerate(read.cases):
+            resid = bench.backbone.capture(torch.tensor([case.ids]), torch.arange(len(case.ids))[None])[0]
+            found = bench.read(resid, readings, top_k=top_k, advance=progress.advance)
+            for (lens, layer), reading in found.items():
+                read.records.setdefault(lens, []).extend(_records(bench, case, layer, reading))
+            read.add_last_position(bench, index, resid[-1:], temperatures)
     return read
 
 
@@ -266,12 +278,12 @@ def _cases(bench: Bench, probes: Iterable[tuple[str, Probe]]) -> Iterator[Case]:
             yield Case(text, ids, gold, main if form is control else None)
 
 
-def _records(bench: Bench, case: Case, layer: int, logits: Tensor, top_k: int) -> list[Line]:
+def _records(bench: Bench, case: Case, layer: int, reading: Reading) -> list[Line]:
     """A line for each position: what stands there, the entropy, the top tokens of the lens and their probability."""
-    p, ids = logits.softmax(-1).topk(min(top_k, logits.shape[-1]))
-    entropies = divergence.entropy_bits(logits).tolist()
+    entropies = reading.measured[:, MEASURED.index("entropy_bits")].tolist()
+    p, ids = reading.top_log_q.exp().tolist(), reading.top_ids.tolist()
     lines: list[Line] = []
-    for pos, (entropy, chances, tokens) in enumerate(zip(entropies, p.tolist(), ids.tolist(), strict=True)):
+    for pos, (entropy, chances, tokens) in enumerate(zip(entropies, p, ids, strict=True)):
         pairs = [cell for token, chance in zip(tokens, chances, strict=True) for cell in (bench.text(token), chance)]
         padding = [None] * (2 * TOPS - len(pairs))
         where = [*case.where, layer, pos, bench.text(case.ids[pos])]

@@ -54,7 +54,7 @@ class Measured:
     suite: Curves
     prompts: tuple[Mapping[str, str], ...]  # rows of prompts.csv, in the order of suite.units
     run: RunFacts
-    asked: SuiteFacts
+    suite_facts: SuiteFacts
 
     @property
     def rungs(self) -> tuple[str, ...]:
@@ -68,12 +68,12 @@ def read(sweep: Path, suite: Path) -> Measured:
     Raises:
         IntegrityError: a file is missing or cut short, or the folders speak of different lenses.
     """
-    run, asked = RunFacts.read(sweep / "run.json"), SuiteFacts.read(suite / "suite.json")
+    run, suite_facts = RunFacts.read(sweep / "run.json"), SuiteFacts.read(suite / "suite.json")
     n_layers, lenses = run.model_stats.num_layers, run.lenses
     for name, ours, other in (
-        ("num_layers", n_layers, asked.n_layers),
-        ("lens", run.lens, asked.lens),
-        ("lenses", tuple(lens for lens in lenses if lens != RAW), asked.lenses),  # the suite asks no raw lens
+        ("num_layers", n_layers, suite_facts.n_layers),
+        ("lens", run.lens, suite_facts.lens),
+        ("lenses", tuple(lens for lens in lenses if lens != RAW), suite_facts.lenses),  # the suite asks no raw lens
     ):
         if ours != other:
             raise IntegrityError(
@@ -81,12 +81,12 @@ def read(sweep: Path, suite: Path) -> Measured:
                 f"and {other}. Run `dvc repro` so that both measure the same. No metrics were written."
             )
     heldout = curves(sweep / "heldout.csv", "seq", DISTANCES, n_layers, lenses)
-    rows = curves(suite / "rows.csv", "id", (*DISTANCES, "answer_token_rank"), n_layers, asked.lenses)
+    rows = curves(suite / "rows.csv", "id", (*DISTANCES, "answer_token_rank"), n_layers, suite_facts.lenses)
     prompts = {row["id"]: row for row in _read_csv(suite / "prompts.csv")}
     if tuple(prompts) != rows.units:
         raise IntegrityError(f"{suite}: rows.csv and prompts.csv do not hold the same prompts")
     found = positions(sweep / "positions.csv", run.heldout.n_positions, n_layers, lenses)
-    return Measured(n_layers, heldout, found, rows, tuple(prompts.values()), run, asked)
+    return Measured(n_layers, heldout, found, rows, tuple(prompts.values()), run, suite_facts)
 
 
 def curves(path: Path, unit: str, quantities: Sequence[str], n_layers: int, lenses: Sequence[str] = ALWAYS) -> Curves:

@@ -9,19 +9,22 @@ All in bits. `final` is the head on the last residual; `model` is what the model
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lensmith.judge import temperature
+from lensmith.judge import temperature, walk
+from lensmith.judge.tables import NORM_LENS, NORMS, TUNED
+from lensmith.judge.walk import MEASURED
 from lensmith.lens.divergence import kl_bits
 from lensmith.lens.lens import Lens
 from lensmith.process.draws import Stream
 from lensmith.process.errors import InputError
-from lensmith.process.progress import track
+from lensmith.process.progress import Progress, track
 from lensmith.source.backbone import Backbone, NormKind
+from lensmith.source.head import HeadInput
 from lensmith.source.proof import PROOF_LIMIT_BITS
 
 SEED = 316
@@ -84,17 +87,26 @@ def measure(backbone: Backbone, lens: Lens) -> SpotCheck:
     model_logits = backbone.logits(tokens)[:, 1:].flatten(0, 1)[chosen]
 
     head, last = backbone.head, backbone.n_layers
-    final = head.logits(head.norm(resid[:, last], last))
+    def head_reads(name: str, layer: int, part: Tensor) -> HeadInput:
+        if name == TUNED:
+            return lens.head_reads(head, part[:, layer], layer)
+        norm: NormKind = "final" if name == NORM_LENS["final"] else "next_input"
+        return HeadInput(head.norm(part[:, layer], layer, norm))
+
+    readings = [*((name, layer) for layer in range(1, last) for name in (*NORMS, TUNED)), (TUNED, last)]
+    with Progress("verify, readings", POSITIONS * len(readings), "reading") as progress:
+        read = walk.read(head, resid, readings, head_reads, advance=progress.advance)
+    kl = {reading: read[reading].measured[:, MEASURED.index("kl_final_lens_bits")] for reading in readings}
     gains: dict[int, Tensor] = {}  # KL saved at each position, against the norm lens of the smaller median KL: (n,)
-    for layer in track(range(1, last), "verify", "layer"):
-        by_norm = [kl_bits(final, head.logits(head.norm(resid[:, layer], layer, norm))) for norm in get_args(NormKind)]
-        stronger = min(by_norm, key=lambda kl: float(kl.median()))
-        gains[layer] = stronger - kl_bits(final, lens.logits(head, resid[:, layer], layer))
-    tau = temperature.fit(lambda: [final], temperature.expected_logit(model_logits, final))
+    for layer in range(1, last):
+        stronger = min((kl[norm, layer] for norm in NORMS), key=lambda bits: float(bits.median()))
+        gains[layer] = stronger - kl[TUNED, layer]
+    final = head.logits(head.norm(resid[:, last], last))
+    tau = temperature.fit(final, model_logits.softmax(-1))
     return SpotCheck(
         gain={layer: float(gain.median()) for layer, gain in gains.items()},
         median_gain=float(torch.stack(list(gains.values())).median()),
-        identity=float(kl_bits(final, lens.logits(head, resid[:, last], last)).max()),
+        identity=float(kl[TUNED, last].max()),
         last_norm=float(kl_bits(model_logits, final / tau).median()),
     )
 

@@ -14,25 +14,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lensmith.files import artifacts
 from lensmith.judge import contamination, trajectories
-from lensmith.judge.bench import Bench, Reading, Target, compare
+from lensmith.judge.bench import Bench
 from lensmith.judge.facts import SuiteFacts
 from lensmith.judge.heldout import CLOSE_BITS
 from lensmith.judge.prompts import Prompt, gold_token, read_suite
 from lensmith.judge.tables import FIRST_COLUMNS, PROMPT_COLUMNS, RANKS, ROW_COLUMNS
-from lensmith.lens import divergence
-from lensmith.process.progress import track
+from lensmith.judge.walk import Reading
+from lensmith.process.progress import Progress
 from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus as corpora
 
 
 @dataclass(frozen=True)
-class Asked:
+class TokenizedPrompt:
     """A prompt in tokens."""
 
     line: Prompt
@@ -54,14 +55,15 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
     """
     suite = read_suite(settings.suite.files)
     bench = Bench.load(settings, corpus, lens)
-    asked = ask(bench, suite.lines)
-    cells, prompts = measure(bench, asked, settings.suite.batch_prompts)
+    prompts = tokenize(bench, suite.lines)
+    cells, prompt_lines = measure(bench, prompts, settings.suite.batch_prompts)
     artifacts.write_csv(out / "rows.csv", ROW_COLUMNS, cells)
     artifacts.write_csv(out / "first.csv", FIRST_COLUMNS, first_lines(cells))
-    artifacts.write_csv(out / "prompts.csv", PROMPT_COLUMNS, prompts)
-    trajectories.write(out, bench, shown(asked, settings.suite.trajectories))
+    artifacts.write_csv(out / "prompts.csv", PROMPT_COLUMNS, prompt_lines)
+    chosen = shown(prompts, settings.suite.trajectories)
+    trajectories.write(out, bench, chosen, "suite-eval, trajectories")
     # As inside a text: nothing added before it, nor the first token, which has a space before it there.
-    inside = [prompt.ids[1 + len(bench.encode.added[0]) :] + prompt.gold[:1] for prompt in asked]
+    inside = [prompt.ids[1 + len(bench.encode.added[0]) :] + prompt.gold[:1] for prompt in prompts]
     present = contamination.in_text(inside, corpora.read_tokens(corpus))
     facts = SuiteFacts(
         schema=3,
@@ -70,36 +72,36 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
         lens=bench.identity,
         lenses=bench.names,
         files=suite.files,
-        in_training_text=tuple(prompt.line.id for prompt, hit in zip(asked, present, strict=True) if hit),
+        in_training_text=tuple(prompt.line.id for prompt, hit in zip(prompts, present, strict=True) if hit),
     )
     facts.write(out / "suite.json")
 
 
-def ask(bench: Bench, lines: Iterable[tuple[str, Prompt]]) -> list[Asked]:
+def tokenize(bench: Bench, lines: Iterable[tuple[str, Prompt]]) -> list[TokenizedPrompt]:
     """Prompts in tokens.
 
     Raises:
         InputError: a prompt does not fit into the model's context.
     """
-    asked = []
+    prompts = []
     for where, line in lines:
         ids = bench.encode.prompt(line.prompt, where)
         tokens = [gold_token(bench.encode, line.prompt, answer) for answer in (line.answer, *line.aliases)]
         # Without the answer itself the prompt is unaligned, whatever its aliases give: they are spellings of it.
         gold = [] if tokens[0] is None else list(dict.fromkeys(token for token in tokens if token is not None))
         control = None if line.control is None else gold_token(bench.encode, line.prompt, line.control)
-        asked.append(Asked(line, ids, gold, control))
-    return asked
+        prompts.append(TokenizedPrompt(line, ids, gold, control))
+    return prompts
 
 
-def shown(asked: Sequence[Asked], count: int) -> list[trajectories.Shown]:
+def shown(prompts: Sequence[TokenizedPrompt], count: int) -> list[trajectories.Shown]:
     """`count` prompts for the report: the first of each domain, then the second of each, and so on."""
     turns: Counter[str] = Counter()
     order = []
-    for number, prompt in enumerate(asked):
+    for number, prompt in enumerate(prompts):
         order.append((turns[prompt.line.domain], number))
         turns[prompt.line.domain] += 1
-    chosen = [asked[number] for _, number in sorted(order)[:count]]
+    chosen = [prompts[number] for _, number in sorted(order)[:count]]
     return [trajectories.Shown(prompt.line.id, prompt.line.prompt, prompt.line.answer, prompt.ids) for prompt in chosen]
 
 
@@ -107,27 +109,26 @@ Cells = list[list[object]]
 
 
 @torch.inference_mode()
-def measure(bench: Bench, asked: Sequence[Asked], batch_prompts: int) -> tuple[Cells, Cells]:
+def measure(bench: Bench, prompts: Sequence[TokenizedPrompt], batch_prompts: int) -> tuple[Cells, Cells]:
     """The lines of rows.csv and of prompts.csv, prompts in their order."""
     cells: Cells = []
-    prompts: Cells = []
-    size = min(bench.chunk, batch_prompts * max(1, 256 // batch_prompts))
-    for start in track(range(0, len(asked), size), "suite-eval", "chunk"):
-        group = asked[start : start + size]
-        parts = [group[i : i + batch_prompts] for i in range(0, len(group), batch_prompts)]
-        resid = torch.cat([capture_last(bench, [prompt.ids for prompt in part]) for part in parts])
-        target = Target.of(bench.final(resid))
-        by_prompt: list[Cells] = [[] for _ in group]
-        for lens, layer in bench.decoded:
-            reading = compare(target, bench.decode(lens, layer, resid))
-            for lines, line in zip(by_prompt, _lines(bench, group, lens, layer, reading), strict=True):
-                lines.append(line)
-        cells += [line for lines in by_prompt for line in lines]
-        for prompt, (rank, p) in zip(group, _answers(group, target.logits, target.log_p), strict=True):
-            asks, first = prompt.line, bench.text(prompt.gold[0]) if prompt.aligned else None
-            about = [asks.id, asks.domain, asks.template, asks.answer, len(prompt.ids)]
-            prompts.append([*about, first, int(prompt.aligned), rank, p])
-    return cells, prompts
+    lines: Cells = []
+    size = batch_prompts * max(1, 256 // batch_prompts)
+    readings = list(bench.decoded)
+    with Progress("suite-eval", len(prompts) * len(readings), "reading") as progress:
+        for start in range(0, len(prompts), size):
+            group = prompts[start : start + size]
+            parts = [group[i : i + batch_prompts] for i in range(0, len(group), batch_prompts)]
+            resid = torch.cat([capture_last(bench, [prompt.ids for prompt in part]) for part in parts])
+            targets = _targets(group).to(resid.device)
+            read = bench.read(resid, readings, targets=targets, advance=progress.advance)
+            by_reading = [_lines(bench, group, *reading, read[reading]) for reading in readings]
+            cells += [line for by_prompt in zip(*by_reading, strict=True) for line in by_prompt]
+            for prompt, answer in zip(group, _answers(group, read["norm", bench.n_layers]), strict=True):
+                line, first = prompt.line, bench.text(prompt.gold[0]) if prompt.aligned else None
+                origin = [line.id, line.domain, line.template, line.answer, len(prompt.ids)]
+                lines.append([*origin, first, int(prompt.aligned), answer.rank, answer.p])
+    return cells, lines
 
 
 def first_lines(cells: Iterable[Sequence[object]]) -> Iterator[list[object]]:
@@ -154,35 +155,36 @@ def capture_last(bench: Bench, ids: Sequence[list[int]]) -> Tensor:
     return bench.backbone.capture(tokens, lengths[:, None] - 1, attention_mask=mask)[:, 0]
 
 
-def _lines(bench: Bench, group: Sequence[Asked], lens: str, layer: int, reading: Reading) -> Cells:
-    answers = _answers(group, reading.logits, reading.log_q)
-    controls = _probabilities(reading.log_q, [prompt.control for prompt in group])
-    tops = reading.top.tolist()
+def _targets(prompts: Sequence[TokenizedPrompt]) -> Tensor:
+    """The tokens whose rank or probability is asked for: the control, then the answer's, 0 where there is none."""
+    width = max(len(prompt.gold) for prompt in prompts)
+    return torch.tensor([[prompt.control or 0, *prompt.gold, *[0] * (width - len(prompt.gold))] for prompt in prompts])
+
+
+class Answer(NamedTuple):
+    """A prompt's accepted first tokens in one reading; None where it has none."""
+
+    rank: int | None  # the best one's
+    p: float | None  # of all together
+    p_control: float | None
+
+
+def _answers(prompts: Sequence[TokenizedPrompt], reading: Reading) -> list[Answer]:
+    answers = []
+    # Behind the model's own answer stand `_targets`.
+    numbers = reading.ranks[:, 1:].tolist(), reading.log_q[:, 1:].exp().tolist()
+    numbers = reading.ranks[:, 1:].tolist(), reading.log_q[:, 1:].exp().tolist()
+    for prompt, ranks, p in zip(prompts, *numbers, strict=True):
+        accepted = slice(1, 1 + len(prompt.gold))
+        rank, chance = (min(ranks[accepted]), sum(p[accepted])) if prompt.aligned else (None, None)
+        answers.append(Answer(rank, chance, None if prompt.control is None else p[0]))
+    return answers
+
+
+def _lines(bench: Bench, prompts: Sequence[TokenizedPrompt], lens: str, layer: int, reading: Reading) -> Cells:
     lines: Cells = []
-    for prompt, numbers, answer, top, control in zip(
-        group, reading.measured.tolist(), answers, tops, controls, strict=True
-    ):
-        *distances, agree = numbers
-        where = (prompt.line.id, prompt.line.domain, prompt.line.template, layer, lens)
-        lines.append([*where, *distances, *answer, bench.text(top), int(agree), control])
+    numbers = zip(prompts, reading.measured.tolist(), _answers(prompts, reading), reading.top.tolist(), strict=True)
+    for prompt, (*distances, agree), answer, top in numbers:
+        origin = (prompt.line.id, prompt.line.domain, prompt.line.template, layer, lens)
+        lines.append([*origin, *distances, answer.rank, answer.p, bench.text(top), int(agree), answer.p_control])
     return lines
-
-
-def _answers(group: Sequence[Asked], logits: Tensor, log_q: Tensor) -> list[tuple[int | None, float | None]]:
-    """(best token rank, probability) of each prompt's accepted first tokens; (None, None) where it has none."""
-    width = max((len(prompt.gold) for prompt in group), default=0)
-    accepted: list[list[tuple[int, float]]] = [[] for _ in group]
-    for number in range(width):
-        tokens = [prompt.gold[number] if number < len(prompt.gold) else None for prompt in group]
-        ids = torch.tensor([token or 0 for token in tokens], device=logits.device)
-        ranks = divergence.token_rank(logits, ids).tolist()
-        for pairs, rank, p in zip(accepted, ranks, _probabilities(log_q, tokens), strict=True):
-            if p is not None:
-                pairs.append((rank, p))
-    return [(min(rank for rank, _ in pairs), sum(p for _, p in pairs)) if pairs else (None, None) for pairs in accepted]
-
-
-def _probabilities(log_q: Tensor, tokens: Sequence[int | None]) -> list[float | None]:
-    ids = torch.tensor([token or 0 for token in tokens], device=log_q.device)
-    chances = log_q.gather(-1, ids[:, None]).squeeze(-1).exp().tolist()
-    return [None if token is None else p for token, p in zip(tokens, chances, strict=True)]

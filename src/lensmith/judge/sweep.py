@@ -19,7 +19,15 @@ import torch
 from lensmith.files import artifacts
 from lensmith.judge import calibration, heldout, probes, temperature, trajectories
 from lensmith.judge.bench import Bench
-from lensmith.judge.facts import HeldoutFacts, ModelStats, NormTemperature, RunFacts, TemperatureShare, TunedLensFacts
+from lensmith.judge.facts import (
+    HeldoutFacts,
+    LastLayer,
+    ModelStats,
+    NormTemperature,
+    RunFacts,
+    TemperatureShare,
+    TunedLensFacts,
+)
 from lensmith.judge.prompts import read_probes
 from lensmith.judge.tables import HELDOUT_COLUMNS, POSITION_COLUMNS, TUNED
 from lensmith.lens.provenance import PROVENANCE, Provenance
@@ -41,28 +49,10 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
     """
     lines = read_probes(settings.sweep.probes)
     bench = Bench.load(settings, corpus, lens, raw=settings.sweep.raw)
-    first = settings.fit.validation_seqs  # those before it chose the lens's best step
-    tokens = torch.from_numpy(corpora.read_heldout(corpus)[first:][: settings.sweep.heldout_seqs].astype(np.int64))
-    if not len(tokens):
-        raise InputError(
-            f"{corpus}: no held-out sequence is left after fit.validation_seqs ({first}). Nothing was measured."
-        )
-    measured = heldout.measure(bench, tokens, settings.sweep, first)
-    artifacts.write_csv(out / "heldout.csv", HELDOUT_COLUMNS, heldout.lines(measured))
-    artifacts.write_csv(out / "positions.csv", POSITION_COLUMNS, heldout.position_lines(bench, measured))
-    enough = slice(-(-calibration.ENOUGH // measured.positions.shape[1]))
-    places = torch.from_numpy(measured.positions[enough])
-    kept = calibration.capture(bench, tokens[enough], places)
-    last = calibration.last_layer(bench, tokens[enough], places, kept)
-    temperatures = calibration.norm_temperatures(bench, bench.baseline, kept)
-    read = probes.read(bench, lines, temperatures, settings.sweep.top_k)
+    text, last, temperatures = held_out_text(bench, settings, corpus, out)
+    read = probes.read(bench, lines, temperatures.by_layer, settings.sweep.top_k)
     read.write(out, f"output-{settings.key}")
-    trajectories.write(out, bench, read.shown())
-    # Where a document ends is not recorded. Neighbouring sequences may share one, so a bootstrap draws as many together
-    # as a document of the mean length fills.
-    manifest = corpora.Manifest.read(corpus)
-    block_seqs = max(1, -(-manifest.heldout.tokens // (max(1, manifest.heldout.documents) * manifest.seq_len)))
-    text = heldout.facts(bench, measured, block_seqs)
+    trajectories.write(out, bench, read.shown(), "sweep, trajectories")
     facts = RunFacts(
         schema=4,
         model_key=settings.key,
@@ -71,12 +61,7 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
         lens=bench.identity,
         lenses=bench.names,
         last_layer_consistency=last,
-        norm_temperature=NormTemperature(
-            lens=bench.baseline,
-            positions=last.n_positions,
-            by_layer=tuple(temperatures),
-            at_bound=tuple(layer for layer, tau in enumerate(temperatures) if temperature.at_bound(tau)),
-        ),
+        norm_temperature=temperatures,
         heldout=text,
         prompts=tuple(case.text for case in read.cases),
         raw_lens_check=read.raw_lens_check(),
@@ -88,6 +73,39 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
         ),
     )
     facts.write(out / "run.json")
+
+
+def held_out_text(
+    bench: Bench, settings: ModelParams, corpus: Path, out: Path
+) -> tuple[HeldoutFacts, LastLayer, NormTemperature]:
+    """Measure held-out text, write its two tables, and fit the temperatures on its first positions.
+
+    Raises:
+        InputError: no sequence is left.
+    """
+    first = settings.fit.validation_seqs  # those before it chose the lens's best step
+    tokens = torch.from_numpy(corpora.read_heldout(corpus)[first:][: settings.sweep.heldout_seqs].astype(np.int64))
+    if not len(tokens):
+        raise InputError(
+            f"{corpus}: no held-out sequence is left after fit.validation_seqs ({first}). Nothing was measured."
+        )
+    n = calibration.n_seqs(bench.backbone.d_vocab, min(settings.sweep.positions_per_seq, tokens.shape[1]))
+    measured = heldout.measure(bench, tokens, settings.sweep, first, resid_seqs=n)
+    artifacts.write_csv(out / "heldout.csv", HELDOUT_COLUMNS, heldout.lines(measured))
+    artifacts.write_csv(out / "positions.csv", POSITION_COLUMNS, heldout.position_lines(bench, measured))
+    # Where a document ends is not recorded. Neighbouring sequences may share one, so a bootstrap draws as many together
+    # as a document of the mean length fills.
+    manifest = corpora.Manifest.read(corpus)
+    block_seqs = max(1, -(-manifest.heldout.tokens // (max(1, manifest.heldout.documents) * manifest.seq_len)))
+    last = calibration.last_layer(bench, tokens[:n], torch.from_numpy(measured.positions[:n]), measured.resid)
+    taus = calibration.norm_temperatures(bench, bench.baseline, measured.resid)
+    temperatures = NormTemperature(
+        lens=bench.baseline,
+        positions=last.n_positions,
+        by_layer=tuple(taus),
+        at_bound=tuple(layer for layer, tau in enumerate(taus) if temperature.at_bound(tau)),
+    )
+    return heldout.facts(bench, measured, block_seqs), last, temperatures
 
 
 def temperature_share(text: HeldoutFacts, baseline: str) -> TemperatureShare | None:

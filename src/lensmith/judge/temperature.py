@@ -4,19 +4,22 @@ KL(p || softmax(b z)) is convex in the inverse temperature b, with first and sec
 
     E_q[z] - E_p[z]        Var_q[z]        q = softmax(b z)
 
-so a few guarded Newton steps find it. E_p[z] is computed once; a step needs the lens's logits z alone, which are
-decoded again each time instead of kept: n positions of them may be gigabytes.
+so a few guarded Newton steps find it. E_p[z] is computed once; a step needs the lens's logits z alone. They are kept:
+to decode them again costs several times what a step does.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from lensmith.lens.tiles import LOWEST
 
 COLDEST, HOTTEST = 0.05, 20.0
 STEPS = 12
 BESIDE = 1.1  # as near to a bound as the search comes in its steps
 CLOSE = 1e-4  # relative change of the inverse temperature at which the search ends
+LOGITS = 2**18  # of a piece, so that all passes over it stay in the cache
 
 
 def at_bound(tau: float) -> bool:
@@ -24,32 +27,24 @@ def at_bound(tau: float) -> bool:
     return not COLDEST * BESIDE < tau < HOTTEST / BESIDE
 
 
-def expected_logit(p_logits: Tensor, z: Tensor) -> Tensor:
-    """E_p[z] of p = softmax(p_logits), both (n, d_vocab): (n,). A token that p excludes counts nothing."""
-    p = p_logits.float().softmax(-1)
-    return torch.where(p > 0, p * z, 0.0).sum(-1)
-
-
-def fit(chunks: Callable[[], Iterable[Tensor]], expected: Tensor) -> float:
+def fit(z: Tensor, p: Tensor, start: float = 1.0) -> float:
     """The temperature tau in 0.05..20 that brings softmax(z / tau) closest to p on average.
 
     Args:
-        chunks: gives z in pieces (n_i, d_vocab), the same each time it is called.
-        expected: E_p[z] at all positions, (n,).
+        z: (n, d_vocab), logits.
+        p: (n, d_vocab), probabilities. A token that p excludes counts nothing.
+        start: where the search begins.
     """
+    expected = _expected(z, p)
+    return search(lambda b: _derivatives(z, b, expected), start)
+
+
+def search(derivatives: Callable[[float], tuple[float, float]], start: float = 1.0) -> float:
+    """The temperature in 0.05..20 with the lowest KL, by its first and second derivative at an inverse temperature."""
     low, high = 1 / HOTTEST, 1 / COLDEST
-    b = 1.0
+    b = 1 / start
     for _ in range(STEPS):
-        slope = curve = 0.0
-        start = 0
-        for z in chunks():
-            q = (b * z.float()).softmax(-1)
-            mean = torch.where(q > 0, q * z, 0.0).sum(-1)
-            spread = torch.where(q > 0, q * (z - mean[:, None]) ** 2, 0.0).sum(-1)
-            slope += float((mean - expected[start : start + len(z)]).double().sum())
-            curve += float(spread.double().sum())
-            start += len(z)
-        slope, curve = slope / start, curve / start
+        slope, curve = derivatives(b)
         step = b - slope / curve if curve > 0 else low
         if abs(step - b) <= CLOSE * b:
             return 1 / step
@@ -57,3 +52,28 @@ def fit(chunks: Callable[[], Iterable[Tensor]], expected: Tensor) -> float:
         # Outside what is known to hold the minimum Newton overshot: halve in the logarithm instead.
         b = step if low < step < high else (low * high) ** 0.5
     return 1 / b
+
+
+def _expected(z: Tensor, p: Tensor) -> Tensor:
+    """E_p[z] less the largest logit, (n,)."""
+    size = max(1, LOGITS // z.shape[1])
+    pairs = zip(z.split(size), p.split(size), strict=True)
+    return torch.cat([torch.linalg.vecdot(chances, _from_top(part)) for part, chances in pairs])
+
+
+def _derivatives(z: Tensor, b: float, expected: Tensor) -> tuple[float, float]:
+    """Means over positions of E_q[z] - E_p[z] and of Var_q[z]."""
+    dot, size, slope, curve = torch.linalg.vecdot, max(1, LOGITS // z.shape[1]), 0.0, 0.0
+    for part, beside in zip(z.split(size), expected.split(size), strict=True):
+        below = _from_top(part)
+        e = torch.exp(b * below)
+        total = e.sum(-1).double()
+        mean = dot(e, below) / total
+        slope += float((mean - beside).sum())
+        curve += float((dot(e, below.square_()) / total - mean.square()).sum())
+    return slope / len(z), curve / len(z)
+
+
+def _from_top(z: Tensor) -> Tensor:
+    """Logits less the largest one of each position, finite where a token is excluded."""
+    return (z.float() - z.amax(-1, keepdim=True)).clamp_(min=LOWEST)

@@ -12,7 +12,7 @@ position:
     next_token_bits      -log2 of its probability under q: the lens's cross-entropy with the text
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,11 +23,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lensmith.files import artifacts
-from lensmith.judge.bench import Bench, positions_at_once
+from lensmith.judge import walk
+from lensmith.judge.bench import Bench, Reader
 from lensmith.judge.tables import TRAJECTORIES, Floats
+from lensmith.judge.walk import MEASURED, Reading
 from lensmith.lens import divergence
 from lensmith.process.errors import InputError
-from lensmith.source.backbone import Backbone, Head
+from lensmith.process.progress import Progress
+from lensmith.source.backbone import Backbone
+from lensmith.source.head import HeadInput
 from lensmith.source.skeleton import max_length
 
 Ints = NDArray[np.int64]
@@ -46,39 +50,6 @@ class Decoder(Protocol):
     def decode(self, token_ids: list[int]) -> Any: ...
 
 
-class LayerReader(Protocol):
-    """What is asked of a lens, in memory or on disk: logits (n, d_vocab) of residuals (n, d_model) at a layer."""
-
-    def logits(self, head: Head, resid: Tensor, layer: int, /) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """One lens at one layer of some positions."""
-
-    top_ids: Ints
-    top_p: Floats
-    statistics: Floats  # (n, len(STATISTICS))
-
-    @classmethod
-    def of(cls, final: Tensor, logits: Tensor, following: Tensor, top_k: int) -> "_Cells":
-        answer, known = final.argmax(-1), following >= 0
-        follower = following.clamp(min=0)
-        log_q = logits.log_softmax(-1)
-        p, ids = log_q.exp().topk(top_k)
-        columns = (
-            divergence.entropy_bits(logits),
-            divergence.kl_bits(final, logits),
-            divergence.kl_bits(logits, final),
-            divergence.token_rank(logits, answer),
-            log_q.gather(-1, answer[:, None])[:, 0].exp(),
-            torch.where(known, divergence.token_rank(logits, follower), torch.nan),
-            torch.where(known, -divergence.BITS * log_q.gather(-1, follower[:, None])[:, 0], torch.nan),
-        )
-        table = torch.stack([column.double() for column in columns], -1)
-        return cls(ids.cpu().numpy(), p.double().cpu().numpy(), table.cpu().numpy())
-
-
 @dataclass(frozen=True)
 class LensReading:
     """One lens over a text of n tokens, at layers first_layer..L."""
@@ -89,16 +60,31 @@ class LensReading:
     statistics: dict[str, Floats]  # name -> (layers, n); NaN where there is no next token
 
     @classmethod
-    def of(cls, by_layer: Sequence[list[_Cells]]) -> "LensReading":
-        """From the pieces of each layer 0..L; a lens that has none for the embedding begins at layer 1."""
-        read = [parts for parts in by_layer if parts]
+    def of(cls, by_layer: Mapping[int, Reading], known: Tensor) -> "LensReading":
+        """From one reading for each layer, upwards, in which the token that follows was a target where it is known."""
+        return cls(
+            min(by_layer),
+            np.stack([reading.top_ids.numpy() for reading in by_layer.values()]),
+            np.stack([reading.top_log_q.exp().numpy() for reading in by_layer.values()]),
+            {
+                name: np.stack([column.double().numpy() for column in columns])
+                for name, columns in zip(
+                    STATISTICS,
+                    zip(*(_statistics(reading, known) for reading in by_layer.values()), strict=True),
+                    strict=True,
+                )
+            },
+        )
 
-        def stack(name: str) -> Any:
-            return np.stack([np.concatenate([getattr(cell, name) for cell in parts]) for parts in read])
 
-        statistics = stack("statistics")
-        by_name = {name: statistics[..., place] for place, name in enumerate(STATISTICS)}
-        return cls(len(by_layer) - len(read), stack("top_ids"), stack("top_p"), by_name)
+def _statistics(reading: Reading, known: Tensor) -> Iterator[Tensor]:
+    """STATISTICS of one lens at one layer, each (n,)."""
+    for name in ("entropy_bits", "kl_final_lens_bits", "kl_lens_final_bits"):
+        yield reading.measured[:, MEASURED.index(name)]
+    yield reading.ranks[:, 0]
+    yield reading.log_q[:, 0].exp()
+    yield torch.where(known, reading.ranks[:, 1], torch.nan)
+    yield torch.where(known, -divergence.BITS * reading.log_q[:, 1], torch.nan)
 
 
 @dataclass(frozen=True)
@@ -139,36 +125,43 @@ def _packed(reading: LensReading, place: dict[int, int]) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def read(backbone: Backbone, lens: LayerReader, ids: Sequence[int], decoder: Decoder, top_k: int = TOP_K) -> Readings:
+def read(
+    backbone: Backbone,
+    lens: Reader,
+    ids: Sequence[int],
+    decoder: Decoder,
+    *,
+    top_k: int = TOP_K,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Readings:
     """Read one text.
 
     Args:
         ids: the text's tokens, BOS included where the model wants it.
-        lens: on the model's device.
+        lens: on the model's device, in memory or on disk.
+        advance: is told how many more readings of a position are done, of len(ids) * (2 L + 1).
 
     Raises:
         InputError: the text is empty or longer than the model's context.
     """
-    limit = max_length(backbone.model.config)
+    limit, head, n_layers = max_length(backbone.model.config), backbone.head, backbone.n_layers
     if not ids or (limit is not None and len(ids) > limit):
         raise InputError(f"trajectory: the text has {len(ids)} tokens, must have 1..{limit or 'any number'}")
-    head, top_k = backbone.head, min(top_k, backbone.d_vocab)
     resid = backbone.capture(torch.tensor([list(ids)]), torch.arange(len(ids))[None])[0]
-    followers = torch.tensor([*ids[1:], -1], device=resid.device)
-    chunk = positions_at_once(backbone.d_vocab)
-    final_ids: list[int] = []
-    cells: dict[str, list[list[_Cells]]] = {name: [[] for _ in range(backbone.n_layers + 1)] for name in LENSES}
-    for part, following in zip(resid.split(chunk), followers.split(chunk), strict=True):
-        final = head.logits(head.norm(part[:, -1], backbone.n_layers))
-        final_ids += final.argmax(-1).tolist()
-        # One layer of one lens at a time: all of them at once could be gigabytes.
-        for layer in range(backbone.n_layers + 1):
-            norm = head.logits(head.norm(part[:, layer], layer))
-            cells["norm"][layer].append(_Cells.of(final, norm, following, top_k))
-            if layer:
-                tuned = lens.logits(head, part[:, layer], layer)
-                cells["tuned"][layer].append(_Cells.of(final, tuned, following, top_k))
-    by_lens = {name: LensReading.of(by_layer) for name, by_layer in cells.items()}
+    following = torch.tensor([*ids[1:], 0], device=resid.device)
+
+    def head_reads(name: str, layer: int, part: Tensor) -> HeadInput:
+        at_layer = part[:, layer]
+        return HeadInput(head.norm(at_layer, layer)) if name == "norm" else lens.head_reads(head, at_layer, layer)
+
+    names = [*(("norm", layer) for layer in range(n_layers + 1)), *(("tuned", i) for i in range(1, n_layers + 1))]
+    found = walk.read(head, resid, names, head_reads, targets=following[:, None], top_k=top_k, advance=advance)
+    known = torch.arange(len(ids)) < len(ids) - 1
+    by_lens = {
+        name: LensReading.of({layer: found[name, layer] for lens, layer in names if lens == name}, known)
+        for name in LENSES
+    }
+    final_ids = found["norm", n_layers].top.tolist()
     used = {*ids, *final_ids, *(int(token) for reading in by_lens.values() for token in np.unique(reading.top_ids))}
     words = {token: str(decoder.decode([token])) for token in sorted(used)}
     return Readings(tuple(ids), tuple(final_ids), words, by_lens)
@@ -184,12 +177,18 @@ class Shown:
     ids: list[int]
 
 
-def write(folder: Path, bench: Bench, texts: Iterable[Shown]) -> None:
-    """Read every text under the norm lens and the tuned lens; write `folder`/trajectories.json."""
-    assert bench.backbone.tokenizer is not None  # a bench has one: prompts were tokenized with it
-    packed = [
-        {"id": text.id, "prompt": text.prompt, "answer": text.answer}
-        | read(bench.backbone, bench.lens, text.ids, bench.backbone.tokenizer).packed()
-        for text in texts
-    ]
+@torch.inference_mode()
+def write(folder: Path, bench: Bench, texts: Sequence[Shown], name: str) -> None:
+    """Read every text under the norm lens and the tuned lens, with progress under a name.
+
+    Writes `folder`/trajectories.json.
+    """
+    backbone, tokenizer = bench.backbone, bench.backbone.tokenizer
+    assert tokenizer is not None  # a bench has one: prompts were tokenized with it
+    packed = []
+    total = (2 * bench.n_layers + 1) * sum(len(text.ids) for text in texts)
+    with Progress(name, total, "reading") as progress:
+        for text in texts:
+            readings = read(backbone, bench.lens, text.ids, tokenizer, advance=progress.advance)
+            packed.append({"id": text.id, "prompt": text.prompt, "answer": text.answer} | readings.packed())
     artifacts.write_text(folder / TRAJECTORIES, artifacts.canonical_json(packed) + "\n")

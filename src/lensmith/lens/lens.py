@@ -34,6 +34,7 @@ from lensmith.process.draws import Stream
 from lensmith.process.errors import InputError, IntegrityError
 from lensmith.settings.sections import FitParams
 from lensmith.source.backbone import Head, NormKind
+from lensmith.source.head import HeadInput
 
 # No fit comes near these, and within them every product that leads to the logits stays finite in float32.
 LARGEST = 1e8
@@ -128,9 +129,13 @@ class Lens:
             return head.norm(self.translate(resid.float(), layer), layer, self.norm)
         return self.translate(head.norm(resid, layer, self.norm), layer)
 
+    def head_reads(self, head: Head, resid: Tensor, layer: int) -> HeadInput:
+        """What the head reads of resid (n, d_model) at `layer`, with the lens's temperature. Raises as `translate`."""
+        return HeadInput(self.head_input(head, resid, layer), self.log_tau[layer - 1])
+
     def logits(self, head: Head, resid: Tensor, layer: int) -> Tensor:
         """What the lens reads in resid (n, d_model) at `layer`: (n, d_vocab), float32. Raises as `translate`."""
-        return head.logits(self.head_input(head, resid, layer), self.log_tau[layer - 1])
+        return head.logits(*self.head_reads(head, resid, layer))
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> "Lens":
         """The same lens with `change` applied to each tensor."""

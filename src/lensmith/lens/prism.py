@@ -28,6 +28,7 @@ from lensmith.files import artifacts
 from lensmith.lens.lens_file import PRISM_TENSORS
 from lensmith.process.errors import IntegrityError, NumericError
 from lensmith.source.backbone import Head
+from lensmith.source.head import HeadInput
 from lensmith.source.residuals import Residuals
 
 MAX_DIRECTIONS = 512
@@ -73,9 +74,9 @@ class Prism:
         read = _top_directions(_gram(head.W_U), k)
         return cls(mean.float(), inv_scale.float(), procrustes(seen, read).float(), k, n)
 
-    def logits(self, head: Head, resid: Tensor, layer: int) -> Tensor:
-        """What Prism reads in resid (n, d_model) at `layer` in 0..L: (n, d_vocab), float32."""
-        return head.logits(self.head_input(head, resid, layer))
+    def head_reads(self, head: Head, resid: Tensor, layer: int) -> HeadInput:
+        """What the head reads of resid (n, d_model) at `layer` in 0..L; Prism has no temperature."""
+        return HeadInput(self.head_input(head, resid, layer))
 
     def head_input(self, head: Head, resid: Tensor, layer: int) -> Tensor:
         """w, what W_U reads: (n, d_model), float32."""

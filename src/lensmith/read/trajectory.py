@@ -42,7 +42,7 @@ class Trajectory:
         with borrowed(model, tokenizer) as backbone:
             token_ids = Encoder(tokenizer, "tokenizer", backbone.model.config)(text)
             lens.check_head(backbone.head)
-            return cls(trajectories.read(backbone, lens.to(backbone.device), token_ids, tokenizer, top_k))
+            return cls(trajectories.read(backbone, lens.to(backbone.device), token_ids, tokenizer, top_k=top_k))
 
     def __repr__(self) -> str:
         by_lens = self.readings.by_lens

@@ -25,6 +25,7 @@ from lensmith.process.errors import InputError, IntegrityError
 from lensmith.settings.sections import Dtype
 from lensmith.source.backbone import Backbone, Head
 from lensmith.source.borrowed import borrowed
+from lensmith.source.head import HeadInput
 
 
 class ReleasedLens(BaseModel):
@@ -172,11 +173,15 @@ class StreamedLens:
         }
         return Lens(**self.form, **tensors, w_u_sha256=self.w_u_sha256)
 
-    def logits(self, head: Head, resid: Tensor, layer: int) -> Tensor:
-        """What the lens reads in resid (n, d_model) at `layer`: (n, d_vocab), as `Lens.logits`."""
+    def head_reads(self, head: Head, resid: Tensor, layer: int) -> HeadInput:
+        """What the head reads of resid (n, d_model) at `layer`, as `Lens.head_reads`."""
         lens, device = self.layer(layer), head.W_U.device
         # Moved as one layer: `to` would copy each of the views.
-        return lens.map_tensors(lambda t: t[:1].to(device).expand_as(t)).logits(head, resid, layer)
+        return lens.map_tensors(lambda t: t[:1].to(device).expand_as(t)).head_reads(head, resid, layer)
+
+    def logits(self, head: Head, resid: Tensor, layer: int) -> Tensor:
+        """What the lens reads in resid (n, d_model) at `layer`: (n, d_vocab), as `Lens.logits`."""
+        return head.logits(*self.head_reads(head, resid, layer))
 
     def _read(self, layer: int) -> dict[str, Tensor]:
         try:

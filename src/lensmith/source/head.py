@@ -9,7 +9,7 @@ centres.
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,13 @@ class Transform:
         """(..., d_vocab), same out."""
         scaled = z if self.scale == 1.0 else z * self.scale
         return scaled if self.softcap is None else torch.tanh(scaled / self.softcap) * self.softcap
+
+
+class HeadInput(NamedTuple):
+    """What a head reads at n positions under one lens at one layer: the arguments of `Head.logits`."""
+
+    y: Tensor  # (n, d_model), fp32
+    log_tau: Tensor | None = None  # scalar
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,216 @@
+"""What lenses read at some positions, and how far that is from what the model says, in one walk over the vocabulary.
+
+Everything that a table says about a reading q = softmax(z) is a sum over tokens, a count, or a top token, so no logits
+outlast their tile (`lens.tiles`). With p the model's distribution, z' its logits, m and m' the largest logits, and
+e = exp(z - m):
+
+    log q      = z - m - log <e, 1>
+    H(q)       = log <e, 1> - <e, z - m> / <e, 1>
+    KL(p || q) = <p, (z' - m') - (z - m)> + log <e, 1> - log <e', 1>
+    KL(q || p) = <e, (z - m) - (z' - m')> / <e, 1> - log <e, 1> + log <e', 1>
+
+Logits are taken from the largest one, so that terms are small where p and q are close: the KL of equals is 0.
+Products and the sums of a tile are float32, sums over tiles float64. p is computed once a tile for all readings, and
+readings whose head inputs are equal (a temperature and its norm lens, every lens at the last layer) share a product.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lensmith.judge.tables import DISTANCES
+from lensmith.lens.divergence import BITS
+from lensmith.lens.tiles import LOWEST, Softmax, Tile, buffers, part, tiles, transform
+from lensmith.source.head import Head, HeadInput
+
+MEASURED = (*DISTANCES, "top1_agree")
+ROWS = {"cpu": 256, "cuda": 2048}  # positions of a walk: fewer leave a product waiting for W_U
+INPUT_BYTES = 2**28  # head inputs of all readings that are held at a time
+
+Name = tuple[str, int]  # lens, layer
+
+
+class Reading(NamedTuple):
+    """What one lens reads at one layer of n positions."""
+
+    measured: Tensor  # (n, len(MEASURED)) float64
+    top: Tensor  # (n,), the likeliest token
+    ranks: Tensor  # (n, 1 + k): how many tokens stand above the model's own answer, and above each target
+    log_q: Tensor  # (n, 1 + k) float64, nats: of the same tokens
+    top_ids: Tensor  # (n, top_k), likeliest first
+    top_log_q: Tensor  # (n, top_k) float64, nats
+
+    @classmethod
+    def cat(cls, parts: Sequence["Reading"]) -> "Reading":
+        """The same reading of all positions, from its parts, on the host."""
+        return cls(*(torch.cat(tensors).cpu() for tensors in zip(*parts, strict=True)))
+
+
+def read(
+    head: Head,
+    resid: Tensor,
+    readings: Sequence[Name],
+    head_reads: Callable[[str, int, Tensor], HeadInput],
+    *,
+    targets: Tensor | None = None,
+    top_k: int = 0,
+    advance: Callable[[int], None] = lambda _: None,
+) -> dict[Name, Reading]:
+    """Some lenses at some layers of n positions.
+
+    Args:
+        resid: (n, L + 1, d_model).
+        readings: (lens, layer), each of them once.
+        head_reads: what the head reads of a lens at a layer, of some rows of `resid`.
+        targets: (n, k) ids of tokens that are asked for beside the model's own answer.
+        top_k: how many of a reading's likeliest tokens are asked for.
+        advance: is told how many more readings of a position are done, of n * len(readings).
+    """
+    if targets is None:
+        targets = torch.empty(len(resid), 0, dtype=torch.long, device=resid.device)
+    d_vocab, d_model = head.W_U.shape
+    by_memory = INPUT_BYTES // (len(readings) * d_model * head.W_U.itemsize)
+    rows = max(1, min(ROWS[head.W_U.device.type], by_memory))
+    parts = []
+    for stream, wanted in zip(resid.split(rows), targets.split(rows), strict=True):
+        inputs = {reading: head_reads(*reading, stream) for reading in readings}
+        model = _Model(head, head.norm(stream[:, -1], len(head.input_norms)))
+        sums = {
+            name: _Sums(head, value, torch.cat([model.softmax.top[:, None], wanted], 1), min(top_k, d_vocab))
+            for name, value in inputs.items()
+        }
+        _walk(head, model, inputs, sums, advance)
+        parts.append({name: reading.finish(model) for name, reading in sums.items()})
+    return {reading: Reading.cat([part[reading] for part in parts]) for reading in readings}
+
+
+def _walk(
+    head: Head,
+    model: "_Model",
+    inputs: Mapping[Name, HeadInput],
+    sums: Mapping[Name, "_Sums"],
+    advance: Callable[[int], None],
+) -> None:
+    """Sum over all tokens."""
+    n, d_vocab, groups = len(model.softmax.top), len(head.W_U), _by_input(inputs)
+    products, z, scratch = buffers(head, n, 3)
+    for tile in tiles(head):
+        model.enter(tile)
+        for y, names in groups:
+            raw = tile.products(y, products)
+            for name in names:
+                sums[name].add(transform(head, raw, sums[name].a, z), tile.start, model, scratch)
+        model.leave()
+        advance(n * len(inputs) * tile.stop // d_vocab - n * len(inputs) * tile.start // d_vocab)
+
+
+def _by_input(inputs: Mapping[Name, HeadInput]) -> list[tuple[Tensor, list[Name]]]:
+    """Different head inputs, each with the names of the readings that have it."""
+    groups: dict[tuple[float, ...], list[tuple[Tensor, list[Name]]]] = {}
+    for name, value in inputs.items():
+        alike = groups.setdefault(tuple(value.y[0].tolist()), [])
+        names = next((names for other, names in alike if torch.equal(value.y, other)), None)
+        if names is None:
+            alike.append((value.y, [name]))
+        else:
+            names.append(name)
+    return [group for alike in groups.values() for group in alike]
+
+
+class _Model:
+    """p, whole in what was summed over all tokens, and tile by tile."""
+
+    def __init__(self, head: Head, final: Tensor) -> None:
+        self._head, self._final = head, final
+        self.softmax = Softmax(final)
+        products, z, e = buffers(head, len(final), 3)
+        for tile in tiles(head):
+            self.softmax.add(transform(head, tile.products(final, products), 1.0, z), tile.start, e)
+        self._buffers = products, z, e
+        self.log_total = self.softmax.total.log()
+        # Summed over the tiles before: <p, 1>, <p, z - m>, <z, z>
+        self.mass, self.p_z, self.z_z = torch.zeros(3, len(final), dtype=torch.float64, device=final.device)
+
+    def enter(self, tile: Tile) -> None:
+        """Make z, z - m and p of a tile, each (n, t)."""
+        products, z, p = self._buffers
+        self.z = transform(self._head, tile.products(self._final, products), 1.0, z)
+        self.below = torch.sub(self.z, self.softmax.high[:, None], out=part(products, *self.z.shape))
+        log_total = self.log_total.to(self.z.dtype)[:, None]
+        self.p = torch.sub(self.below, log_total, out=part(p, *self.z.shape)).exp_()
+
+    def leave(self) -> None:
+        """Add the tile to the sums."""
+        dot = torch.linalg.vecdot
+        self.mass += self.p.sum(-1)
+        self.p_z += dot(self.p, self.below)
+        self.z_z += dot(self.z, self.z)
+
+
+class _Sums:
+    """What is summed of one reading."""
+
+    def __init__(self, head: Head, value: HeadInput, wanted: Tensor, top_k: int) -> None:
+        n = len(wanted)
+        self.softmax, self.wanted = Softmax(value.y), wanted
+        products = torch.linalg.vecdot(head.W_U[wanted], value.y[:, None])
+        if head.bias is not None:
+            products += head.bias[wanted].clamp(min=LOWEST)
+        self.a = math.exp(-float(value.log_tau or 0.0))
+        self.z_wanted = transform(head, products, self.a, torch.empty_like(products).flatten())
+        self.above = torch.zeros_like(self.z_wanted)
+        self.top_z, self.top_ids = value.y.new_empty(n, 0), wanted.new_empty(n, 0)
+        self.top_k = top_k
+        # With z' and m' the model's: <z, z>, <z, z'>, <e, z - m>, <e, z' - m'>, <p, z - m>
+        self.z_z, self.z_model, self.e_z, self.e_model, self.p_z = torch.zeros(
+            5, n, dtype=torch.float64, device=wanted.device
+        )
+
+    def add(self, z: Tensor, start: int, model: _Model, scratch: Tensor) -> None:
+        """One more tile of logits z (n, t), which are used up."""
+        dot, total = torch.linalg.vecdot, self.softmax.total
+        # A product of a row alone differs in its last bits: no token may stand above itself.
+        rows, columns = ((self.wanted >= start) & (self.wanted < start + z.shape[1])).nonzero(as_tuple=True)
+        z[rows, self.wanted[rows, columns] - start] = self.z_wanted[rows, columns]
+        self.z_z += dot(z, z)
+        self.z_model += dot(z, model.z)
+        for column, bound in enumerate(self.z_wanted.T):
+            self.above[:, column] += torch.gt(z, bound[:, None], out=part(scratch, *z.shape)).sum(-1)
+        if self.top_k:
+            self._keep_top(z, start)
+        e, rise = self.softmax.add(z, start, scratch)
+        shrink = torch.exp(-rise)
+        self.e_z = (self.e_z - rise * total) * shrink + dot(e, z)
+        self.e_model = self.e_model * shrink + dot(e, model.below)
+        self.p_z += dot(model.p, z) - rise * model.mass
+
+    def _keep_top(self, z: Tensor, start: int) -> None:
+        best = z.topk(min(self.top_k, z.shape[1]))
+        values, ids = torch.cat([self.top_z, best.values], 1), torch.cat([self.top_ids, start + best.indices], 1)
+        self.top_z, order = values.topk(min(self.top_k, values.shape[1]))
+        self.top_ids = ids.gather(1, order)
+
+    def finish(self, model: _Model) -> Reading:
+        """The numbers of the reading, after the last tile."""
+        total, high = self.softmax.total, self.softmax.high.double()
+        log_total = total.log()
+        gap = log_total - model.log_total
+        nats = [
+            model.p_z - self.p_z + model.mass * gap,
+            (self.e_z - self.e_model) / total - gap,
+            log_total - self.e_z / total,
+        ]
+        cosine = self.z_model / (self.z_z * model.z_z).sqrt()
+        agree = self.softmax.top == model.softmax.top
+        lse = (high + log_total)[:, None]
+        return Reading(
+            measured=torch.stack([*(value * BITS for value in nats), cosine, agree.double()], 1),
+            top=self.softmax.top,
+            ranks=self.above.long(),
+            log_q=self.z_wanted.double() - lse,
+            top_ids=self.top_ids,
+            top_log_q=self.top_z.double() - lse,
+        )
