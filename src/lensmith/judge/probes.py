@@ -89,7 +89,7 @@ class Probes:
     raws: list[Line] = field(default_factory=list)  # of the table rawlens
     facts: dict[tuple[int, str, int], next_token_row.Row] = field(default_factory=dict)  # (case, lens, layer)
 
-    def add_last_position(self, bench: Bench, index: int, stream: Tensor, temperatures: Sequence[float]) -> None:
+    def add_last_position(self, bench: Bench, index: int, stream: Tensor, temperatures: Sequence[float | None]) -> None:
         """The rows of the last position of a case, whose residual stream is (1, L + 1, d_model).
 
         Its records stand already, one for each layer at the end of those of the layer.
@@ -205,7 +205,7 @@ def _contrast(baseline: Mapping[str, float | None], tuned: Mapping[str, float | 
 
 
 @torch.inference_mode()
-def read(bench: Bench, probes: Iterable[tuple[str, Probe]], temperatures: Sequence[float], top_k: int) -> Probes:
+def read(bench: Bench, probes: Iterable[tuple[str, Probe]], temperatures: Sequence[float | None], top_k: int) -> Probes:
     """Every text of every probe at every layer and position.
 
     The lenses are the norm lens of the tuned lens's own norm, the tuned lens, and Prism and the raw lens where the
