@@ -87,6 +87,7 @@ def measure(backbone: Backbone, lens: Lens) -> SpotCheck:
     model_logits = backbone.logits(tokens)[:, 1:].flatten(0, 1)[chosen]
 
     head, last = backbone.head, backbone.n_layers
+
     def head_reads(name: str, layer: int, part: Tensor) -> HeadInput:
         if name == TUNED:
             return lens.head_reads(head, part[:, layer], layer)
