@@ -1,6 +1,7 @@
 """Packed corpora: documents come out in order, once, on one side only; anything else is an error."""
 
 import contextlib
+import csv
 import gzip
 import io
 import itertools
@@ -11,6 +12,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +24,7 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from lensmith.files import artifacts
 from lensmith.hub import models as hub_models
 from lensmith.process.errors import InputError, IntegrityError, LensmithError, RemoteError
 from lensmith.settings.sections import ModelParams
@@ -124,6 +127,26 @@ def parquet(values: list[Any], column: str = "text") -> bytes:
     return sink.getvalue()
 
 
+def as_parquet(rows: list[dict[str, Any]]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+def as_csv(column: str, values: list[str]) -> bytes:
+    sink = io.StringIO(newline="")
+    writer = csv.writer(sink)
+    writer.writerows([["id", column], *enumerate(values)])
+    return sink.getvalue().encode()
+
+
+def nested(column: str, value: object) -> dict[str, Any]:
+    """A row whose column `meta.text` is the key text of the object meta."""
+    for key in reversed(column.split(".")):
+        value = {"id": 0, key: value}
+    return value  # type: ignore[return-value]
+
+
 def unpacked(tokens: np.ndarray) -> list[str]:
     """The documents of packed tokens; the last one may be cut."""
     flat = tokens.reshape(-1)
@@ -139,12 +162,12 @@ def unpacked(tokens: np.ndarray) -> list[str]:
 @pytest.mark.parametrize("bos", ["tokenizer", "never"])
 def test_tokens_are_the_ids_of_the_documents_end_to_end(model, bos):
     """No id is lost, added or reordered; only the remainder is dropped."""
-    encode = Encoder(load_tokenizer(model, "model"), bos, read_config(model, "model")).documents
+    encoder = Encoder(load_tokenizer(model, "model"), bos, read_config(model, "model"))
     stream = list(documents.clean((documents.SourceRow(0, i, t) for i, t in enumerate(texts(600))), 1000))
-    all_ids = [i for text in texts(600) for i in encode([text])[0]]
+    all_ids = [i for text in texts(600) for i in encoder.documents([text])[0]]
     n_tokens = len(all_ids) // 2
 
-    packed = prefetch.pack(iter(stream), encode, n_tokens)
+    packed = prefetch.pack(iter(stream), encoder, n_tokens)
 
     assert packed.ids.tolist() == all_ids[:n_tokens]
     assert (all_ids[0] == BOS) == (bos == "tokenizer")
@@ -241,21 +264,84 @@ def test_without_bos_no_document_begins_with_it(model, tmp_path):
 # --- documents, kinds
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet", ".jsonl.gz", ".txt.gz", ".json"])
-def test_every_file_format_gives_the_same_documents(tmp_path, suffix):
-    """Lines of a paragraph stay together; BOM, zero-width and right-to-left characters survive."""
+SUFFIXES = [".txt", ".jsonl", ".parquet", ".csv", ".json", ".jsonl.gz", ".txt.gz", ".jsonl.zst", ".csv.zst"]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("column", ["text", "meta.text"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_file_format_gives_the_same_documents(tmp_path, suffix, column, mark):
+    """Lines of a paragraph stay together; BOM, zero-width and right-to-left characters survive, but for a first BOM."""
     values = ["one line", "  two\n  lines ", "\ufeffbom \u200d \u202e rtl \x00 e\u0301", "last"]
     content = {
         ".txt": "\n\n \n".join(values).encode() + b"\n\n",
-        ".jsonl": b"\n".join(json.dumps({"text": value}).encode() for value in values) + b"\n\n",
-        ".parquet": parquet(values),
-    }[{".json": ".jsonl"}.get(suffix, suffix.removesuffix(".gz"))]
+        ".jsonl": b"\n".join(json.dumps(nested(column, value)).encode() for value in values) + b"\n\n",
+        ".parquet": as_parquet([nested(column, value) for value in values]),
+        ".csv": as_csv(column, values),
+    }[{".json": ".jsonl"}.get(suffix, f".{suffix.split('.')[1]}")]
+    content = content if suffix == ".parquet" else mark + content
     path = tmp_path / f"text{suffix}"
-    path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+    pack = {"gz": gzip.compress, "zst": partial(pa.compress, codec="zstd", asbytes=True)}.get(suffix.split(".")[-1])
+    path.write_bytes(pack(content) if pack else content)
+
+    opened = documents.open_text(settings(tmp_path, files=[str(path)], text_column=column).corpus)
+
+    assert [document.text for document in documents.clean(opened.train, 1000)] == values
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv"])
+def test_the_line_ends_of_every_system_are_read(tmp_path, suffix, end):
+    """Those inside a document stay as they are."""
+    rows = {
+        ".txt": "one\ntwo\n\nthree\n",
+        ".jsonl": '{"text": "one"}\n{"text": "three"}\n',
+        ".csv": "text\none\nthree\n",
+    }
+    path = tmp_path / f"text{suffix}"
+    path.write_text(rows[suffix], newline=end)
 
     opened = documents.open_text(settings(tmp_path, files=[str(path)]).corpus)
 
-    assert [document.text for document in documents.clean(opened.train, 1000)] == values
+    first = f"one{end}two" if suffix == ".txt" else "one"
+    assert [document.text for document in documents.clean(opened.train, 1000)] == [first, "three"]
+
+
+def test_a_few_rows_without_text_are_no_share(model, tmp_path):
+    """One of the first 32 rows is more than a hundredth, and says nothing about the column."""
+    values: list[Any] = [None, *texts(200), None, {}]
+    prefetch.build(settings(model, files=[str(write_jsonl(tmp_path / "text.jsonl", values))]), tmp_path / "out")
+
+    assert corpus.Manifest.read(tmp_path / "out").skipped["none"] == 1
+
+
+TEMPLATE = (
+    "{{ bos_token }}{{ strftime_now('%d %b %Y') }}\n{% for message in messages %}"
+    "{% if message.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    "{{ message.role }}: {{ message.content }}\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_chats_are_rendered_by_the_chat_template_and_the_manifest_says_so(tmp_path, suffix):
+    """With its special tokens once, the same text on every day; a chat that it refuses is skipped and counted."""
+    folder = write_model(tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}] for text in texts(200)]
+    bad = [[{"role": "tool", "content": "x"}], [{"role": "user", "content": None}]]
+    rows = [{"messages": chat} for chat in bad + chats]
+    content = as_parquet(rows) if suffix == ".parquet" else b"\n".join(json.dumps(row).encode() for row in rows)
+    (tmp_path / f"chats{suffix}").write_bytes(content)
+    params = settings(folder, files=[str(tmp_path / f"chats{suffix}")], text_column="messages")
+    prefetch.build(params, tmp_path / "out")
+
+    manifest = corpus.Manifest.read(tmp_path / "out")
+    packed = unpacked(corpus.read_tokens(tmp_path / "out"))
+    rendered = [f"01 Jan 2026\nuser: {text}\nassistant: Yes.\n" for text in texts(200)]
+    assert set(packed[:-1]) <= set(rendered) and len(packed) > 40
+    assert manifest.skipped == {"not_rendered": 2}
+    assert manifest.tokenizer.chat_template_sha256 == artifacts.sha256_text(TEMPLATE)
+    assert "chat_template.jinja" in manifest.model.files
 
 
 def test_rows_that_are_not_text_are_skipped_and_counted_and_long_ones_cut(model, tmp_path):
@@ -342,11 +428,17 @@ def bad_text(folder: Path, case: str) -> dict[str, Any]:
         "latin.txt": "caf\xe9".encode("latin-1"),
         "column.jsonl": good.replace(b'"text"', b'"body"'),
         "column.parquet": parquet(texts(50), "body"),
-        "holes.parquet": parquet([None if i % 50 == 0 else text for i, text in enumerate(texts(400))]),
+        "holes.parquet": parquet([None if i % 20 == 0 else text for i, text in enumerate(texts(400))]),
         "number.parquet": parquet(list(range(50))),
         "cut.parquet": parquet(texts(50))[:-20],
         "cut.jsonl.gz": gzip.compress(good)[:-20],
-        "table.csv": b"text\nhello\n",
+        "cut.jsonl.zst": pa.compress(good, codec="zstd", asbytes=True)[:-20],
+        "column.csv": b"body;title\nhello\n",
+        "quote.csv": b'text\n"hello\n',
+        "table.xlsx": b"text\nhello\n",
+        "lines.txt": b"".join(b"line %d\n" % i for i in range(500)),
+        "one-line.txt": b"hello " * 1000,
+        "chats.jsonl": b'{"text": [{"role": "user", "content": "Hi"}]}\n',
     }
     for name, value in content.items():
         (folder / name).write_bytes(value)
@@ -366,7 +458,13 @@ def bad_text(folder: Path, case: str) -> dict[str, Any]:
         ("holes.parquet", ["are not text", "at most 1% may be"]),
         ("cut.parquet", ["cut.parquet", "not a whole parquet file"]),
         ("cut.jsonl.gz", ["cut.jsonl.gz", "not a whole gzip file"]),
-        ("table.csv", ["table.csv cannot be read", "allowed: .parquet"]),
+        ("cut.jsonl.zst", ["cut.jsonl.zst", "not a whole zstd file"]),
+        ("column.csv", ["column.csv", "no column 'text'", "it has: body;title"]),
+        ("quote.csv", ["quote.csv:2", "not CSV", "unexpected end of data"]),
+        ("table.xlsx", ["table.xlsx cannot be read", "allowed: .parquet"]),
+        ("lines.txt", ["of 1 documents used", "in a .txt blank lines separate documents"]),
+        ("one-line.txt", ["of 1 documents used", "cut: ", "in a .txt blank lines separate documents"]),
+        ("chats.jsonl", ["the tokenizer has no chat template", "corpus.text_column must name text"]),
         ("nothing-*.txt", ["corpus.files names", "nothing-*.txt, which matches no file"]),
     ],
 )

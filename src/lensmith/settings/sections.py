@@ -77,8 +77,8 @@ class CorpusParams(Section):
     name: Word | None  # hf: configuration, None for the default one
     split: Word  # hf
     revision: Revision  # hf: branch, tag or commit; prefetch pins it
-    text_column: Word  # hf, and jsonl or parquet files
-    files: list[Word]  # files: .txt (a document a paragraph), .jsonl, .parquet; globs allowed
+    text_column: Word  # hf, and every file but .txt: text, or chats as lists of messages; `meta.text` is nested
+    files: list[Word]  # files: .txt (a document a paragraph), .jsonl, .csv, .parquet; globs allowed
     seed: Seed
     seq_len: Annotated[int, Field(ge=8, le=2**20)]  # tokens in a packed sequence
     train_tokens: Count

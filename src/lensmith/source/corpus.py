@@ -38,6 +38,8 @@ class TokenizerFacts(_Record):
     class_name: str = Field(alias="class")
     vocab_size: int  # ids that the tokenizer knows
     behaviour_sha256: str  # of the ids that it gives for some texts, see `source.tokenizer`
+    # Of the template that made text of chats; left out where the source has none.
+    chat_template_sha256: str | None = Field(default=None, exclude_if=lambda sha256: sha256 is None)
 
 
 class SourceFile(_Record):

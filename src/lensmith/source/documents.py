@@ -2,39 +2,34 @@
 
     settings.corpus ─ open_text ─> two streams of rows, held-out and train ─ clean ─> documents
 
-A row holds any value of a file's text column; a document is a string that a tokenizer accepts. The two streams share no
-document. Where they share no file (kind hf) or no seed (kind atlas), training leaves out documents of the held-out
-text. Where both read the same files, the sha256 of a document decides its side.
+A row holds any value of a file's text column: a string, or a chat as a list of messages. A document is a string that a
+tokenizer accepts. The two streams share no document. Where they share no file (kind hf) or no seed (kind atlas),
+training leaves out documents of the held-out text. Where both read the same files, the sha256 of a document decides its
+side.
 """
 
-import gzip
 import hashlib
-import io
-import itertools
-import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Self, assert_never
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any, BinaryIO, NamedTuple, Self, assert_never
 
 from lensmith.files import names
-from lensmith.files.artifacts import parse_jsonl, sha256_file
+from lensmith.files.artifacts import sha256_file
 from lensmith.hub import datasets
 from lensmith.hub.datasets import DatasetPin
 from lensmith.process.draws import Stream
 from lensmith.process.errors import InputError
 from lensmith.settings.sections import CorpusParams
+from lensmith.source import text_files
+from lensmith.source.text_files import UNCHANGED
 
-UNCHANGED = "Nothing was changed."
 NO_FILE = -1  # the file index of rows that a generator made
 # Reasons that mean a wrong column or broken text. An empty string or a repeated document is neither.
-FAULTS = ("none", "not_text", "surrogate")
+FAULTS = ("none", "not_text", "surrogate", "not_rendered")
 DUPLICATE = "duplicate_of_heldout"
 OTHER_SIDE = "other_side"
 
@@ -56,6 +51,7 @@ class Document(NamedTuple):
     sha256: bytes
     cut: bool  # its text was too long
     skipped: str
+    is_chat: bool = False  # rendered by a chat template, special tokens included
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +71,7 @@ class SourceText:
         """A dataset of the Hub; each side has files of its own, where there is more than one."""
         pin = datasets.pin_dataset(corpus)
         for name in pin.files:
-            _check_readable(name, f"dataset {pin.repo}")
+            text_files.check_readable(name, f"dataset {pin.repo}")
 
         def rows(indices: Iterable[int]) -> Generator[SourceRow]:
             open_file = partial(datasets.open_dataset_file, pin)
@@ -96,7 +92,7 @@ class SourceText:
         """Local files. They are few and differ in size and kind, so each side gets documents of all."""
         files = tuple(sorted(path.as_posix() for path in names.files(corpus.files, "corpus.files")))
         for name in files:
-            _check_readable(name, "corpus.files")
+            text_files.check_readable(name, "corpus.files")
         order = [int(index) for index in Stream(corpus.seed, "corpus/files").permutation(len(files), 0)]
 
         def rows() -> Generator[SourceRow]:
@@ -157,20 +153,25 @@ def open_text(corpus: CorpusParams) -> SourceText:
             assert_never(kind)
 
 
-def clean(rows: Iterable[SourceRow], max_chars: int) -> Iterator[Document]:
-    """Rows as documents, long ones cut to `max_chars` characters."""
+def clean(
+    rows: Iterable[SourceRow], max_chars: int, render: Callable[[list[Any]], str | None] = lambda _: None
+) -> Iterator[Document]:
+    """Rows as documents, long ones cut to `max_chars` characters; `render` makes text of a chat, or None."""
     for file, row, value in rows:
-        if not isinstance(value, str) or not value:
-            reason = "empty" if value == "" else "none" if value is None else "not_text"
+        whole, is_chat = value, False
+        if isinstance(value, list) and all(isinstance(message, dict) for message in value):
+            whole, is_chat = render(value), True
+        if not isinstance(whole, str) or not whole:
+            reason = "empty" if value == "" else "none" if value is None else "not_rendered" if is_chat else "not_text"
             yield Document(file, row, "", b"", False, reason)
             continue
-        text = value[:max_chars]
+        text = whole[:max_chars]
         try:
             digest = hashlib.sha256(text.encode()).digest()
         except UnicodeEncodeError:  # half of a surrogate pair: no tokenizer takes it
             yield Document(file, row, "", b"", False, "surrogate")
             continue
-        yield Document(file, row, text, digest, len(text) < len(value), "")
+        yield Document(file, row, text, digest, len(text) < len(whole), "", is_chat)
 
 
 def only_side(documents: Iterable[Document], share: float, *, heldout: bool) -> Iterator[Document]:
@@ -204,74 +205,5 @@ def _rows(
     for index in order:
         name = files[index]
         with open_file(index) as file:
-            plain = gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
-            for number, value in enumerate(_READERS[_suffix(name)](plain, prefix + name, column)):
+            for number, value in enumerate(text_files.values(file, prefix + name, column)):
                 yield SourceRow(index, number, value)
-
-
-def _check_readable(name: str, place: str) -> None:
-    suffix = _suffix(name)
-    if suffix not in _READERS or (suffix == ".parquet" and name.endswith(".gz")):
-        raise InputError(
-            f"{place}: {name} cannot be read; allowed: .parquet, and .jsonl, .json (an object a line) or .txt, "
-            f"also with .gz. {UNCHANGED}"
-        )
-
-
-def _suffix(name: str) -> str:
-    return Path(name.removesuffix(".gz")).suffix
-
-
-_File = BinaryIO | gzip.GzipFile
-
-
-def _paragraphs(file: _File, name: str, _column: str) -> Iterator[object]:
-    """Blocks of lines between blank lines."""
-    for is_blank, block in itertools.groupby(_lines(file, name), key=lambda line: not line.strip()):
-        if not is_blank:
-            yield "".join(block).rstrip("\r\n")
-
-
-def _json_lines(file: _File, name: str, column: str) -> Iterator[object]:
-    """The text column of one JSON object a line; None where an object does not have it."""
-    for _, value in parse_jsonl(_lines(file, name), name):
-        yield value.get(column)
-
-
-def _lines(file: _File, name: str) -> Iterator[str]:
-    """Lines of a text file, with their line ends."""
-    number = 0
-    try:
-        with io.TextIOWrapper(file, encoding="utf-8", newline="\n") as lines:
-            for line in lines:
-                yield line
-                number += 1
-    except UnicodeDecodeError:
-        raise InputError(f"{name}: is not UTF-8, somewhere after line {number}. {UNCHANGED}") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{name}: not a whole gzip file ({error}). {UNCHANGED}") from None
-
-
-def _parquet(file: _File, name: str, column: str) -> Iterator[object]:
-    """The values of the text column."""
-    try:
-        table = pq.ParquetFile(file)
-        if column not in table.schema_arrow.names:
-            columns = ", ".join(table.schema_arrow.names)
-            raise InputError(f"{name}: has no column {column!r} (corpus.text_column), it has: {columns}. {UNCHANGED}")
-        for batch in table.iter_batches(batch_size=256, columns=[column]):
-            yield from batch.column(0).to_pylist()
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        # Arrow raises a bare OSError without a number; the disk's has a number, the Hub's is of another class.
-        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
-            raise
-        raise InputError(f"{name}: not a whole parquet file of text ({error}). {UNCHANGED}") from None
-
-
-# A form of file: its suffix and a function from (file, its name in messages, text column) to the values of its rows.
-_READERS: dict[str, Callable[[_File, str, str], Iterator[object]]] = {
-    ".txt": _paragraphs,
-    ".json": _json_lines,
-    ".jsonl": _json_lines,
-    ".parquet": _parquet,
-}

@@ -10,7 +10,7 @@ exactly that of the settings; too little text is an error. The same settings and
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,8 @@ from lensmith.hub import models, published
 from lensmith.hub.pins import LensPin, ModelPin
 from lensmith.process.errors import InputError
 from lensmith.settings.sections import CorpusParams, ModelParams
-from lensmith.source import documents, skeleton
+from lensmith.source import documents, skeleton, text_files
+from lensmith.source.chats import ChatRenderer
 from lensmith.source.corpus import (
     HELDOUT,
     MANIFEST,
@@ -40,10 +41,11 @@ from lensmith.source.tokenizer import Encoder, behaviour_sha256, load_tokenizer
 
 BATCH = 256  # documents tokenized in one call: enough for the tokenizer's threads, few enough for memory
 MAX_FAULTS = 0.01  # of all rows read
+FEW_FAULTS = 5  # that many are always allowed: of a few dozen rows one is more than MAX_FAULTS
 MAX_IDLE = 100_000  # rows in turn that give no document; a source that repeats itself forever then ends in an error
 UNWRITTEN = "Nothing was written."
 
-Encode = Callable[[list[str]], list[list[int]]]  # texts to the ids of each
+
 Pins = dict[str, ModelPin | LensPin | None]
 
 
@@ -57,6 +59,7 @@ class Packed:
     read: int = 0  # rows
     idle: int = 0  # rows since the last one that gave a document
     cut: int = 0  # documents that were too long
+    chats: int = 0  # documents that a chat template rendered
     skipped: Counter[str] = field(default_factory=Counter)  # rows, by reason
     rows: dict[int, int] = field(default_factory=dict)  # rows read, by file index
     seen: set[bytes] = field(default_factory=set)  # sha256 of each document
@@ -69,6 +72,11 @@ class Packed:
     def faults(self) -> int:
         """Rows that were not text."""
         return sum(self.skipped[reason] for reason in documents.FAULTS)
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether so many rows were not text that the column is wrong, or the text broken."""
+        return self.faults > max(FEW_FAULTS, MAX_FAULTS * self.read)
 
     def add(self, document: Document, ids: list[int] | None) -> None:
         """Account for one row; `ids` are its tokens, None where it is skipped."""
@@ -85,6 +93,7 @@ class Packed:
         self.documents += 1
         self.idle = 0
         self.cut += document.cut
+        self.chats += document.is_chat
         self.seen.add(document.sha256)
 
 
@@ -111,8 +120,9 @@ def build(settings: ModelParams, out: Path, prompts: Iterable[tuple[str, str]] =
     for where, prompt in prompts:
         encoder.prompt(prompt, where)
     text = documents.open_text(corpus)
-    heldout = _pack_side(text, corpus, encoder.documents)
-    train = _pack_side(text, corpus, encoder.documents, heldout)
+    render = ChatRenderer(tokenizer)
+    heldout = _pack_side(text, corpus, encoder, render)
+    train = _pack_side(text, corpus, encoder, render, heldout)
     if pin.repo is not None:
         models.fetch_model(pin)  # the stages that read its weights have no network
 
@@ -123,6 +133,7 @@ def build(settings: ModelParams, out: Path, prompts: Iterable[tuple[str, str]] =
             "class": type(tokenizer).__name__,
             "vocab_size": len(tokenizer),
             "behaviour_sha256": behaviour_sha256(tokenizer),
+            "chat_template_sha256": artifacts.sha256_text(render.template) if heldout.chats + train.chats else None,
         }
     )
     manifest = _manifest(corpus, text, {"model": pin, "lens": lens}, facts, {"heldout": heldout, "train": train})
@@ -131,17 +142,19 @@ def build(settings: ModelParams, out: Path, prompts: Iterable[tuple[str, str]] =
     artifacts.write_json(out / MANIFEST, manifest.model_dump(mode="json"))
 
 
-def pack(stream: Iterable[Document], encode: Encode, n_tokens: int) -> Packed:
+def pack(stream: Iterable[Document], encoder: Encoder, n_tokens: int) -> Packed:
     """Lay documents end to end until there are `n_tokens` ids, or the stream ends, gives none or is not text."""
     packed, iterator = Packed(np.empty(n_tokens, np.uint32)), iter(stream)
     while batch := list(itertools.islice(iterator, BATCH)):
-        ids = iter(encode([document.text for document in batch if not document.skipped]))
+        usable = [document for document in batch if not document.skipped]
+        texts = iter(encoder.documents([document.text for document in usable if not document.is_chat]))
+        chats = iter(encoder.documents([document.text for document in usable if document.is_chat], rendered=True))
         for document in batch:
-            packed.add(document, None if document.skipped else next(ids))
+            packed.add(document, None if document.skipped else next(chats if document.is_chat else texts))
             if packed.is_full or packed.idle >= MAX_IDLE:
                 return packed
         # Checked early as well: a large data set with a wrong column would be read to its last row.
-        if packed.read >= 4 * BATCH and packed.faults > MAX_FAULTS * packed.read:
+        if packed.read >= 4 * BATCH and packed.is_faulty:
             return packed
     return packed
 
@@ -160,7 +173,9 @@ def _check_size(config: PretrainedConfig, name: str, settings: ModelParams) -> N
         raise InputError(f"corpus.seq_len is {seq_len}, but {name} reads at most {window} tokens. {UNWRITTEN}")
 
 
-def _pack_side(text: SourceText, corpus: CorpusParams, encode: Encode, heldout: Packed | None = None) -> Packed:
+def _pack_side(
+    text: SourceText, corpus: CorpusParams, encoder: Encoder, render: ChatRenderer, heldout: Packed | None = None
+) -> Packed:
     """The held-out side, or the training side where the packed held-out side is given.
 
     Raises:
@@ -171,24 +186,26 @@ def _pack_side(text: SourceText, corpus: CorpusParams, encode: Encode, heldout: 
         side, rows, budget = "heldout", text.heldout, corpus.heldout_tokens
     # A bit more than the share of tokens: a few short documents could leave the held-out side without enough.
     heldout_share = min(0.5, 1.25 * corpus.heldout_tokens / (corpus.heldout_tokens + corpus.train_tokens))
-    stream = documents.clean(rows, corpus.max_document_chars)
+    stream = documents.clean(rows, corpus.max_document_chars, render)
     if text.shared:
         stream = documents.only_side(stream, heldout_share, heldout=heldout is None)
     elif heldout is not None:
         stream = documents.without(stream, heldout.seen)
     with closing(rows):
-        packed = pack(stream, encode, budget // corpus.seq_len * corpus.seq_len)
+        packed = pack(stream, encoder, budget // corpus.seq_len * corpus.seq_len)
     skipped = _without_other_side(packed.skipped)
-    if packed.faults > MAX_FAULTS * packed.read:
+    if packed.is_faulty:
         raise InputError(
             f"corpus: {packed.faults} of {packed.read} {side} rows from {text.name} are not text ({skipped}), at most "
             f"{MAX_FAULTS:.0%} may be; is corpus.text_column {corpus.text_column!r} right? {UNWRITTEN}"
         )
     if not packed.is_full:
         split = f" ({heldout_share:.1%} of them are held out)" if text.shared else ""
+        is_plain = any(text_files.form(name) == ".txt" for name in text.files)
+        separator = "; in a .txt blank lines separate documents" if is_plain else ""
         raise InputError(
             f"corpus: got {packed.filled} of {len(packed.ids)} {side} tokens from {text.name}, {packed.documents} of "
-            f"{packed.read} documents used{split}, skipped: {skipped or 'none'}. "
+            f"{packed.read} documents used{split}, cut: {packed.cut}, skipped: {skipped or 'none'}{separator}. "
             f"Add text or lower corpus.{side}_tokens. {UNWRITTEN}"
         )
     return packed

@@ -83,13 +83,13 @@ class Encoder:
     bos: BosPolicy  # tokenizer: with the special tokens that it adds by default; never: with none
     config: PretrainedConfig  # the model's
 
-    def documents(self, texts: list[str]) -> list[list[int]]:
-        """The ids of each text.
+    def documents(self, texts: list[str], *, rendered: bool = False) -> list[list[int]]:
+        """The ids of each text; one that was `rendered` holds its special tokens already.
 
         Raises:
             InputError: one is beyond the model's vocabulary.
         """
-        return self._encode(texts, special=self.bos == "tokenizer")
+        return self._encode(texts, special=self.bos == "tokenizer" and not rendered)
 
     def __call__(self, text: str) -> list[int]:
         """The ids of a prompt. Raises as `documents`."""

@@ -1,0 +1,54 @@
+"""Chats as text, by the chat template of a model's own tokenizer."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from lensmith.process.errors import InputError
+
+# Some templates ask for today's date; the same chat must be the same text tomorrow.
+CALENDAR = (
+    '{%- macro strftime_now(format) -%}{{ format.replace("%d", "01").replace("%m", "01").replace("%B", "January")'
+    '.replace("%b", "Jan").replace("%Y", "2026").replace("%y", "26") }}{%- endmacro -%}'
+)
+
+
+@dataclass(frozen=True)
+class ChatRenderer:
+    """The chat template of a tokenizer. Its text holds every special token already."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    @cached_property
+    def template(self) -> str:
+        """The tokenizer's default template.
+
+        Raises:
+            InputError: it has none.
+        """
+        try:
+            return str(self.tokenizer.get_chat_template())
+        except ValueError:
+            raise InputError(
+                f"{self.tokenizer.name_or_path}: the tokenizer has no chat template, so corpus.text_column must name "
+                "text, not lists of messages. Nothing was written."
+            ) from None
+
+    def __call__(self, messages: list[dict[str, Any]]) -> str | None:
+        """A chat as text; None where a message has no role and content, or the template refuses.
+
+        Raises:
+            InputError: the tokenizer has no template.
+        """
+        template = CALENDAR + self.template
+        if not messages or any(
+            type(message.get(key)) is not str for message in messages for key in ("role", "content")
+        ):
+            return None
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False))
+        except (jinja2.TemplateError, TypeError, ValueError):
+            return None

@@ -1,0 +1,139 @@
+"""Files of text as people have them: the value of one column, row by row.
+
+    .txt               a row is a paragraph: blank lines separate documents
+    .jsonl, .json      an object a line
+    .csv               with a header
+    .parquet
+
+All but parquet also with .gz or .zst, in UTF-8 with or without a byte order mark, with the line ends of any system.
+"""
+
+import csv
+import gzip
+import io
+import itertools
+import sys
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lensmith.files.artifacts import parse_jsonl
+from lensmith.process.errors import InputError
+
+UNCHANGED = "Nothing was changed."
+FORMS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+PACKED = (".gz", ".zst")
+
+
+def check_readable(name: str, place: str) -> None:
+    """A file of this name can be read; `place` is where it is named.
+
+    Raises:
+        InputError: its form is none that is known.
+    """
+    if form(name) not in FORMS or name.endswith((".parquet.gz", ".parquet.zst")):
+        raise InputError(
+            f"{place}: {name} cannot be read; allowed: .parquet, and .jsonl, .json (an object a line), .csv or .txt, "
+            f"also with .gz or .zst. {UNCHANGED}"
+        )
+
+
+def form(name: str) -> str:
+    """The suffix that tells how a file is read: that of a.jsonl.gz is .jsonl."""
+    path = Path(name)
+    return Path(path.stem).suffix if path.suffix in PACKED else path.suffix
+
+
+def values(file: BinaryIO, name: str, column: str) -> Iterator[object]:
+    """The value of a column in each row; of a .txt, each paragraph. None where an object has no such key.
+
+    `meta.text` is the key text of the object meta, where no column has the whole name.
+
+    Raises:
+        InputError: the file is damaged, not UTF-8, or has no such column.
+    """
+    match form(name):
+        case ".txt":
+            for is_blank, block in itertools.groupby(_lines(file, name), key=lambda line: not line.strip()):
+                if not is_blank:
+                    yield "".join(block).rstrip("\r\n")
+        case ".csv":
+            yield from _csv(file, name, column)
+        case ".parquet":
+            yield from _parquet(file, name, column)
+        case _:
+            for _, row in parse_jsonl(_lines(file, name), name):
+                yield _value(row, column)
+
+
+def _value(row: Mapping[str, Any], column: str) -> object:
+    if column in row:
+        return row[column]
+    value: Any = row
+    for key in column.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _lines(file: BinaryIO, name: str) -> Iterator[str]:
+    """Lines of a text file, with their line ends."""
+    number = 0
+    plain: Any = file
+    if name.endswith(".gz"):
+        plain = gzip.GzipFile(fileobj=file)
+    elif name.endswith(".zst"):
+        plain = pa.CompressedInputStream(file, "zstd")
+    try:
+        with io.TextIOWrapper(plain, encoding="utf-8-sig", newline="") as lines:
+            for line in lines:
+                yield line
+                number += 1
+    except UnicodeDecodeError:
+        raise InputError(f"{name}: is not UTF-8, somewhere after line {number}. {UNCHANGED}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        if plain is file or not _is_damage(error):
+            raise
+        kind = "gzip" if name.endswith(".gz") else "zstd"
+        raise InputError(f"{name}: not a whole {kind} file ({error}). {UNCHANGED}") from None
+
+
+def _csv(file: BinaryIO, name: str, column: str) -> Iterator[object]:
+    csv.field_size_limit(sys.maxsize)  # a cell holds a document
+    rows = csv.DictReader(_lines(file, name), strict=True)
+    try:
+        _check_column(column, rows.fieldnames or (), name)
+        for row in rows:
+            yield row[column]
+    except csv.Error as error:
+        raise InputError(f"{name}:{rows.reader.line_num}: not CSV ({error}). {UNCHANGED}") from None
+
+
+def _parquet(file: BinaryIO, name: str, column: str) -> Iterator[object]:
+    try:
+        table = pq.ParquetFile(file)
+        leaves = [table.schema.column(number).path for number in range(len(table.schema))]
+        if not any(f"{leaf}.".startswith(f"{column}.") for leaf in leaves):
+            _check_column(column, leaves, name)
+        for batch in table.iter_batches(batch_size=256, columns=[column]):
+            yield from (_value(row, column) for row in batch.to_pylist())
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        if not _is_damage(error):
+            raise
+        raise InputError(f"{name}: not a whole parquet file of text ({error}). {UNCHANGED}") from None
+
+
+def _check_column(column: str, columns: Collection[str], name: str) -> None:
+    if column not in columns:
+        names = ", ".join(columns)
+        raise InputError(f"{name}: has no column {column!r} (corpus.text_column), it has: {names}. {UNCHANGED}")
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether the bytes are wrong, not the reading of them: a disk's error has a number, the Hub's its own class."""
+    if not isinstance(error, OSError) or isinstance(error, gzip.BadGzipFile):
+        return True
+    return type(error) is OSError and error.errno is None  # as Arrow raises it
