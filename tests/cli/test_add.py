@@ -20,13 +20,16 @@ def file(tmp_path):
     return path
 
 
-def test_nothing_else_in_the_file_changes(file):
-    """Comments, blank lines, notation: a round trip through a YAML library would lose some of them."""
-    before = file.read_text()
+@pytest.mark.parametrize(("start", "line_end"), [("", "\n"), ("", "\r\n"), ("", "\r"), ("\ufeff", "\r\n")])
+def test_nothing_else_in_the_file_changes(file, start, line_end):
+    """Comments, blank lines, notation, line ends: a round trip through a YAML library would lose some of them."""
+    before = (start + file.read_text().replace("\n", line_end)).encode()
+    file.write_bytes(before)
     entry = params_yaml.add(file, NEW)
 
-    assert file.read_text() == before + entry
-    assert entry.startswith("  # A note.\n  new:\n    source:\n      repo: org/new\n      revision: ")
+    assert file.read_bytes() == before + entry.encode()
+    lines = ("  # A note.", "  new:", "    source:", "      repo: org/new", "      revision: ")
+    assert entry.startswith(line_end.join(lines))
     assert params_yaml.read(file)["new"].source.revision == "1" * 40, "forty digits, and no number"
 
 

@@ -198,12 +198,13 @@ def add(path: Path, proposal: Proposal) -> str:
             raise InputError(
                 f"{path}: models.{key} is {settings.source.repo or settings.source.path} already. {UNCHANGED}"
             )
-    text = path.read_text(encoding="utf-8")
-    line, indent = _end_of_models(path, text)
-    entry = proposal.to_yaml(" " * indent)
+    text = path.read_bytes().decode("utf-8")  # read_text would make every line end the same
     lines = text.splitlines(keepends=True)
+    line_end = lines[0][len(lines[0].rstrip("\r\n")) :]
+    line, indent = _end_of_models(path, text)
+    entry = proposal.to_yaml(" " * indent).replace("\n", line_end)
     head = "".join(lines[:line])
-    new = head + ("" if head.endswith("\n") else "\n") + entry + "".join(lines[line:])
+    new = head + ("" if head.endswith(line_end) else line_end) + entry + "".join(lines[line:])
     after = parse(path, new)
     assert {key: after[key] for key in before} == before, "an entry was added"
     artifacts.write_text(path, new)
