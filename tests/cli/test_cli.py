@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lensmith.cli import releases
+from lensmith.cli import check, releases
 from lensmith.fleet import work
 from tests.support.released import save_release
 
@@ -43,6 +43,27 @@ def test_check_names_what_is_wrong_and_exits_with_2(tmp_path):
     errors = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert done.returncode == 2
     assert len(errors) == 1 and "defaults.fit.position_mox is not a setting; did you mean position_max?" in errors[0]
+
+
+def test_check_says_which_files_a_queued_experiment_lacks(tmp_path, monkeypatch, capsys):
+    """Files that git does not track. An absolute name, or one behind a link that git tracks, needs no copy."""
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    for name in ("suites/atlas.jsonl", "suites/atlas-probes.jsonl", "demo/atlas/LICENSE", "ignored/config.json"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text((REPOSITORY / name.replace("ignored", "demo/atlas")).read_text())
+    Path("linked").symlink_to(tmp_path / "ignored")
+    settings = (REPOSITORY / "params.yaml").read_text()
+    Path(".gitignore").write_text("ignored/\n")
+    for path, others in (("ignored", 1), (str(tmp_path / "ignored"), 0), ("linked", 0)):
+        Path("params.yaml").write_text(settings.replace("path: demo/atlas", f"path: {path}"))
+        subprocess.run(["git", "add", "--all"], check=True)
+        check.check()
+        said = capsys.readouterr().out
+
+        assert said.endswith("2 models, every setting and every file is valid: atlas, atlas-reference\n")
+        line = f"models.atlas.source names {path}/config.json, which git does not track, and 1 more like it: a queued"
+        assert (line in said, said.count("\n") - 1) == (bool(others), others)
 
 
 def test_report_of_a_lab_without_judgements_says_how_to_get_them(tmp_path):

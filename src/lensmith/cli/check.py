@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lensmith.judge import prompts
-from lensmith.lab import remotes
+from lensmith.lab import layout, remotes
 from lensmith.lab.layout import PARAMS
 from lensmith.process import amounts
 from lensmith.settings import params_yaml, resolved
@@ -23,6 +23,12 @@ def check(file: Annotated[Path, typer.Argument(help="The settings to check.")] =
         prompts.read_suite(files)
     for files in dict.fromkeys(tuple(settings.sweep.probes) for settings in models.values()):
         prompts.read_probes(files)
+    if others := list(layout.untracked(models)):
+        (section, path), more = others[0], f", and {len(others) - 1} more like it" if others[1:] else ""
+        typer.echo(
+            f"{file}: {section} names {path}, which git does not track{more}: a queued experiment and a clone have no "
+            "copy. A queued experiment can read it by its absolute path."
+        )
     names = remotes.check(Path.cwd())
     typer.echo(
         f"{file}: {amounts.many(len(models), 'model')}, every setting and every file is valid: {', '.join(models)}"

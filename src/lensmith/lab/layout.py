@@ -1,10 +1,11 @@
 """Where a lab's files lie, relative to its root, and which models it has. dvc.yaml names each output of a stage."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from lensmith.process import git
 from lensmith.process.errors import InputError
-from lensmith.settings import params_yaml
+from lensmith.settings import params_yaml, resolved
 from lensmith.settings.sections import ModelParams
 
 PARAMS = Path("params.yaml")
@@ -30,3 +31,21 @@ def models(keys: Sequence[str] = (), untouched: str = "Nothing was changed.") ->
         if key not in settings:
             raise InputError(f"{PARAMS}: no model {key}; there is {', '.join(settings)}. {untouched}")
     return {key: settings[key] for key in keys or settings}
+
+
+def untracked(models: Mapping[str, ModelParams]) -> Iterator[tuple[str, Path]]:
+    """(models.key.section, file) of each section that names files which git does not track: the first such file.
+
+    A queued experiment is a copy of what git tracks. Files with an absolute name need no copy.
+    """
+    listed = git.run("ls-files", "-z")
+    if listed is None:
+        return
+    tracked = {Path(name) for name in listed.split("\0")}
+    for key, settings in models.items():
+        for section, files in resolved.local_files(settings).items():
+            for file in files:
+                # A link is tracked itself, and what is behind it is not.
+                if not file.is_absolute() and tracked.isdisjoint({file, *file.parents[:-1]}):
+                    yield f"models.{key}.{section}", file
+                    break

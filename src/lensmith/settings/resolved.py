@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lensmith.files import artifacts, hashes, names
-from lensmith.process.errors import IntegrityError
+from lensmith.process.errors import InputError, IntegrityError
 from lensmith.settings import fingerprint, params_yaml
 from lensmith.settings.sections import ModelParams
 
@@ -49,7 +49,8 @@ def local_files(settings: ModelParams) -> dict[str, list[Path]]:
     """Files of this machine by the section that names them. Relative ones are relative to the working directory.
 
     Raises:
-        InputError: one does not exist, or a folder is named for a file, or a file for a folder.
+        InputError: one does not exist, or a folder is named for a file or a file for a folder, or the folder holds
+            no config.json, which a model of transformers and a lens of tuned-lens both have.
     """
     corpus, imported, licence = settings.corpus, settings.imported, settings.publish.base_license_file
     where, files = f"params.yaml: models.{settings.key}", dict[str, list[Path]]()
@@ -66,5 +67,7 @@ def local_files(settings: ModelParams) -> dict[str, list[Path]]:
     ):
         if name is not None:
             folder = names.folder(name, f"{where}.{section}")
+            if not (folder / "config.json").is_file():
+                raise InputError(f"{where}.{section} names {name}, a folder without config.json. {names.UNCHANGED}")
             files[section] = sorted(f for form in MODEL_FILES for f in folder.glob(form) if f.is_file())
     return files
