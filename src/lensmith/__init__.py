@@ -35,12 +35,14 @@ __all__ = [
     "__version__",
     "load",
     "load_streamed",
+    "logits",
     "trajectory",
 ]
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lensmith.lens.lens import Lens
@@ -74,6 +76,7 @@ def load(
     model: str | None = None,
     revision: str | None = None,
     base: "PreTrainedModel | Backbone | None" = None,
+    strict: bool = True,
 ) -> "Lens":
     """A released lens, after its files were checked against the index of the release.
 
@@ -86,6 +89,8 @@ def load(
         revision: a version of the repository, None for the newest one. A folder has none.
         base: the model as you loaded it. The lens is checked against it and put on its device, and the model comes
             back as it was. Without it the lens is checked where it is first used with a model.
+        strict: whether the head must be the one that the lens was fit to. Its shape must be, always. Where `base` has
+            the same weights in a finer precision, a warning says how many bits of KL that costs.
 
     Raises:
         InputError: `release` is neither, or holds no such lens; the message says what it holds.
@@ -95,7 +100,7 @@ def load(
     """
     from lensmith.release import pretrained
 
-    return pretrained.load(release, model=model, revision=revision, base=base)
+    return pretrained.load(release, model=model, revision=revision, base=base, strict=strict)
 
 
 def load_streamed(
@@ -104,11 +109,12 @@ def load_streamed(
     model: str | None = None,
     revision: str | None = None,
     base: "PreTrainedModel | Backbone | None" = None,
+    strict: bool = True,
 ) -> "StreamedLens":
     """As `load`, for a lens that is larger than memory: it stays on disk, and `trajectory` reads it layer by layer."""
     from lensmith.release import pretrained
 
-    return pretrained.load_streamed(release, model=model, revision=revision, base=base)
+    return pretrained.load_streamed(release, model=model, revision=revision, base=base, strict=strict)
 
 
 def trajectory(
@@ -134,10 +140,32 @@ def trajectory(
         i - 1.
 
     Raises:
-        InputError: the text is empty or too long, or `top_k` is below 1.
+        InputError: the text is empty, too long or a list, or `top_k` is below 1.
         IntegrityError: the lens was fit to another model.
         NumericError: the model cannot be read as it reads itself.
     """
     from lensmith.read.trajectory import Trajectory
 
     return Trajectory.of(lens, model, tokenizer, text, top_k)
+
+
+def logits(lens: "Lens | StreamedLens", model: "PreTrainedModel | Backbone", resid: "Tensor", layer: int) -> "Tensor":
+    """What the tuned lens reads in residuals that you captured or changed yourself.
+
+    Args:
+        lens: a lens that was fit to `model`.
+        model: as you loaded it; it comes back as it was.
+        resid: (..., d_model), the residual stream after block `layer` - 1, in any precision. Gradients pass through.
+        layer: 1 to the number of blocks.
+
+    Returns:
+        (..., d_vocab), float32: logits before the softmax.
+
+    Raises:
+        InputError: `resid` has another width, or `layer` is another.
+        IntegrityError: the lens was fit to another model.
+        NumericError: the model cannot be read as it reads itself.
+    """
+    from lensmith.read import residuals
+
+    return residuals.logits(lens, model, resid, layer)

@@ -1,7 +1,9 @@
 """Trajectories: the numbers against plain transformers in fp64, and pictures that no token can break."""
 
+import gc
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +16,9 @@ from lensmith.judge.trajectories import STATISTICS
 from lensmith.process.errors import InputError, IntegrityError
 from lensmith.read.trajectory import Trajectory
 from lensmith.report import heatmap
+from lensmith.source import backbone as backbone_module
 from lensmith.source.backbone import Backbone
+from lensmith.source.borrowed import borrowed
 from tests.support.bench import random_lens, tiny_bench
 from tests.support.released import save_release
 from tests.support.tiny import tiny_model, tiny_tokenizer
@@ -172,6 +176,80 @@ def test_what_cannot_be_read_is_refused(parts):
         lensmith.trajectory(lens, model, tokenizer, TEXT, top_k=0)
     with pytest.raises(IntegrityError, match=r"the lens is of \(layers, d_model\) \(2, 32\)"):
         lensmith.trajectory(random_lens(2, lens.d_model), model, tokenizer, TEXT)
+
+
+@pytest.mark.parametrize("texts", [[TEXT], (TEXT, TEXT), None, b"text"])
+def test_what_is_no_text_is_refused_in_one_line(parts, texts):
+    """A tokenizer would make a batch of a list."""
+    model, tokenizer, lens = parts
+    with pytest.raises(InputError, match=rf"^trajectory: text is a {type(texts).__name__}, must be one text\. Call"):
+        lensmith.trajectory(lens, model, tokenizer, texts)
+
+
+def test_a_model_is_proven_once(parts, monkeypatch):
+    """Not for each text of a loop; again where a part was replaced. The head is read anew: weights may be trained."""
+    _, tokenizer, lens = parts
+    proofs, model = [], tiny_model("llama")
+    prove = backbone_module.prove
+    monkeypatch.setattr(backbone_module, "prove", lambda *args: proofs.append(args[0]) or prove(*args))
+    first, second = (lensmith.trajectory(lens, model, tokenizer, TEXT).frame() for _ in range(2))
+    assert len(proofs) == 1 and first.equals(second)
+
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    doubled = lensmith.trajectory(lens, model, tokenizer, TEXT).frame()
+    fresh = lensmith.trajectory(lens, Backbone.from_model(model), tokenizer, TEXT).frame()
+    assert doubled.equals(fresh) and not doubled.equals(first)
+
+    proofs.clear()
+    model.resize_token_embeddings(model.config.vocab_size + 1)
+    lensmith.trajectory(lens, model, tokenizer, TEXT)
+    assert len(proofs) == 1
+
+
+def test_a_proven_model_is_not_kept_alive():
+    """A notebook that loads one model after another would run out of memory."""
+    model = tiny_model("llama")
+    with borrowed(model):
+        pass
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+
+    assert alive() is None
+
+
+def test_a_captured_residual_reads_as_in_the_trajectory(parts, trajectory):
+    """After a block by a hook, of a batch and of one position; gradients pass through."""
+    model, _, lens = parts
+    frame, captured = trajectory.frame(), []
+    hook = model.model.layers[1].register_forward_hook(lambda _m, _i, output: captured.append(output))
+    model(torch.tensor([trajectory.readings.ids]))
+    hook.remove()
+    (resid,) = captured
+    read = lensmith.logits(lens, model, resid, 2)
+
+    assert read.shape == (*resid.shape[:-1], model.config.vocab_size)
+    wanted = frame[(frame.lens == "tuned") & (frame.layer == 2)].prob1.to_numpy()
+    np.testing.assert_allclose(read.softmax(-1).max(-1).values[0].detach(), wanted, rtol=1e-4)
+    one = resid[0, 3].detach().requires_grad_()
+    lensmith.logits(lens, model, one, 2).max().backward()
+    assert one.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("resid", "layer", "says"),
+    [
+        ((torch.zeros(1, 3, 32),), 2, "resid is a tuple, must be a tensor"),
+        (torch.zeros(3, 31), 2, r"resid is torch.float32 of shape \(3, 31\), must be \(\.\.\., 32\)"),
+        (torch.zeros(3, 32, dtype=torch.long), 2, "resid is torch.int64"),
+        (torch.zeros(3, 32), 0, r"layer is 0, must be in 1\.\.3"),
+        (torch.zeros(3, 32), 4, r"layer is 4, must be in 1\.\.3"),
+    ],
+)
+def test_what_is_no_residual_is_refused(parts, resid, layer, says):
+    with pytest.raises(InputError, match=says):
+        lensmith.logits(parts[2], parts[0], resid, layer)
 
 
 def test_a_model_of_the_same_shape_with_other_weights_is_refused(parts):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import lensmith
 from lensmith.files import artifacts
 from lensmith.process.errors import InputError, IntegrityError
+from lensmith.release import pretrained
 from lensmith.source.backbone import Backbone
 from tests.support.released import TINY, save_release
 from tests.support.tiny import tiny_model, tiny_tokenizer
@@ -117,6 +119,35 @@ def test_another_model_is_refused_when_it_is_given_and_when_it_is_used(release):
         lensmith.load(release).check_head(Backbone.from_model(other).head)
     with pytest.raises(IntegrityError, match=r"\(layers, d_model\) \(4, 32\), this model has \(3, 32\)"):
         lensmith.load(release, base=tiny_model("llama", n_layers=3))
+
+
+def test_the_same_weights_in_a_finer_precision_are_a_warning_with_its_cost(made):
+    """A lens that was fit to bfloat16 weights, used with the float32 ones that those were rounded from."""
+    folder, backbone, lens = made
+    head = backbone.head
+    rounded = replace(head, W_U=head.W_U.bfloat16().float()).fingerprint()["w_u_sha256"]
+    released = pretrained.find(folder).model_copy(update={"dtype": "bfloat16", "w_u_sha256": rounded})
+
+    with pytest.warns(UserWarning, match=r"fit on bfloat16 weights, used with float32: .* by \S+ bits of KL") as caught:
+        bound = released.bound(replace(lens, w_u_sha256=rounded), backbone)
+    bits = float(str(caught[0].message).split(" by ")[1].split()[0])
+    assert 0 < bits < 1e-3
+    bound.check_head(head)
+
+
+@pytest.mark.parametrize("load", [lensmith.load, lensmith.load_streamed])
+def test_what_is_not_strict_takes_any_head_of_the_shape(release, load):
+    """At one's own risk, and said so; a resized embedding has its shape in the message."""
+    other, resized, smaller = (tiny_model("llama", n_layers=n, seed=1) for n in (4, 4, 3))
+    resized.resize_token_embeddings(len(resized.lm_head.weight) + 1)
+
+    with pytest.raises(IntegrityError, match=rf"of shape \({len(resized.lm_head.weight)}, 32\), .* strict=False takes"):
+        load(release, base=resized)
+    with pytest.warns(UserWarning, match="other weights, a resized embedding, or another precision"):
+        load(release, base=other, strict=False).check_head(Backbone.from_model(other).head)
+    load(release, strict=False).check_head(Backbone.from_model(other).head)
+    with pytest.raises(IntegrityError, match=r"this model has \(3, 32\)"):
+        load(release, base=smaller, strict=False)
 
 
 def test_a_check_survives_a_move_to_another_device(made):

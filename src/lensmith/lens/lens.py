@@ -198,8 +198,8 @@ def check_head(head: Head, n_layers: int, d_model: int, w_u_sha256: str | None) 
         raise IntegrityError(f"the lens is of (layers, d_model) {wanted}, this model has {shape}: another model")
     if w_u_sha256 is not None and (sha256 := head.fingerprint()["w_u_sha256"]) != w_u_sha256:
         raise IntegrityError(
-            f"the lens was fit to a head whose W_U has sha256 {w_u_sha256}, this model's has {sha256}: other "
-            "weights, or the same in another precision"
+            f"the lens was fit to a head whose W_U has sha256 {w_u_sha256}, this model's, of shape "
+            f"{tuple(head.W_U.shape)}, has {sha256}: other weights, a resized embedding, or another precision"
         )
 
 

@@ -35,6 +35,8 @@ class Trajectory:
         top_k: int,
     ) -> "Trajectory":
         """`lensmith.trajectory`, which says what the arguments and errors are."""
+        if not isinstance(text, str):
+            raise InputError(f"trajectory: text is a {type(text).__name__}, must be one text. Call it once for each.")
         if not text:
             raise InputError("trajectory: the text is empty, must hold at least one token")
         if top_k < 1:

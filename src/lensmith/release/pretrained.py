@@ -3,9 +3,10 @@
 A release is a folder with INDEX.json, or a dataset repository of the Hub at a version that never moves.
 """
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import AliasPath, BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +20,7 @@ from lensmith.hub import releases
 from lensmith.hub.index import PROVENANCE, Sha256
 from lensmith.hub.pins import ModelPin
 from lensmith.judge.judgement import Estimate
+from lensmith.lens.divergence import kl_bits
 from lensmith.lens.lens import Lens, check_head, check_identity, check_numbers
 from lensmith.lens.lens_file import TENSORS, WEIGHTS, read_header
 from lensmith.process.errors import InputError, IntegrityError
@@ -26,6 +28,9 @@ from lensmith.settings.sections import Dtype
 from lensmith.source.backbone import Backbone, Head
 from lensmith.source.borrowed import borrowed
 from lensmith.source.head import HeadInput
+from lensmith.source.proof import proof_tokens
+
+AnyLens = TypeVar("AnyLens", "Lens", "StreamedLens")
 
 
 class ReleasedLens(BaseModel):
@@ -68,12 +73,46 @@ class ReleasedLens(BaseModel):
         by_layer = {layer: f"heldout_median_delta_kl_bits_{percent}" for percent, layer in self.layers.items()}
         return {layer: self.kpis[kpi] for layer, kpi in by_layer.items() if kpi in self.kpis}
 
-    def check(self, lens: "Lens | StreamedLens", backbone: Backbone) -> None:
-        """IntegrityError where the lens was fit to another model."""
+    def bound(self, lens: AnyLens, backbone: Backbone, *, strict: bool = True) -> AnyLens:
+        """The lens as one of this model, from here on.
+
+        A model of the same weights in a finer precision is accepted, with a warning of what that costs; so is any head
+        of the same shape where `strict` is off.
+
+        Raises:
+            IntegrityError: the lens was fit to another model.
+        """
+        replace(lens, w_u_sha256=None).check_head(backbone.head)  # the shape
         try:
             lens.check_head(backbone.head)
         except IntegrityError as error:
-            raise IntegrityError(f"{self.model_id}, fit on {self.dtype} weights: {error}") from None
+            precisions = f"fit on {self.dtype} weights, used with {str(backbone.dtype).removeprefix('torch.')}"
+            # A `dtype` that is not known rounds nothing, and is then not the same.
+            rounded = replace(
+                backbone.head, W_U=backbone.head.W_U.to(getattr(torch, self.dtype, torch.float32)).float()
+            )
+            is_same = rounded.fingerprint()["w_u_sha256"] == self.w_u_sha256
+            if strict and not is_same:
+                hint = "strict=False takes the lens all the same"
+                raise IntegrityError(f"{self.model_id}, {precisions}: {error}. {hint}") from None
+            cost = (
+                f"the head alone differs by {_mean_kl_bits(backbone, rounded):.2g} bits of KL"
+                if is_same
+                else str(error)
+            )
+            warnings.warn(f"{self.model_id}, {precisions}: {cost}", stacklevel=4)
+            return replace(lens, w_u_sha256=backbone.head.fingerprint()["w_u_sha256"])
+        return lens
+
+
+def _mean_kl_bits(backbone: Backbone, other: Head) -> float:
+    """Mean KL(final || final by another head) over the positions that the model was proven at, bits."""
+    tokens = proof_tokens(backbone.model, backbone.tokenizer)
+    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+    resid = backbone.capture(tokens, positions)[:, :, -1]
+    with torch.inference_mode():
+        ours, theirs = (head.logits(head.norm(resid, backbone.n_layers)) for head in (backbone.head, other))
+    return float(kl_bits(ours, theirs).mean())
 
 
 def find(release: str | Path, model: str | None = None, revision: str | None = None) -> ReleasedLens:
@@ -99,15 +138,15 @@ def load(
     model: str | None = None,
     revision: str | None = None,
     base: PreTrainedModel | Backbone | None = None,
+    strict: bool = True,
 ) -> Lens:
     """`lensmith.load`, which says what the arguments and errors are."""
     released = find(release, model, revision)
     lens = released.load()
     if base is None:
-        return lens
+        return lens if strict else replace(lens, w_u_sha256=None)
     with borrowed(base) as backbone:
-        released.check(lens, backbone)
-        return lens.to(backbone.device)
+        return released.bound(lens, backbone, strict=strict).to(backbone.device)
 
 
 def load_streamed(
@@ -116,14 +155,15 @@ def load_streamed(
     model: str | None = None,
     revision: str | None = None,
     base: PreTrainedModel | Backbone | None = None,
+    strict: bool = True,
 ) -> "StreamedLens":
     """`lensmith.load_streamed`."""
     released = find(release, model, revision)
     lens = replace(StreamedLens.open(released.folder), w_u_sha256=released.w_u_sha256)
-    if base is not None:
-        with borrowed(base) as backbone:
-            released.check(lens, backbone)
-    return lens
+    if base is None:
+        return lens if strict else replace(lens, w_u_sha256=None)
+    with borrowed(base) as backbone:
+        return released.bound(lens, backbone, strict=strict)
 
 
 @dataclass(frozen=True)

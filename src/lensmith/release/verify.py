@@ -43,8 +43,7 @@ def run(release: str | Path, model: str | None = None, revision: str | None = No
     )
     models.download(pin)
     backbone = Backbone.load(source, pin)
-    released.check(lens, backbone)
-    measured = spot_check.measure(backbone, lens.to(backbone.device))
+    measured = spot_check.measure(backbone, released.bound(lens, backbone).to(backbone.device))
     if fault := measured.fault():
         raise NumericError(f"{released.model_id}: {fault}")
     recorded = ", ".join(
