@@ -97,8 +97,7 @@ class Resampled:
         self.readings += 1
         first = self.readings * self.n_seqs
         picked = [i * stored + stream.subset(stored, self.positions_per_seq, first + i) for i in range(len(seqs))]
-        index, batch = torch.from_numpy(np.concatenate(picked)), self.rows.read(seqs)
-        return Batch(batch.resid[index], None if batch.teacher is None else batch.teacher[index])
+        return self.rows.read(seqs).at(torch.from_numpy(np.concatenate(picked)))
 
 
 def settings_of(spec: dict[str, Any]) -> ModelParams:

@@ -29,7 +29,7 @@ from lensmith.settings import params_yaml
 from lensmith.settings.sections import FitParams, ModelParams
 from lensmith.source.backbone import Backbone
 from lensmith.source.residuals import Batch, StreamedResiduals, sample_positions
-from lensmith.source.teacher import Teacher
+from lensmith.source.teacher import LIKELY, Teacher
 
 CAPTURE_LIMIT = 0.6  # share of the floor's tokens per second
 MINUTES = {"mistral-7b": 3.0, "llama-3-8b": 4.0, "qwen3-8b": 4.0, "gemma-2-9b": 6.0}  # one H200, the default budget
@@ -64,7 +64,7 @@ class MemoryRows:
     """A bank in the host's memory: the speed of a disk is not measured here."""
 
     resid: Tensor  # (n_seqs, positions, L, d_model)
-    teacher: Tensor | None  # (n_seqs, positions, d_model + 2)
+    teacher: Teacher | None  # each tensor (n_seqs, positions, ...)
     tokens_forwarded: int
     reads_ahead = True
 
@@ -75,15 +75,21 @@ class MemoryRows:
         resid = torch.empty(
             *shape, rows.backbone.n_layers, rows.backbone.d_model, dtype=rows.backbone.dtype, pin_memory=pin
         )
-        packed = None if head.softcap is not None else torch.empty(*shape, rows.backbone.d_model + 2, pin_memory=pin)
+        teacher = None
+        if head.softcap is None:
+            packed = torch.empty(*shape, rows.backbone.d_model + 2, pin_memory=pin)
+            likely = torch.empty(*shape, min(LIKELY, len(head.W_U)), dtype=torch.int32, pin_memory=pin)
+            teacher = Teacher(packed, likely, None)
         for start in range(0, rows.n_seqs, rows.capture_seqs):
             seqs = np.arange(start, min(start + rows.capture_seqs, rows.n_seqs))
             captured = rows.read(seqs).resid
-            teacher = Teacher.from_head_input(head, head.norm(captured[:, -1], rows.backbone.n_layers)).packed
-            resid[start : start + len(seqs)].copy_(captured.unflatten(0, (len(seqs), -1)), non_blocking=True)
-            if packed is not None and teacher is not None:
-                packed[start : start + len(seqs)].copy_(teacher.unflatten(0, (len(seqs), -1)), non_blocking=True)
-        return cls(resid, packed, rows.tokens_forwarded)
+            of_chunk = Teacher.from_head_input(head, head.norm(captured[:, -1], rows.backbone.n_layers))
+            pairs = [(resid, captured)]
+            if teacher is not None:
+                pairs += [(packed, of_chunk.packed), (likely, of_chunk.likely)]
+            for whole, part in pairs:
+                whole[start : start + len(seqs)].copy_(part.unflatten(0, (len(seqs), -1)), non_blocking=True)
+        return cls(resid, teacher, rows.tokens_forwarded)
 
     @property
     def n_seqs(self) -> int:
@@ -95,9 +101,8 @@ class MemoryRows:
 
     def read(self, seqs: NDArray[np.int64]) -> Batch:
         picked = torch.from_numpy(seqs)
-        return Batch(
-            self.resid[picked].flatten(0, 1), None if self.teacher is None else self.teacher[picked].flatten(0, 1)
-        )
+        teacher = None if self.teacher is None else self.teacher.map_tensors(lambda t: t[picked].flatten(0, 1))
+        return Batch(self.resid[picked].flatten(0, 1), teacher)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -50,6 +50,7 @@ def test_moments_are_numpys():
     x, f = data.resid.double().numpy(), data.resid[:, -1].double().numpy()
     W = model_head.W_U.double().numpy()
     capped = 5 * np.tanh(2 * f @ W.T / 5)
+    capped = capped[:: closed_form.FISHER_EVERY]
     p = np.exp(capped) / np.exp(capped).sum(1, keepdims=True)
     j = 1 - (capped / 5) ** 2
     fisher = sum(W.T @ (np.diag(a * b) - np.outer(a, a)) @ W for a, b in zip(p * j, j, strict=True))
@@ -58,7 +59,7 @@ def test_moments_are_numpys():
         np.testing.assert_allclose(found.mean[i], x[:, block].mean(0), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found.cov[i], both[:D, :D], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(found.cross[i], both[:D, D:] - both[:D, :D], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.fisher, fisher / len(f), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.fisher, fisher / len(p), rtol=1e-4, atol=1e-5)
 
 
 def test_a_full_rank_closed_form_recovers_the_known_map():
@@ -110,7 +111,7 @@ def test_temperatures_undo_a_known_one(transform):
     data = HeldRows(torch.stack([*(last * a.exp() for a in logs), last], 1), P)
     lens = Lens.start(fit_params(kind="temperature"), L, D)
 
-    found = closed_form.temperatures(LinearKL(head(transform=transform)), lens, data)
+    found = closed_form.temperatures(head(transform=transform), lens, data)
     torch.testing.assert_close(found[:-1], logs, rtol=1e-2, atol=2e-3)
     assert found[-1] == 0
 
@@ -129,7 +130,9 @@ def test_whitened_coordinates_are_undone_and_white():
     """`enter` then `leave` gives the same lens; in between inputs and Fisher information are the identity."""
     _, lens, solution = solved()
     lens = lens.with_tensors({"scale": torch.cat([torch.full((L - 1, D), 1.3), torch.ones(1, D)])})
-    coordinates = Coordinates(solution.mean[:-1], solution.whitening, solution.head_whitening)
+    coordinates = Coordinates(
+        solution.mean[:-1], solution.whitening, R=solution.head_whitening, B=solution.head_whitening
+    )
     back = coordinates.leave(coordinates.enter(lens), lens)
 
     for name, tensor in lens.tensors().items():
@@ -145,17 +148,20 @@ def test_whitened_coordinates_are_undone_and_white():
 
 @pytest.mark.parametrize("coordinates", ["plain", "whitened"])
 def test_gradients_in_coordinates_are_autograds(coordinates):
-    """`pull` is the chain rule through U = P U', V = R V'."""
+    """`pull` is the chain rule through U = P U', V = R V', b = B b'."""
     _, lens, solution = solved()
     R = torch.randn(D, D, generator=torch.Generator().manual_seed(5))
-    held = {"plain": Coordinates.plain(lens), "whitened": Coordinates(solution.mean[:-1], solution.whitening, R)}
-    trained = {name: t.requires_grad_() for name, t in held[coordinates].enter(lens).items() if name in {"U", "V"}}
-    U, V = held[coordinates].factors(trained)
-    grad_U, grad_V = torch.autograd.grad((U @ V.mT).square().sum(), (U, V), retain_graph=True)
-    wanted = torch.autograd.grad((U @ V.mT).square().sum(), (trained["U"], trained["V"]))
+    whitened = Coordinates(solution.mean[:-1], solution.whitening, R=R, B=R + torch.eye(D))
+    held = {"plain": Coordinates.plain(lens), "whitened": whitened}[coordinates]
+    names = ("U", "V", "c")
+    trained = {name: held.enter(lens)[name].requires_grad_() for name in names}
+    U, V, b = held.factors(trained)
+    loss = (U @ V.mT).square().sum() + b.square().sum()
+    outer = torch.autograd.grad(loss, (U, V, b), retain_graph=True)
+    wanted = torch.autograd.grad(loss, list(trained.values()))
 
-    found = held[coordinates].pull({"U": grad_U[[0, 2]], "V": grad_V[[0, 2]]}, [0, 2])
-    for name, gradient in zip(("U", "V"), wanted, strict=True):
+    found = held.pull({name: gradient[[0, 2]] for name, gradient in zip(names, outer, strict=True)}, [0, 2])
+    for name, gradient in zip(names, wanted, strict=True):
         torch.testing.assert_close(found[name], gradient[[0, 2]], rtol=1e-4, atol=1e-4)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lensmith.lens import objective, optimizers
+from lensmith.lens import closed_form, objective, optimizers
 from lensmith.lens.divergence import BITS, LinearKL, kl_bits
 from lensmith.lens.lens import Lens
 from lensmith.lens.prism import Prism
@@ -128,7 +128,7 @@ def test_only_what_a_kind_may_change_changes(kind):
     fitted, start = run(kind=kind).lens.tensors(), Lens.start(fit_params(kind=kind, rank=4), L, D).tensors()
 
     moved = {name for name in fitted if not torch.equal(fitted[name], start[name])}
-    assert moved == set(trainable(settings))
+    assert moved == ({"log_tau"} if kind == "temperature" else set(trainable(settings)))
     assert all(torch.equal(fitted[name][-1], start[name][-1]) for name in fitted)
 
 
@@ -174,19 +174,37 @@ def test_the_same_settings_give_the_same_bits():
     assert a.log == b.log
 
 
-def test_the_best_step_is_kept_and_patience_ends_the_fit():
+def test_each_layer_of_its_best_validation_is_kept_and_patience_ends_the_fit():
     """Held-out layers lie half as far from the last one as training layers: the fit passes their best map."""
     settings = plain(kind="full", batch_seqs=8, epochs=20, lr=0.02, validate_every=5, patience=3)
     held_out = toy(16, seed=2)
     held_out.resid.lerp_(held_out.resid[:, -1:], 0.5)
     result = fit(toy_head(), toy(64, seed=1), held_out, settings, Lens.start(settings, L, D))
 
-    scores = [(row.val_kl_bits_25 + row.val_kl_bits_50 + row.val_kl_bits_75) / 3 for row in result.log]
-    best = int(np.argmin(scores))
-    assert 0 < best == len(scores) - 4 and scores[-1] > 1.1 * scores[best]
+    by_depth = np.array([(row.val_kl_bits_25, row.val_kl_bits_50, row.val_kl_bits_75) for row in result.log])
+    best = int(by_depth.argmin(0).max())  # the last validation that improved a layer
+    assert 0 < best == len(by_depth) - 4 and (by_depth[-1] > 1.1 * by_depth.min(0)).all()
     assert result.stopped_early and (result.best_step, result.steps) == (5 * best, 5 * (best + 3))
-    assert objective.validate(LinearKL(toy_head()), result.lens, held_out).score == scores[best]
+    found = objective.validate(LinearKL(toy_head()), result.lens, held_out)
+    assert found.at_depths == tuple(by_depth.min(0)) == result.best.at_depths
+    assert found.mean == result.log[-1].kept_kl_bits_mean
     assert [row.best for row in result.log] == [*[1] * (best + 1), 0, 0, 0]
+
+
+def test_a_rung_is_at_no_layer_worse_than_its_closed_form_or_the_rung_below(monkeypatch):
+    """The rung below is good at layer 1 alone: that layer is kept, the others begin at a closed form of large ridge."""
+    monkeypatch.setattr(closed_form, "RIDGES", (3.0,))
+    settings = fit_params(kind="full", epochs=1, batch_seqs=64, validate_every=99, lr=1e-12, warmup=0.0)
+    train, held_out, start = toy(64, seed=1), toy(16, seed=2), Lens.start(settings, L, D)
+    settings, norm_lens = settings.model_copy(update={"scale": False}), Lens.start(settings, L, D)
+    below, alone = run(kind="full", epochs=60), fit(toy_head(), train, held_out, settings, start)
+    lens = norm_lens.with_layers(below.lens, [True, False, False, False])
+    below = replace(below, lens=lens, best=objective.validate(LinearKL(toy_head()), lens, held_out))
+    found = fit(toy_head(), train, held_out, settings, start, below=below)
+
+    starts = list(zip(below.best.kl_bits, alone.best.kl_bits, strict=True))
+    assert [first < other for first, other in starts] == [True, False, False, False]
+    assert [round(kl, 6) for kl in found.best.kl_bits] == [round(min(pair), 6) for pair in starts]
 
 
 def test_the_fit_records_the_products_that_it_took(hardware):

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from lensmith.files import artifacts, records
 from lensmith.lens import published, recording, training
 from lensmith.lens.checkpoint import LogRow
+from lensmith.lens.depth import PERCENTILES
 from lensmith.lens.lens import Lens
 from lensmith.lens.lens_file import PRISM, WEIGHTS
 from lensmith.lens.objective import Validation
@@ -32,7 +33,10 @@ from lensmith.source.backbone import Backbone
 from lensmith.source.proof import PROOF_LIMIT_BITS
 
 # Of the machine and the moment of the fit; no file holds them.
-NOT_CHECKED = ("versions", "machine", "products", "ridge_by_layer", "git_commit", "git_dirty", "val_kl_bits_by_layer")
+NOT_CHECKED = (
+    "versions", "machine", "products", "vocabulary", "ridge_by_layer", "git_commit", "git_dirty",
+    "val_kl_bits_by_layer",
+)  # fmt: skip
 RELATIVE = 1e-5  # tolerance of numbers computed again, maybe on another machine
 
 
@@ -62,7 +66,7 @@ def audit(settings: ModelParams, code: Path, corpus_dir: Path, lens_dir: Path) -
         for key, value in expected.items()
         if key.split(".")[0] not in NOT_CHECKED and not _same(key, recorded.get(key), value)
     ]
-    mean, logged = sum(by_layer) / max(1, len(by_layer) - 1), _best_row(log).val_kl_bits_mean
+    mean, logged = sum(by_layer) / max(1, len(by_layer) - 1), log[-1].kept_kl_bits_mean
     if by_layer[-1] != 0 or not math.isclose(mean, logged, rel_tol=1e-9, abs_tol=1e-12):
         wrong.append(
             f"{path}: val_kl_bits_by_layer has mean {mean} and last value {by_layer[-1]}, but fit_log.csv says "
@@ -101,8 +105,10 @@ def _expected(
         imported=published.load(manifest.lens, backbone)[1] if is_imported else None,
     )
     expected: Any = record.data()
-    best = _best_row(log)
-    expected["val_kl_bits@{25,50,75}%"] = [best.val_kl_bits_25, best.val_kl_bits_50, best.val_kl_bits_75]
+    # A fit keeps each layer of its best validation.
+    expected["val_kl_bits@{25,50,75}%"] = [
+        min(getattr(row, f"val_kl_bits_{depth}") for row in log) for depth in PERCENTILES
+    ]
     if settings.fit.bank == "stream":  # counted as they passed; a bank forwards each token once
         expected["measured"].pop("tokens_forwarded")
     return dict(expected)
@@ -129,6 +135,7 @@ def _fit(
         tokens_forwarded=0 if is_imported else n_seqs * manifest.seq_len,
         best=Validation(by_layer),
         settings=ran,
+        vocabulary=ran.vocabulary,
         products=ran.products,
         ridge=None,
     )

@@ -46,6 +46,7 @@ class LogRow:
     val_kl_bits_75: float
     val_kl_bits_mean: float
     best: int
+    kept_kl_bits_mean: float  # of the layers that are kept so far
 
 
 class State(BaseModel):

@@ -8,11 +8,13 @@ With x = N(resid_post[l]), f the head's input at the last block, and centred qua
     (S + r)^1/2 A F^1/2 = u s v^T        its truncation to rank k is the best lens of rank k where KL is quadratic
     U = (S + r)^-1/2 u sqrt(s)           V = F^-1/2 v sqrt(s)           c = mean(f) - mean(x) - mean(x) U V^T
 
-Each layer takes the ridge of RIDGES with the lowest held-out KL, and the temperature with the lowest KL on training
-text. The same eigenvectors give (S + r)^-1/2 and (F + r)^-1/2, the coordinates of the fit (`coordinates`).
+Each layer takes the ridge of RIDGES whose A has the lowest held-out KL. One decomposition then gives the lens of every
+rank, so `rank: auto` is measured: the smallest of `ranks_tried` whose held-out KL is at most RANK_SHARE above the best.
+The same eigenvectors give (S + r)^-1/2 and (F + r)^-1/2, the coordinates of the fit (`coordinates`).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,27 +22,54 @@ from torch import Tensor
 
 from lensmith.lens import objective
 from lensmith.lens.coordinates import through
-from lensmith.lens.divergence import LinearKL
+from lensmith.lens.divergence import BITS, LinearKL
 from lensmith.lens.lens import Lens
 from lensmith.process.draws import Stream
 from lensmith.process.errors import NumericError
 from lensmith.source.head import Head
 from lensmith.source.residuals import Batch, Residuals
+from lensmith.source.teacher import Teacher
 
 RIDGES = (1e-3, 1e-2, 1e-1)
 FISHER_RIDGE = 1e-6  # of the mean of its diagonal: W_U may not use every dimension
 FISHER_STEP_RIDGE = 1e-2  # the same for training: limits steps along what W_U hardly reads
 CONSTANT = 1e-12  # variance over mean square; what varies less is the rounding of fp32
 # Positions and sequences that ridges and temperatures are chosen on: a few suffice for one number a layer.
-FEW_POSITIONS, FEW_SEQS = 512, 8
+FEW_POSITIONS, FEW_SEQS = 256, 8
+FISHER_EVERY = 4  # F is a mean of d_model^2 numbers: a part of the positions gives it, at a part of the products
 # Newton on log tau: most steps, longest step, and the step below which it has converged.
-TAU_STEPS, TAU_REACH, TAU_ENOUGH = 8, 0.7, 0.01
+TAU_STEPS, TAU_REACH, TAU_ENOUGH = 12, 0.7, 1e-3
+RANK_SHARE = 0.02  # a reader does not see this much of KL, and a lens of half the rank is half as large
 OVERSAMPLING, POWER_STEPS = 16, 4  # of the randomised decomposition
 # Bytes of fp64 moments on the device at a time; where all layers need more, residuals are read again for each group.
 MOMENT_BYTES = 2**32
 
 
-Spectrum = tuple[Tensor, Tensor]  # eigenvalues (d_model,) and eigenvectors (d_model, d_model)
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues and eigenvectors of a symmetric matrix, fp64."""
+
+    values: Tensor  # (d_model,)
+    vectors: Tensor  # (d_model, d_model)
+    # The matrix has no coordinates of its own where its mean eigenvalue is not above this: an input that never varies
+    # predicts nothing. Its roots are then the identity.
+    least: float = 0.0
+
+    def root(self, ridge: float) -> Tensor:
+        """Square root of the matrix, `ridge` times its mean eigenvalue added."""
+        return self._with(self._shifted(ridge).sqrt())
+
+    def inverse_root(self, ridge: float) -> Tensor:
+        """The inverse of `root`."""
+        return self._with(self._shifted(ridge).rsqrt())
+
+    def _shifted(self, ridge: float) -> Tensor:
+        if not self.values.mean() > self.least:
+            return torch.ones_like(self.values)
+        return self.values.clamp_min(0) + ridge * self.values.mean()
+
+    def _with(self, values: Tensor) -> Tensor:
+        return (self.vectors * values) @ self.vectors.T
 
 
 @dataclass(frozen=True)
@@ -54,9 +83,10 @@ class Solution:
     head_whitening: Tensor  # (d_model, d_model): (F + r)^-1/2, for all blocks
     ridge: tuple[float, ...]  # the best of RIDGES, by block
 
-    def lens(self, start: Lens) -> Lens:
-        """`start` with its U, V and c replaced, as far as its kind and rank allow."""
-        rank, tensors = min(start.rank, self.U.shape[-1]), start.map_tensors(Tensor.clone).tensors()
+    def lens(self, start: Lens, rank: int | None = None) -> Lens:
+        """`start` with its U, V and c replaced, as far as its kind and rank allow; None is all of its rank."""
+        rank = min(start.rank if rank is None else rank, self.U.shape[-1])
+        tensors = start.map_tensors(Tensor.clone).tensors()
         if start.kind in {"low_rank", "full"}:
             for name, factor in (("U", self.U), ("V", self.V)):
                 tensors[name].zero_()[:-1, :, :rank] = factor[..., :rank]
@@ -64,16 +94,6 @@ class Solution:
             U, V, mean = tensors["U"][:-1], tensors["V"][:-1], self.mean[:-1]
             tensors["c"][:-1] = self.mean[-1] - mean - through(mean, U, V)
         return start.with_tensors(tensors)
-
-
-@dataclass(frozen=True)
-class BlockFactors:
-    """U, V and whitening of one block at one ridge, as in Solution."""
-
-    U: Tensor
-    V: Tensor
-    whitening: Tensor
-    ridge: float
 
 
 @dataclass(frozen=True)
@@ -86,7 +106,8 @@ class Fisher:
 
     @classmethod
     def of(cls, spectrum: Spectrum) -> "Fisher":
-        return cls(*_roots(spectrum, FISHER_RIDGE), _roots(spectrum, FISHER_STEP_RIDGE)[1].float())
+        whitening = spectrum.inverse_root(FISHER_STEP_RIDGE).float()
+        return cls(spectrum.root(FISHER_RIDGE), spectrum.inverse_root(FISHER_RIDGE), whitening)
 
 
 def solve(linear_kl: LinearKL, train: Residuals, held_out: Residuals, start: Lens) -> Solution:
@@ -99,31 +120,32 @@ def solve(linear_kl: LinearKL, train: Residuals, held_out: Residuals, start: Len
     size = max(1, MOMENT_BYTES // (2 * 8 * start.d_model**2))
     fisher: Fisher | None = None
     means: list[Tensor] = []
-    factors: list[BlockFactors] = []
+    factors: list[tuple[Tensor, Tensor, Tensor]] = []
+    ridges: list[float] = []
     for first in range(0, n_blocks, size):
         blocks = list(range(first, min(first + size, n_blocks)))
         moments = Moments.of(head, train, start, blocks, with_fisher=fisher is None)
         if fisher is None:
-            fisher = Fisher.of(torch.linalg.eigh(moments.fisher))
-        spectra = [torch.linalg.eigh(cov) for cov in moments.cov]
-        candidates = [_at_ridge(moments, spectra, ridge, fisher, start.rank) for ridge in RIDGES]
+            fisher = Fisher.of(Spectrum(*torch.linalg.eigh(moments.fisher)))
+        inputs = moments.inputs()
+        best = _best_ridges(linear_kl, moments, inputs, held_out, start)
+        factors += [
+            _factors(spectrum.inverse_root(ridge), cross, fisher, start.rank)
+            for spectrum, cross, ridge in zip(inputs, moments.cross, best, strict=True)
+        ]
         means.append(moments.mean.float())
-        factors += _best(linear_kl, candidates, held_out, start, blocks, mean=means[-1])
+        ridges += best
     assert fisher is not None
-    return Solution(
-        mean=torch.cat([*(mean[:-1] for mean in means), means[0][-1:]]),
-        U=torch.stack([block.U for block in factors]),
-        V=torch.stack([block.V for block in factors]),
-        whitening=torch.stack([block.whitening for block in factors]),
-        head_whitening=fisher.whitening,
-        ridge=tuple(block.ridge for block in factors),
-    )
+    U, V, whitening = (torch.stack(tensors) for tensors in zip(*factors, strict=True))
+    mean = torch.cat([*(mean[:-1] for mean in means), means[0][-1:]])
+    return Solution(mean, U, V, whitening, fisher.whitening, tuple(ridges))
 
 
 @dataclass(frozen=True)
 class Moments:
     """Moments of some blocks, centred, fp64."""
 
+    blocks: Sequence[int]
     mean: Tensor  # (blocks + 1, d_model), of f at the end
     cov: Tensor  # (blocks, d_model, d_model): S
     cross: Tensor  # (blocks, d_model, d_model): C
@@ -152,7 +174,7 @@ class Moments:
                 cov[i] += x[i].T @ x[i]
                 cross[i] += x[i].T @ x[-1]
             if with_fisher:
-                fisher.add(f)
+                fisher.add(f[::FISHER_EVERY])
             n += len(f)
         assert shift is not None
         for i, block in enumerate(blocks):
@@ -161,7 +183,14 @@ class Moments:
         mean = total / n
         cov = cov / n - mean[:-1, :, None] * mean[:-1, None, :]
         cross = cross / n - mean[:-1, :, None] * mean[-1] - cov
-        return cls(mean + shift[:, 0], cov, cross, fisher.mean() if with_fisher else cov.new_empty(0))
+        return cls(blocks, mean + shift[:, 0], cov, cross, fisher.mean() if with_fisher else cov.new_empty(0))
+
+    def inputs(self) -> list[Spectrum]:
+        """S of each block."""
+        return [
+            Spectrum(*torch.linalg.eigh(cov), CONSTANT * float(mean.square().mean()))
+            for cov, mean in zip(self.cov, self.mean[:-1], strict=True)
+        ]
 
 
 class _FisherSum:
@@ -189,31 +218,25 @@ class _FisherSum:
         return (total - self.outer) / self.n
 
 
-def _roots(spectrum: Spectrum, ridge: float, nothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Square root and inverse square root of a symmetric matrix, `ridge` times its mean eigenvalue added.
+def _best_ridges(
+    linear_kl: LinearKL, moments: Moments, inputs: Sequence[Spectrum], held_out: Residuals, start: Lens
+) -> list[float]:
+    """For each block the ridge whose regression has the lowest held-out KL, at full rank and temperature one."""
+    batch, mean = _few_positions(linear_kl.head, held_out), moments.mean.float()
+    teacher = objective.teacher_of(linear_kl.head, batch)
+    x = objective.normed(linear_kl.head, batch.resid, moments.blocks, start.norm) - mean[:-1, None]
+    kl = []
+    for ridge in RIDGES:
+        roots = [spectrum.inverse_root(ridge) for spectrum in inputs]
+        A = torch.stack([(root @ (root @ C)).float() for root, C in zip(roots, moments.cross, strict=True)])
+        kl.append(linear_kl.value(teacher, mean[-1] + x + x @ A, x.new_zeros(len(x))).mean(1))
+    return [RIDGES[best] for best in torch.stack(kl).argmin(0).tolist()]
 
-    Both are the identity where the mean eigenvalue is not above `nothing`: an input that never varies has no
-    coordinates of its own, and predicts nothing.
-    """
-    values, vectors = spectrum
-    if not values.mean() > nothing:
-        identity = torch.eye(len(values)).to(vectors)
-        return identity, identity
-    root = (values.clamp_min(0) + ridge * values.mean()).sqrt()
-    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
 
-
-def _at_ridge(
-    moments: Moments, spectra: Sequence[Spectrum], ridge: float, fisher: Fisher, rank: int
-) -> list[BlockFactors]:
-    """The factors of each block at one ridge."""
-    factors = []
-    for spectrum, cross, mean in zip(spectra, moments.cross, moments.mean[:-1], strict=True):
-        _, white = _roots(spectrum, ridge, CONSTANT * float(mean.square().mean()))
-        left, size, right = _top_singular(white @ cross @ fisher.root, rank)
-        U, V = white @ left * size.sqrt(), fisher.unroot @ right * size.sqrt()
-        factors.append(BlockFactors(U.float(), V.float(), white.float(), ridge))
-    return factors
+def _factors(white: Tensor, cross: Tensor, fisher: Fisher, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """U, V (d_model, rank) and the whitening of one block, float32; `white` is (S + r)^-1/2."""
+    left, size, right = _top_singular(white @ cross @ fisher.root, rank)
+    return (white @ left * size.sqrt()).float(), (fisher.unroot @ right * size.sqrt()).float(), white.float()
 
 
 def _top_singular(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -233,44 +256,64 @@ def _top_singular(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     return basis @ u[:, :rank], s[:rank], vt[:rank].T
 
 
-def _best(
-    linear_kl: LinearKL,
-    candidates: Sequence[list[BlockFactors]],
-    held_out: Residuals,
-    start: Lens,
-    blocks: list[int],
-    *,
-    mean: Tensor,
-) -> list[BlockFactors]:
-    """For each block the candidate with the lowest held-out KL at temperature one; `mean` as of Moments."""
-    batch = _few_positions(linear_kl.head, held_out)
-    teacher = objective.teacher_of(linear_kl.head, batch)
-    x = objective.normed(linear_kl.head, batch.resid, blocks, start.norm) - mean[:-1, None]
-    kl = []
-    for candidate in candidates:
-        U, V = torch.stack([block.U for block in candidate]), torch.stack([block.V for block in candidate])
-        kl.append(linear_kl.value(teacher, mean[-1] + x + x @ U @ V.mT, x.new_zeros(len(blocks))).mean(1))
-    return [candidates[best][i] for i, best in enumerate(torch.stack(kl).argmin(0).tolist())]
-
-
 def _few_positions(head: Head, residuals: Residuals) -> Batch:
     """Positions far apart, of the first sequences."""
     batch = next(objective.read(head, residuals, FEW_SEQS))
-    return batch.every(-(-len(batch.resid) // FEW_POSITIONS))
+    return batch.at(slice(None, None, -(-len(batch.resid) // FEW_POSITIONS)))
 
 
-def temperatures(linear_kl: LinearKL, lens: Lens, train: Residuals) -> Tensor:
+def ranks_tried(widest: int) -> list[int]:
+    """Ranks of a curve, ascending to `widest`: 1, 2, 3, 4, 6, 8, 12, 16, …"""
+    ranks = {factor * 2**power // 2 for power in range(1, widest.bit_length() + 1) for factor in (2, 3)}
+    return [*sorted(rank for rank in {1, *ranks} if rank < widest), widest]
+
+
+def rank_curve(linear_kl: LinearKL, solution: Solution, held_out: Residuals, start: Lens) -> dict[int, float]:
+    """Held-out KL in bits of the closed form by rank, the mean of depths 25, 50 and 75 %, at temperature one."""
+    batch, head = _few_positions(linear_kl.head, held_out), linear_kl.head
+    teacher, blocks = objective.teacher_of(head, batch), objective.depth_blocks(start.n_layers)
+    curve = {}
+    for rank in ranks_tried(solution.U.shape[-1]):
+        y = objective.head_inputs(head, solution.lens(start, rank), batch.resid, blocks)
+        curve[rank] = float(linear_kl.value(teacher, y, y.new_zeros(len(y))).mean()) * BITS
+    return curve
+
+
+def smallest_rank(curve: Mapping[int, float]) -> int:
+    """The smallest rank of a curve whose KL is at most RANK_SHARE above the lowest."""
+    return min(rank for rank, kl_bits in curve.items() if kl_bits <= (1 + RANK_SHARE) * min(curve.values()))
+
+
+def temperatures(head: Head, lens: Lens, train: Residuals) -> Tensor:
     """log tau (L,) of each layer of a lens, by KL at some positions of a few sequences; the last one stays 0."""
-    batch = _few_positions(linear_kl.head, train)
-    teacher, blocks = objective.teacher_of(linear_kl.head, batch), list(range(lens.n_layers - 1))
-    y = objective.head_inputs(linear_kl.head, lens, batch.resid, blocks)
-    log_tau = torch.zeros_like(lens.log_tau)
-    for _ in range(TAU_STEPS if blocks else 0):
-        # Newton, the curvature from a second slope; the longest step downhill where KL is not convex in log tau.
-        slope = linear_kl(teacher, y, log_tau[:-1])[2].mean(1)
-        curve = (linear_kl(teacher, y, log_tau[:-1] + 0.05)[2].mean(1) - slope) / 0.05
-        step = torch.where(curve > 0, slope / curve, slope.sign() * TAU_REACH)
-        log_tau[:-1] -= step.clamp(-TAU_REACH, TAU_REACH)
-        if step.abs().max() < TAU_ENOUGH:
+    batch, log_tau = _few_positions(head, train), torch.zeros_like(lens.log_tau)
+    teacher = objective.teacher_of(head, batch)
+    p = None if teacher.y is None else head.logits(teacher.y).softmax(-1)
+    for block in range(lens.n_layers - 1):
+        log_tau[block] = _best_log_tau(head, lens.head_input(head, batch.resid[:, block], block + 1), teacher, p)
+    return log_tau
+
+
+def _best_log_tau(head: Head, y: Tensor, teacher: Teacher, p: Tensor | None) -> float:
+    """log tau of the lowest KL at inputs y (n, d_model) of the head; p (n, d_vocab) for a head with a softcap.
+
+    Newton, the curvature from the Fisher information of q. Logits at temperature one are computed once.
+    """
+    u, log_tau = head.scale * torch.nn.functional.linear(y, head.W_U, head.bias), 0.0
+    mean_u = None if p is not None else head.scale * (torch.linalg.vecdot(y, teacher.e_p) + teacher.b_p)
+    for _ in range(TAU_STEPS):
+        a = math.exp(-log_tau)
+        z = falls = u * a  # falls: of each logit, as log tau grows
+        if head.softcap is not None:
+            z = head.softcap * torch.tanh(z / head.softcap)
+            falls = falls * (1 - (z / head.softcap) ** 2)
+        q = z.softmax(-1)
+        of_q = torch.linalg.vecdot(q, falls)
+        of_p = a * mean_u if p is None else torch.linalg.vecdot(p, falls)
+        slope = float((of_p - of_q).mean())
+        curve = float((torch.linalg.vecdot(q.mul_(falls), falls) - of_q**2).mean())
+        step = slope / curve if curve > 0 else math.copysign(TAU_REACH, slope)
+        log_tau -= max(-TAU_REACH, min(TAU_REACH, step))
+        if abs(step) < TAU_ENOUGH:
             break
     return log_tau

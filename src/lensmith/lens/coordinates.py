@@ -1,13 +1,13 @@
 """The coordinates that a lens is trained in. A lens on disk does not depend on them.
 
-    y = s * (x - m) + ((x - m) U) V^T + b        U = P U'    V = R V'        trained: U', V', b, s, log_tau
+    y = s * (x - m) + ((x - m) U) V^T + b        U = P U'    V = R V'    b = B b'        trained: U', V', b', s, log_tau
     c = b - s * m - (m U) V^T                    what the lens keeps
 
-plain       P, R = 1, m = 0: the reference recipe's, whose penalties and decay act on U and V themselves
-whitened    P = Cov(x)^-1/2, R = F^-1/2 of the head's Fisher information F, m = mean(x): steps in all directions of x,
-            and of what the head reads, have the same scale. U' and V' of the closed form are its singular vectors, so
-            that their lengths are in nats for every model
-prism       P, R of Prism (the reference recipe's preconditioner)
+plain       P, R, B = 1, m = 0: the reference recipe's, whose penalties and decay act on U and V themselves
+whitened    P = Cov(x)^-1/2, R = B = F^-1/2 of the head's Fisher information F, m = mean(x): steps in all directions
+            of x, and of what the head reads, have the same scale. U' and V' of the closed form are its singular
+            vectors, so that their lengths are in nats for every model
+prism       P, R of Prism (the reference recipe's preconditioner), B = 1
 """
 
 from collections.abc import Mapping
@@ -26,36 +26,43 @@ class Coordinates:
     mean: Tensor  # (L - 1, d_model): m
     P: Tensor | None = None  # (d_model, d_model), or one for each block; None is 1
     R: Tensor | None = None  # as P
+    B: Tensor | None = None  # as P
 
     @classmethod
     def plain(cls, lens: Lens) -> "Coordinates":
         return cls(torch.zeros_like(lens.c[:-1]))
 
     def enter(self, lens: Lens) -> dict[str, Tensor]:
-        """The trained tensors of a lens by name, each (L - 1, ...); `c` holds b."""
+        """The trained tensors of a lens by name, each (L - 1, ...); `c` holds b'."""
         U, V, s, log_tau = (getattr(lens, name)[:-1].clone() for name in ("U", "V", "scale", "log_tau"))
         b = lens.c[:-1] + s * self.mean + through(self.mean, U, V)
-        return {"U": _undo(self.P, U), "V": _undo(self.R, V), "c": b, "scale": s, "log_tau": log_tau}
+        c = _undo(self.B, b[..., None])[..., 0]
+        return {"U": _undo(self.P, U), "V": _undo(self.R, V), "c": c, "scale": s, "log_tau": log_tau}
 
     def leave(self, trained: Mapping[str, Tensor], like: Lens) -> Lens:
         """The lens of trained tensors, with the last block of `like`."""
-        s, b = trained["scale"], trained["c"]
-        U, V = self.factors(trained)
+        s = trained["scale"]
+        U, V, b = self.factors(trained)
         c = b - s * self.mean - through(self.mean, U, V)
         inner = {"U": U, "V": V, "c": c, "scale": s, "log_tau": trained["log_tau"]}
         return like.with_tensors({name: torch.cat([part, getattr(like, name)[-1:]]) for name, part in inner.items()})
 
-    def factors(self, trained: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """U and V (L - 1, d_model, rank)."""
-        U, V = trained["U"], trained["V"]
-        return U if self.P is None else self.P @ U, V if self.R is None else self.R @ V
+    def factors(self, trained: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """U and V (L - 1, d_model, rank), and b (L - 1, d_model)."""
+        b = _apply(self.B, trained["c"][..., None])[..., 0]
+        return _apply(self.P, trained["U"]), _apply(self.R, trained["V"]), b
 
     def pull(self, gradients: dict[str, Tensor], blocks: list[int]) -> dict[str, Tensor]:
-        """Gradients for U' and V' of some blocks, from those for U and V, by the chain rule; in place."""
-        for name, basis in (("U", self.P), ("V", self.R)):
+        """Gradients for U', V' and b' of some blocks, from those for U, V and b, by the chain rule; in place."""
+        for name, basis in (("U", self.P), ("V", self.R), ("c", self.B)):
             if basis is not None:
-                gradients[name] = (basis if basis.dim() == 2 else basis[blocks]).mT @ gradients[name]
+                gradient, of_blocks = gradients[name], basis if basis.dim() == 2 else basis[blocks]
+                gradients[name] = (of_blocks.mT @ gradient.view(len(blocks), gradient.shape[1], -1)).view_as(gradient)
         return gradients
+
+
+def _apply(basis: Tensor | None, tensor: Tensor) -> Tensor:
+    return tensor if basis is None else basis @ tensor
 
 
 def _undo(basis: Tensor | None, tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ softcap, z' = cap tanh(z / cap), is not linear in y: p is computed once a chunk 
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -69,12 +69,29 @@ class LinearKL:
     and all sums are fp32, or fp64 where the head is.
     """
 
-    def __init__(self, head: Head, products: torch.dtype | None = None, budget: int | None = None) -> None:
-        """`budget`: bytes of a chunk's logits; None for what suits the device."""
-        self.head = head
+    def __init__(
+        self,
+        head: Head,
+        products: torch.dtype | None = None,
+        budget: int | None = None,
+        log_weights: Tensor | None = None,
+    ) -> None:
+        """
+        Args:
+            budget: bytes of a chunk's logits; None for what suits the device.
+            log_weights: (d_vocab,), log of how often each token's exponential counts; None for once.
+        """
+        self.head, self._log_weights = head, log_weights
         self._W = head.W_U if products in {None, torch.float32} else head.W_U.to(products)
         self.chunk = head.positions_at_once(budget)
         self._buffers: list[Tensor] = []
+
+    def over(self, tokens: Tensor, log_weights: Tensor) -> "LinearKL":
+        """The same with the softmax over some tokens (n,), each counted exp(log_weights) times."""
+        tokens, log_weights = tokens.to(self.head.W_U.device), log_weights.to(self.head.W_U)
+        bias = None if self.head.bias is None else self.head.bias[tokens]
+        part = replace(self.head, W_U=self.head.W_U[tokens], bias=bias)
+        return LinearKL(part, self._W.dtype, log_weights=log_weights)
 
     def __call__(self, teacher: Teacher, y: Tensor, log_tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Value and gradient.
@@ -137,7 +154,9 @@ class LinearKL:
             torch.mm(scaled, self._W.T, out=z)
         else:
             z.copy_(_product(scaled.to(self._W.dtype), self._W.T))
-        return z if self.head.bias is None else z.add_(a * self.head.bias)
+        if self.head.bias is not None:
+            z.add_(a * self.head.bias)
+        return z if self._log_weights is None else z.add_(self._log_weights)
 
     def _back(self, q: Tensor) -> Tensor:
         """q W_U."""

@@ -18,7 +18,7 @@ The kinds are a ladder, each the same map with fewer free parameters:
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,14 @@ from lensmith.source.head import HeadInput
 # No fit comes near these, and within them every product that leads to the logits stays finite in float32.
 LARGEST = 1e8
 LARGEST_LOG_TAU = math.log(1e4)
+WIDEST = 1024  # rank that `auto` tries
 
 
 def rank_of(settings: FitParams, d_model: int) -> int:
-    """The width of U and V: fit.rank; for auto clip(d_model // 32, 64, 256), but at most d_model.
+    """The width of U and V: fit.rank; for auto the widest that is tried.
+
+    A closed form is tried up to WIDEST, at most d_model, and `closed_form.smallest_rank` then chooses. Without one auto
+    is the rule of the reference recipe, clip(d_model // 32, 64, 256), at most d_model.
 
     Raises:
         InputError: a rank above d_model.
@@ -52,7 +56,7 @@ def rank_of(settings: FitParams, d_model: int) -> int:
     if settings.kind == "full":
         return d_model
     if settings.rank == "auto":
-        return min(d_model, max(64, min(256, d_model // 32)))
+        return min(d_model, WIDEST if settings.start == "closed_form" else max(64, min(256, d_model // 32)))
     if settings.rank > d_model:
         raise InputError(
             f"params.yaml: fit.rank is {settings.rank}, must be an integer 1..{d_model} (d_model) or auto. "
@@ -144,6 +148,21 @@ class Lens:
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Lens":
         """The same lens with these tensors in place of its own, by name."""
         return replace(self, **dict[str, Any](tensors))
+
+    def with_layers(self, other: "Lens", taken: Sequence[bool]) -> "Lens":
+        """The same lens with the layers of `other`, of the same form, where `taken` (L,) is true."""
+        rows = torch.tensor(taken, device=self.c.device)
+        mixed = {}
+        for name, tensor in self.tensors().items():
+            mixed[name] = torch.where(rows.view(-1, *(1,) * (tensor.dim() - 1)), getattr(other, name), tensor)
+        return self.with_tensors(mixed)
+
+    def over(self, below: "Lens") -> "Lens":
+        """The map of `below`, of a kind with fewer parameters, in the form of this lens."""
+        tensors = below.tensors()
+        U, V = self.U.clone(), torch.zeros_like(self.V)
+        U[..., : below.rank], V[..., : below.rank] = below.U, below.V
+        return self.with_tensors({**tensors, "U": U, "V": V})
 
     def to(self, device: torch.device) -> "Lens":
         return self.map_tensors(lambda tensor: tensor.to(device))

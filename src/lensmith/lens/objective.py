@@ -45,9 +45,19 @@ class Validation:
         return tuple(self.at(depth) for depth in PERCENTILES)
 
     @property
+    def mean(self) -> float:
+        """Over the layers that a lens translates: all but the last, where it is 0."""
+        return sum(self.kl_bits) / max(1, len(self.kl_bits) - 1)
+
+    @property
     def score(self) -> float:
         """What early stopping minimises: the mean over depths 25, 50 and 75 %."""
         return sum(self.at_depths) / len(PERCENTILES)
+
+
+def depth_blocks(n_layers: int) -> list[int]:
+    """The blocks that end at 25, 50 and 75 % of depth."""
+    return [depth_layer(n_layers, depth) - 1 for depth in PERCENTILES]
 
 
 def normed(head: Head, resid: Tensor, blocks: Sequence[int], norm: NormKind) -> Tensor:
@@ -65,7 +75,7 @@ def head_inputs(head: Head, lens: Lens, resid: Tensor, blocks: Sequence[int]) ->
 def teacher_of(head: Head, batch: Batch) -> Teacher:
     """The model's own distribution: from the bank where it holds one, else from resid_post."""
     if batch.teacher is not None:
-        return Teacher(batch.teacher, None)
+        return batch.teacher
     return Teacher.from_head_input(head, head.norm(batch.resid[:, -1], batch.resid.shape[1], "final"))
 
 

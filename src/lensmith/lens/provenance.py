@@ -138,6 +138,7 @@ class Provenance(Record):
     start: str
     coordinates: str
     ridge_by_layer: tuple[float, ...] | None  # of the closed form; None where the fit began at the norm lens
+    vocabulary: str  # of a step's softmax: exact or sampled
     products: str  # dtype of the head's products
     temperatures: tuple[float, ...]  # by layer
     measured: FitRecord

@@ -86,6 +86,7 @@ def provenance_of(
         start=ran.start,
         coordinates=ran.coordinates,
         ridge_by_layer=fit.ridge,
+        vocabulary=fit.vocabulary,
         products=fit.products,
         temperatures=tuple(lens.log_tau.exp().tolist()),
         measured=provenance.FitRecord(

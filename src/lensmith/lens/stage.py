@@ -20,6 +20,7 @@ from lensmith.lens.prism import Prism
 from lensmith.lens.provenance import PROVENANCE, PrismRecord
 from lensmith.lens.schedule import scaled_to_vocabulary
 from lensmith.lens.training import Fit
+from lensmith.lens.vocabulary import SampledVocabulary
 from lensmith.settings.sections import FitParams, ModelParams
 from lensmith.source import bank, corpus
 from lensmith.source.backbone import Backbone
@@ -27,6 +28,8 @@ from lensmith.source.placement import LensMemory
 from lensmith.source.residuals import Residuals
 
 FIT_LOG = "fit_log.csv"
+RUNG_LR = 1e-2  # of a bias in whitened coordinates, where a step of a nat is as long for every model
+KINDS = ("identity", "temperature", "bias", "low_rank", "full")  # each has the parameters of those before it
 
 
 def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
@@ -46,9 +49,9 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
     work = cache.folder("fit", artifacts.sha256_text(artifacts.canonical_json(key))[:32])
     with cache.held(work):
         artifacts.write_json(work / "key.json", key)
+        tokens, held_tokens = corpus.read_tokens(corpus_dir), corpus.read_heldout(corpus_dir)[: scaled.validation_seqs]
         train, held_out = (
-            bank.residuals(backbone, manifest.model.files, tokens, scaled)
-            for tokens in (corpus.read_tokens(corpus_dir), corpus.read_heldout(corpus_dir)[: scaled.validation_seqs])
+            bank.residuals(backbone, manifest.model.files, part, scaled) for part in (tokens, held_tokens)
         )
         if scaled.bank == "disk":
             backbone.release()  # from here on only the bank and the head are read
@@ -58,7 +61,8 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
             prism = Prism.fit(backbone.head, train)
             prism.save(out / PRISM)
             prism_record = prism_record_of(prism, out)
-        fits = fit_all(backbone, train, held_out, scaled, prism=prism, work=work)
+        vocabulary = SampledVocabulary.of(scaled, backbone.head, tokens)
+        fits = fit_all(backbone, train, held_out, scaled, vocabulary=vocabulary, prism=prism, work=work)
         if scaled.kind == "imported":
             lens, imported = published.load(manifest.lens, backbone)
             fits[scaled.kind] = published.measure(backbone.head, lens.to(backbone.device), held_out, scaled)
@@ -104,42 +108,56 @@ def prism_record_of(prism: Prism, lens_dir: Path) -> PrismRecord:
 
 
 def fit_all(
-    backbone: Backbone, train: Residuals, held_out: Residuals, settings: FitParams, *, prism: Prism | None, work: Path
+    backbone: Backbone,
+    train: Residuals,
+    held_out: Residuals,
+    settings: FitParams,
+    *,
+    vocabulary: SampledVocabulary | None,
+    prism: Prism | None,
+    work: Path,
 ) -> dict[str, Fit]:
-    """The lens of `settings` and the rungs of its ladder, by kind. Their closed form is computed once.
+    """The lens of `settings` and the rungs of its ladder, by kind, each from the one below. One closed form serves all.
 
     Args:
         work: folder of the checkpoints.
     """
-    rungs = {kind: rung(settings, kind) for kind in (settings.kind, *settings.ladder) if kind != "imported"}
-    checkpoints = {kind: Checkpoints(work / kind) for kind in rungs}
-    starts = {
-        kind: Lens.start(of_kind, backbone.n_layers, backbone.d_model).to(backbone.device)
-        for kind, of_kind in rungs.items()
-    }
+    kinds = [kind for kind in KINDS if kind in {settings.kind, *settings.ladder}]
+    checkpoints = {kind: Checkpoints(work / kind) for kind in kinds}
     solution, on_device = None, None if prism is None else prism.to(backbone.device)
-    unfinished = [of_kind for kind, of_kind in rungs.items() if not checkpoints[kind].is_finished]
+    unfinished = [rung(settings, kind) for kind in kinds if not checkpoints[kind].is_finished]
+    shape = backbone.n_layers, backbone.d_model
     if backbone.n_layers > 1 and any(map(training.needs_solution, unfinished)):
-        widest = max(starts.values(), key=lambda start: start.rank)
-        solution = closed_form.solve(LinearKL(backbone.head), train, held_out, widest)
-    return {
-        kind: training.fit(
+        linear_kl = LinearKL(backbone.head)
+        widest = max((Lens.start(of_kind, *shape).to(backbone.device) for of_kind in unfinished), key=lambda s: s.rank)
+        solution = closed_form.solve(linear_kl, train, held_out, widest)
+        if settings.kind == "low_rank" and settings.rank == "auto" and settings.start == "closed_form":
+            curve = closed_form.rank_curve(linear_kl, solution, held_out, widest)
+            settings = settings.model_copy(update={"rank": closed_form.smallest_rank(curve)})
+    fits: dict[str, Fit] = {}
+    for kind in kinds:
+        of_kind = rung(settings, kind)
+        fits[kind] = training.fit(
             backbone.head,
             train,
             held_out,
             of_kind,
-            starts[kind],
+            Lens.start(of_kind, *shape).to(backbone.device),
+            vocabulary=vocabulary,
             solution=solution,
             prism=on_device,
+            below=list(fits.values())[-1] if fits else None,
             checkpoints=checkpoints[kind],
         )
-        for kind, of_kind in rungs.items()
-    }
+    return fits
 
 
 def rung(settings: FitParams, kind: str) -> FitParams:
-    """The settings of one kind. In a ladder, kinds with few parameters take at most `ladder_epochs`."""
+    """The settings of one kind. A rung is fit to its optimum whatever the recipe of the lens: with ours."""
     if kind == settings.kind:
         return settings
-    epochs = settings.epochs if kind == "full" else min(settings.epochs, settings.ladder_epochs)
-    return settings.model_copy(update={"kind": kind, "epochs": epochs})
+    ours = {"kind": kind, "start": "closed_form", "coordinates": "whitened", "layers_per_step": "all"}
+    ours |= {"l2_smallness": 0.0, "smooth_depth": 0.0, "weight_decay": 0.0}
+    if kind != "full":
+        ours |= {"epochs": settings.ladder_epochs, "optimizer": "adamw", "lr": RUNG_LR}
+    return settings.model_copy(update=ours)

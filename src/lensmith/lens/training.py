@@ -1,8 +1,10 @@
 """Training a lens: every layer's translator against the model's own final distribution.
 
-A fit begins at the norm lens or at the closed form, and trains in the coordinates of the settings. Batches, draws and
-learning rate are functions of the step alone, so a stopped fit goes on from a checkpoint bit for bit (`checkpoint`).
-`objective` says what is minimised.
+A fit begins at the norm lens, or at each layer where held-out KL is lowest: at the closed form or at the lens of the
+rung below. It trains in the coordinates of the settings and keeps each layer of its best validation, so a layer is
+never worse there than its start. Temperatures alone need no step: Newton finds them. Batches, draws and learning rate
+are functions of the step alone, so a stopped fit goes on from a checkpoint bit for bit (`checkpoint`). `objective` says
+what is minimised.
 """
 
 import math
@@ -21,6 +23,7 @@ from lensmith.lens.lens import Lens, rank_of
 from lensmith.lens.objective import Validation
 from lensmith.lens.prism import Prism
 from lensmith.lens.schedule import Schedule
+from lensmith.lens.vocabulary import SampledVocabulary
 from lensmith.process import stopping
 from lensmith.process.errors import NumericError
 from lensmith.process.progress import Progress
@@ -35,6 +38,7 @@ DIVERGED, FLOOR = 10.0, 0.1
 # Numbers in W_U from which `products: auto` may take bfloat16. A smaller head stays in the cache in float32, where its
 # products are a small part of a step, and its lens is then the same on every CPU.
 LARGE_HEAD = 2**23
+BIAS_POSITIONS = 128  # of a step that trains no map: a bias and a temperature need few
 COPIES = 6  # of a lens in training: itself, its gradient, two moments, the start and the best
 
 
@@ -51,6 +55,7 @@ class Fit:
     tokens_forwarded: int  # through the frozen model, for training residuals
     best: Validation
     settings: FitParams  # as they ran
+    vocabulary: str  # of a step's softmax: exact or sampled
     products: str  # dtype of the head's products
     ridge: tuple[float, ...] | None  # of the closed form by block, None where the fit began at the norm lens
 
@@ -72,8 +77,10 @@ class Task:
     schedule: Schedule
     step_kl: LinearKL  # of training steps, in `products`
     exact_kl: LinearKL  # of choices, in float32: ridges, temperatures, the best step
+    vocabulary: SampledVocabulary | None  # of training steps; None for all tokens
     solution: Solution | None  # the closed form, where it is known already
     prism: Prism | None
+    below: "Fit | None"  # the rung below of the ladder
 
     def positions(self, steps: int) -> int:
         """Positions that this many steps train on, repeats counted."""
@@ -87,15 +94,19 @@ def fit(
     settings: FitParams,
     start: Lens,
     *,
+    vocabulary: SampledVocabulary | None = None,
     solution: Solution | None = None,
     prism: Prism | None = None,
+    below: Fit | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Fit:
-    """Fit `start`, made by `Lens.start`, on training residuals; return the lens of its best validation.
+    """Fit `start`, made by `Lens.start`, on training residuals; return each layer of its best validation.
 
     Args:
+        vocabulary: the tokens of each step; None for all.
         solution: the closed form of the same model and norm, with at least the rank of `start`; None to compute it.
         prism: of the same model, for a fit that is preconditioned.
+        below: the fit of a kind with fewer parameters on the same residuals.
         checkpoints: of the same fit, which goes on from the newest.
 
     Raises:
@@ -107,7 +118,7 @@ def fit(
     schedule = Schedule(settings, train.n_seqs, start.n_layers - 1, trains=bool(names))
     step_kl = LinearKL(head, products)
     exact_kl = step_kl if products == torch.float32 else LinearKL(head)
-    task = Task(head, train, held_out, settings, names, schedule, step_kl, exact_kl, solution, prism)
+    task = Task(head, train, held_out, settings, names, schedule, step_kl, exact_kl, vocabulary, solution, prism, below)
     checkpoints = checkpoints or Checkpoints()
     state = checkpoints.newest(start)
     if state is None or not state.finished:
@@ -126,6 +137,7 @@ def fit(
         tokens_forwarded=state.tokens_forwarded,
         best=state.best,
         settings=settings,
+        vocabulary="exact" if vocabulary is None else "sampled",
         products=str(products).removeprefix("torch."),
         ridge=state.ridge,
     )
@@ -151,11 +163,11 @@ def products_of(settings: FitParams, head: Head) -> torch.dtype:
 
 
 def trainable(settings: FitParams) -> tuple[str, ...]:
-    """The parameters that a kind of lens may change."""
+    """The parameters that the steps of a kind of lens change."""
     names = {"identity": (), "temperature": (), "bias": ("c",)}.get(settings.kind, ("U", "V", "c"))
     if settings.scale and "U" in names:
         names += ("scale",)
-    return names if settings.kind == "identity" or not settings.temperature else (*names, "log_tau")
+    return (*names, "log_tau") if names and settings.temperature else names
 
 
 def memory(settings: FitParams, n_layers: int, d_model: int) -> int:
@@ -168,8 +180,11 @@ def memory(settings: FitParams, n_layers: int, d_model: int) -> int:
 def train_steps(task: Task, start: Lens, checkpoints: Checkpoints, *, state: State | None, progress: Progress) -> State:
     """Take the steps after `state`, the checkpoint's, or all of them where it is None; return the last state."""
     settings, schedule, device = task.settings, task.schedule, task.head.W_U.device
-    start, coordinates, ridge = starting_point(task, start)
-    resumed, state = state, state or first_state(task, start, coordinates, ridge)
+    solution = task.solution
+    if solution is None and task.names and needs_solution(settings):
+        solution = closed_form.solve(task.exact_kl, task.train, task.held_out, start)
+    coordinates = coordinates_of(task, start, solution)
+    resumed, state = state, state or first_state(task, start, coordinates, solution)
     # Contiguous, as in a checkpoint: the last bits of a product depend on the memory layout of its factors.
     state.trained = {name: tensor.to(device).contiguous() for name, tensor in state.trained.items()}
     # Views of the stacked tensors, one a layer: an optimizer skips a layer without a gradient.
@@ -198,7 +213,7 @@ def train_steps(task: Task, start: Lens, checkpoints: Checkpoints, *, state: Sta
             state.step += 1
             progress.advance()
             if schedule.is_judged(state.step):
-                judge(task, state, coordinates.leave(state.trained, start), progress)
+                judge(task, state, coordinates.leave(state.trained, state.best_lens), progress)
                 if state.waited >= settings.patience:
                     break
             if stop.signal is not None:
@@ -212,34 +227,42 @@ def train_steps(task: Task, start: Lens, checkpoints: Checkpoints, *, state: Sta
     return state
 
 
-def starting_point(task: Task, start: Lens) -> tuple[Lens, Coordinates, tuple[float, ...] | None]:
-    """The lens before the first step, the coordinates of its training, and the ridges of the closed form."""
-    settings, names, solution, prism, ridge = task.settings, task.names, task.solution, task.prism, None
-    if solution is None and names and needs_solution(settings):
-        solution = closed_form.solve(task.exact_kl, task.train, task.held_out, start)
-    if names and settings.start == "closed_form":
-        if solution is not None:
-            ridge, start = solution.ridge, solution.lens(start)
-        if "log_tau" in names:
-            start = start.with_tensors({"log_tau": closed_form.temperatures(task.exact_kl, start, task.train)})
-    if settings.prism == "precondition" and prism is not None:
-        return start, Coordinates(prism.mean.expand(start.n_layers - 1, -1), *prism.basis()), ridge
-    if solution is not None and names and settings.coordinates == "whitened":
-        return start, Coordinates(solution.mean[:-1], solution.whitening, solution.head_whitening), ridge
-    return start, Coordinates.plain(start), ridge
+def coordinates_of(task: Task, start: Lens, solution: Solution | None) -> Coordinates:
+    """The coordinates of the settings."""
+    if task.settings.prism == "precondition" and task.prism is not None:
+        return Coordinates(task.prism.mean.expand(start.n_layers - 1, -1), *task.prism.basis())
+    if task.settings.coordinates == "whitened" and solution is not None:
+        head_whitening = solution.head_whitening
+        return Coordinates(solution.mean[:-1], solution.whitening, R=head_whitening, B=head_whitening)
+    return Coordinates.plain(start)
 
 
-def first_state(task: Task, start: Lens, coordinates: Coordinates, ridge: tuple[float, ...] | None) -> State:
+def first_state(task: Task, start: Lens, coordinates: Coordinates, solution: Solution | None) -> State:
     """The state before the first step; the start is the best lens so far."""
+    settings, is_closed_form = task.settings, task.settings.start == "closed_form"
+    if is_closed_form and task.names and solution is not None:
+        start = solution.lens(start)
+    if settings.temperature and settings.kind != "identity" and (is_closed_form or settings.kind == "temperature"):
+        start = start.with_tensors({"log_tau": closed_form.temperatures(task.head, start, task.train)})
+    best = validate(task, start, step=0)
+    if is_closed_form and task.below is not None:
+        start, best = best_by_layer((start, best), (start.over(task.below.lens), task.below.best))
     state = State(
         trained=coordinates.enter(start),
         best_lens=start,
-        best=validate(task, start, step=0),
-        ridge=ridge,
+        best=best,
+        ridge=solution.ridge if is_closed_form and task.names and solution is not None else None,
         tokens_forwarded=task.train.tokens_forwarded,
     )
-    record(task, state, state.best, is_best=True)
+    record(task, state, best, is_best=True)
     return state
+
+
+def best_by_layer(one: tuple[Lens, Validation], other: tuple[Lens, Validation]) -> tuple[Lens, Validation]:
+    """Each layer of that of two lenses which has the lower held-out KL there, the first where they are equal."""
+    pairs = list(zip(one[1].kl_bits, other[1].kl_bits, strict=True))
+    lens = one[0].with_layers(other[0], [b < a for a, b in pairs])
+    return lens, Validation(tuple(min(pair) for pair in pairs))
 
 
 def step_gradients(
@@ -251,10 +274,16 @@ def step_gradients(
         NumericError: KL of a layer is not finite.
     """
     settings, blocks = task.settings, task.schedule.blocks(step)
+    if "U" not in task.names:
+        nth = max(1, len(batch.resid) // BIAS_POSITIONS)
+        batch = batch.at(slice(step % nth, None, nth))
     x = objective.normed(task.head, batch.resid, blocks, settings.norm) - coordinates.mean[blocks, None]
-    U, V = coordinates.factors(trained)
-    translator = {name: tensor[blocks] for name, tensor in {**trained, "U": U, "V": V}.items()}
-    kl, gradients = objective.layer_gradients(task.step_kl, objective.teacher_of(task.head, batch), x, translator)
+    U, V, b = coordinates.factors(trained)
+    translator = {name: tensor[blocks] for name, tensor in {**trained, "U": U, "V": V, "c": b}.items()}
+    teacher, step_kl = objective.teacher_of(task.head, batch), task.step_kl
+    if task.vocabulary is not None:
+        step_kl = step_kl.over(*task.vocabulary.draw(teacher, step))
+    kl, gradients = objective.layer_gradients(step_kl, teacher, x, translator)
     if not kl.isfinite().all():
         block = blocks[int(kl.isfinite().logical_not().nonzero()[0])]
         seqs = task.schedule.batch(step)
@@ -264,23 +293,24 @@ def step_gradients(
         )
     weights = {"l2_smallness": settings.l2_smallness, "smooth_depth": settings.smooth_depth}
     if any(weights.values()):
-        for name, value in objective.penalty_gradients(U, V, trained["c"], blocks, **weights).items():
+        for name, value in objective.penalty_gradients(U, V, b, blocks, **weights).items():
             gradients[name] += value
     return float(kl.mean()) * BITS, coordinates.pull(gradients, blocks)
 
 
 def judge(task: Task, state: State, lens: Lens, progress: Progress) -> None:
-    """Validate a lens, and keep it if it is the best so far.
+    """Validate a lens, and keep the layers that are the best so far.
 
     Raises:
         NumericError: its KL is not finite, or above DIVERGED times the best.
     """
-    validation = validate(task, lens, state.step)
-    is_better = validation.score < state.best.score
+    validation, before = validate(task, lens, state.step), state.best.score
+    state.best_lens, state.best = best_by_layer((state.best_lens, state.best), (lens, validation))
+    is_better = state.best.score < before
     record(task, state, validation, is_best=is_better)
     progress.advance(0, kl_bits=validation.at_depths)
     if is_better:
-        state.best_lens, state.best, state.best_step, state.waited = lens, validation, state.step, 0
+        state.best_step, state.waited = state.step, 0
         return
     state.waited += 1
     if validation.score > DIVERGED * max(state.best.score, FLOOR):
@@ -311,7 +341,8 @@ def record(task: Task, state: State, validation: Validation, *, is_best: bool) -
             val_kl_bits_25=validation.at(25),
             val_kl_bits_50=validation.at(50),
             val_kl_bits_75=validation.at(75),
-            val_kl_bits_mean=sum(validation.kl_bits) / max(1, len(validation.kl_bits) - 1),
+            val_kl_bits_mean=validation.mean,
             best=int(is_best),
+            kept_kl_bits_mean=state.best.mean,
         )
     )

@@ -124,7 +124,7 @@ class FitParams(Section):
     rank: Annotated[int | Literal["auto"], int_or("auto")]  # auto: clip(d_model // 32, 64, 256), at most d_model
     norm: Literal["final", "next_input"]  # what a middle layer is normed with before it is decoded
     ladder: list[Literal["temperature", "bias", "full"]]  # smaller or larger kinds, fit beside the lens to compare it
-    ladder_epochs: Epochs
+    ladder_epochs: Epochs  # of the bias; temperatures are found without steps
     start: Literal["norm_lens", "closed_form"]
     coordinates: Literal["plain", "whitened"]  # that U and V are trained in
     scale: bool  # learn s, a factor per dimension
@@ -138,6 +138,7 @@ class FitParams(Section):
     batch_seqs: Count  # sequences per optimizer step
     layers_per_step: Annotated[int | Literal["all"], int_or("all")]
     vocab_scaling: bool  # the reference recipe's rule: fewer layers and positions for a large vocabulary
+    vocabulary: Literal["auto", "exact", "sampled"]  # of a step's softmax; auto: sampled where it is large
     products: Literal["auto", "float32", "bfloat16"]  # of the head's two matrix products
     optimizer: Literal["adamw", "muon"]  # muon: for U and V, AdamW for the rest
     lr: Annotated[float, Field(gt=0, le=10)]  # peak

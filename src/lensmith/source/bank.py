@@ -9,6 +9,7 @@ captured. An interrupted capture goes on where it stopped; a damaged shard is ca
     <LENSMITH_HOME>/bank/<key>/key.json                  the values that are hashed
     <LENSMITH_HOME>/bank/<key>/shard-00000.safetensors   resid_post (SHARD_SEQS, positions_per_seq, L, d_model)
                                                          teacher (SHARD_SEQS, positions_per_seq, d_model + 2)
+                                                         likely (SHARD_SEQS, positions_per_seq, LIKELY)
 """
 
 import hashlib
@@ -33,7 +34,7 @@ from lensmith.source import ranks, tensor_file
 from lensmith.source.backbone import Backbone
 from lensmith.source.corpus import sha256_tokens
 from lensmith.source.residuals import Batch, Residuals, StreamedResiduals, sample_positions
-from lensmith.source.teacher import Teacher
+from lensmith.source.teacher import LIKELY, Teacher
 
 SHARD_SEQS = 64
 
@@ -51,17 +52,17 @@ class BankedResiduals:
 
     def read(self, seqs: NDArray[np.int64]) -> Batch:
         """As `Residuals.read`."""
-        resid, teacher = [], []
+        parts: dict[str, list[Tensor]] = {}
         for seq in seqs:
             shard, offset = divmod(int(seq), SHARD_SEQS)
             if shard not in self._slices:
                 file: Any = safe_open(_path(self.folder, shard), framework="pt")
                 self._slices[shard] = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, safe_open is no dict
-            slices = self._slices[shard]
-            resid.append(slices["resid_post"][offset])
-            if "teacher" in slices:
-                teacher.append(slices["teacher"][offset])
-        return Batch(torch.cat(resid), torch.cat(teacher) if teacher else None)
+            for name, tensor in self._slices[shard].items():
+                parts.setdefault(name, []).append(tensor[offset])
+        tensors = {name: torch.cat(part) for name, part in parts.items()}
+        teacher = Teacher(tensors["teacher"], tensors["likely"], None) if "teacher" in tensors else None
+        return Batch(tensors["resid_post"], teacher)
 
 
 def residuals(
@@ -120,7 +121,7 @@ def _key_and_folder(source: StreamedResiduals, model_files: dict[str, str]) -> t
     """Everything that decides a bank's bytes, and the folder whose name is the hash of it."""
     backbone = source.backbone
     key = {
-        "schema": 3,
+        "schema": 4,
         "model_files": model_files,
         "tokens_sha256": sha256_tokens(source.tokens),
         "positions_sha256": hashlib.sha256(source.positions.astype("<i8").tobytes()).hexdigest(),
@@ -167,7 +168,7 @@ def _capture_shards(
         return {}
     backbone, n_tokens = source.backbone, {}
     resid_bytes = backbone.n_layers * backbone.d_model * backbone.dtype.itemsize
-    teacher_bytes = 0 if backbone.head.softcap is not None else 4 * (backbone.d_model + 2)
+    teacher_bytes = 0 if backbone.head.softcap is not None else 4 * (backbone.d_model + 2 + LIKELY)
     n_seqs = min(n_processes * len(shards) * SHARD_SEQS, source.n_seqs)
     need = n_seqs * source.positions_per_seq * (resid_bytes + teacher_bytes)
     cache.reserve(folder, need)
@@ -193,8 +194,8 @@ def _capture_shard(shard: int, source: StreamedResiduals) -> tuple[dict[str, Ten
     parts: dict[str, list[Tensor]] = {}
     for start in range(0, len(seqs), source.capture_seqs):
         resid = source.read(seqs[start : start + source.capture_seqs]).resid
-        teacher = Teacher.from_head_input(head, head.norm(resid[:, -1], resid.shape[1], "final")).packed
-        for name, tensor in (("resid_post", resid), ("teacher", teacher)):
+        teacher = Teacher.from_head_input(head, head.norm(resid[:, -1], resid.shape[1], "final"))
+        for name, tensor in (("resid_post", resid), ("teacher", teacher.packed), ("likely", teacher.likely)):
             if tensor is not None:
                 parts.setdefault(name, []).append(tensor.cpu())
     shape = (len(seqs), source.positions_per_seq)

@@ -13,6 +13,7 @@ from torch import Tensor
 from lensmith.process.draws import Stream
 from lensmith.settings.sections import FitParams
 from lensmith.source.backbone import Backbone
+from lensmith.source.teacher import Teacher
 
 # Tokens of one forward pass. On a CPU its activations should stay near the cache; on a GPU products should be large.
 CAPTURE_TOKENS = {"cpu": 4096, "cuda": 16384}
@@ -22,16 +23,16 @@ class Batch(NamedTuple):
     """Residuals of some sequences."""
 
     resid: Tensor  # (n, L, d_model), resid_post at n positions
-    teacher: Tensor | None  # (n, d_model + 2), `Teacher.packed`; None where it must be computed from the residuals
+    teacher: Teacher | None  # at the same positions; None where it must be computed from the residuals
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
         resid = self.resid.to(device, non_blocking=True)
-        return Batch(resid, None if self.teacher is None else self.teacher.to(device, non_blocking=True))
+        return Batch(resid, None if self.teacher is None else self.teacher.to(device))
 
-    def every(self, nth: int) -> "Batch":
-        """The first of its positions and every nth after it."""
-        return Batch(self.resid[::nth], None if self.teacher is None else self.teacher[::nth])
+    def at(self, positions: slice | Tensor) -> "Batch":
+        """Some of its positions, by number."""
+        return Batch(self.resid[positions], None if self.teacher is None else self.teacher.part(positions))
 
 
 class Residuals(Protocol):
