@@ -1,7 +1,7 @@
 """What a lens costs by its model's shape: arithmetic and bytes, and how well both predict what can be measured here.
 
     capture   tokens x (2 x weights of the blocks + causal attention), and 4 d V a position for the teacher
-    bank      positions x (L d in the model's dtype + d + 2 in fp32)
+    bank      positions x (L d in the model's dtype, d + 2 in fp32, the teacher's 16 likeliest tokens)
     fit       epochs x positions x (L - 1) x 4 d V: to the logits and back
     lens      (L - 1) x (2 d rank + 2 d + 1) in fp32; a checkpoint is four of them
 
@@ -25,11 +25,12 @@ from benchmarks.capture import MIDDLE, TINY
 from benchmarks.contenders import settings_of
 from benchmarks.shapes import SHAPES, Shape
 from lensmith.lens import training
-from lensmith.lens.lens import Lens
+from lensmith.lens.lens import Lens, rank_of
 from lensmith.lens.lens_file import WEIGHTS
 from lensmith.settings.sections import FitParams
 from lensmith.source import bank
 from lensmith.source.backbone import Backbone
+from lensmith.source.teacher import LIKELY
 
 GIB, PETA = 2**30, 1e15
 RATE = 400e12  # FLOP/s that large bfloat16 products reach on one H100 or H200, two fifths of the data sheet
@@ -53,11 +54,11 @@ class Cost:
     def of(cls, shape: Shape, fit: FitParams, tokens: int, seq_len: int, itemsize: int) -> "Cost":
         positions = tokens // seq_len * fit.positions_per_seq
         d, L = shape.d_model, shape.n_layers
-        rank = min(max(d // 32, 64), 256) if fit.rank == "auto" else fit.rank
+        rank = rank_of(fit, d)
         return cls(
             capture_flop=tokens * shape.forward_flop(seq_len) + positions * shape.teacher_flop(),
             fit_flop=fit.epochs * positions * (L - 1) * shape.lens_flop(),
-            bank_bytes=positions * (L * d * itemsize + 4 * (d + 2)),
+            bank_bytes=positions * (L * d * itemsize + 4 * (d + 2 + LIKELY)),
             lens_bytes=4 * (L * (2 * d * rank + 2 * d) + L),
         )
 

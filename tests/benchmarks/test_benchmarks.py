@@ -5,12 +5,14 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig
 
 from benchmarks import (
     capture,
@@ -25,6 +27,7 @@ from benchmarks import (
     judging,
     linear_kl,
     overhead,
+    pipeline,
     quality_per_second,
     recipe,
     shapes,
@@ -274,6 +277,40 @@ def test_variants_keep_the_stage_apart_from_what_dvc_adds(tmp_path, monkeypatch)
 
     assert (first["dvc_s"], first["share_of_first"]) == (2.0, 1.0)
     assert (variant["dvc_s"], variant["share_of_first"]) == (3.0, 0.1)
+
+
+def test_the_floor_of_the_pipeline_is_its_arithmetic(tmp_path):
+    """Of a tiny model: weights of its blocks by token, W_U by position, lens and layer, counted by hand."""
+    shape = replace(
+        shapes.SHAPES["qwen3-8b"], n_layers=3, d_model=8, d_mlp=16, heads=2, kv_heads=1, head_dim=4, d_vocab=50
+    )
+    AutoConfig.for_model(**shape.config()).save_pretrained(tmp_path)
+    settings = {
+        "corpus": {"train_tokens": 64, "seq_len": 16},
+        "fit": {"validation_seqs": 2, "positions_per_seq": 4, "ladder": ["temperature", "bias"]},
+        "sweep": {"heldout_seqs": 5, "positions_per_seq": 4},
+    }
+
+    blocks = 3 * (8 * 4 * (2 * 2 + 2 * 1) + 3 * 8 * 16)
+    assert pipeline.floors(tmp_path, settings, n_prompts=7) == {
+        "fit": 6 * (16 * 2 * blocks + 4 * 4 * 8 * 50),
+        "sweep": 4 * 3 * 20 * 2 * 8 * 50,
+        "suite-eval": 2 * 3 * 7 * 2 * 8 * 50,
+    }
+
+
+@pytest.mark.long
+def test_every_stage_of_the_chain_is_measured(packed, tmp_path):
+    """On a tiny model, beside this checkout itself: nine stages and their sum."""
+    _, model = packed
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": f"the sea is {i} miles from here " * 20}) + "\n" for i in range(80)))
+    rows = run(pipeline, tmp_path / "out", model, str(text), "--tree", str(common.REPOSITORY))
+
+    assert [row["stage"] for row in rows] == [
+        "resolve", "prefetch", "fit", "sweep", "suite-eval", "gates", "plots", "publish", "report", "chain"
+    ]  # fmt: skip
+    assert all(row["cpu_s"] > 0 and row["peak_gib"] > 0 and row["other_cpu_s"] > 0 for row in rows[:-1])
 
 
 def test_a_checkpoint_is_measured_whole(tmp_path):
