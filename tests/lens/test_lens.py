@@ -91,13 +91,16 @@ def test_the_start_is_no_saddle():
 
 
 @pytest.mark.parametrize(
-    ("kind", "rank", "d_model", "expected"),
-    [("low_rank", "auto", 4096, 128), ("low_rank", "auto", 192, 64), ("low_rank", "auto", 32, 32),
-     ("low_rank", "auto", 16384, 256), ("low_rank", 8, 4096, 8), ("full", "auto", 192, 192), ("bias", 8, 192, 0)],
+    ("kind", "rank", "start", "d_model", "expected"),
+    [("low_rank", "auto", "norm_lens", 4096, 128), ("low_rank", "auto", "norm_lens", 192, 64),
+     ("low_rank", "auto", "norm_lens", 32, 32), ("low_rank", "auto", "norm_lens", 16384, 256),
+     ("low_rank", "auto", "closed_form", 192, 192), ("low_rank", "auto", "closed_form", 4096, 1024),
+     ("low_rank", 8, "closed_form", 4096, 8), ("full", "auto", "closed_form", 192, 192),
+     ("bias", 8, "closed_form", 192, 0)],
 )  # fmt: skip
-def test_rank_follows_its_rule(kind, rank, d_model, expected):
-    """clip(d_model // 32, 64, 256), at most d_model."""
-    assert rank_of(fit_params(kind=kind, rank=rank), d_model) == expected
+def test_rank_follows_its_rule(kind, rank, start, d_model, expected):
+    """auto: the widest that a closed form is tried at; without one clip(d_model // 32, 64, 256), at most d_model."""
+    assert rank_of(fit_params(kind=kind, rank=rank, start=start), d_model) == expected
 
 
 def test_a_rank_above_d_model_is_refused():

@@ -121,7 +121,7 @@ class FitParams(Section):
     """Section `fit`: the lens and how it is trained."""
 
     kind: Literal["identity", "temperature", "bias", "low_rank", "full", "imported"]
-    rank: Annotated[int | Literal["auto"], int_or("auto")]  # auto: clip(d_model // 32, 64, 256), at most d_model
+    rank: Annotated[int | Literal["auto"], int_or("auto")]  # auto: the smallest near the best, by the closed form
     norm: Literal["final", "next_input"]  # what a middle layer is normed with before it is decoded
     ladder: list[Literal["temperature", "bias", "full"]]  # smaller or larger kinds, fit beside the lens to compare it
     ladder_epochs: Epochs  # of the bias; temperatures are found without steps
