@@ -1,5 +1,6 @@
 """The closed form: exact where a linear map is, optimal in its metric, and the start of a better fit."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lensmith.lens import closed_form, objective, training
+from lensmith.lens import closed_form, objective, rank_curve, training
 from lensmith.lens.closed_form import Moments
 from lensmith.lens.coordinates import Coordinates
 from lensmith.lens.divergence import LinearKL
@@ -177,3 +178,26 @@ def test_a_fit_from_the_closed_form_is_better_than_either_alone():
     started = score()
     assert started < score(start="norm_lens", coordinates="plain")
     assert started < 0.98 * score(epochs=1e-9, lr=1e-12)
+
+
+def test_the_curve_of_a_lens_is_its_kl_at_every_rank():
+    """At its own rank the KL of the lens, never worse by rank, and near the closed form that it is."""
+    linear_kl, train, held_out = LinearKL(head()), rows(200, 1, 0.3), rows(8, 2, 0.3)
+    start = Lens.start(fit_params(kind="full"), L, D)
+    solution = closed_form.solve(linear_kl, train, held_out, start)
+    lens = solution.lens(start)
+    closed = rank_curve.of_closed_form(linear_kl, solution, held_out, start)
+    curve = rank_curve.of_lens(linear_kl, solution, lens, train, held_out)
+
+    assert list(curve) == list(closed) == [1, 2, 3, 4, 6, 8, 12]
+    assert closed[12] == pytest.approx(objective.validate(linear_kl, lens, held_out).score, rel=1e-4)
+    warmed = lens.with_tensors({"log_tau": closed_form.temperatures(linear_kl.head, lens, train)})
+    assert curve[12] == pytest.approx(objective.validate(linear_kl, warmed, held_out).score, rel=1e-3)
+    assert all(wider < 1.001 * narrower for narrower, wider in itertools.pairwise(curve.values()))
+    assert all(curve[rank] == pytest.approx(closed[rank], rel=0.2) for rank in curve)
+
+
+def test_auto_takes_the_smallest_rank_near_the_best():
+    """At most two per cent above the lowest KL, wherever that is."""
+    assert rank_curve.smallest_rank({1: 5.0, 2: 3.05, 4: 3.0, 8: 3.01}) == 2
+    assert rank_curve.smallest_rank({1: 5.0, 2: 3.07, 4: 3.0, 8: 3.01}) == 4

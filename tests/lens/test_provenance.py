@@ -71,7 +71,9 @@ def test_the_same_fit_gives_the_same_bytes(fitted):
     files = artifacts.sha256_tree(fitted / "lens")
 
     lens = {"weights.safetensors", "provenance.json", "fit_log.csv"}
-    assert set(files) == lens | {f"ladder/{kind}/{name}" for kind in ("temperature", "bias") for name in lens}
+    assert set(files) == {"rank_curve.csv"} | lens | {
+        f"ladder/{kind}/{name}" for kind in ("temperature", "bias") for name in lens
+    }
     assert artifacts.sha256_tree(fitted / "again") == files
 
 

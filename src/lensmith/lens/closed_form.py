@@ -8,13 +8,12 @@ With x = N(resid_post[l]), f the head's input at the last block, and centred qua
     (S + r)^1/2 A F^1/2 = u s v^T        its truncation to rank k is the best lens of rank k where KL is quadratic
     U = (S + r)^-1/2 u sqrt(s)           V = F^-1/2 v sqrt(s)           c = mean(f) - mean(x) - mean(x) U V^T
 
-Each layer takes the ridge of RIDGES whose A has the lowest held-out KL. One decomposition then gives the lens of every
-rank, so `rank: auto` is measured: the smallest of `ranks_tried` whose held-out KL is at most RANK_SHARE above the best.
-The same eigenvectors give (S + r)^-1/2 and (F + r)^-1/2, the coordinates of the fit (`coordinates`).
+Each layer takes the ridge of RIDGES whose A has the lowest held-out KL. One decomposition gives the lens of every rank
+(`rank_curve`). The same eigenvectors give (S + r)^-1/2 and (F + r)^-1/2, the coordinates of the fit (`coordinates`).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from lensmith.lens import objective
 from lensmith.lens.coordinates import through
-from lensmith.lens.divergence import BITS, LinearKL
+from lensmith.lens.divergence import LinearKL
 from lensmith.lens.lens import Lens
 from lensmith.process.draws import Stream
 from lensmith.process.errors import NumericError
@@ -39,7 +38,6 @@ FEW_POSITIONS, FEW_SEQS = 256, 8
 FISHER_EVERY = 4  # F is a mean of d_model^2 numbers: a part of the positions gives it, at a part of the products
 # Newton on log tau: most steps, longest step, and the step below which it has converged.
 TAU_STEPS, TAU_REACH, TAU_ENOUGH = 12, 0.7, 1e-3
-RANK_SHARE = 0.02  # a reader does not see this much of KL, and a lens of half the rank is half as large
 OVERSAMPLING, POWER_STEPS = 16, 4  # of the randomised decomposition
 # Bytes of fp64 moments on the device at a time; where all layers need more, residuals are read again for each group.
 MOMENT_BYTES = 2**32
@@ -222,7 +220,7 @@ def _best_ridges(
     linear_kl: LinearKL, moments: Moments, inputs: Sequence[Spectrum], held_out: Residuals, start: Lens
 ) -> list[float]:
     """For each block the ridge whose regression has the lowest held-out KL, at full rank and temperature one."""
-    batch, mean = _few_positions(linear_kl.head, held_out), moments.mean.float()
+    batch, mean = few_positions(linear_kl.head, held_out), moments.mean.float()
     teacher = objective.teacher_of(linear_kl.head, batch)
     x = objective.normed(linear_kl.head, batch.resid, moments.blocks, start.norm) - mean[:-1, None]
     kl = []
@@ -256,40 +254,22 @@ def _top_singular(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     return basis @ u[:, :rank], s[:rank], vt[:rank].T
 
 
-def _few_positions(head: Head, residuals: Residuals) -> Batch:
+def few_positions(head: Head, residuals: Residuals) -> Batch:
     """Positions far apart, of the first sequences."""
     batch = next(objective.read(head, residuals, FEW_SEQS))
     return batch.at(slice(None, None, -(-len(batch.resid) // FEW_POSITIONS)))
 
 
-def ranks_tried(widest: int) -> list[int]:
-    """Ranks of a curve, ascending to `widest`: 1, 2, 3, 4, 6, 8, 12, 16, …"""
-    ranks = {factor * 2**power // 2 for power in range(1, widest.bit_length() + 1) for factor in (2, 3)}
-    return [*sorted(rank for rank in {1, *ranks} if rank < widest), widest]
+def temperatures(head: Head, lens: Lens, train: Residuals, blocks: Sequence[int] | None = None) -> Tensor:
+    """log tau (L,) of some blocks of a lens, by KL at some positions of a few sequences; 0 elsewhere.
 
-
-def rank_curve(linear_kl: LinearKL, solution: Solution, held_out: Residuals, start: Lens) -> dict[int, float]:
-    """Held-out KL in bits of the closed form by rank, the mean of depths 25, 50 and 75 %, at temperature one."""
-    batch, head = _few_positions(linear_kl.head, held_out), linear_kl.head
-    teacher, blocks = objective.teacher_of(head, batch), objective.depth_blocks(start.n_layers)
-    curve = {}
-    for rank in ranks_tried(solution.U.shape[-1]):
-        y = objective.head_inputs(head, solution.lens(start, rank), batch.resid, blocks)
-        curve[rank] = float(linear_kl.value(teacher, y, y.new_zeros(len(y))).mean()) * BITS
-    return curve
-
-
-def smallest_rank(curve: Mapping[int, float]) -> int:
-    """The smallest rank of a curve whose KL is at most RANK_SHARE above the lowest."""
-    return min(rank for rank, kl_bits in curve.items() if kl_bits <= (1 + RANK_SHARE) * min(curve.values()))
-
-
-def temperatures(head: Head, lens: Lens, train: Residuals) -> Tensor:
-    """log tau (L,) of each layer of a lens, by KL at some positions of a few sequences; the last one stays 0."""
-    batch, log_tau = _few_positions(head, train), torch.zeros_like(lens.log_tau)
+    Args:
+        blocks: None for all but the last.
+    """
+    batch, log_tau = few_positions(head, train), torch.zeros_like(lens.log_tau)
     teacher = objective.teacher_of(head, batch)
     p = None if teacher.y is None else head.logits(teacher.y).softmax(-1)
-    for block in range(lens.n_layers - 1):
+    for block in range(lens.n_layers - 1) if blocks is None else blocks:
         log_tau[block] = _best_log_tau(head, lens.head_input(head, batch.resid[:, block], block + 1), teacher, p)
     return log_tau
 

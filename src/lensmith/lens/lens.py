@@ -45,7 +45,7 @@ WIDEST = 1024  # rank that `auto` tries
 def rank_of(settings: FitParams, d_model: int) -> int:
     """The width of U and V: fit.rank; for auto the widest that is tried.
 
-    A closed form is tried up to WIDEST, at most d_model, and `closed_form.smallest_rank` then chooses. Without one auto
+    A closed form is tried up to WIDEST, at most d_model, and `rank_curve.smallest_rank` then chooses. Without one auto
     is the rule of the reference recipe, clip(d_model // 32, 64, 256), at most d_model.
 
     Raises:

@@ -1,8 +1,8 @@
 """Stage `fit`: from packed tokens to a lens on disk, by way of the residual bank.
 
-Writes weights.safetensors, provenance.json and fit_log.csv; the same below ladder/<kind>/ for each kind of
-`fit.ladder`, fit on the same residuals by the same code; and prism.safetensors where `fit.prism` asks for it. A lens of
-kind `imported` is read and validated, not fit.
+Writes weights.safetensors, provenance.json, fit_log.csv and rank_curve.csv; the first three also below ladder/<kind>/
+for each kind of `fit.ladder`, fit on the same residuals by the same code; and prism.safetensors where `fit.prism` asks
+for it. A lens of kind `imported` is read and validated, not fit.
 """
 
 from dataclasses import astuple, fields
@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from lensmith.files import artifacts, cache
-from lensmith.lens import closed_form, published, recording, training
+from lensmith.lens import closed_form, published, rank_curve, recording, training
 from lensmith.lens.checkpoint import Checkpoints, LogRow
 from lensmith.lens.divergence import LinearKL
 from lensmith.lens.lens import Lens
 from lensmith.lens.lens_file import LADDER, PRISM, WEIGHTS
 from lensmith.lens.prism import Prism
 from lensmith.lens.provenance import PROVENANCE, PrismRecord
+from lensmith.lens.rank_curve import RANK_CURVE
 from lensmith.lens.schedule import scaled_to_vocabulary
 from lensmith.lens.training import Fit
 from lensmith.lens.vocabulary import SampledVocabulary
@@ -63,6 +64,8 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
             prism_record = prism_record_of(prism, out)
         vocabulary = SampledVocabulary.of(scaled, backbone.head, tokens)
         fits = fit_all(backbone, train, held_out, scaled, vocabulary=vocabulary, prism=prism, work=work)
+        if (work / RANK_CURVE).exists():
+            artifacts.write_text(out / RANK_CURVE, (work / RANK_CURVE).read_text("utf-8"))
         if scaled.kind == "imported":
             lens, imported = published.load(manifest.lens, backbone)
             fits[scaled.kind] = published.measure(backbone.head, lens.to(backbone.device), held_out, scaled)
@@ -120,20 +123,20 @@ def fit_all(
     """The lens of `settings` and the rungs of its ladder, by kind, each from the one below. One closed form serves all.
 
     Args:
-        work: folder of the checkpoints.
+        work: folder of the checkpoints, and of the rank curve where a closed form gives one.
     """
     kinds = [kind for kind in KINDS if kind in {settings.kind, *settings.ladder}]
     checkpoints = {kind: Checkpoints(work / kind) for kind in kinds}
-    solution, on_device = None, None if prism is None else prism.to(backbone.device)
+    solution, on_device, linear_kl = None, None if prism is None else prism.to(backbone.device), LinearKL(backbone.head)
     unfinished = [rung(settings, kind) for kind in kinds if not checkpoints[kind].is_finished]
-    shape = backbone.n_layers, backbone.d_model
+    closed_curve: rank_curve.Curve = {}
     if backbone.n_layers > 1 and any(map(training.needs_solution, unfinished)):
-        linear_kl = LinearKL(backbone.head)
-        widest = max((Lens.start(of_kind, *shape).to(backbone.device) for of_kind in unfinished), key=lambda s: s.rank)
+        widest = max((start_of(of_kind, backbone) for of_kind in unfinished), key=lambda start: start.rank)
         solution = closed_form.solve(linear_kl, train, held_out, widest)
+        if widest.rank:
+            closed_curve = rank_curve.of_closed_form(linear_kl, solution, held_out, widest)
         if settings.kind == "low_rank" and settings.rank == "auto" and settings.start == "closed_form":
-            curve = closed_form.rank_curve(linear_kl, solution, held_out, widest)
-            settings = settings.model_copy(update={"rank": closed_form.smallest_rank(curve)})
+            settings = settings.model_copy(update={"rank": rank_curve.smallest_rank(closed_curve)})
     fits: dict[str, Fit] = {}
     for kind in kinds:
         of_kind = rung(settings, kind)
@@ -142,14 +145,23 @@ def fit_all(
             train,
             held_out,
             of_kind,
-            Lens.start(of_kind, *shape).to(backbone.device),
+            start_of(of_kind, backbone),
             vocabulary=vocabulary,
             solution=solution,
             prism=on_device,
             below=list(fits.values())[-1] if fits else None,
             checkpoints=checkpoints[kind],
         )
+    if solution is not None and closed_curve and settings.kind in fits and not (work / RANK_CURVE).exists():
+        lens = fits[settings.kind].lens
+        trained = rank_curve.of_lens(linear_kl, solution, lens, train, held_out) if lens.rank else {}
+        rank_curve.write(work / RANK_CURVE, trained, closed_curve)
     return fits
+
+
+def start_of(settings: FitParams, backbone: Backbone) -> Lens:
+    """The lens before the first step of a fit, on the model's device."""
+    return Lens.start(settings, backbone.n_layers, backbone.d_model).to(backbone.device)
 
 
 def rung(settings: FitParams, kind: str) -> FitParams:
