@@ -85,7 +85,7 @@ class MemoryRows:
             captured = rows.read(seqs).resid
             of_chunk = Teacher.from_head_input(head, head.norm(captured[:, -1], rows.backbone.n_layers))
             pairs = [(resid, captured)]
-            if teacher is not None:
+            if of_chunk.packed is not None and of_chunk.likely is not None:
                 pairs += [(packed, of_chunk.packed), (likely, of_chunk.likely)]
             for whole, part in pairs:
                 whole[start : start + len(seqs)].copy_(part.unflatten(0, (len(seqs), -1)), non_blocking=True)

@@ -11,7 +11,7 @@ a bias and a tuned lens. The head is random, of the size of a real one. Both way
 
 and for one temperature of the norm lens at one layer, by Newton steps
 
-    kept           `judge.temperature.fit` on logits that are decoded once
+    kept           `lens.temperature.fit` on logits that are decoded once
     decoded anew   how it was fit before: at each step, in pieces that hold 2**25 logits
     floor          the product of the logits, once
 """
@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import common
-from lensmith.judge import temperature, walk
-from lensmith.lens import divergence, tiles
+from lensmith.judge import walk
+from lensmith.lens import divergence, temperature, tiles
 from lensmith.source.head import Head, HeadInput, Transform
 
 SHAPES = ((49_152, 576, 1024), (131_072, 2048, 512))  # d_vocab, d_model, positions

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lensmith.files import artifacts
-from lensmith.judge import calibration, heldout, judging, next_token_row, probes, suite, sweep, temperature, walk
+from lensmith.judge import calibration, heldout, judging, next_token_row, probes, suite, sweep, walk
 from lensmith.judge.bench import Bench
 from lensmith.judge.facts import RunFacts
 from lensmith.judge.judgement import Judgement
@@ -18,7 +18,7 @@ from lensmith.judge.prompts import Probe
 from lensmith.judge.rows import curves
 from lensmith.judge.tables import HELDOUT_COLUMNS, POSITION_COLUMNS
 from lensmith.judge.walk import MEASURED
-from lensmith.lens import tiles
+from lensmith.lens import temperature, tiles
 from lensmith.process.errors import InputError
 from lensmith.settings.sections import SweepParams
 from tests.support.bench import LINES, tiny_bench, write_lines, write_stages

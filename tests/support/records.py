@@ -38,7 +38,8 @@ def provenance(n_layers: int = 3, d_model: int = 8, rank: int = 2, **changed: An
             "total_steps": 64, "warmup_steps": 4,
         },
         "regularizers": {"l2_smallness": 0.0, "smooth_depth": 0.0}, "preconditioner": {"type": "none"},
-        "start": "closed_form", "coordinates": "whitened", "ridge_by_layer": None, "products": "float32",
+        "start": "closed_form", "coordinates": "whitened", "ridge_by_layer": None,
+        "vocabulary": "exact", "products": "float32",
         "temperatures": [1.0] * n_layers,
         "measured": {
             "tokens_forwarded": 262144, "positions_trained": 4096, "steps": 64, "best_step": 64,

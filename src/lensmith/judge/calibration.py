@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lensmith.judge import temperature
 from lensmith.judge.bench import Bench
 from lensmith.judge.facts import LastLayer, LogitTransform
-from lensmith.lens import divergence
+from lensmith.lens import divergence, temperature
 from lensmith.process.progress import track
 
 ENOUGH = 1000  # positions that a temperature is fitted on, where there are as many

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lensmith.judge import temperature, walk
+from lensmith.judge import walk
 from lensmith.judge.tables import NORM_LENS, NORMS, TUNED
 from lensmith.judge.walk import MEASURED
+from lensmith.lens import temperature
 from lensmith.lens.divergence import kl_bits
 from lensmith.lens.lens import Lens
 from lensmith.process.draws import Stream

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from lensmith.files import artifacts
-from lensmith.judge import calibration, heldout, probes, temperature, trajectories
+from lensmith.judge import calibration, heldout, probes, trajectories
 from lensmith.judge.bench import Bench
 from lensmith.judge.facts import (
     HeldoutFacts,
@@ -30,6 +30,7 @@ from lensmith.judge.facts import (
 )
 from lensmith.judge.prompts import read_probes
 from lensmith.judge.tables import HELDOUT_COLUMNS, POSITION_COLUMNS, TUNED
+from lensmith.lens import temperature
 from lensmith.lens.provenance import PROVENANCE, Provenance
 from lensmith.process.errors import InputError
 from lensmith.settings.sections import ModelParams

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lensmith.lens import objective
+from lensmith.lens import objective, temperature
 from lensmith.lens.coordinates import through
 from lensmith.lens.divergence import LinearKL
 from lensmith.lens.lens import Lens
@@ -36,8 +36,6 @@ CONSTANT = 1e-12  # variance over mean square; what varies less is the rounding 
 # Positions and sequences that ridges and temperatures are chosen on: a few suffice for one number a layer.
 FEW_POSITIONS, FEW_SEQS = 256, 8
 FISHER_EVERY = 4  # F is a mean of d_model^2 numbers: a part of the positions gives it, at a part of the products
-# Newton on log tau: most steps, longest step, and the step below which it has converged.
-TAU_STEPS, TAU_REACH, TAU_ENOUGH = 12, 0.7, 1e-3
 OVERSAMPLING, POWER_STEPS = 16, 4  # of the randomised decomposition
 # Bytes of fp64 moments on the device at a time; where all layers need more, residuals are read again for each group.
 MOMENT_BYTES = 2**32
@@ -51,7 +49,12 @@ class Spectrum:
     vectors: Tensor  # (d_model, d_model)
     # The matrix has no coordinates of its own where its mean eigenvalue is not above this: an input that never varies
     # predicts nothing. Its roots are then the identity.
-    least: float = 0.0
+    least: float
+
+    @classmethod
+    def of(cls, matrix: Tensor, least: float = 0.0) -> "Spectrum":
+        values, vectors = torch.linalg.eigh(matrix)
+        return cls(values, vectors, least)
 
     def root(self, ridge: float) -> Tensor:
         """Square root of the matrix, `ridge` times its mean eigenvalue added."""
@@ -124,7 +127,7 @@ def solve(linear_kl: LinearKL, train: Residuals, held_out: Residuals, start: Len
         blocks = list(range(first, min(first + size, n_blocks)))
         moments = Moments.of(head, train, start, blocks, with_fisher=fisher is None)
         if fisher is None:
-            fisher = Fisher.of(Spectrum(*torch.linalg.eigh(moments.fisher)))
+            fisher = Fisher.of(Spectrum.of(moments.fisher))
         inputs = moments.inputs()
         best = _best_ridges(linear_kl, moments, inputs, held_out, start)
         factors += [
@@ -186,7 +189,7 @@ class Moments:
     def inputs(self) -> list[Spectrum]:
         """S of each block."""
         return [
-            Spectrum(*torch.linalg.eigh(cov), CONSTANT * float(mean.square().mean()))
+            Spectrum.of(cov, CONSTANT * float(mean.square().mean()))
             for cov, mean in zip(self.cov, self.mean[:-1], strict=True)
         ]
 
@@ -277,23 +280,21 @@ def temperatures(head: Head, lens: Lens, train: Residuals, blocks: Sequence[int]
 def _best_log_tau(head: Head, y: Tensor, teacher: Teacher, p: Tensor | None) -> float:
     """log tau of the lowest KL at inputs y (n, d_model) of the head; p (n, d_vocab) for a head with a softcap.
 
-    Newton, the curvature from the Fisher information of q. Logits at temperature one are computed once.
+    Logits at temperature one are computed once. Behind a softcap the curvature is the Fisher information of q.
     """
-    u, log_tau = head.scale * torch.nn.functional.linear(y, head.W_U, head.bias), 0.0
-    mean_u = None if p is not None else head.scale * (torch.linalg.vecdot(y, teacher.e_p) + teacher.b_p)
-    for _ in range(TAU_STEPS):
-        a = math.exp(-log_tau)
-        z = falls = u * a  # falls: of each logit, as log tau grows
+    u = head.scale * torch.nn.functional.linear(y, head.W_U, head.bias)
+
+    def derivatives(b: float) -> tuple[float, float]:
+        z, gain = u * b, u  # gain: of each logit, by b
         if head.softcap is not None:
             z = head.softcap * torch.tanh(z / head.softcap)
-            falls = falls * (1 - (z / head.softcap) ** 2)
+            gain = u * (1 - (z / head.softcap) ** 2)
         q = z.softmax(-1)
-        of_q = torch.linalg.vecdot(q, falls)
-        of_p = a * mean_u if p is None else torch.linalg.vecdot(p, falls)
-        slope = float((of_p - of_q).mean())
-        curve = float((torch.linalg.vecdot(q.mul_(falls), falls) - of_q**2).mean())
-        step = slope / curve if curve > 0 else math.copysign(TAU_REACH, slope)
-        log_tau -= max(-TAU_REACH, min(TAU_REACH, step))
-        if abs(step) < TAU_ENOUGH:
-            break
-    return log_tau
+        of_q = torch.linalg.vecdot(q, gain)
+        if p is None:
+            of_p = head.scale * (torch.linalg.vecdot(y, teacher.e_p) + teacher.b_p)
+        else:
+            of_p = torch.linalg.vecdot(p, gain)
+        return float((of_q - of_p).mean()), float((torch.linalg.vecdot(q.mul_(gain), gain) - of_q**2).mean())
+
+    return math.log(temperature.search(derivatives))

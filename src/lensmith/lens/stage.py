@@ -168,7 +168,7 @@ def rung(settings: FitParams, kind: str) -> FitParams:
     """The settings of one kind. A rung is fit to its optimum whatever the recipe of the lens: with ours."""
     if kind == settings.kind:
         return settings
-    ours = {"kind": kind, "start": "closed_form", "coordinates": "whitened", "layers_per_step": "all"}
+    ours: dict[str, Any] = {"kind": kind, "start": "closed_form", "coordinates": "whitened", "layers_per_step": "all"}
     ours |= {"l2_smallness": 0.0, "smooth_depth": 0.0, "weight_decay": 0.0}
     if kind != "full":
         ours |= {"epochs": settings.ladder_epochs, "optimizer": "adamw", "lr": RUNG_LR}

@@ -1,4 +1,4 @@
-"""One scalar temperature for a lens that has none: the fair form of the norm lens.
+"""One scalar temperature for logits that have none: of a rung, and of the norm lens in its fair form.
 
 KL(p || softmax(b z)) is convex in the inverse temperature b, with first and second derivative, a position at a time,
 
