@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -133,7 +134,8 @@ def test_a_rate_is_a_positive_number_or_refused(value):
 def test_packing_lays_the_documents_end_to_end_and_counts_every_row(texts, budget, most):
     """Against the same thing said in two lines: what is text, joined and cut."""
     rows = [SourceRow(0, number, value) for number, value in enumerate(texts)]
-    packed = prefetch.pack(documents.clean(rows, most), lambda batch: [[ord(c) for c in t] for t in batch], budget)
+    encoder = SimpleNamespace(documents=lambda batch, rendered=False: [[ord(c) for c in t] for t in batch])
+    packed = prefetch.pack(documents.clean(rows, most), encoder, budget)  # type: ignore[arg-type]
 
     usable = [t[:most] for t in texts if is_text(t, most)]
     assert packed.ids[: packed.filled].tolist() == [ord(c) for c in "".join(usable)][:budget]

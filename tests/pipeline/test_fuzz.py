@@ -156,7 +156,10 @@ def texts() -> dict[str, bytes]:
     table = io.BytesIO()
     pq.write_table(pa.table({"text": ["the king", None, "the sea"]}), table)
     plain = "one\ntwo\n\nthree \U0001f642\n".encode()
-    return {".jsonl": lines, ".txt": plain, ".jsonl.gz": gzip.compress(lines, mtime=0), ".parquet": table.getvalue()}
+    gz, zst = gzip.compress(lines, mtime=0), pa.compress(lines, codec="zstd", asbytes=True)
+    csv = b'n,text\r\n1,the king\r\n2,"the ""sea"",\nand more"\r\n'
+    tables = {".parquet": table.getvalue(), ".csv": csv}
+    return {".jsonl": lines, ".txt": plain, ".jsonl.gz": gz, ".jsonl.zst": zst, **tables}
 
 
 def read_documents(path: Path) -> None:

@@ -1,5 +1,6 @@
 """The backbone reads a model of every family as the model reads itself, or refuses it."""
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -532,6 +533,21 @@ def test_old_buffers_in_a_checkpoint_are_ignored(tmp_path):
     _edit(folder, lambda t: t.update({"model.layers.0.self_attn.masked_bias": torch.tensor(-1e9)}))
 
     assert load(folder).n_layers == 3
+
+
+@pytest.mark.parametrize(("layer", "part"), [(1, "mlp.down_proj"), (2, "mlp.down_proj"), (3, "self_attn.o_proj")])
+def test_a_residual_beyond_float16_is_named_with_its_layer_and_what_would_do(layer, part):
+    """When the model is taken apart, and when text alone overflows later; bfloat16 reads the same weights."""
+    model, backbone = tiny_model("llama"), Backbone.from_model(tiny_model("llama"), dtype=torch.float16)
+    for changed in (model, backbone.model):
+        changed.get_submodule(f"model.layers.{layer - 1}.{part}").weight.data.fill_(60_000.0)
+    words = rf"layer {layer} is not finite in float16\..*source\.dtype to bfloat16 or float32"
+
+    with pytest.raises(NumericError, match=words):
+        Backbone.from_model(copy.deepcopy(model), dtype=torch.float16)
+    with pytest.raises(NumericError, match=words):
+        backbone.capture(torch.arange(8)[None], torch.arange(8)[None])
+    assert Backbone.from_model(model, dtype=torch.bfloat16).proof.max_kl_bits < 1e-4
 
 
 def test_a_truncated_weight_file_is_refused(tmp_path):

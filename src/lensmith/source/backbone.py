@@ -23,7 +23,7 @@ from lensmith.source.placement import NO_LENS, LensMemory
 from lensmith.source.proof import Proof, proof_tokens, prove
 from lensmith.source.skeleton import Skeleton, max_length
 from lensmith.source.tokenizer import load_tokenizer
-from lensmith.source.watching import hidden_in, hidden_out
+from lensmith.source.watching import check_finite, hidden_in, hidden_out
 
 __all__ = ["Backbone", "Head", "NormKind", "Proof", "Transform"]
 
@@ -113,6 +113,7 @@ class Backbone:
 
         Raises:
             InputError: ids or positions are out of range, sequences longer than the model reads, or padded on the left.
+            NumericError: a residual overflows float16.
         """
         if tokens.dim() != 2 or positions.dim() != 2 or len(tokens) != len(positions) or 0 in tokens.shape:
             raise InputError(
@@ -189,6 +190,8 @@ def capture(
             f"{type(model).__name__}: a forward pass gave residuals of the layers {captured}, must be 0..{n_layers} "
             f"once each, in order. Nothing was captured."
         )
+    if residuals.dtype == torch.float16:  # text alone can overflow it; in other dtypes the fit's own checks are enough
+        check_finite(type(model).__name__, enumerate(residuals.unbind(2)))
     return residuals
 
 

@@ -23,7 +23,7 @@ from lensmith.process.errors import InputError
 from lensmith.source.head import Head, Transform
 from lensmith.source.placement import detached_copy
 from lensmith.source.skeleton import block_lists, is_quantised
-from lensmith.source.watching import Call, Trace, is_same, watch
+from lensmith.source.watching import Call, Trace, check_finite, is_same, watch
 
 # Settings by which a family scales its logits. Their names do not tell how: `logits_scaling` divides in Granite and
 # multiplies in HyperCLOVA X. Both are tried, and the model's own logits decide.
@@ -96,6 +96,7 @@ def dissect(model: PreTrainedModel, tokens: Tensor) -> Anatomy:
 
     Raises:
         InputError: a part was not found or is of another form; the message says which and what the pass showed.
+        NumericError: a residual is not finite.
     """
     name = type(model).__name__
     unembed = model.get_output_embeddings()
@@ -112,6 +113,8 @@ def dissect(model: PreTrainedModel, tokens: Tensor) -> Anatomy:
     trace = watch(model, [blocks for _, blocks in lists], unembed, tokens)
     reasons = []
     for path, blocks in lists:
+        outputs = ((layer, trace.block_out.get(block)) for layer, block in enumerate(blocks, 1))
+        check_finite(name, ((layer, resid) for layer, resid in outputs if resid is not None))
         final_norm = _final_norm(trace, path, blocks)
         if isinstance(final_norm, str):
             reasons.append(final_norm)

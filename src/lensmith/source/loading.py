@@ -66,7 +66,7 @@ def load_model(
             local_files_only=True,
             dtype=dtype,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # for the tensor's name: `_check_keys` refuses it
+            ignore_mismatched_sizes=True,  # for the tensor's name: `_check_weights` refuses it
             **options,
         )
     except SafetensorError as error:
@@ -76,17 +76,17 @@ def load_model(
     except (OSError, ValueError, KeyError, ImportError) as error:  # the last: a library that reads quantised weights
         raise InputError(f"{name}: {first_line(error)}. {NOT_LOADED}") from error
     model, info = loaded
-    _check_keys(name, info)
     frozen: PreTrainedModel = model.eval().requires_grad_(False)
-    _check_finite(frozen, name)
+    _check_weights(name, frozen, info)
     return frozen
 
 
-def _check_keys(name: str, info: dict[str, Any]) -> None:
-    """Tensors of model and files match one to one."""
+def _check_weights(name: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Tensors of model and files match one to one, and are finite."""
     # Old checkpoints also hold buffers that today's model computes; a weight that it lacks means another model.
     unexpected = sorted(key for key in info["unexpected_keys"] if key.endswith(".weight"))
     mismatched, missing = sorted(info["mismatched_keys"]), sorted(info["missing_keys"])
+    problem = ""
     if mismatched:
         key, in_file, in_model = mismatched[0][:3]
         problem = f"{key} is {tuple(in_file)} in the file, but {tuple(in_model)} by config.json"
@@ -94,13 +94,9 @@ def _check_keys(name: str, info: dict[str, Any]) -> None:
         problem = f"{missing[0]} is not in the weight files and would be random"
     elif unexpected:
         problem = f"{unexpected[0]} is in the weight files, but the model of config.json has no such weight"
-    else:
-        return
-    n_more = len(mismatched or missing or unexpected) - 1
-    raise IntegrityError(f"{name}: {problem}{f' (and {n_more} more)' if n_more else ''}. {NOT_LOADED}")
-
-
-def _check_finite(model: PreTrainedModel, name: str) -> None:
+    if problem:
+        n_more = len(mismatched or missing or unexpected) - 1
+        raise IntegrityError(f"{name}: {problem}{f' (and {n_more} more)' if n_more else ''}. {NOT_LOADED}")
     for path, module in model.named_modules():
         with placement.present(module):
             for key, weight in module.named_parameters(path, recurse=False):

@@ -144,16 +144,17 @@ class OtherRanks:
             )
             for rank in range(1, spec.n_ranks)
         ]
-        for process in self.processes:
-            threading.Thread(target=self._watch, args=(process,), daemon=True).start()
 
-    def _watch(self, process: "subprocess.Popen[bytes]") -> None:
-        """End this process soon after another: a group waits half an hour for a lost member, deaf to exceptions."""
-        process.wait()
-        time.sleep(GRACE)  # rank 0 may notice by itself, or be closing
-        if not self.is_closing:
-            print(f"error: {self._loss()}", file=sys.stderr, flush=True)
-            os._exit(ResourceError.exit_code)
+        def end_with(process: subprocess.Popen[bytes]) -> None:
+            # A group waits half an hour for a lost member, deaf to exceptions.
+            process.wait()
+            time.sleep(GRACE)  # rank 0 may notice by itself, or be closing
+            if not self.is_closing:
+                print(f"error: {self._loss()}", file=sys.stderr, flush=True)
+                os._exit(ResourceError.exit_code)
+
+        for process in self.processes:
+            threading.Thread(target=end_with, args=(process,), daemon=True).start()
 
     def _loss(self) -> str:
         codes = [process.poll() for process in self.processes]

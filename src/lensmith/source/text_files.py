@@ -62,7 +62,14 @@ def values(file: BinaryIO, name: str, column: str) -> Iterator[object]:
                 if not is_blank:
                     yield "".join(block).rstrip("\r\n")
         case ".csv":
-            yield from _csv(file, name, column)
+            csv.field_size_limit(sys.maxsize)  # a cell holds a document
+            rows = csv.DictReader(_lines(file, name), strict=True)
+            try:
+                _check_column(column, rows.fieldnames or (), name)
+                for row in rows:
+                    yield row[column]
+            except csv.Error as error:
+                raise InputError(f"{name}:{rows.reader.line_num}: not CSV ({error}). {UNCHANGED}") from None
         case ".parquet":
             yield from _parquet(file, name, column)
         case _:
@@ -99,17 +106,6 @@ def _lines(file: BinaryIO, name: str) -> Iterator[str]:
             raise
         kind = "gzip" if name.endswith(".gz") else "zstd"
         raise InputError(f"{name}: not a whole {kind} file ({error}). {UNCHANGED}") from None
-
-
-def _csv(file: BinaryIO, name: str, column: str) -> Iterator[object]:
-    csv.field_size_limit(sys.maxsize)  # a cell holds a document
-    rows = csv.DictReader(_lines(file, name), strict=True)
-    try:
-        _check_column(column, rows.fieldnames or (), name)
-        for row in rows:
-            yield row[column]
-    except csv.Error as error:
-        raise InputError(f"{name}:{rows.reader.line_num}: not CSV ({error}). {UNCHANGED}") from None
 
 
 def _parquet(file: BinaryIO, name: str, column: str) -> Iterator[object]:

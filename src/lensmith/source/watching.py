@@ -1,6 +1,7 @@
 """One forward pass, watched: which module is called with which tensor, and what it returns."""
 
 import itertools
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,6 +10,8 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from lensmith.process.errors import NumericError
 
 
 class Call(NamedTuple):
@@ -80,6 +83,22 @@ def watch(model: PreTrainedModel, lists: list[tuple[nn.Module, ...]], unembed: n
         hooks.callback(unembed.register_forward_hook(trace.after_head).remove)
         trace.logits = model(input_ids=tokens.to(model.device), use_cache=False).logits
     return trace
+
+
+def check_finite(name: str, resid_by_layer: Iterable[tuple[int, Tensor]]) -> None:
+    """Residuals of some layers of the model `name` hold numbers.
+
+    Raises:
+        NumericError: one does not; the message says at which layer, in which dtype, and which dtype would do.
+    """
+    for layer, resid in resid_by_layer:
+        if not bool(resid.isfinite().all()):
+            dtype = str(resid.dtype).removeprefix("torch.")
+            is_half = resid.dtype == torch.float16
+            remedy = " It ends at 65504: set source.dtype to bfloat16 or float32." if is_half else ""
+            raise NumericError(
+                f"{name}: a residual of layer {layer} is not finite in {dtype}.{remedy} No lens was made."
+            )
 
 
 def hidden_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
