@@ -96,6 +96,16 @@ class Packed:
         self.chats += document.is_chat
         self.seen.add(document.sha256)
 
+    def side(self, text: SourceText, seq_len: int) -> CorpusSide:
+        """What the manifest records of this side, which was read from `text`."""
+        described = text.describe(self.rows)
+        files = tuple(
+            SourceFile(index=i, path=text.files[i], sha256=described[i][0], size=described[i][1], rows=(0, n_rows))
+            for i, n_rows in self.rows.items()
+        )
+        n_tokens = len(self.ids)
+        return CorpusSide(documents=self.documents, tokens=n_tokens, sequences=n_tokens // seq_len, files=files)
+
 
 def build(settings: ModelParams, out: Path, prompts: Iterable[tuple[str, str]] = ()) -> None:
     """Pin the model and the text, pack the text, download the weights, write the corpus to `out`, the manifest last.
@@ -119,13 +129,11 @@ def build(settings: ModelParams, out: Path, prompts: Iterable[tuple[str, str]] =
     encoder = Encoder(tokenizer, corpus.bos, config)
     for where, prompt in prompts:
         encoder.prompt(prompt, where)
-    text = documents.open_text(corpus)
-    render = ChatRenderer(tokenizer)
+    text, render = documents.open_text(corpus), ChatRenderer(tokenizer)
     heldout = _pack_side(text, corpus, encoder, render)
     train = _pack_side(text, corpus, encoder, render, heldout)
     if pin.repo is not None:
         models.fetch_model(pin)  # the stages that read its weights have no network
-
     facts = TokenizerFacts.model_validate(
         {
             "bos_policy": corpus.bos,
@@ -201,8 +209,7 @@ def _pack_side(
         )
     if not packed.is_full:
         split = f" ({heldout_share:.1%} of them are held out)" if text.shared else ""
-        is_plain = any(text_files.form(name) == ".txt" for name in text.files)
-        separator = "; in a .txt blank lines separate documents" if is_plain else ""
+        separator = "; in a .txt blank lines separate documents" if ".txt" in map(text_files.form, text.files) else ""
         raise InputError(
             f"corpus: got {packed.filled} of {len(packed.ids)} {side} tokens from {text.name}, {packed.documents} of "
             f"{packed.read} documents used{split}, cut: {packed.cut}, skipped: {skipped or 'none'}{separator}. "
@@ -222,15 +229,7 @@ def _manifest(
     keys = ("repo", "name", "split", "commit")
     source = {key: getattr(dataset, key) for key in keys} if dataset else dict.fromkeys(keys)
     source |= {"kind": corpus.kind, "seed": corpus.seed}
-    sides = {}
-    for side, tokens in packed.items():
-        described = text.describe(tokens.rows)
-        files = tuple(
-            SourceFile(index=i, path=text.files[i], sha256=described[i][0], size=described[i][1], rows=(0, n_rows))
-            for i, n_rows in tokens.rows.items()
-        )
-        n_tokens, n_seqs = len(tokens.ids), len(tokens.ids) // corpus.seq_len
-        sides[side] = CorpusSide(documents=tokens.documents, tokens=n_tokens, sequences=n_seqs, files=files)
+    sides = {side: tokens.side(text, corpus.seq_len) for side, tokens in packed.items()}
     # The revision's name is left out: a tag and a branch on the same commit are the same text.
     identity = source | {side: [file.model_dump(mode="json") for file in value.files] for side, value in sides.items()}
     identity |= {"text_column": corpus.text_column, "max_document_chars": corpus.max_document_chars}
