@@ -1,6 +1,7 @@
 """Provenance: measured counters, hashes that can be checked, independence of the clock."""
 
 import hashlib
+import itertools
 import subprocess
 
 import numpy as np
@@ -85,6 +86,15 @@ def test_a_fit_runs_without_the_model(fitted, monkeypatch):
     stage.run(settings, fitted / "code.json", fitted / "corpus", fitted / "none")
 
     assert held and not any(parameter.numel() for parameter in held)
+
+
+def test_no_layer_of_a_rung_is_worse_than_the_rung_below(fitted):
+    """Temperature, bias, lens: held-out KL by layer never rises."""
+    folders = (fitted / "lens/ladder/temperature", fitted / "lens/ladder/bias", fitted / "lens")
+    by_kind = [artifacts.read_json(folder / "provenance.json")["val_kl_bits_by_layer"] for folder in folders]
+
+    assert all(np.less_equal(upper, lower).all() for lower, upper in itertools.pairwise(by_kind))
+    assert np.mean(by_kind[2]) < np.mean(by_kind[1]) < np.mean(by_kind[0])
 
 
 def test_the_commit_is_the_one_that_changed_the_fit(tmp_path, monkeypatch):

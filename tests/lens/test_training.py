@@ -12,6 +12,7 @@ from lensmith.lens.divergence import BITS, LinearKL, kl_bits
 from lensmith.lens.lens import Lens
 from lensmith.lens.prism import Prism
 from lensmith.lens.schedule import Schedule
+from lensmith.lens.stage import BIAS_STEPS, rung
 from lensmith.lens.training import fit, trainable
 from lensmith.process import progress
 from lensmith.process.errors import NumericError
@@ -205,6 +206,22 @@ def test_a_rung_is_at_no_layer_worse_than_its_closed_form_or_the_rung_below(monk
     starts = list(zip(below.best.kl_bits, alone.best.kl_bits, strict=True))
     assert [first < other for first, other in starts] == [True, False, False, False]
     assert [round(kl, 6) for kl in found.best.kl_bits] == [round(min(pair), 6) for pair in starts]
+
+
+@pytest.mark.parametrize("batch_seqs", [8, 64])
+def test_a_rung_of_the_ladder_is_not_starved(batch_seqs):
+    """Ten times its steps change less than one per cent, however few steps an epoch of the lens has."""
+    train, held_out = toy(64, seed=1), toy(16, seed=2)
+    train.resid[:, :-1] += 1.5
+    held_out.resid[:, :-1] += 1.5
+    bias = rung(fit_params(batch_seqs=batch_seqs, epochs=0.5, validate_every=999), "bias", train)
+    start = Lens.start(bias, L, D)
+    long = bias.model_copy(update={"epochs": 10 * bias.epochs})
+    found, best = (fit(toy_head(), train, held_out, settings, start) for settings in (bias, long))
+
+    assert found.steps == BIAS_STEPS
+    assert found.best.mean == pytest.approx(best.best.mean, rel=0.01)
+    assert found.best.mean < 0.9 * fit(toy_head(), train, held_out, fit_params(kind="temperature"), start).best.mean
 
 
 def test_the_fit_records_the_products_that_it_took(hardware):

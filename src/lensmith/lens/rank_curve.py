@@ -30,11 +30,11 @@ Curve = dict[int, float]  # rank -> bits
 def ranks_up_to(widest: int) -> list[int]:
     """Ranks of a curve, ascending to `widest`: 1, 2, 3, 4, 6, 8, 12, 16, …"""
     ranks = {factor * 2**power // 2 for power in range(widest.bit_length() + 1) for factor in (2, 3)}
-    return [*sorted(rank for rank in ranks if rank < widest), widest]
+    return sorted({rank for rank in ranks if rank < widest} | {widest} - {0})
 
 
 def of_closed_form(linear_kl: LinearKL, solution: Solution, held_out: Residuals, start: Lens) -> Curve:
-    """The curve of a closed form, up to the rank of `start`."""
+    """The curve of a closed form, up to the rank of `start`; empty where that is 0."""
     batch, head = closed_form.few_positions(linear_kl.head, held_out), linear_kl.head
     teacher, blocks = objective.teacher_of(head, batch), objective.depth_blocks(start.n_layers)
     curve = {}
@@ -45,7 +45,7 @@ def of_closed_form(linear_kl: LinearKL, solution: Solution, held_out: Residuals,
 
 
 def of_lens(linear_kl: LinearKL, solution: Solution, lens: Lens, train: Residuals, held_out: Residuals) -> Curve:
-    """The curve of a trained lens, up to its rank. Temperatures are chosen on `train`."""
+    """The curve of a trained lens, up to its rank; empty where that is 0. Temperatures are chosen on `train`."""
     batch, head = closed_form.few_positions(linear_kl.head, held_out), linear_kl.head
     teacher, curve = objective.teacher_of(head, batch), {}
     blocks = [block for block in objective.depth_blocks(lens.n_layers) if block < lens.n_layers - 1]

@@ -19,7 +19,7 @@ from lensmith.lens.lens_file import LADDER, PRISM, WEIGHTS
 from lensmith.lens.prism import Prism
 from lensmith.lens.provenance import PROVENANCE, PrismRecord
 from lensmith.lens.rank_curve import RANK_CURVE
-from lensmith.lens.schedule import scaled_to_vocabulary
+from lensmith.lens.schedule import Schedule, scaled_to_vocabulary
 from lensmith.lens.training import Fit
 from lensmith.lens.vocabulary import SampledVocabulary
 from lensmith.settings.sections import FitParams, ModelParams
@@ -29,7 +29,8 @@ from lensmith.source.placement import LensMemory
 from lensmith.source.residuals import Residuals
 
 FIT_LOG = "fit_log.csv"
-RUNG_LR = 1e-2  # of a bias in whitened coordinates, where a step of a nat is as long for every model
+# A bias reaches its optimum in these steps: in whitened coordinates distances are in nats for every model.
+BIAS_STEPS, BIAS_LR = 96, 1e-2
 KINDS = ("identity", "temperature", "bias", "low_rank", "full")  # each has the parameters of those before it
 
 
@@ -76,7 +77,7 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
             artifacts.write_csv(folder / FIT_LOG, [field.name for field in fields(LogRow)], map(astuple, fit.log))
             recording.provenance_of(
                 fit,
-                settings.model_copy(update={"fit": rung(settings.fit, kind)}),
+                settings.model_copy(update={"fit": rung(settings.fit, kind, train)}),
                 manifest,
                 backbone,
                 fingerprint,
@@ -126,20 +127,19 @@ def fit_all(
         work: folder of the checkpoints, and of the rank curve where a closed form gives one.
     """
     kinds = [kind for kind in KINDS if kind in {settings.kind, *settings.ladder}]
-    checkpoints = {kind: Checkpoints(work / kind) for kind in kinds}
-    solution, on_device, linear_kl = None, None if prism is None else prism.to(backbone.device), LinearKL(backbone.head)
-    unfinished = [rung(settings, kind) for kind in kinds if not checkpoints[kind].is_finished]
-    closed_curve: rank_curve.Curve = {}
-    if backbone.n_layers > 1 and any(map(training.needs_solution, unfinished)):
-        widest = max((start_of(of_kind, backbone) for of_kind in unfinished), key=lambda start: start.rank)
+    checkpoints, linear_kl = {kind: Checkpoints(work / kind) for kind in kinds}, LinearKL(backbone.head)
+    solution, closed_curve, on_device = None, {}, None if prism is None else prism.to(backbone.device)
+    todo = [kind for kind in kinds if not checkpoints[kind].is_finished or not (work / RANK_CURVE).exists()]
+    rungs = [rung(settings, kind, train) for kind in todo]
+    if backbone.n_layers > 1 and any(map(training.needs_solution, rungs)):
+        widest = max((start_of(of_kind, backbone) for of_kind in rungs), key=lambda start: start.rank)
         solution = closed_form.solve(linear_kl, train, held_out, widest)
-        if widest.rank:
-            closed_curve = rank_curve.of_closed_form(linear_kl, solution, held_out, widest)
+        closed_curve = rank_curve.of_closed_form(linear_kl, solution, held_out, widest)
         if settings.kind == "low_rank" and settings.rank == "auto" and settings.start == "closed_form":
             settings = settings.model_copy(update={"rank": rank_curve.smallest_rank(closed_curve)})
     fits: dict[str, Fit] = {}
     for kind in kinds:
-        of_kind = rung(settings, kind)
+        of_kind = rung(settings, kind, train)
         fits[kind] = training.fit(
             backbone.head,
             train,
@@ -152,9 +152,8 @@ def fit_all(
             below=list(fits.values())[-1] if fits else None,
             checkpoints=checkpoints[kind],
         )
-    if solution is not None and closed_curve and settings.kind in fits and not (work / RANK_CURVE).exists():
-        lens = fits[settings.kind].lens
-        trained = rank_curve.of_lens(linear_kl, solution, lens, train, held_out) if lens.rank else {}
+    if solution is not None and settings.kind in fits:
+        trained = rank_curve.of_lens(linear_kl, solution, fits[settings.kind].lens, train, held_out)
         rank_curve.write(work / RANK_CURVE, trained, closed_curve)
     return fits
 
@@ -164,12 +163,15 @@ def start_of(settings: FitParams, backbone: Backbone) -> Lens:
     return Lens.start(settings, backbone.n_layers, backbone.d_model).to(backbone.device)
 
 
-def rung(settings: FitParams, kind: str) -> FitParams:
-    """The settings of one kind. A rung is fit to its optimum whatever the recipe of the lens: with ours."""
+def rung(settings: FitParams, kind: str, train: Residuals) -> FitParams:
+    """The settings of one kind. A rung is fit to its optimum, whatever the recipe of the lens."""
     if kind == settings.kind:
         return settings
-    ours: dict[str, Any] = {"kind": kind, "start": "closed_form", "coordinates": "whitened", "layers_per_step": "all"}
-    ours |= {"l2_smallness": 0.0, "smooth_depth": 0.0, "weight_decay": 0.0}
+    to_optimum: dict[str, Any] = {
+        "kind": kind, "start": "closed_form", "coordinates": "whitened", "layers_per_step": "all",
+        "l2_smallness": 0.0, "smooth_depth": 0.0, "weight_decay": 0.0,
+    }  # fmt: skip
     if kind != "full":
-        ours |= {"epochs": settings.ladder_epochs, "optimizer": "adamw", "lr": RUNG_LR}
-    return settings.model_copy(update=ours)
+        steps_per_epoch = Schedule(settings, train.n_seqs, 1).steps_per_epoch
+        to_optimum |= {"epochs": (BIAS_STEPS - 0.5) / steps_per_epoch, "optimizer": "adamw", "lr": BIAS_LR}
+    return settings.model_copy(update=to_optimum)

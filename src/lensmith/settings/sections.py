@@ -124,7 +124,6 @@ class FitParams(Section):
     rank: Annotated[int | Literal["auto"], int_or("auto")]  # auto: the smallest near the best, by the closed form
     norm: Literal["final", "next_input"]  # what a middle layer is normed with before it is decoded
     ladder: list[Literal["temperature", "bias", "full"]]  # smaller or larger kinds, fit beside the lens to compare it
-    ladder_epochs: Epochs  # of the bias; temperatures are found without steps
     start: Literal["norm_lens", "closed_form"]
     coordinates: Literal["plain", "whitened"]  # that U and V are trained in
     scale: bool  # learn s, a factor per dimension
