@@ -297,26 +297,20 @@ def settings_of(source: dict[str, Any], corpus: dict[str, Any]) -> Any:
 
 
 def _calls() -> dict[str, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    import lensmith
+    """By name. Calls that need torch or plotly import them themselves: most clients only ask the Hub."""
     from lensmith.hub import datasets, pins, published, releases
     from lensmith.hub import models as hub
     from lensmith.hub import push as hub_release
     from lensmith.lab import add
-    from lensmith.lens import stage as fit
-    from lensmith.lens.lens import Lens
     from lensmith.release import package, publish, verify
-    from lensmith.report import page
     from lensmith.settings import sections as params
-    from lensmith.source import prefetch
-    from lensmith.source.backbone import Backbone
 
     def dataset(corpus: dict[str, Any]) -> Any:
         return datasets.pin_dataset(params.CorpusParams.model_validate(corpus)).model_dump(mode="json")
 
     def build(source: dict[str, Any], corpus: dict[str, Any], out: str) -> None:
+        from lensmith.source import prefetch
+
         prefetch.build(settings_of(source, corpus), Path(out))
 
     def parcel(folder: str, model_id: str, tag: str | None = None) -> Any:
@@ -336,14 +330,25 @@ def _calls() -> dict[str, Any]:
         chosen = params.ModelParams.model_validate(settings)
         at = {place: Path(path) for place, path in paths.items()}
         if name == "fit":
+            from lensmith.lens import stage as fit
+
             fit.run(chosen, at["code"], at["corpus"], at["lens"])
         else:
+            from lensmith.report import page
+
             drawn = {name: at[name].parent for name in page.ReportFolders.__annotations__ if name != "resolved"}
             html = page.page_of(at["settings"], page.ReportFolders(resolved=at["settings"].parent, **drawn))
             publish.run(chosen, at["corpus"], at["lens"], at["judgement"], at["release"], page=html)
 
     def logits(place: str, model: str, base: str, revision: str | None = None) -> Any:
         """What a published or local lens reads after each block at the last of a few tokens."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        import lensmith
+        from lensmith.lens.lens import Lens
+        from lensmith.source.backbone import Backbone
+
         backbone = Backbone.from_model(AutoModelForCausalLM.from_pretrained(base))
         local = (Path(place) / "weights.safetensors").exists()
         lens = Lens.load(Path(place)) if local else lensmith.load(place, model=model, revision=revision, base=backbone)
