@@ -43,14 +43,14 @@ def verify(
 
 
 def _verify_provenance(key: str | None) -> None:
-    from lensmith.lens import audit  # here, so that every other command starts without torch
-
     fitted = [
         key for key in layout.models([key] if key else []) if (ARTIFACTS / key / "lens" / "provenance.json").exists()
     ]
     if not fitted:
         folder = ARTIFACTS / (key or "")
         raise InputError(f"{folder}: holds no lens yet. `dvc repro` fits it, `dvc pull` fetches it.")
+    from lensmith.lens import audit  # here, so that nothing else waits for torch
+
     n_wrong = 0
     for name in track(fitted, "verify", "lens"):
         corpus, folder = ARTIFACTS / name / "corpus", ARTIFACTS / name / "lens"
