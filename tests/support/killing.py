@@ -39,10 +39,22 @@ from tests.support.settings import fit_params
 
 L, D, V, P = 4, 12, 23, 6
 STEPS = 16  # of which early stopping leaves a dozen
+# Held-out rows are distributed otherwise than training rows: the fit passes the best map for them.
+COMMON = {
+    "batch_seqs": 4,
+    "epochs": 1,
+    "validate_every": 1,
+    "patience": 9,
+    "lr": 0.05,
+    "layers_per_step": 2,
+    "warmup": 0.2,
+    "weight_decay": 0.01,
+}
+MUON = {"rank": 4, "optimizer": "muon", "start": "norm_lens", "coordinates": "plain", "smooth_depth": 1e-3}
 FORMS = {
-    "adamw": {"rank": 4, "lr": 0.0015},
-    "muon": {"rank": 4, "optimizer": "muon", "start": "norm_lens", "coordinates": "plain", "smooth_depth": 1e-3},
-    "bias": {"kind": "bias"},
+    "adamw": fit_params(**COMMON | {"rank": 4, "lr": 0.0015}),
+    "muon": fit_params(**COMMON | MUON),
+    "bias": fit_params(**COMMON | {"kind": "bias"}),
 }
 
 
@@ -64,12 +76,7 @@ def _rows(n_seqs: int, seed: int, towards: float) -> CountedRows:
 
 def fit(folder: Path, form: str = "adamw") -> str:
     """The fit, from its newest checkpoint on; everything that it gives, hashed."""
-    # Held-out rows are distributed otherwise than training rows: the fit passes the best map for them.
-    settings = fit_params(
-        **{"batch_seqs": 4, "epochs": 1, "validate_every": 1, "patience": 9, "lr": 0.05, "layers_per_step": 2}
-        | {"warmup": 0.2, "weight_decay": 0.01}
-        | FORMS[form]
-    )
+    settings = FORMS[form]
     head = Head(
         torch.randn(V, D, generator=torch.Generator().manual_seed(0)), None, Transform(), nn.Identity(), (None,) * L, ""
     )
