@@ -10,12 +10,12 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("LENSMITH_HOME", str(tmp_path_factory.mktemp("home")))
 
 
-# Each runs a whole lab through DVC. They begin first, or one worker would be left alone with them at the end.
-LONG = ("test_pipeline.py", "test_queue.py")
+# The longest files, longest first. They begin first, or one worker would be left alone with them at the end.
+LONG = ("test_pipeline.py", "test_resume.py", "test_fleet.py", "test_placement.py", "test_examples.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

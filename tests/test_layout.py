@@ -27,7 +27,8 @@ ROOMS = (
     "cli",
 )
 STRANGERS = {"report", "release"}  # neither knows the other: a stage puts the report's page into a release
-LIGHT = ("settings", "files", "report", "judge.gates", "release.package")
+# Started for every edit, every wrong input and every page, also where no torch is.
+LIGHT = ("settings", "files", "report", "judge.gates", "release.package", "release.verify")
 
 FILES = {
     ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in SRC.rglob("*.py")
@@ -101,10 +102,27 @@ def test_no_import_is_hidden():
             assert not (isinstance(node, ast.Attribute) and node.attr == "import_module"), name
 
 
-@pytest.mark.parametrize("light", LIGHT)
-def test_light_rooms_start_without_torch(light):
-    """A wrong setting, a report and a verdict are told in a moment, on machines without a GPU library too."""
-    modules = sorted(name for name in FILES if name.startswith(f"lensmith.{light}"))
-    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
+def python(code: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+def test_light_rooms_start_without_torch():
+    """A wrong setting, a report and a verdict are told in a moment, on machines without a GPU library too."""
+    modules = sorted(name for name in FILES if name.startswith(tuple(f"lensmith.{light}" for light in LIGHT)))
+    checks = "".join(f"import {name}; 'torch' in sys.modules and sys.exit('{name}')\n" for name in modules)
+
+    assert python(f"import sys\n{checks}").stderr == ""
+
+
+def test_gates_start_without_pandas():
+    """The stage runs for every edit of a limit."""
+    assert python("import sys, lensmith.judge.gates; 'pandas' in sys.modules and sys.exit('pandas')").stderr == ""
+
+
+def test_a_fit_starts_in_silence_and_without_pictures():
+    """It must not depend on the code that draws, which would also cost plotly's second. transformers imports torchao
+    in every stage, whatever the model, and torchao logs what this machine lacks.
+    """
+    drawing = "[name for name in sys.modules if name.startswith(('plotly', 'pandas'))]"
+
+    assert python(f"import sys, lensmith.lens.stage; {drawing} and sys.exit(str({drawing}))").stderr == ""

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -378,13 +376,6 @@ def test_nothing_is_sent_without_a_repository(bench):
 
     with pytest.raises(InputError, match=r"publish\.repo is not set, so there is nowhere to send to"):
         publish.send(bench.settings, bench.out)
-
-
-def test_packaging_starts_without_torch():
-    """Only the export needs it; a wrong input is refused at once."""
-    code = "import sys; import lensmith.release.package; sys.exit('torch' in sys.modules)"
-
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_quick_start_of_the_card_runs(bench, tmp_path, monkeypatch, capsys):

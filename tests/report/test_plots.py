@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -175,15 +173,3 @@ def test_a_text_is_written_with_its_readings(tmp_path):
     (text,) = json.loads((tmp_path / "trajectories.json").read_text())
     assert (text["id"], text["prompt"], text["answer"]) == ("one", "The river", "runs")
     assert len(text["tokens"]) == len(ids) and len(text["lenses"]["tuned"]["kl"]) == bench.n_layers
-
-
-def test_it_needs_no_torch():
-    """A light stage starts in a moment."""
-    code = (
-        "import atexit, sys, stages.plots; atexit.register(lambda: print('torch' in sys.modules)); stages.plots.main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--help"], capture_output=True, text=True, cwd=REPOSITORY, check=True
-    )
-
-    assert done.stdout.endswith("False\n")
