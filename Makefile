@@ -16,12 +16,16 @@ ifneq ($(UV_FIND_LINKS),)
 export UV_FIND_LINKS
 endif
 
-.PHONY: demo test test-long lint install atlas peer clean
+.PHONY: demo test suite test-long lint install atlas peer clean
 demo: $(STAMP)
 	dvc repro
 	@lensmith report
 
-test: lint
+# mypy is one process, and tests wait now and then: side by side, both cores stay busy.
+test: $(STAMP)
+	$(MAKE) --jobs 2 lint suite
+
+suite: $(STAMP)
 	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The full matrices of docs/reliability.md. Each prints the figure that it measured.
