@@ -51,7 +51,7 @@ PROMISES = {
     "mutants": "fits that forget one piece of their state: not noticed",
     "by_cadence": "checkpoints every 0, 0.01, 0.03, 240 s: fits whose bytes differ",
 }
-MANY_STEPS = {"epochs": 400, "patience": 999, "validate_every": 200, "bank": "stream"}  # seconds, to be caught amid
+MANY_STEPS = {"epochs": 150, "patience": 999, "validate_every": 75, "bank": "stream"}  # seconds, to be caught amid
 
 
 def rounds_of(*names: str, capabilities: str = "none") -> dict[str, dict]:

@@ -64,7 +64,7 @@ def test_queued_experiments_read_one_bank_and_are_compared(lab: Lab):
     bank = {path: path.stat().st_mtime_ns for path in lab.root.glob(".lensmith/bank/*/*.safetensors")}
     lab.run("dvc", "exp", "run", "gates", "-S", "++models.one.fit.rank=1,2", "--queue", "--name", "rank")
     lab.run("dvc", "queue", "start")
-    end = time.monotonic() + 300
+    end = time.monotonic() + 900
     while lab.run("git", "for-each-ref", "refs/exps").count("/rank-") < 2 and time.monotonic() < end:
         time.sleep(0.2)  # git answers at once; `dvc queue status` takes two seconds of a processor
     while re.search("Queued|Running", status := lab.run("dvc", "queue", "status")):

@@ -4,7 +4,6 @@ The DevTools protocol is JSON, a zero byte after each message. That needs no pac
 could meet. Debian: `apt-get install chromium`.
 """
 
-import base64
 import fcntl
 import itertools
 import json
@@ -101,15 +100,6 @@ class Browser:
         about = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
         self.ask("Input.dispatchKeyEvent", type="keyDown", **about, **text)
         self.ask("Input.dispatchKeyEvent", type="keyUp", **about)
-
-    def picture(self, file: Path, selector: str = "body") -> None:
-        """A PNG of one element."""
-        box = self.run(
-            f"(() => {{ const b = document.querySelector({json.dumps(selector)}).getBoundingClientRect();"
-            "return {x: b.x + scrollX, y: b.y + scrollY, width: b.width, height: b.height} })()"
-        )
-        shot = self.ask("Page.captureScreenshot", clip=box | {"scale": 1}, captureBeyondViewport=True)
-        file.write_bytes(base64.b64decode(shot["data"]))
 
     def ask(self, method: str, **params: Any) -> dict[str, Any]:
         return self._ask(method, session=self._session, **params)
