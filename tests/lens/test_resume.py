@@ -12,7 +12,6 @@ import time
 import pytest
 
 from lensmith.files import artifacts
-from tests.support import hardware
 from tests.support.lab import REPOSITORY, Lab
 
 SHORT = (
@@ -24,6 +23,8 @@ SHORT = (
     "file_size_limit",
     "tmpfs",
     "mutants",
+    "steps:bf16",
+    "mutants:bf16",
 )
 FULL = (
     "steps:muon",
@@ -38,6 +39,7 @@ PROMISES = {
     "steps": "SIGKILL before every step of a fit: rounds whose bytes differ",
     "steps:muon": "the same with Muon and layers drawn anew each step",
     "steps:bias": "the same for a rung of the ladder",
+    "steps:bf16": "the same with bfloat16 products",
     "signals": "TERM or INT at every step: rounds that end otherwise than in order, or differ",
     "some_writes": "SIGKILL at file operations of three checkpoints: rounds whose bytes differ",
     "every_write": "SIGKILL at every file operation of a fit: rounds whose bytes differ",
@@ -49,15 +51,16 @@ PROMISES = {
     "file_size_limit": "RLIMIT_FSIZE: rounds not told or not the same",
     "tmpfs": "a tmpfs that is really full (0 rounds where none may be mounted): rounds not told or not the same",
     "mutants": "fits that forget one piece of their state: not noticed",
+    "mutants:bf16": "the same with bfloat16 products",
     "by_cadence": "checkpoints every 0, 0.01, 0.03, 240 s: fits whose bytes differ",
 }
 MANY_STEPS = {"epochs": 150, "patience": 999, "validate_every": 75, "bank": "stream"}  # seconds, to be caught amid
 
 
-def rounds_of(*names: str, capabilities: str = "none") -> dict[str, dict]:
-    """What each scenario of `killing` found, on a processor with bfloat16 products or without."""
+def rounds_of(*names: str) -> dict[str, dict]:
+    """What each scenario of `killing` found."""
     command = [sys.executable, "-m", "tests.support.killing", *names]
-    variables = os.environ | {"OMP_NUM_THREADS": "1", hardware.VARIABLE: capabilities}
+    variables = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY, env=variables)
     return {result["name"]: result for result in map(json.loads, done.stdout.splitlines())}
 
@@ -75,11 +78,6 @@ def test_a_fit_that_is_cut_off_goes_on_to_the_same_bytes(short, name, record_pro
     assert result["wrong"] == []
     assert result["rounds"] > 2 or name == "tmpfs"
     record_property(PROMISES[name], f"0 of {result['rounds']}")
-
-
-def test_a_fit_with_bfloat16_products_resumes_to_the_same_bytes():
-    """Scenarios `steps` and `mutants` on a processor with bfloat16 products."""
-    assert [result["wrong"] for result in rounds_of("steps", "mutants", capabilities="bf16").values()] == [[], []]
 
 
 @pytest.mark.long

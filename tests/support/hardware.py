@@ -6,7 +6,6 @@ from lensmith.lens import training
 from lensmith.source import skeleton
 
 CAPABILITIES = ("none", "bf16")
-VARIABLE = "TEST_CAPABILITIES"  # read by the programs of tests, and by nothing else
 
 
 def force(capabilities: str, replace=setattr) -> None:

@@ -1,6 +1,8 @@
 """Scenarios that interrupt a fit, run it again and compare its bytes. A program of its own:
 
-    python -m tests.support.killing <scenario>...    prints for each a JSON line {"name", "rounds", "wrong": [...]}
+    python -m tests.support.killing <scenario>[:<form>]...
+
+prints for each a JSON line {"name", "rounds", "wrong": [...]}.
 
 Each round is forked from here, where torch is imported and no thread runs. The fit is small but has every part of a
 large one: some layers a step, an optimizer, a closed-form start, and validations that fall, rise and end it early.
@@ -55,6 +57,7 @@ FORMS = {
     "adamw": fit_params(**COMMON | {"rank": 4, "lr": 0.0015}),
     "muon": fit_params(**COMMON | MUON),
     "bias": fit_params(**COMMON | {"kind": "bias"}),
+    "bf16": fit_params(**COMMON | {"rank": 4, "lr": 0.0015}),  # as adamw, on a processor with bfloat16 products
 }
 
 
@@ -437,11 +440,11 @@ def scenarios() -> Iterator[tuple[str, Callable[[Trial], None]]]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    hardware.force(os.environ.get(hardware.VARIABLE, "none"))
     os.environ[environment.CHECKPOINT_SECONDS] = "0"
     known = dict(scenarios())
     for asked in sys.argv[1:]:
         name, _, form = asked.partition(":")
+        hardware.force(form if form in hardware.CAPABILITIES else "none")
         trial = Trial(asked, form or "adamw")
         known[name](trial)
         trial.tell()
