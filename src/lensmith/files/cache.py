@@ -76,10 +76,20 @@ class CacheEntry:
 
     def contents(self) -> str:
         """What it holds, in words; one that is being written, or is damaged, says so."""
-        if self.kind == "bank":
-            return _bank_contents(self.folder)
         if self.kind == "fleet":
             return f"a clone for {self.key.rpartition('-')[0]}; what it finished is in the remote"
+        if self.kind == "bank":
+            shards = sorted(self.folder.glob("shard-*.safetensors"))
+            try:
+                key = json.loads((self.folder / "key.json").read_bytes())
+                n_seqs = sum(_shape(shard)[0] for shard in shards)
+                n_positions, n_layers, d_model = _shape(shards[0])[1:]
+                machine = f"{str(key['dtype']).removeprefix('torch.')} on {key['device']}, torch {key['torch']}"
+                captured = f"{machine}, {key['capture_seqs']} sequences a pass"
+            except (OSError, IndexError, KeyError, ValueError, SafetensorError):
+                return f"{len(shards)} shards, not readable"
+            residuals = f"{n_positions} positions of each of {n_seqs} sequences, {n_layers} layers, d_model {d_model}"
+            return f"{residuals}; {captured}"
         newest = {path.parent.name: path.stem for path in sorted(self.folder.glob("*/*.safetensors"))}
         kinds = ", ".join(f"{kind} {stem}" for kind, stem in newest.items())
         try:
@@ -87,19 +97,6 @@ class CacheEntry:
         except (OSError, KeyError, ValueError):
             return f"checkpoints of an unknown model: {kinds}"
         return f"checkpoints of {model}: {kinds or 'none yet'}"
-
-
-def _bank_contents(folder: Path) -> str:
-    shards = sorted(folder.glob("shard-*.safetensors"))
-    try:
-        key = json.loads((folder / "key.json").read_bytes())
-        n_seqs = sum(_shape(shard)[0] for shard in shards)
-        n_positions, n_layers, d_model = _shape(shards[0])[1:]
-        machine = f"{str(key['dtype']).removeprefix('torch.')} on {key['device']}, torch {key['torch']}"
-    except (OSError, IndexError, KeyError, ValueError, SafetensorError):
-        return f"{len(shards)} shards, not readable"
-    residuals = f"{n_positions} positions of each of {n_seqs} sequences, {n_layers} layers, d_model {d_model}"
-    return f"{residuals}; {machine}, {key['capture_seqs']} sequences a pass"
 
 
 def _shape(shard: Path) -> list[int]:

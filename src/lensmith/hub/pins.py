@@ -19,6 +19,7 @@ RepoType = Literal["model", "dataset", "space"]
 
 PLAIN = re.compile(r"[A-Za-z0-9_-][\w.+-]*", re.ASCII)  # the name of a file, which leads to no other folder
 LENS_CONFIG, LENS_PARAMS = "config.json", "params.pt"  # the files of a lens of the package tuned-lens
+REPACK = "Run prefetch again: `dvc repro --force --single-item prefetch@MODEL`, since DVC may see nothing new."
 FETCH = "Stages after prefetch have no network: `lensmith fetch` downloads what they need."
 
 
@@ -117,7 +118,7 @@ def check(folder: Path, files: dict[str, str], where: str, *, is_cached: bool) -
         actual = sha256_file(folder / name)
         if actual == recorded:
             continue
-        remedy = "It changed after prefetch: run prefetch again for the file as it is now, or put the old one back."
+        remedy = f"It changed after prefetch. Put the old one back, or take the one that is here. {REPACK}"
         if is_cached:
             discard(folder / name)
             remedy = "It was removed from the cache; `lensmith fetch` downloads it again."

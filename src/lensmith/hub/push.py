@@ -98,7 +98,18 @@ def push(parcel: Parcel, repo: str, today: dt.date) -> Release:
                 raise
             if (tagged := _state(api, repo).tags.get(version)) != commit:
                 raise IntegrityError(f"{repo}: tag {version} is on {tagged}, the release is commit {commit}") from None
-    _check_sent(api, repo, commit, parcel.hashes)
+    with remote(KIND, repo, commit, outcome=SENDING):  # does the Hub hold each file as it was sent?
+        infos = api.get_paths_info(repo, list(parcel.hashes), revision=commit, repo_type=KIND)
+        files = {info.path: info for info in infos if isinstance(info, RepoFile)}
+        for path, sent in parcel.hashes.items():
+            held = None
+            if path in files and (lfs := files[path].lfs):
+                held = lfs.sha256
+            elif path in files:  # of a small file the Hub records no sha256: read it
+                content = HfFileSystem().read_bytes(f"datasets/{repo}@{commit}/{path}")
+                held = hashlib.sha256(content).hexdigest()
+            if held != sent:
+                raise IntegrityError(f"{repo}@{commit}: {path} has sha256 {held} on the Hub, sent was {sent}")
     return Release(repo, commit, version)
 
 
@@ -208,19 +219,3 @@ def _operations(now: RepoState, parcel: Parcel, version: str) -> list[CommitOper
         *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in contents.items()),
         *(CommitOperationDelete(path_in_repo=path) for path in sorted(stale)),
     ]
-
-
-def _check_sent(api: HfApi, repo: str, commit: str, hashes: Mapping[str, str]) -> None:
-    """IntegrityError for the first file that the Hub does not hold as it was sent."""
-    with remote(KIND, repo, commit, outcome=SENDING):
-        infos = api.get_paths_info(repo, list(hashes), revision=commit, repo_type=KIND)
-        files = {info.path: info for info in infos if isinstance(info, RepoFile)}
-        for path, sent in hashes.items():
-            held = None
-            if path in files and (lfs := files[path].lfs):
-                held = lfs.sha256
-            elif path in files:  # of a small file the Hub records no sha256: read it
-                content = HfFileSystem().read_bytes(f"datasets/{repo}@{commit}/{path}")
-                held = hashlib.sha256(content).hexdigest()
-            if held != sent:
-                raise IntegrityError(f"{repo}@{commit}: {path} has sha256 {held} on the Hub, sent was {sent}")

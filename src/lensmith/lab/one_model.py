@@ -27,16 +27,14 @@ def keep_only(model: str) -> None:
     reduced: dict[Path, Any] = {}
     for path, section in ((PARAMS, "models"), (LOCK, "stages")):
         data = yaml.load(path) if path.exists() else {section: {}}
-        entries = {name: value for name, value in data[section].items() if _is_of(model, name, section)}
-        if len(entries) == len(data[section]):
+        # `fit@atlas` belongs to atlas; a stage without a model, such as `resolve`, belongs to every model.
+        wanted = [
+            name for name in data[section] if name.rpartition("@")[2] == model or (path == LOCK and "@" not in name)
+        ]
+        if len(wanted) == len(data[section]):
             continue
         if git.run("status", "--porcelain", "--", str(path)) != "":
             raise InputError(f"git: {path} is not as committed, and entries of it would be lost. Nothing was changed.")
-        reduced[path] = data | {section: entries}
+        reduced[path] = data | {section: {name: data[section][name] for name in wanted}}
     for path, data in reduced.items():
         yaml.dump(data, path)
-
-
-def _is_of(model: str, name: str, section: str) -> bool:
-    """Whether an entry belongs to the model; a stage without one, such as `resolve`, belongs to every model."""
-    return name == model if section == "models" else name.partition("@")[2] in ("", model)

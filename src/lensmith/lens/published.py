@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lensmith.files import untrusted
-from lensmith.hub.pins import LENS_CONFIG, LENS_PARAMS, LensPin, lens_folder
+from lensmith.hub.pins import LENS_CONFIG, LENS_PARAMS, REPACK, LensPin, lens_folder
 from lensmith.lens import training
 from lensmith.lens.lens import LARGEST, Lens
 from lensmith.process.errors import InputError, IntegrityError, LensmithError, NumericError, first_line, shown
@@ -67,7 +67,7 @@ def load(pin: LensPin | None, backbone: Backbone) -> tuple[Lens, dict[str, Any]]
         NumericError: a number is not finite.
     """
     if pin is None:
-        raise IntegrityError(f"fit.kind is imported, but the corpus has no pinned lens. Run prefetch again. {UNREAD}")
+        raise IntegrityError(f"fit.kind is imported, but the corpus has no pinned lens. {REPACK} {UNREAD}")
     folder = lens_folder(pin)
     try:
         config = _read_config(folder / LENS_CONFIG, backbone)

@@ -5,7 +5,7 @@ resolved/models/<key>.json; every later stage reads them from there.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -33,14 +33,26 @@ CorpusKind = Literal["hf", "files", "atlas"]
 BosPolicy = Literal["tokenizer", "never"]
 
 
-class Section(BaseModel):
-    """A section of params.yaml: no unknown keys, no coercion, no change after reading.
-
-    `inputs` is written by `resolve`, never by hand: the sha256 of each file of this repository that
-    the section names, so that an edit of that file makes the stages that read it stale.
-    """
+class Checked(BaseModel):
+    """Settings with no unknown keys, no coercion, and no change after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.check()
+        return self
+
+    def check(self) -> None:
+        """ValueError where values do not belong together; each value alone is checked by its type."""
+
+
+class Section(Checked):
+    """A section of params.yaml.
+
+    `inputs` is written by `resolve`, never by hand: the sha256 of each local file that the section
+    names, so that an edit of that file makes the stages that read it stale.
+    """
 
     inputs: dict[str, str] = {}
 
@@ -57,8 +69,8 @@ class SourceParams(Section):
     placement: Placement
     trust_remote_code: bool  # run the Python files of the repository; only of a commit that was read and is named
 
-    @model_validator(mode="after")
-    def _check_origin(self) -> "SourceParams":
+    def check(self) -> None:
+        """One origin; code of others only at a commit."""
         if (self.repo is None) == (self.path is None):
             raise ValueError("needs exactly one of repo (a Hub id) and path (a folder)")
         if self.trust_remote_code and (self.repo is None or not COMMIT.fullmatch(self.revision)):
@@ -66,7 +78,6 @@ class SourceParams(Section):
                 f"trust_remote_code is true and revision is {self.revision!r}; code is run only of a repo at a commit, "
                 "40 hex digits: a branch or tag would run what somebody puts there tomorrow"
             )
-        return self
 
 
 class CorpusParams(Section):
@@ -86,8 +97,8 @@ class CorpusParams(Section):
     bos: BosPolicy  # special tokens as the model's own tokenizer adds them, or none
     max_document_chars: Count  # longer documents are cut there, and counted
 
-    @model_validator(mode="after")
-    def _check_text(self) -> "CorpusParams":
+    def check(self) -> None:
+        """A source for the kind, and budgets of at least one sequence."""
         if self.kind == "hf" and self.repo is None:
             raise ValueError("kind hf needs repo, a dataset id such as HuggingFaceFW/fineweb-edu")
         if self.kind == "files" and not self.files:
@@ -95,7 +106,6 @@ class CorpusParams(Section):
         for name in ("train_tokens", "heldout_tokens"):
             if (tokens := getattr(self, name)) < self.seq_len:
                 raise ValueError(f"{name} is {tokens}, must be at least seq_len ({self.seq_len})")
-        return self
 
 
 class ImportedParams(Section):
@@ -106,15 +116,13 @@ class ImportedParams(Section):
     revision: Revision  # branch, tag or commit; prefetch pins it
     folder: Word | None  # of config.json and params.pt, in that repository or local
 
-    @model_validator(mode="after")
-    def _check_folder(self) -> "ImportedParams":
-        if self.repo is None:
-            return self
-        if self.folder is None:
-            raise ValueError("repo needs folder, where in that repository the lens is, such as lens/gpt2")
-        if {"", ".", ".."} & set(self.folder.split("/")):
-            raise ValueError(f"folder is {self.folder!r}, must be a folder inside the repository, such as lens/gpt2")
-        return self
+    def check(self) -> None:
+        """A folder inside the repository."""
+        if self.repo is not None:
+            if self.folder is None:
+                raise ValueError("repo needs folder, where in that repository the lens is, such as lens/gpt2")
+            if {"", ".", ".."} & set(self.folder.split("/")):
+                raise ValueError(f"folder is {self.folder!r}, must be one inside the repository, such as lens/gpt2")
 
 
 class FitParams(Section):
@@ -152,11 +160,10 @@ class FitParams(Section):
     patience: Count  # validations without improvement before the fit stops
     seed: Seed
 
-    @model_validator(mode="after")
-    def _check_positions(self) -> "FitParams":
+    def check(self) -> None:
+        """Positions to sample from."""
         if self.position_min >= self.position_max:
             raise ValueError(f"position_min is {self.position_min}, must be below position_max ({self.position_max})")
-        return self
 
 
 class SweepParams(Section):
@@ -221,10 +228,8 @@ class FleetParams(Section):
 ANYWHERE = FleetParams(gpus="auto", memory_gib="auto", cpus=1)
 
 
-class ModelParams(BaseModel):
+class ModelParams(Checked):
     """Everything that the lab knows of one model before it runs."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     key: str
     source: SourceParams
@@ -238,8 +243,8 @@ class ModelParams(BaseModel):
     # Not in resolved/: a stage that cannot see it does not become stale with it.
     fleet: FleetParams = Field(default=ANYWHERE, exclude=True)
 
-    @model_validator(mode="after")
-    def _check_imported(self) -> "ModelParams":
+    def check(self) -> None:
+        """A lens for the kind imported, and no more positions and sequences than there are."""
         if (self.fit.kind == "imported") != (self.imported.folder is not None):
             raise ValueError(
                 f"fit.kind is {self.fit.kind} and imported.folder is {self.imported.folder}; kind imported needs a "
@@ -247,10 +252,6 @@ class ModelParams(BaseModel):
             )
         if self.fit.kind == "imported" and self.fit.prism != "off":
             raise ValueError(f"fit.prism is {self.fit.prism}, must be off for fit.kind imported: nothing is fit")
-        return self
-
-    @model_validator(mode="after")
-    def _check_budgets(self) -> "ModelParams":
         window = int(self.corpus.seq_len * self.fit.position_max) - int(self.corpus.seq_len * self.fit.position_min)
         if self.fit.positions_per_seq > window:
             raise ValueError(
@@ -269,7 +270,6 @@ class ModelParams(BaseModel):
                 f"sweep.positions_per_seq is {self.sweep.positions_per_seq}, "
                 f"must be at most corpus.seq_len ({self.corpus.seq_len})"
             )
-        return self
 
     @property
     def model_id(self) -> str:

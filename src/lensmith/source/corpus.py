@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lensmith.files import artifacts
-from lensmith.hub.pins import LensPin, ModelPin
+from lensmith.hub.pins import REPACK, LensPin, ModelPin
 from lensmith.process.errors import IntegrityError
 from lensmith.settings.sections import BosPolicy, CorpusKind
 
@@ -97,7 +97,7 @@ class Manifest(_Record):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise IntegrityError(f"{path}: {key}: {first['msg']}. Run prefetch again.") from None
+            raise IntegrityError(f"{path}: {key}: {first['msg']}. {REPACK}") from None
 
 
 def read_tokens(folder: Path) -> NDArray[np.uint32]:
@@ -126,11 +126,7 @@ def _read(path: Path, sha256: str, shape: tuple[int, int]) -> NDArray[np.uint32]
     tokens = tensors.get("tokens")
     if tokens is None or tokens.dtype != np.uint32 or tokens.shape != shape:
         contents = {name: f"{tensor.dtype} {tensor.shape}" for name, tensor in tensors.items()}
-        raise IntegrityError(
-            f"{path}: holds {contents}, the manifest records tokens, uint32 {shape}. Run prefetch again."
-        )
+        raise IntegrityError(f"{path}: holds {contents}, the manifest records tokens, uint32 {shape}. {REPACK}")
     if (actual := sha256_tokens(tokens)) != sha256:
-        raise IntegrityError(
-            f"{path}: token ids have sha256 {actual}, the manifest records {sha256}. Run prefetch again."
-        )
+        raise IntegrityError(f"{path}: token ids have sha256 {actual}, the manifest records {sha256}. {REPACK}")
     return np.asarray(tokens, dtype=np.uint32)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from lensmith.hub.pins import REPACK
 from lensmith.process.errors import InputError, IntegrityError, first_line, shown
 from lensmith.settings.sections import BosPolicy
 from lensmith.source.skeleton import max_length
@@ -152,5 +153,5 @@ def check_behaviour(tokenizer: PreTrainedTokenizerBase, recorded: str, corpus: s
         raise IntegrityError(
             f"{corpus}: this tokenizer gives other ids than the one that packed the corpus (hash of its ids "
             f"{sha256[:12]}, recorded {recorded[:12]}). The files are the same, so the version of a library differs. "
-            "Run prefetch again. Nothing was measured."
+            f"{REPACK} Nothing was measured."
         )
