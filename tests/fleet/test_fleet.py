@@ -59,7 +59,7 @@ def test_the_run_cache_keeps_every_output_of_a_heavy_stage():
     assert made <= read and jobs.LAST_LIGHT in stages
 
 
-def test_an_edit_of_the_fleet_section_makes_no_stage_stale(tmp_path):
+def test_an_edit_of_the_fleet_section_makes_no_stage_stale(tmp_path, monkeypatch):
     """Not even the report, which reads the folder of all settings."""
     text = (REPOSITORY / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(
@@ -68,7 +68,8 @@ def test_an_edit_of_the_fleet_section_makes_no_stage_stale(tmp_path):
     before, after = (params_yaml.read(root / "params.yaml") for root in (REPOSITORY, tmp_path))
 
     assert (before["atlas"].fleet.memory_gib, after["atlas"].fleet.memory_gib) == ("auto", 7)
-    assert resolved.with_inputs(before, REPOSITORY) == resolved.with_inputs(after, REPOSITORY)
+    monkeypatch.chdir(REPOSITORY)  # which has the files that the settings name
+    assert resolved.with_inputs(before) == resolved.with_inputs(after)
 
 
 # What it needs
@@ -353,7 +354,9 @@ def test_a_clone_of_one_model_resolves_as_the_whole_lab_does(tmp_path, monkeypat
 
     assert list(alone) == ["atlas"]
     assert set(stages) == {"resolve", "report", *jobs.stage_names("atlas", *jobs.HEAVY, "gates", "plots", "publish")}
-    assert resolved.with_inputs(alone, REPOSITORY)["atlas"] == resolved.with_inputs(whole, REPOSITORY)["atlas"]
+    with monkeypatch.context() as context:
+        context.chdir(REPOSITORY)  # which has the files that the settings name
+        assert resolved.with_inputs(alone)["atlas"] == resolved.with_inputs(whole)["atlas"]
     one_model.keep_only("atlas")  # once more, as in a clone that an earlier job left: there is nothing to lose
     git("checkout", "--", ".")
     Path("params.yaml").write_text(Path("params.yaml").read_text() + "\n# somebody's work\n")
