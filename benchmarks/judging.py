@@ -29,7 +29,7 @@ from lensmith.judge import walk
 from lensmith.lens import divergence, temperature, tiles
 from lensmith.source.head import Head, HeadInput, Transform
 
-SHAPES = ((49_152, 576, 1024), (131_072, 2048, 512))  # d_vocab, d_model, positions
+SHAPES = ((49_152, 576, 1024), (131_072, 2048, 384))  # d_vocab, d_model, positions
 WHOLE_LOGITS = 2**25  # held at a time, before
 COLUMNS = ("d_vocab", "d_model", "work", "way", "positions", "seconds", "spread", "ratio_to_ours", "largest_error")
 
