@@ -20,6 +20,7 @@ from lensmith.judge.tables import HELDOUT_COLUMNS, POSITION_COLUMNS
 from lensmith.judge.walk import MEASURED
 from lensmith.lens import temperature, tiles
 from lensmith.process.errors import InputError
+from lensmith.process.progress import Progress
 from lensmith.settings.sections import SweepParams
 from tests.support.bench import LINES, tiny_bench, write_lines, write_stages
 from tests.support.oracle import kl
@@ -342,10 +343,18 @@ def test_the_stage_writes_the_reference_recipes_files(stage: Path) -> None:
     assert milestones["delta"]["p50"] == milestones["baseline"]["p50"] - milestones["tuned"]["p50"]
 
 
-def test_running_twice_gives_the_same_bytes(stage: Path) -> None:
-    """DVC compares outputs by content: nothing in them may depend on when or how often they were made."""
+def test_running_twice_gives_the_same_bytes(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC compares outputs by content: nothing in them may depend on when or how often they were made.
+
+    Every part of the work has a bar, and counts to its end: what is left would be wrong otherwise.
+    """
+    bars: list[tuple[str, int | None, int]] = []
+    monkeypatch.setattr(Progress, "__exit__", lambda bar, *_: bars.append((bar._name, bar._total, bar._done)))
     params = stage_settings(stage)
     sweep.run(params, stage / "corpus", stage / "lens", stage / "again")
+    parts = ("", ", last layer", ", temperatures", ", probes", ", trajectories")
+    assert [name for name, _, _ in bars] == [f"sweep{part}" for part in parts]
+    assert all(total == done > 0 for _, total, done in bars)
     assert artifacts.sha256_tree(stage / "again") == artifacts.sha256_tree(stage / "sweep")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from lensmith.files import artifacts
 from lensmith.judge import walk
 from lensmith.judge.facts import LensIdentity
 from lensmith.judge.tables import LENSES, NORM_LENS, NORMS, PRISM, RAW, RUNGS, TUNED, layers
-from lensmith.judge.walk import Name, Reading
+from lensmith.judge.walk import Name, Reader, Reading
 from lensmith.lens.lens import Lens
 from lensmith.lens.lens_file import LADDER, WEIGHTS
 from lensmith.lens.lens_file import PRISM as PRISM_FILE
@@ -21,15 +21,9 @@ from lensmith.lens.provenance import PROVENANCE, Provenance
 from lensmith.process.errors import IntegrityError
 from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus, tokenizer
-from lensmith.source.backbone import Backbone, Head
+from lensmith.source.backbone import Backbone
 from lensmith.source.head import HeadInput
 from lensmith.source.tokenizer import Encoder
-
-
-class Reader(Protocol):
-    """Something fitted that reads a residual stream through the model's head: a lens of the ladder, or Prism."""
-
-    def head_reads(self, head: Head, resid: Tensor, layer: int, /) -> HeadInput: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,7 @@ class Bench:
         manifest = corpus.Manifest.read(corpus_dir)
         backbone = Backbone.load(settings.source, manifest.model)
         lens = Lens.load(lens_dir)
-        others = _others(lens_dir, lens, backbone.device)
+        others = others_beside(lens_dir, lens, backbone.device)
         recorded = Provenance.read(lens_dir / PROVENANCE).head.data()
         shape = (backbone.n_layers, backbone.d_model)
         if (lens.n_layers, lens.d_model) != shape or recorded != backbone.head.fingerprint():
@@ -100,12 +94,9 @@ class Bench:
 
     def head_reads(self, lens: str, layer: int, resid: Tensor) -> HeadInput:
         """What W_U reads under one lens at one layer of resid (n, L + 1, d_model), and the lens's temperature."""
-        head, at_layer = self.backbone.head, resid[:, layer]
-        if lens in self._fitted:
-            return self._fitted[lens].head_reads(head, at_layer, layer)
         if lens == RAW:
-            return HeadInput(at_layer.float())
-        return HeadInput(head.norm(at_layer, layer, "final" if lens == "norm" else "next_input"))
+            return HeadInput(resid[:, layer].float())
+        return walk.head_reads(self.backbone.head, self._fitted.get(lens, self.lens))(lens, layer, resid)
 
     def read(self, resid: Tensor, readings: Sequence[Name], **options: Any) -> dict[Name, Reading]:
         """Some lenses at some layers of resid (n, L + 1, d_model); `walk.read` says what the options are."""
@@ -116,7 +107,7 @@ class Bench:
         return {**self.others, TUNED: self.lens}
 
 
-def _others(lens_dir: Path, lens: Lens, device: torch.device) -> dict[str, Reader]:
+def others_beside(lens_dir: Path, lens: Lens, device: torch.device) -> dict[str, Reader]:
     """The smaller lenses beside a lens, by kind, and Prism.
 
     Raises:

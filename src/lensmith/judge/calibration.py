@@ -4,8 +4,6 @@ At the last block the norm lens must be the model. That is asked of the model's 
 its head, so that a softcap or scale that our head lacks would show as bits here.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -39,9 +37,7 @@ def last_layer(bench: Bench, tokens: Tensor, positions: Tensor, resid: Tensor) -
     )
     lens = torch.stack([bench.final(part) for part in resid])
     tau = temperature.fit(lens.flatten(0, 1), model.flatten(0, 1).softmax(-1))
-    # One line for each sequence, in the order of `_compare`.
-    pairs = zip(model, lens, strict=True)
-    table = np.array([[float(v.double().mean()) for v in _compare(own, z, tau)] for own, z in pairs])
+    table = np.array([compared(*pair, tau) for pair in zip(model, lens, strict=True)])
     reverse, forward, agree, p_lens, p_model, reverse_after, _ = table.mean(axis=0).tolist()
     transform = bench.backbone.head.transform
     return LastLayer(
@@ -60,14 +56,19 @@ def last_layer(bench: Bench, tokens: Tensor, positions: Tensor, resid: Tensor) -
     )
 
 
-def _compare(model: Tensor, lens: Tensor, tau: float) -> Iterator[Tensor]:
-    yield divergence.kl_bits(lens, model)
-    yield divergence.kl_bits(model, lens)
-    yield (model.argmax(-1) == lens.argmax(-1)).float()
-    yield lens.softmax(-1).amax(-1)
-    yield model.softmax(-1).amax(-1)
-    yield divergence.kl_bits(lens / tau, model)
-    yield divergence.kl_bits(model, lens / tau)
+def compared(model: Tensor, lens: Tensor, tau: float) -> list[float]:
+    """KL(lens || model), KL(model || lens), agreement, both top probabilities, and both KLs after tau: means."""
+    scaled = lens / tau
+    values = (
+        divergence.kl_bits(lens, model),
+        divergence.kl_bits(model, lens),
+        (model.argmax(-1) == lens.argmax(-1)).float(),
+        lens.softmax(-1).amax(-1),
+        model.softmax(-1).amax(-1),
+        divergence.kl_bits(scaled, model),
+        divergence.kl_bits(model, scaled),
+    )
+    return [float(value.double().mean()) for value in values]
 
 
 @torch.inference_mode()

@@ -218,7 +218,7 @@ def read(bench: Bench, probes: Iterable[tuple[str, Probe]], temperatures: Sequen
         InputError: a text does not fit into the model's context.
     """
     lenses = tuple(lens for lens in (bench.baseline, TUNED, PRISM, RAW) if lens in bench.names)
-    read = Probes(bench.n_layers, bench.baseline, lenses, list(_cases(bench, probes)))
+    read = Probes(bench.n_layers, bench.baseline, lenses, list(cases(bench, probes)))
     readings = [(lens, layer) for lens in lenses for layer in layers(lens, bench.n_layers)]
     total = len(readings) * sum(len(case.ids) for case in read.cases)
     with Progress("sweep, probes", total, "reading") as progress:
@@ -254,7 +254,7 @@ def _beside_raw(bench: Bench, case: Case, layer: int, facts: next_token_row.Row)
     ]
 
 
-def _cases(bench: Bench, probes: Iterable[tuple[str, Probe]]) -> Iterator[Case]:
+def cases(bench: Bench, probes: Iterable[tuple[str, Probe]]) -> Iterator[Case]:
     for index, (where, probe) in enumerate(probes):
         main = gold_token(bench.encode, probe.prompt, probe.answer)
         texts: list[tuple[Literal["pos", "ctl"], Literal["orig", "no_filler"], Variant, str | None]]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lensmith.judge import walk
-from lensmith.judge.tables import NORM_LENS, NORMS, TUNED
+from lensmith.judge.tables import NORMS, TUNED
 from lensmith.judge.walk import MEASURED
 from lensmith.lens import temperature
 from lensmith.lens.divergence import kl_bits
@@ -24,8 +24,7 @@ from lensmith.lens.lens import Lens
 from lensmith.process.draws import Stream
 from lensmith.process.errors import InputError
 from lensmith.process.progress import Progress, track
-from lensmith.source.backbone import Backbone, NormKind
-from lensmith.source.head import HeadInput
+from lensmith.source.backbone import Backbone
 from lensmith.source.proof import PROOF_LIMIT_BITS
 
 SEED = 316
@@ -88,16 +87,9 @@ def measure(backbone: Backbone, lens: Lens) -> SpotCheck:
     model_logits = backbone.logits(tokens)[:, 1:].flatten(0, 1)[chosen]
 
     head, last = backbone.head, backbone.n_layers
-
-    def head_reads(name: str, layer: int, part: Tensor) -> HeadInput:
-        if name == TUNED:
-            return lens.head_reads(head, part[:, layer], layer)
-        norm: NormKind = "final" if name == NORM_LENS["final"] else "next_input"
-        return HeadInput(head.norm(part[:, layer], layer, norm))
-
     readings = [*((name, layer) for layer in range(1, last) for name in (*NORMS, TUNED)), (TUNED, last)]
     with Progress("verify, readings", POSITIONS * len(readings), "reading") as progress:
-        read = walk.read(head, resid, readings, head_reads, advance=progress.advance)
+        read = walk.read(head, resid, readings, walk.head_reads(head, lens), advance=progress.advance)
     kl = {reading: read[reading].measured[:, MEASURED.index("kl_final_lens_bits")] for reading in readings}
     gains: dict[int, Tensor] = {}  # KL saved at each position, against the norm lens of the smaller median KL: (n,)
     for layer in range(1, last):

@@ -120,8 +120,11 @@ def measure(bench: Bench, prompts: Sequence[TokenizedPrompt], batch_prompts: int
             group = prompts[start : start + size]
             parts = [group[i : i + batch_prompts] for i in range(0, len(group), batch_prompts)]
             resid = torch.cat([capture_last(bench, [prompt.ids for prompt in part]) for part in parts])
-            targets = _targets(group).to(resid.device)
-            read = bench.read(resid, readings, targets=targets, advance=progress.advance)
+            # The control, then the first tokens of the answer; 0 stands for none.
+            width = max(len(prompt.gold) for prompt in group)
+            targets = [[prompt.control or 0, *prompt.gold, *[0] * (width - len(prompt.gold))] for prompt in group]
+            wanted = torch.tensor(targets, device=resid.device)
+            read = bench.read(resid, readings, targets=wanted, advance=progress.advance)
             by_reading = [_lines(bench, group, *reading, read[reading]) for reading in readings]
             cells += [line for by_prompt in zip(*by_reading, strict=True) for line in by_prompt]
             for prompt, answer in zip(group, _answers(group, read["norm", bench.n_layers]), strict=True):
@@ -155,12 +158,6 @@ def capture_last(bench: Bench, ids: Sequence[list[int]]) -> Tensor:
     return bench.backbone.capture(tokens, lengths[:, None] - 1, attention_mask=mask)[:, 0]
 
 
-def _targets(prompts: Sequence[TokenizedPrompt]) -> Tensor:
-    """The tokens whose rank or probability is asked for: the control, then the answer's, 0 where there is none."""
-    width = max(len(prompt.gold) for prompt in prompts)
-    return torch.tensor([[prompt.control or 0, *prompt.gold, *[0] * (width - len(prompt.gold))] for prompt in prompts])
-
-
 class Answer(NamedTuple):
     """A prompt's accepted first tokens in one reading; None where it has none."""
 
@@ -171,8 +168,7 @@ class Answer(NamedTuple):
 
 def _answers(prompts: Sequence[TokenizedPrompt], reading: Reading) -> list[Answer]:
     answers = []
-    # Behind the model's own answer stand `_targets`.
-    numbers = reading.ranks[:, 1:].tolist(), reading.log_q[:, 1:].exp().tolist()
+    # The targets stand behind the model's own answer.
     numbers = reading.ranks[:, 1:].tolist(), reading.log_q[:, 1:].exp().tolist()
     for prompt, ranks, p in zip(prompts, *numbers, strict=True):
         accepted = slice(1, 1 + len(prompt.gold))

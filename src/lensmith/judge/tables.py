@@ -1,5 +1,7 @@
 """Names that the tables of `sweep` and `suite-eval` hold: lenses, quantities, columns."""
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,7 +10,7 @@ from lensmith.lens.depth import PERCENTILES
 Floats = NDArray[np.float64]
 
 # By the norm that a lens reads through: the model's final norm at every layer; the next block's input norm.
-NORM_LENS = {"final": "norm", "next_input": "norm_next"}
+NORM_LENS: dict[Literal["final", "next_input"], str] = {"final": "norm", "next_input": "norm_next"}
 NORMS = tuple(NORM_LENS.values())
 RUNGS = ("temperature", "bias", "full")  # smaller and larger lenses of the same form as the tuned one
 RAW, PRISM, TUNED = "raw", "prism", "tuned"  # no norm at all; one decoder for all layers; the lens that is judged

@@ -12,7 +12,7 @@ position:
     next_token_bits      -log2 of its probability under q: the lens's cross-entropy with the text
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,14 +24,13 @@ from torch import Tensor
 
 from lensmith.files import artifacts
 from lensmith.judge import walk
-from lensmith.judge.bench import Bench, Reader
+from lensmith.judge.bench import Bench
 from lensmith.judge.tables import TRAJECTORIES, Floats
-from lensmith.judge.walk import MEASURED, Reading
+from lensmith.judge.walk import MEASURED, Reader, Reading
 from lensmith.lens import divergence
 from lensmith.process.errors import InputError
 from lensmith.process.progress import Progress
 from lensmith.source.backbone import Backbone
-from lensmith.source.head import HeadInput
 from lensmith.source.skeleton import max_length
 
 Ints = NDArray[np.int64]
@@ -62,29 +61,26 @@ class LensReading:
     @classmethod
     def of(cls, by_layer: Mapping[int, Reading], known: Tensor) -> "LensReading":
         """From one reading for each layer, upwards, in which the token that follows was a target where it is known."""
+        bits = [MEASURED.index(name) for name in STATISTICS[:3]]
+        tables = [
+            torch.cat(
+                [
+                    reading.measured[:, bits],
+                    reading.ranks[:, :1],
+                    reading.log_q[:, :1].exp(),
+                    torch.where(known, reading.ranks[:, 1], torch.nan)[:, None],
+                    torch.where(known, -divergence.BITS * reading.log_q[:, 1], torch.nan)[:, None],
+                ],
+                1,
+            )
+            for reading in by_layer.values()
+        ]
         return cls(
             min(by_layer),
             np.stack([reading.top_ids.numpy() for reading in by_layer.values()]),
             np.stack([reading.top_log_q.exp().numpy() for reading in by_layer.values()]),
-            {
-                name: np.stack([column.double().numpy() for column in columns])
-                for name, columns in zip(
-                    STATISTICS,
-                    zip(*(_statistics(reading, known) for reading in by_layer.values()), strict=True),
-                    strict=True,
-                )
-            },
+            dict(zip(STATISTICS, torch.stack(tables, 1).permute(2, 1, 0).numpy(), strict=True)),
         )
-
-
-def _statistics(reading: Reading, known: Tensor) -> Iterator[Tensor]:
-    """STATISTICS of one lens at one layer, each (n,)."""
-    for name in ("entropy_bits", "kl_final_lens_bits", "kl_lens_final_bits"):
-        yield reading.measured[:, MEASURED.index(name)]
-    yield reading.ranks[:, 0]
-    yield reading.log_q[:, 0].exp()
-    yield torch.where(known, reading.ranks[:, 1], torch.nan)
-    yield torch.where(known, -divergence.BITS * reading.log_q[:, 1], torch.nan)
 
 
 @dataclass(frozen=True)
@@ -148,14 +144,10 @@ def read(
     if not ids or (limit is not None and len(ids) > limit):
         raise InputError(f"trajectory: the text has {len(ids)} tokens, must have 1..{limit or 'any number'}")
     resid = backbone.capture(torch.tensor([list(ids)]), torch.arange(len(ids))[None])[0]
-    following = torch.tensor([*ids[1:], 0], device=resid.device)
-
-    def head_reads(name: str, layer: int, part: Tensor) -> HeadInput:
-        at_layer = part[:, layer]
-        return HeadInput(head.norm(at_layer, layer)) if name == "norm" else lens.head_reads(head, at_layer, layer)
-
+    following = torch.tensor([*ids[1:], 0], device=resid.device)[:, None]
     names = [*(("norm", layer) for layer in range(n_layers + 1)), *(("tuned", i) for i in range(1, n_layers + 1))]
-    found = walk.read(head, resid, names, head_reads, targets=following[:, None], top_k=top_k, advance=advance)
+    reads = walk.head_reads(head, lens)
+    found = walk.read(head, resid, names, reads, targets=following, top_k=top_k, advance=advance)
     known = torch.arange(len(ids)) < len(ids) - 1
     by_lens = {
         name: LensReading.of({layer: found[name, layer] for lens, layer in names if lens == name}, known)

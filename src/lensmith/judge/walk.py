@@ -16,21 +16,23 @@ readings whose head inputs are equal (a temperature and its norm lens, every len
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from lensmith.judge.tables import DISTANCES
+from lensmith.judge.tables import DISTANCES, NORM_LENS
 from lensmith.lens.divergence import BITS
 from lensmith.lens.tiles import LOWEST, Softmax, Tile, buffers, part, tiles, transform
-from lensmith.source.head import Head, HeadInput
+from lensmith.source.head import Head, HeadInput, NormKind
 
 MEASURED = (*DISTANCES, "top1_agree")
 ROWS = {"cpu": 256, "cuda": 2048}  # positions of a walk: fewer leave a product waiting for W_U
 INPUT_BYTES = 2**28  # head inputs of all readings that are held at a time
 
 Name = tuple[str, int]  # lens, layer
+HeadReads = Callable[[str, int, Tensor], HeadInput]  # of a lens and layer of a stream (n, L + 1, d_model)
+NORM_OF_LENS: dict[str, NormKind] = {lens: norm for norm, lens in NORM_LENS.items()}
 
 
 class Reading(NamedTuple):
@@ -49,11 +51,28 @@ class Reading(NamedTuple):
         return cls(*(torch.cat(tensors).cpu() for tensors in zip(*parts, strict=True)))
 
 
+class Reader(Protocol):
+    """Something fitted that reads a residual stream through the model's head: a lens or Prism."""
+
+    def head_reads(self, head: Head, resid: Tensor, layer: int, /) -> HeadInput: ...
+
+
+def head_reads(head: Head, lens: Reader) -> HeadReads:
+    """What the head reads under the norm lenses, by their names, and under any other name through `lens`."""
+
+    def reads(name: str, layer: int, stream: Tensor) -> HeadInput:
+        kind = NORM_OF_LENS.get(name)
+        at_layer = stream[:, layer]
+        return HeadInput(head.norm(at_layer, layer, kind)) if kind else lens.head_reads(head, at_layer, layer)
+
+    return reads
+
+
 def read(
     head: Head,
     resid: Tensor,
     readings: Sequence[Name],
-    head_reads: Callable[[str, int, Tensor], HeadInput],
+    reads: HeadReads,
     *,
     targets: Tensor | None = None,
     top_k: int = 0,
@@ -64,7 +83,7 @@ def read(
     Args:
         resid: (n, L + 1, d_model).
         readings: (lens, layer), each of them once.
-        head_reads: what the head reads of a lens at a layer, of some rows of `resid`.
+        reads: what the head reads under a lens at a layer of some rows of `resid`.
         targets: (n, k) ids of tokens that are asked for beside the model's own answer.
         top_k: how many of a reading's likeliest tokens are asked for.
         advance: is told how many more readings of a position are done, of n * len(readings).
@@ -76,7 +95,7 @@ def read(
     rows = max(1, min(ROWS[head.W_U.device.type], by_memory))
     parts = []
     for stream, wanted in zip(resid.split(rows), targets.split(rows), strict=True):
-        inputs = {reading: head_reads(*reading, stream) for reading in readings}
+        inputs = {reading: reads(*reading, stream) for reading in readings}
         model = _Model(head, head.norm(stream[:, -1], len(head.input_norms)))
         sums = {
             name: _Sums(head, value, torch.cat([model.softmax.top[:, None], wanted], 1), min(top_k, d_vocab))
@@ -95,7 +114,7 @@ def _walk(
     advance: Callable[[int], None],
 ) -> None:
     """Sum over all tokens."""
-    n, d_vocab, groups = len(model.softmax.top), len(head.W_U), _by_input(inputs)
+    n, d_vocab, groups = len(model.softmax.top), len(head.W_U), by_input(inputs)
     products, z, scratch = buffers(head, n, 3)
     for tile in tiles(head):
         model.enter(tile)
@@ -107,7 +126,7 @@ def _walk(
         advance(n * len(inputs) * tile.stop // d_vocab - n * len(inputs) * tile.start // d_vocab)
 
 
-def _by_input(inputs: Mapping[Name, HeadInput]) -> list[tuple[Tensor, list[Name]]]:
+def by_input(inputs: Mapping[Name, HeadInput]) -> list[tuple[Tensor, list[Name]]]:
     """Different head inputs, each with the names of the readings that have it."""
     groups: dict[tuple[float, ...], list[tuple[Tensor, list[Name]]]] = {}
     for name, value in inputs.items():
@@ -180,18 +199,15 @@ class _Sums:
         for column, bound in enumerate(self.z_wanted.T):
             self.above[:, column] += torch.gt(z, bound[:, None], out=part(scratch, *z.shape)).sum(-1)
         if self.top_k:
-            self._keep_top(z, start)
+            best = z.topk(min(self.top_k, z.shape[1]))
+            values, ids = torch.cat([self.top_z, best.values], 1), torch.cat([self.top_ids, start + best.indices], 1)
+            self.top_z, order = values.topk(min(self.top_k, values.shape[1]))
+            self.top_ids = ids.gather(1, order)
         e, rise = self.softmax.add(z, start, scratch)
         shrink = torch.exp(-rise)
         self.e_z = (self.e_z - rise * total) * shrink + dot(e, z)
         self.e_model = self.e_model * shrink + dot(e, model.below)
         self.p_z += dot(model.p, z) - rise * model.mass
-
-    def _keep_top(self, z: Tensor, start: int) -> None:
-        best = z.topk(min(self.top_k, z.shape[1]))
-        values, ids = torch.cat([self.top_z, best.values], 1), torch.cat([self.top_ids, start + best.indices], 1)
-        self.top_z, order = values.topk(min(self.top_k, values.shape[1]))
-        self.top_ids = ids.gather(1, order)
 
     def finish(self, model: _Model) -> Reading:
         """The numbers of the reading, after the last tile."""
