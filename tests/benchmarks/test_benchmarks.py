@@ -32,6 +32,7 @@ from benchmarks import (
     recipe,
     shapes,
     variants,
+    vocabulary,
 )
 from lensmith.lens.divergence import kl_bits
 from lensmith.source.residuals import Batch
@@ -311,6 +312,14 @@ def test_every_stage_of_the_chain_is_measured(packed, tmp_path):
         "resolve", "prefetch", "fit", "sweep", "suite-eval", "gates", "plots", "publish", "report", "chain"
     ]  # fmt: skip
     assert all(row["cpu_s"] > 0 and row["peak_gib"] > 0 and row["other_cpu_s"] > 0 for row in rows[:-1])
+
+
+def test_a_sampled_step_is_closer_to_the_exact_one_than_the_likeliest_tokens_alone(tmp_path):
+    """The exact step has no error; the sampled one has less, and less bias, than a softmax over the likeliest."""
+    exact, sampled, top = run(vocabulary, tmp_path, "--repeats", "1")
+
+    assert (exact["error"], exact["bias_bits"], exact["columns"]) == (0, 0, 4000)
+    assert sampled["error"] < 0.5 * top["error"] and abs(sampled["bias_bits"]) < 0.5 * abs(top["bias_bits"])
 
 
 def test_a_checkpoint_is_measured_whole(tmp_path):
