@@ -54,10 +54,12 @@ COMMON = {
 }
 MUON = {"rank": 4, "optimizer": "muon", "start": "norm_lens", "coordinates": "plain", "smooth_depth": 1e-3}
 FORMS = {
-    "adamw": fit_params(**COMMON | {"rank": 4, "lr": 0.0015}),
+    "adamw": fit_params(**COMMON | {"rank": 4, "lr": 0.008, "patience": 5}),
     "muon": fit_params(**COMMON | MUON),
     "bias": fit_params(**COMMON | {"kind": "bias"}),
-    "bf16": fit_params(**COMMON | {"rank": 4, "lr": 0.0015}),  # as adamw, on a processor with bfloat16 products
+    "bf16": fit_params(
+        **COMMON | {"rank": 4, "lr": 0.008, "patience": 5}
+    ),  # as adamw, on a processor with bfloat16 products
 }
 
 
