@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
 
 import lensmith
 from lensmith.judge import trajectories, walk
@@ -159,6 +160,16 @@ def test_a_token_is_one_line_that_changes_nothing_around_it(word, shown):
 def test_labels_are_escaped_for_plotly():
     """Plotly reads tags in labels; a token is text. A blank token is shown by its sign."""
     assert heatmap.labels(["<b>x</b>", "  ", ""], 40) == ["&lt;b&gt;x&lt;/b&gt;", "␣␣", "␣"]
+
+
+def test_a_text_ends_where_its_tokenizer_would_add_an_end(parts):
+    """The last position is the text's: behind an end that the tokenizer adds, the model reads the end."""
+    model, _, lens = parts
+    adds_end = tiny_tokenizer()
+    adds_end.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A <s>", special_tokens=[("<s>", 0)])
+    ids = lensmith.trajectory(lens, model, adds_end, TEXT).readings.ids
+
+    assert [*ids, 0] == adds_end(TEXT)["input_ids"]
 
 
 def test_what_cannot_be_read_is_refused(parts):
