@@ -77,7 +77,8 @@ GATES = (
     Gate(
         "B",
         "Answers appear earlier",
-        "On a large enough share of prompts, the answer rises among the first tokens that much earlier.",
+        "On a large enough share of prompts, the answer rises among the first tokens that much earlier. The limit in "
+        "layers is set for 32 of them, and scaled to the depth of a shallower model.",
         lambda scope: (
             Criterion(
                 kpi=f"earliness_share_le_{rank}",

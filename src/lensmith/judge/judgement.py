@@ -22,7 +22,7 @@ from pydantic import Field
 
 from lensmith.files.records import Record
 from lensmith.judge.facts import ContextPart, LensIdentity, Number, Tier
-from lensmith.judge.tables import RANKS
+from lensmith.judge.tables import NORMS, RANKS, TUNED
 from lensmith.lens.depth import PERCENTILES
 from lensmith.process import wording
 
@@ -212,6 +212,12 @@ class Judgement(Record):
 
     def number(self, kpi: str) -> float | None:
         return self.estimate(kpi).value
+
+    def heldout_kl(self, percent: int) -> tuple[Estimate, Estimate]:
+        """The headline: mean KL on held-out text at a depth, of the stronger norm lens and of the tuned lens, bits."""
+        norms = [self.estimate(f"heldout_kl_{lens}_bits_{percent}") for lens in NORMS]
+        stronger = min((norm for norm in norms if norm.value is not None), key=lambda norm: norm.value, default=MISSING)
+        return stronger, self.estimate(f"heldout_kl_{TUNED}_bits_{percent}")
 
     @property
     def preferred(self) -> Literal["tuned", "norm"]:

@@ -38,7 +38,7 @@ class Tile:
     label: str
     value: str
     unit: str
-    interval: str  # empty where there is none
+    note: str  # the interval, and what the number is to be compared with; empty where there is neither
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,17 @@ class ModelSection:
     def tiles(self) -> Iterator[Tile]:
         """The numbers that a reader should see first."""
         for percent in PERCENTILES:
-            delta = self.judgement.estimate(f"median_delta_kl_bits_{percent}")
-            yield _tile(f"KL saved at {percent} % depth", delta, "bits")
+            norm, tuned = self.judgement.heldout_kl(percent)
+            note = f"norm lens {wording.number(norm.value)}"
+            if tuned.has_interval:
+                note += f"; {wording.number(tuned.lo)} to {wording.number(tuned.hi)}"
+            yield Tile(f"Held-out text: KL left at {percent} % depth", wording.number(tuned.value), "bits", note)
         shift = self.judgement.estimate("earliness_shift_first_rank_le_10_layers")
-        yield _tile("Answer in the top 10, earlier by", shift, "layer" if shift.value in {-1, 1} else "layers")
+        yield _tile(
+            "Median prompt: answer in the top 10, earlier by", shift, "layer" if shift.value in {-1, 1} else "layers"
+        )
         gain = self.judgement.estimate("rank1_coverage_gain").times(100)
-        yield _tile("Layers with the answer on top", gain, "% points")
+        yield _tile("Prompts: layers with the answer on top", gain, "% points")
 
     @property
     def worst_verdict(self) -> str:

@@ -23,7 +23,7 @@ LEGEND = ", ".join(f"{wording.SYMBOLS[verdict]} {verdict}" for verdict in palett
 def verdicts(judged: Iterable[tuple[str, Judgement]]) -> Table:
     """One line for each model: held-out KL of the stronger norm lens and the tuned lens at three depths; each gate."""
     table = Table(
-        title="KL(final, lens) in bits on held-out text at three depths: norm → tuned",
+        title="KL(final, lens) in bits on held-out text at three depths, mean: norm → tuned",
         caption=f"gates: {LEGEND}",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -38,7 +38,8 @@ def verdicts(judged: Iterable[tuple[str, Judgement]]) -> Table:
             f"[{palette.VERDICTS_IN_A_TERMINAL[gate.verdict]}]{wording.SYMBOLS[gate.verdict]}[/]"
             for gate in judgement.gates
         ]
-        changes = (_change(judgement, percentile) for percentile in PERCENTILES)
+        kls = (judgement.heldout_kl(percentile) for percentile in PERCENTILES)
+        changes = (f"{wording.number(norm.value)} → {wording.number(tuned.value)}" for norm, tuned in kls)
         table.add_row(key, *changes, " ".join(marks), judgement.preferred)
     return table
 
@@ -67,10 +68,3 @@ def cache_entries(entries: Iterable[CacheEntry]) -> Table:
         used = dt.datetime.fromtimestamp(entry.used).astimezone().strftime("%Y-%m-%d %H:%M")
         table.add_row(entry.kind, entry.key[:SHORT], amounts.size(entry.size), used, entry.contents())
     return table
-
-
-def _change(judgement: Judgement, percentile: int) -> str:
-    """Held-out KL of the stronger norm lens, and of the tuned lens."""
-    norms = [judgement.number(f"heldout_kl_{lens}_bits_{percentile}") for lens in ("norm", "norm_next")]
-    stronger = min((value for value in norms if value is not None), default=None)
-    return f"{wording.number(stronger)} → {wording.number(judgement.number(f'heldout_kl_tuned_bits_{percentile}'))}"
