@@ -216,7 +216,7 @@ class Judgement(Record):
     def heldout_kl(self, percent: int) -> tuple[Estimate, Estimate]:
         """The headline: mean KL on held-out text at a depth, of the stronger norm lens and of the tuned lens, bits."""
         norms = [self.estimate(f"heldout_kl_{lens}_bits_{percent}") for lens in NORMS]
-        stronger = min((norm for norm in norms if norm.value is not None), key=lambda norm: norm.value, default=MISSING)
+        stronger = min(norms, key=lambda norm: math.inf if norm.value is None else norm.value)
         return stronger, self.estimate(f"heldout_kl_{TUNED}_bits_{percent}")
 
     @property
