@@ -10,6 +10,7 @@ one; `bias_bits` the mean KL less the exact one. The floor is the two products o
 """
 
 import argparse
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,7 +65,7 @@ def measured(name: str, d_vocab: int, d_model: int, repeats: int, rate: float) -
         kl, d_y, _ = linear_kl(teacher, y, log_tau)
         return kl.mean() * BITS, final.T @ d_y[0] / POSITIONS, len(linear_kl.head.W_U)
 
-    spent = common.in_turns({way: lambda way=way: gradient(way) for way in ways}, repeats)
+    spent = common.in_turns({way: functools.partial(gradient, way) for way in ways}, repeats)
     kl, whole, _ = gradient("exact")
     rows = []
     for way in ways:
