@@ -144,11 +144,14 @@ def largest_error(case: Case, way: Callable[[Case], Any]) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     cli = common.parser(__doc__)
     cli.add_argument("--repeats", type=int, default=3)
+    cli.add_argument("--vocabularies", type=int, nargs="+", default=[d_vocab for d_vocab, *_ in SHAPES])
+    cli.add_argument("--positions", type=int, help="instead of those of each shape")
     args = common.parsed(cli, arguments)
-    shapes, repeats = (((97, 8, 8),), 1) if args.quick else (SHAPES, args.repeats)
+    chosen = [shape for shape in SHAPES if shape[0] in args.vocabularies]
+    shapes, repeats = ([(97, 8, 8)], 1) if args.quick else (chosen, args.repeats)
     rows: list[list[object]] = []
     for d_vocab, d_model, positions in shapes:
-        case = Case.draw(d_vocab, d_model, positions)
+        case = Case.draw(d_vocab, d_model, args.positions or positions)
         for work, ways in (("readings", READINGS), ("temperature", TEMPERATURES)):
             timings = common.in_turns({name: partial(way, case) for name, way in ways.items()}, repeats)
             ours = next(iter(timings.values())).median
