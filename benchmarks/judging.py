@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 numbers = [timing.median, timing.spread, timing.median / ours, error]
                 rows.append([d_vocab, d_model, work, name, len(case.stream), *numbers])
     text = [
-        f"Five lenses at one layer, or one temperature; float32, {repeats} rounds in turns.",
+        f"Five lenses at one layer, or one temperature; float32; rounds in turns: {repeats}.",
         "Errors are of both KLs, the entropy (bits) and the cosine, against float64: relative or, below 1, absolute.",
         common.table(
             ("vocabulary", "d_model", "work", "way", "positions", "ms", "spread", "time over ours", "largest error"),
