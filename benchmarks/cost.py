@@ -2,8 +2,8 @@
 
     capture   tokens x (2 x weights of the blocks + causal attention), and 4 d V a position for the teacher
     bank      positions x (L d in the model's dtype, d + 2 in fp32, the teacher's 16 likeliest tokens)
-    fit       epochs x positions x (L - 1) x 4 d V: to the logits and back
-    lens      (L - 1) x (2 d rank + 2 d + 1) in fp32; a checkpoint is four of them
+    fit       epochs x positions x (L - 1) x 4 d V: to the logits of all tokens and back
+    lens      L x (2 d rank + 2 d + 1) in fp32; a checkpoint is four of them
 
 `checks` captures and fits a model that suits this machine. It compares bytes exactly, and seconds with the arithmetic
 divided by the rate of a large product.

@@ -4,9 +4,9 @@
     sampled   over D and S of `lens.vocabulary`, the draw and the gathering of W_U included
     top-k     over the teacher's likeliest tokens of the step, their exponentials counted once: OmniLens's objective
 
-Heads are random in the shapes of published models. Their bias falls with the logarithm of the token's rank, so that p
-is spread over tokens as text is. `error` is the length of the mean gradient less the exact one, relative to the exact
-one; `bias_bits` the mean KL less the exact one. The floor is the two products of the columns that a step has.
+Heads are random in the shapes of published models. Their bias is minus the logarithm of the token's number, so that p
+follows Zipf's law as text does. `error` is the length of the mean gradient minus the exact one, relative to the length
+of the exact one; `bias_bits` is the mean KL minus the exact one. The floor is the two products of a step's columns.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from lensmith.source.teacher import Teacher
 
 SHAPES = {"smollm2-135m": (49_152, 576), "llama-3-8b": (128_256, 4096), "gemma-3-1b": (262_144, 1152)}
 QUICK = {"tiny": (4000, 16)}
-POSITIONS, APART = 512, 0.7  # of one step; distance of the lens's input of the head to the teacher's, relative
+POSITIONS, APART = 512, 0.7  # of one step; scale of the noise by which the lens's head input differs from the teacher's
 COLUMNS = (
     "shape", "d_vocab", "d_model", "step", "columns", "cpu_s", "floor_s", "exact_over_step", "error", "bias_bits",
 )  # fmt: skip

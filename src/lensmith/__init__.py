@@ -89,8 +89,8 @@ def load(
         revision: a version of the repository, None for the newest one. A folder has none.
         base: the model as you loaded it. The lens is checked against it and put on its device, and the model comes
             back as it was. Without it the lens is checked where it is first used with a model.
-        strict: whether the head must be the one that the lens was fit to. Its shape must be, always. Where `base` has
-            the same weights in a finer precision, a warning says how many bits of KL that costs.
+        strict: whether a head of other weights is refused. A head of another shape always is. If `base` has the same
+            weights in a finer precision, a warning says how many bits of KL that costs.
 
     Raises:
         InputError: `release` is neither, or holds no such lens; the message says what it holds.
@@ -140,7 +140,7 @@ def trajectory(
         i - 1.
 
     Raises:
-        InputError: the text is empty, too long or a list, or `top_k` is below 1.
+        InputError: the text is empty, too long or no string, or `top_k` is below 1.
         IntegrityError: the lens was fit to another model.
         NumericError: the model cannot be read as it reads itself.
     """
@@ -162,7 +162,7 @@ def logits(lens: "Lens | StreamedLens", model: "PreTrainedModel | Backbone", res
         (..., d_vocab), float32: logits before the softmax.
 
     Raises:
-        InputError: `resid` has another width, or `layer` is another.
+        InputError: `resid` is no tensor of floats of the model's width, or `layer` is out of range.
         IntegrityError: the lens was fit to another model.
         NumericError: the model cannot be read as it reads itself.
     """

@@ -25,7 +25,7 @@ def compare(
 ) -> None:
     """Print the variants of `dvc exp run`: the settings and KPIs that differ. With --plot, draw one curve.
 
-    Held-out KL is also compared with that of the first variant, in pairs of the same sequences.
+    A second table compares held-out KL with that of the first variant, in pairs of the same sequences.
     """
     from lensmith.lab import compare as comparing
     from lensmith.lab import experiments

@@ -28,8 +28,8 @@ def publish(
 
     The exit code is that of the stage that failed.
 
-    --dry-run shows files, sizes, tag, what would be refused and the change to INDEX.json, of the package as it is. It
-    sends nothing, and says what it could not look at without publish.repo or a network.
+    --dry-run shows files, sizes, tag, the first reason to refuse and the change to INDEX.json, of the package as it is.
+    It sends nothing, and says what it could not look at without publish.repo or a network.
     """
     settings = layout.models([key], "Nothing was sent.")[key]
     if dry_run:

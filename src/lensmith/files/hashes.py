@@ -1,8 +1,8 @@
-"""sha256 of files that may be gigabytes: a large file is read again only where it is not as it was.
+"""sha256 of files that may be gigabytes: a large file is hashed again only if it has changed.
 
     <LENSMITH_HOME>/sha256.json    by path: inode, size, mtime and ctime in ns, sha256
 
-A file that changed a moment before it was read is not remembered: within one tick of the file system's clock it may
+The hash of a file that changed just before it was read is not stored: within one tick of the file system's clock it may
 change again and look the same.
 """
 
@@ -20,8 +20,8 @@ from lensmith.process import amounts, environment
 from lensmith.process.errors import ResourceError
 
 MEMORY = "sha256.json"
-SMALL = 2**20  # bytes, which are read as fast as remembered
-LONG = amounts.GIB  # bytes that take long enough to say so
+SMALL = 2**20  # bytes below which a hash is not stored: hashing them again is as fast
+LONG = amounts.GIB  # bytes from which a line says that files are hashed
 TICK = 10**8  # ns; local file systems keep times to 10 ms or better
 
 State = tuple[int, int, int, int]
@@ -29,7 +29,7 @@ _REMEMBERED = TypeAdapter(dict[str, tuple[State, str]])
 
 
 def sha256_files(paths: Iterable[Path]) -> dict[Path, str]:
-    """sha256 by path. Where LENSMITH_HOME cannot be written, nothing is remembered."""
+    """sha256 by path. Where LENSMITH_HOME cannot be written, no hash is stored."""
     memory, remembered = environment.home() / MEMORY, dict[str, tuple[State, str]]()
     with suppress(OSError, ValueError):  # there is none yet, or one of another form
         remembered = _REMEMBERED.validate_json(memory.read_bytes())
@@ -57,6 +57,6 @@ def sha256_files(paths: Iterable[Path]) -> dict[Path, str]:
 
 
 def _state(path: Path) -> State:
-    """What changes when a file's bytes do. Programs can set mtime back, but not ctime."""
+    """Numbers of a file that change when its bytes do. Programs can set mtime back, but not ctime."""
     stat = path.stat()
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

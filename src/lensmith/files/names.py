@@ -1,8 +1,8 @@
-"""What a setting's name stands for on this disk: a file, the files of a pattern, or a folder.
+"""Files and folders that settings name: one file, the files of a pattern, or a folder.
 
-`check`, `resolve` and every reader ask here, so that they agree. A relative name begins in the working directory, which
-is the lab. Patterns have `*`, `?`, `[ab]`, and `**` for folders of any depth. What exists as it is written is no
-pattern: `runs/tiny[step=100]/*.txt` names the files of the folder `tiny[step=100]`.
+`check`, `resolve` and every reader use these functions, so that they agree. A relative name begins in the working
+directory, which is the lab. Patterns have `*`, `?`, `[ab]`, and `**` for folders of any depth. A path that exists is
+taken literally: `runs/tiny[step=100]/*.txt` names the files of the folder `tiny[step=100]`.
 """
 
 import glob
@@ -16,10 +16,10 @@ UNCHANGED = "Nothing was changed."
 
 
 def files(patterns: Iterable[str], where: str) -> list[Path]:
-    """The files of names and patterns, each file once; those of a pattern in their order. Folders match no pattern.
+    """The files of names and patterns, each file once; those of one pattern are sorted. Folders match no pattern.
 
     Raises:
-        InputError: a name or pattern has none, or is that of a folder. `where` is the setting that holds it.
+        InputError: a name or pattern has no file, or names a folder. `where` is the setting that holds it.
     """
     paths = dict[Path, None]()
     for name in patterns:
@@ -41,7 +41,7 @@ def files(patterns: Iterable[str], where: str) -> list[Path]:
 
 
 def folder(name: str, where: str) -> Path:
-    """The folder of a name, in which no character means a pattern. Raises InputError as `files` does."""
+    """The folder of a name, which is taken literally. InputError where there is no such folder."""
     with _explaining(name, where):
         path = Path(name)
         if path.is_dir():

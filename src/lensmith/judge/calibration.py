@@ -1,7 +1,7 @@
 """The norm lens against the model's own logits, and with the one temperature that suits it best.
 
-At the last block the norm lens must be the model. That is asked of the model's own forward pass, not of our copy of
-its head, so that a softcap or scale that our head lacks would show as bits here.
+At the last block the norm lens must be the model. It is compared with the model's own forward pass, not with our copy
+of the head, so a softcap or scale that our copy lacks would show as bits here.
 """
 
 import numpy as np
@@ -13,13 +13,13 @@ from lensmith.judge.facts import LastLayer, LogitTransform
 from lensmith.lens import divergence, temperature
 from lensmith.process.progress import track
 
-ENOUGH = 1000  # positions that a temperature is fitted on, where there are as many
-LOGITS = 2**26  # that are kept: a vocabulary above 64k has them at fewer positions
+ENOUGH = 1000  # positions that a temperature is fit on, or all where there are fewer
+LOGITS = 2**26  # most that are kept: with a vocabulary above 64k, of fewer positions
 WARN_BITS = 0.25  # the reference recipe warns above this
 
 
 def n_seqs(d_vocab: int, positions_per_seq: int) -> int:
-    """Sequences that a temperature is fitted on."""
+    """Number of sequences that a temperature is fit on."""
     wanted, room = -(-ENOUGH // positions_per_seq), LOGITS // (d_vocab * positions_per_seq)
     return max(1, min(wanted, room))
 

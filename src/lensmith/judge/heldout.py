@@ -73,7 +73,7 @@ def measure(bench: Bench, tokens: Tensor, settings: SweepParams, first: int = 0,
     """MEASURED of every lens and layer on sequences (n, seq_len), which are number `first` and on of the corpus.
 
     Args:
-        resid_seqs: of how many sequences, from the first one on, the residual stream is given too.
+        resid_seqs: number of sequences, from the first one on, whose residual stream is returned too.
     """
     n, seq_len = tokens.shape
     count = min(settings.positions_per_seq, seq_len)

@@ -55,18 +55,18 @@ class LastPosition:
 
 
 class LastLogits(NamedTuple):
-    """What one lens reads at the last position, at one layer or, with a dimension more, at each of its layers."""
+    """What one lens reads at the last position at one layer; `of` stacks all layers on a leading dimension first."""
 
     y: Tensor  # (d_model,), what W_U reads
     products: Tensor  # (d_vocab,), W_U y
     z: Tensor  # (d_vocab,), the lens's logits
     raw: Tensor  # (d_vocab,), logits of the residual without a norm
     resid: Tensor  # (d_model,), the residual
-    normed: Tensor  # (d_model,), the residual behind the norm of the lens that the tuned one starts from
+    normed: Tensor  # (d_model,), the residual after the norm of the baseline
 
     @classmethod
     def of(cls, bench: Bench, lens: str, stream: Tensor) -> list["LastLogits"]:
-        """At each layer that the lens reads of a residual stream (1, L + 1, d_model), by one product for all."""
+        """For each layer that the lens reads of a residual stream (1, L + 1, d_model), by one product for all."""
         head, at = bench.backbone.head, layers(lens, bench.n_layers)
         inputs = [bench.head_reads(lens, layer, stream) for layer in at]
         y = torch.cat([value.y for value in inputs])

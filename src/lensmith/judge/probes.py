@@ -92,7 +92,7 @@ class Probes:
     def add_last_position(self, bench: Bench, index: int, stream: Tensor, temperatures: Sequence[float | None]) -> None:
         """The rows of the last position of a case, whose residual stream is (1, L + 1, d_model).
 
-        Its records stand already, one for each layer at the end of those of the layer.
+        The records of the case must have been added; that of the last position is the last of each layer's.
         """
         case = self.cases[index]
         final = bench.final(stream)[0]

@@ -1,4 +1,4 @@
-"""A small measurement that needs a model and its lens and nothing else: the model writes the text itself.
+"""A small measurement that needs only a model and its lens: the model writes the text.
 
     gain(layer)  = median over positions of [ KL(final || stronger norm lens) - KL(final || lens) ]
     identity     = max over positions of KL(final || lens at the last layer)
@@ -43,7 +43,7 @@ class SpotCheck(NamedTuple):
     last_norm: float
 
     def fault(self) -> str | None:
-        """What is outside its limit, or no number at all; None where nothing is."""
+        """The first number that is outside its limit or not finite; None where there is none."""
         at_most = (
             ("of the lens from the model's head (identity)", self.identity, IDENTITY_LIMIT_BITS),
             ("of the norm lens from the model (gate C)", self.last_norm, LAST_NORM_LIMIT_BITS),

@@ -8,7 +8,7 @@ position:
     kl_lens_final_bits   KL(q || p)
     final_token_rank     the place of the model's own answer (the top token of p) in q, 0 = top
     p_final_token        its probability under q
-    next_token_rank      the same for the token that follows in the text; nothing at the last position
+    next_token_rank      the rank of the token that follows in the text; nothing at the last position
     next_token_bits      -log2 of its probability under q: the lens's cross-entropy with the text
 """
 
@@ -60,7 +60,7 @@ class LensReading:
 
     @classmethod
     def of(cls, by_layer: Mapping[int, Reading], known: Tensor) -> "LensReading":
-        """From one reading for each layer, upwards, in which the token that follows was a target where it is known."""
+        """From a reading of each layer, ascending, whose target is the next token where `known` (n,) is true."""
         bits = [MEASURED.index(name) for name in STATISTICS[:3]]
         tables = [
             torch.cat(
@@ -135,7 +135,7 @@ def read(
     Args:
         ids: the text's tokens, BOS included where the model wants it.
         lens: on the model's device, in memory or on disk.
-        advance: is told how many more readings of a position are done, of len(ids) * (2 L + 1).
+        advance: called with the number of readings done since the last call, of len(ids) * (2 L + 1) in all.
 
     Raises:
         InputError: the text is empty or longer than the model's context.

@@ -1,7 +1,7 @@
 """What lenses read at some positions, and how far that is from what the model says, in one walk over the vocabulary.
 
-Everything that a table says about a reading q = softmax(z) is a sum over tokens, a count, or a top token, so no logits
-outlast their tile (`lens.tiles`). With p the model's distribution, z' its logits, m and m' the largest logits, and
+All numbers of a reading q = softmax(z) are sums over tokens, counts or top tokens, so logits are needed for one tile
+(`lens.tiles`) at a time. With p the model's distribution, z' its logits, m and m' the largest logits, and
 e = exp(z - m):
 
     log q      = z - m - log <e, 1>
@@ -9,7 +9,7 @@ e = exp(z - m):
     KL(p || q) = <p, (z' - m') - (z - m)> + log <e, 1> - log <e', 1>
     KL(q || p) = <e, (z - m) - (z' - m')> / <e, 1> - log <e, 1> + log <e', 1>
 
-Logits are taken from the largest one, so that terms are small where p and q are close: the KL of equals is 0.
+The largest logit is subtracted first, so that terms are small where p and q are close, and the KL of equals is 0.
 Products and the sums of a tile are float32, sums over tiles float64. p is computed once a tile for all readings, and
 readings whose head inputs are equal (a temperature and its norm lens, every lens at the last layer) share a product.
 """
@@ -27,8 +27,8 @@ from lensmith.lens.tiles import LOWEST, Softmax, Tile, buffers, part, tiles, tra
 from lensmith.source.head import Head, HeadInput, NormKind
 
 MEASURED = (*DISTANCES, "top1_agree")
-ROWS = {"cpu": 256, "cuda": 2048}  # positions of a walk: fewer leave a product waiting for W_U
-INPUT_BYTES = 2**28  # head inputs of all readings that are held at a time
+ROWS = {"cpu": 256, "cuda": 2048}  # positions of a walk; with fewer, products wait for W_U
+INPUT_BYTES = 2**28  # of the head inputs of all readings, which are held at once
 
 Name = tuple[str, int]  # lens, layer
 HeadReads = Callable[[str, int, Tensor], HeadInput]  # of a lens and layer of a stream (n, L + 1, d_model)
@@ -40,7 +40,7 @@ class Reading(NamedTuple):
 
     measured: Tensor  # (n, len(MEASURED)) float64
     top: Tensor  # (n,), the likeliest token
-    ranks: Tensor  # (n, 1 + k): how many tokens stand above the model's own answer, and above each target
+    ranks: Tensor  # (n, 1 + k): token_rank of the model's own answer, and of each target
     log_q: Tensor  # (n, 1 + k) float64, nats: of the same tokens
     top_ids: Tensor  # (n, top_k), likeliest first
     top_log_q: Tensor  # (n, top_k) float64, nats
@@ -84,9 +84,9 @@ def read(
         resid: (n, L + 1, d_model).
         readings: (lens, layer), each of them once.
         reads: what the head reads under a lens at a layer of some rows of `resid`.
-        targets: (n, k) ids of tokens that are asked for beside the model's own answer.
-        top_k: how many of a reading's likeliest tokens are asked for.
-        advance: is told how many more readings of a position are done, of n * len(readings).
+        targets: (n, k) ids of tokens to rank, beside the model's own answer.
+        top_k: how many of a reading's likeliest tokens to return.
+        advance: called with the number of readings done since the last call; they add up to n * len(readings).
     """
     if targets is None:
         targets = torch.empty(len(resid), 0, dtype=torch.long, device=resid.device)
@@ -113,7 +113,7 @@ def _walk(
     sums: Mapping[Name, "_Sums"],
     advance: Callable[[int], None],
 ) -> None:
-    """Sum over all tokens."""
+    """Add every tile of the vocabulary to the sums of the model and of each reading."""
     n, d_vocab, groups = len(model.softmax.top), len(head.W_U), by_input(inputs)
     products, z, scratch = buffers(head, n, 3)
     for tile in tiles(head):
@@ -127,7 +127,7 @@ def _walk(
 
 
 def by_input(inputs: Mapping[Name, HeadInput]) -> list[tuple[Tensor, list[Name]]]:
-    """Different head inputs, each with the names of the readings that have it."""
+    """The distinct head inputs, each with the names of its readings."""
     groups: dict[tuple[float, ...], list[tuple[Tensor, list[Name]]]] = {}
     for name, value in inputs.items():
         alike = groups.setdefault(tuple(value.y[0].tolist()), [])
@@ -140,7 +140,7 @@ def by_input(inputs: Mapping[Name, HeadInput]) -> list[tuple[Tensor, list[Name]]
 
 
 class _Model:
-    """p, whole in what was summed over all tokens, and tile by tile."""
+    """The model's distribution p: its softmax over all tokens, and tile by tile its values and their sums."""
 
     def __init__(self, head: Head, final: Tensor) -> None:
         self._head, self._final = head, final
@@ -150,7 +150,7 @@ class _Model:
             self.softmax.add(transform(head, tile.products(final, products), 1.0, z), tile.start, e)
         self._buffers = products, z, e
         self.log_total = self.softmax.total.log()
-        # Summed over the tiles before: <p, 1>, <p, z - m>, <z, z>
+        # Sums over the tiles so far: <p, 1>, <p, z - m>, <z, z>
         self.mass, self.p_z, self.z_z = torch.zeros(3, len(final), dtype=torch.float64, device=final.device)
 
     def enter(self, tile: Tile) -> None:
@@ -170,7 +170,7 @@ class _Model:
 
 
 class _Sums:
-    """What is summed of one reading."""
+    """The sums of one reading over the tiles so far."""
 
     def __init__(self, head: Head, value: HeadInput, wanted: Tensor, top_k: int) -> None:
         n = len(wanted)
@@ -189,9 +189,9 @@ class _Sums:
         )
 
     def add(self, z: Tensor, start: int, model: _Model, scratch: Tensor) -> None:
-        """One more tile of logits z (n, t), which are used up."""
+        """Add a tile of logits z (n, t), which are overwritten."""
         dot, total = torch.linalg.vecdot, self.softmax.total
-        # A product of a row alone differs in its last bits: no token may stand above itself.
+        # The same product computed row by row differs in its last bits, and no token may rank above itself.
         rows, columns = ((self.wanted >= start) & (self.wanted < start + z.shape[1])).nonzero(as_tuple=True)
         z[rows, self.wanted[rows, columns] - start] = self.z_wanted[rows, columns]
         self.z_z += dot(z, z)

@@ -113,10 +113,10 @@ def table(comparison: Comparison) -> Table:
 
 
 def differences(comparison: Comparison, kpis: Sequence[str] = ()) -> Table | None:
-    """The held-out KL of each other variant minus that of the first, paired; None where nothing can be paired.
+    """Held-out KL of each other variant minus that of the first, in pairs of sequences; None if none can be paired.
 
     Args:
-        kpis: what to compare; PLOTTED by default. Others than held-out KLs are left out.
+        kpis: what to compare; PLOTTED by default. KPIs that are not held-out KLs are left out.
     """
     base, *others = comparison.variants
     names = [name for name in kpis or PLOTTED if paired.is_heldout_kl(name)]

@@ -79,7 +79,7 @@ def default_remote(root: Path) -> tuple[str, str] | None:
 
 
 def running_experiments(root: Path) -> tuple[list[str], dict[str, Path]]:
-    """The experiments that DVC takes for running: names of the queue's; of `--temp`, the copy of the tree by name."""
+    """The experiments that DVC takes for running: names in the queue; of a `--temp` run, its tree's copy by name."""
     from dvc.repo.experiments.executor.base import ExecutorInfo
 
     with repository(root) as repo:

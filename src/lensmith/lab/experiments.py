@@ -24,7 +24,7 @@ class LabVariant:
     name: str  # of the experiment; the branch of the committed state, `workspace` for the files as they are
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # model -> section.setting -> value
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)  # model -> metric -> value
-    # By model, as far as DVC's cache holds them.
+    # Both by model, as far as DVC's cache holds them.
     judgements: dict[str, Judgement] = field(default_factory=dict)
     files: dict[str, dict[str, Path]] = field(default_factory=dict)  # of corpus and sweep -> their objects
 

@@ -34,7 +34,7 @@ def models(keys: Sequence[str] = (), untouched: str = "Nothing was changed.") ->
 
 
 def untracked(models: Mapping[str, ModelParams]) -> Iterator[tuple[str, Path]]:
-    """(models.key.section, file) of each section that names files which git does not track: the first such file.
+    """(models.key.section, the first such file) for each section that names files which git does not track.
 
     A queued experiment is a copy of what git tracks. Files with an absolute name need no copy.
     """
@@ -45,7 +45,7 @@ def untracked(models: Mapping[str, ModelParams]) -> Iterator[tuple[str, Path]]:
     for key, settings in models.items():
         for section, files in resolved.local_files(settings).items():
             for file in files:
-                # A link is tracked itself, and what is behind it is not.
+                # git tracks a link to a folder, not the files behind it, so a tracked parent counts too.
                 if not file.is_absolute() and tracked.isdisjoint({file, *file.parents[:-1]}):
                     yield f"models.{key}.{section}", file
                     break

@@ -1,7 +1,7 @@
-"""Two lenses on the same held-out text: how many bits more or fewer one of them leaves, sequence by sequence.
+"""Held-out KL of two lenses on the same text, compared sequence by sequence.
 
-A sequence that is hard for one lens is hard for the other. The intervals of two variants overlap for that reason alone;
-the interval of their paired difference does not hold it.
+A sequence that is hard for one lens is hard for the other. That widens the interval of each lens, and cancels in the
+paired difference.
 """
 
 import re
@@ -19,20 +19,19 @@ from lensmith.process.draws import Stream
 from lensmith.process.errors import IntegrityError
 
 HELDOUT_KL = re.compile(r"heldout_kl_(\w+)_bits_(mean|\d+)")
-# What chooses the positions; with the model and the text they say which numbers belong together.
+# Settings that choose the positions. Rows of two variants are pairs if these, model and text are the same.
 POSITIONS = ("sweep.positions_per_seq", "sweep.seed")
 
 
 def is_heldout_kl(kpi: str) -> bool:
-    """Whether a KPI, by its name in metrics/ or in a judgement, is a held-out KL: those alone are paired."""
+    """Whether a KPI, by its name in metrics/ or in a judgement, is a held-out KL. Only those can be paired."""
     return HELDOUT_KL.fullmatch(METRIC_KPIS.get(kpi, kpi)) is not None
 
 
 def kl_difference(variant: LabVariant, base: LabVariant, model: str, kpi: str) -> Estimate:
     """A held-out KL of a variant minus that of another, bits, with the interval of the paired difference.
 
-    MISSING where they were not measured at the same positions of the same text with the same model, and where DVC's
-    cache does not hold the rows of both.
+    MISSING if they differ in model, text or positions, or if DVC's cache lacks the rows of one.
     """
     match = HELDOUT_KL.fullmatch(METRIC_KPIS.get(kpi, kpi))
     if match is None or _population(variant, model) != _population(base, model):
@@ -44,7 +43,7 @@ def kl_difference(variant: LabVariant, base: LabVariant, model: str, kpi: str) -
     lens, depth = match.groups()
     if ours.units != theirs.units or lens not in ours.lenses or lens not in theirs.lenses:
         return MISSING
-    # Without the last layer, where every lens is the model itself.
+    # The mean leaves out the last layer, where every lens is the model itself.
     layers = slice(1, max(ours.n_layers, 2)) if depth == "mean" else depth_layer(ours.n_layers, int(depth))
     by_seq = _mean_of(ours, lens, layers) - _mean_of(theirs, lens, layers)
     limits = {name: base.settings[model][f"gates.{name}"] for name in ("bootstrap_samples", "seed", "confidence")}
@@ -54,7 +53,7 @@ def kl_difference(variant: LabVariant, base: LabVariant, model: str, kpi: str) -
 
 
 def _population(variant: LabVariant, model: str) -> tuple[object, ...]:
-    """What two variants must share for their rows to be pairs: model, text, positions; unequal to any where unknown."""
+    """What two variants must share for their rows to be pairs: model, text, positions. Unknown text equals none."""
     settings = variant.settings.get(model, {})
     source = {name: value for name, value in settings.items() if name.startswith("source.")}
     text = variant.files.get(model, {}).get("corpus/heldout.safetensors", object())

@@ -32,12 +32,12 @@ from lensmith.source.teacher import Teacher
 RIDGES = (1e-3, 1e-2, 1e-1)
 FISHER_RIDGE = 1e-6  # of the mean of its diagonal: W_U may not use every dimension
 FISHER_STEP_RIDGE = 1e-2  # the same for training: limits steps along what W_U hardly reads
-CONSTANT = 1e-12  # variance over mean square; what varies less is the rounding of fp32
-# Positions and sequences that ridges and temperatures are chosen on: a few suffice for one number a layer.
+CONSTANT = 1e-12  # variance over mean square, up to which an input counts as constant: it is fp32 rounding
+# Positions and sequences by which ridges, temperatures and the rank are chosen: a few suffice for one number a layer.
 FEW_POSITIONS, FEW_SEQS = 256, 8
-FISHER_EVERY = 4  # F is a mean of d_model^2 numbers: a part of the positions gives it, at a part of the products
+FISHER_EVERY = 4  # F is a mean over positions: every fourth one estimates it for a quarter of the products
 OVERSAMPLING, POWER_STEPS = 16, 4  # of the randomised decomposition
-# Bytes of fp64 moments on the device at a time; where all layers need more, residuals are read again for each group.
+# Bytes of fp64 moments on the device at a time. Where all layers need more, each group of layers reads all residuals.
 MOMENT_BYTES = 2**32
 
 
@@ -47,8 +47,8 @@ class Spectrum:
 
     values: Tensor  # (d_model,)
     vectors: Tensor  # (d_model, d_model)
-    # The matrix has no coordinates of its own where its mean eigenvalue is not above this: an input that never varies
-    # predicts nothing. Its roots are then the identity.
+    # Up to this mean eigenvalue the matrix counts as zero, and its roots are the identity: an input that never varies
+    # predicts nothing.
     least: float
 
     @classmethod
@@ -85,7 +85,7 @@ class Solution:
     ridge: tuple[float, ...]  # the best of RIDGES, by block
 
     def lens(self, start: Lens, rank: int | None = None) -> Lens:
-        """`start` with its U, V and c replaced, as far as its kind and rank allow; None is all of its rank."""
+        """`start` with U, V and c of this solution, as far as its kind has them; U and V cut to `rank`."""
         rank = min(start.rank if rank is None else rank, self.U.shape[-1])
         tensors = start.map_tensors(Tensor.clone).tensors()
         if start.kind in {"low_rank", "full"}:
@@ -99,7 +99,7 @@ class Solution:
 
 @dataclass(frozen=True)
 class Fisher:
-    """Powers of F, for all blocks and ridges."""
+    """Powers of F, which all blocks share."""
 
     root: Tensor  # (d_model, d_model): F^1/2, fp64
     unroot: Tensor  # F^-1/2, fp64
@@ -114,8 +114,10 @@ class Fisher:
 def solve(linear_kl: LinearKL, train: Residuals, held_out: Residuals, start: Lens) -> Solution:
     """The factors for a lens of the norm and rank of `start`.
 
-    One pass over `train`, and one over a part of `held_out`; one for each group of layers where the moments of all
-    layers exceed MOMENT_BYTES.
+    One pass over `train` and one over a part of `held_out` for each group of layers; MOMENT_BYTES bounds a group.
+
+    Raises:
+        NumericError: a residual is not finite.
     """
     head, n_blocks = linear_kl.head, start.n_layers - 1
     size = max(1, MOMENT_BYTES // (2 * 8 * start.d_model**2))
@@ -144,7 +146,7 @@ def solve(linear_kl: LinearKL, train: Residuals, held_out: Residuals, start: Len
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments of some blocks, centred, fp64."""
+    """Means and centred second moments of some blocks, fp64."""
 
     blocks: Sequence[int]
     mean: Tensor  # (blocks + 1, d_model), of f at the end
@@ -258,16 +260,16 @@ def _top_singular(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def few_positions(head: Head, residuals: Residuals) -> Batch:
-    """Positions far apart, of the first sequences."""
+    """At most FEW_POSITIONS positions, evenly spaced over the first FEW_SEQS sequences."""
     batch = next(objective.read(head, residuals, FEW_SEQS))
     return batch.at(slice(None, None, -(-len(batch.resid) // FEW_POSITIONS)))
 
 
 def temperatures(head: Head, lens: Lens, train: Residuals, blocks: Sequence[int] | None = None) -> Tensor:
-    """log tau (L,) of some blocks of a lens, by KL at some positions of a few sequences; 0 elsewhere.
+    """log tau (L,) with the lowest KL at a few positions, for some blocks of a lens; 0 for the others.
 
     Args:
-        blocks: None for all but the last.
+        blocks: the blocks to choose for; None for all but the last.
     """
     batch, log_tau = few_positions(head, train), torch.zeros_like(lens.log_tau)
     teacher = objective.teacher_of(head, batch)

@@ -1,12 +1,12 @@
 """The coordinates that a lens is trained in. A lens on disk does not depend on them.
 
     y = s * (x - m) + ((x - m) U) V^T + b        U = P U'    V = R V'    b = B b'        trained: U', V', b', s, log_tau
-    c = b - s * m - (m U) V^T                    what the lens keeps
+    c = b - s * m - (m U) V^T                    the lens on disk has U, V, c, s, log_tau
 
 plain       P, R, B = 1, m = 0: the reference recipe's, whose penalties and decay act on U and V themselves
 whitened    P = Cov(x)^-1/2, R = B = F^-1/2 of the head's Fisher information F, m = mean(x): steps in all directions
-            of x, and of what the head reads, have the same scale. U' and V' of the closed form are its singular
-            vectors, so that their lengths are in nats for every model
+            of x, and of what the head reads, have the same scale for every model, since half the squared length of a
+            small change of F^1/2 y is KL in nats
 prism       P, R of Prism (the reference recipe's preconditioner), B = 1
 """
 
@@ -21,7 +21,7 @@ from lensmith.lens.lens import Lens
 
 @dataclass(frozen=True)
 class Coordinates:
-    """m, P and R of all blocks but the last."""
+    """m, P, R and B of all blocks but the last."""
 
     mean: Tensor  # (L - 1, d_model): m
     P: Tensor | None = None  # (d_model, d_model), or one for each block; None is 1
@@ -66,10 +66,10 @@ def _apply(basis: Tensor | None, tensor: Tensor) -> Tensor:
 
 
 def _undo(basis: Tensor | None, tensor: Tensor) -> Tensor:
-    """tensor' of tensor = basis tensor'."""
+    """The solution x of basis x = tensor."""
     return tensor if basis is None else torch.linalg.solve(basis, tensor)
 
 
 def through(mean: Tensor, U: Tensor, V: Tensor) -> Tensor:
-    """mean (blocks, d_model) through U V^T."""
+    """(mean U) V^T of each block, mean (blocks, d_model)."""
     return ((mean[:, None] @ U) @ V.mT)[:, 0]

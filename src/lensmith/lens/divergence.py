@@ -1,4 +1,4 @@
-"""Distances between the distributions of two sets of logits. Nats become bits here and nowhere else.
+"""Distances between the distributions of two sets of logits. BITS is the one factor from nats to bits.
 
 The fit minimises KL(p || q), p the model's final distribution and q the lens's. With y (d_model) the input of the
 head, a = scale / tau and logits z = a (y W_U^T + b), everything that depends on p collapses into d_model + 2 numbers

@@ -39,14 +39,15 @@ from lensmith.source.head import HeadInput
 # No fit comes near these, and within them every product that leads to the logits stays finite in float32.
 LARGEST = 1e8
 LARGEST_LOG_TAU = math.log(1e4)
-WIDEST = 1024  # rank that `auto` tries
+WIDEST = 1024  # the largest rank that `auto` tries
 
 
 def rank_of(settings: FitParams, d_model: int) -> int:
-    """The width of U and V: fit.rank; for auto the widest that is tried.
+    """The width of U and V. For `rank: auto` it is the largest rank that is tried, not the one that is chosen.
 
-    A closed form is tried up to WIDEST, at most d_model, and `rank_curve.smallest_rank` then chooses. Without one auto
-    is the rule of the reference recipe, clip(d_model // 32, 64, 256), at most d_model.
+    With `start: closed_form` that is WIDEST, at most d_model, and stage `fit` chooses by `rank_curve.smallest_rank`.
+    With `start: norm_lens` nothing is tried: auto is the reference recipe's clip(d_model // 32, 64, 256), at most
+    d_model.
 
     Raises:
         InputError: a rank above d_model.
@@ -150,7 +151,7 @@ class Lens:
         return replace(self, **dict[str, Any](tensors))
 
     def with_layers(self, other: "Lens", taken: Sequence[bool]) -> "Lens":
-        """The same lens with the layers of `other`, of the same form, where `taken` (L,) is true."""
+        """The same lens, with the layers of `other`, a lens of the same form, where `taken` (L,) is true."""
         rows = torch.tensor(taken, device=self.c.device)
         mixed = {}
         for name, tensor in self.tensors().items():
@@ -158,7 +159,7 @@ class Lens:
         return self.with_tensors(mixed)
 
     def over(self, below: "Lens") -> "Lens":
-        """The map of `below`, of a kind with fewer parameters, in the form of this lens."""
+        """A lens of this kind and rank with the map of `below`, a lens of a kind with fewer parameters."""
         tensors = below.tensors()
         U, V = self.U.clone(), torch.zeros_like(self.V)
         U[..., : below.rank], V[..., : below.rank] = below.U, below.V
@@ -223,7 +224,7 @@ def check_head(head: Head, n_layers: int, d_model: int, w_u_sha256: str | None) 
 
 
 def check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """IntegrityError for a number that no fit gives, and that would make logits infinite; of all layers or of some."""
+    """IntegrityError where a number is not finite, or so large that logits could overflow; for all layers or some."""
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise IntegrityError(f"{path}: {name} holds a number that is not finite")

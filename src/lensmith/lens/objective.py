@@ -25,7 +25,7 @@ from lensmith.source.head import Head, NormKind
 from lensmith.source.residuals import Batch, Residuals, read_ahead
 from lensmith.source.teacher import Teacher
 
-READ_SEQS = 8  # at a time
+READ_SEQS = 8  # sequences that are read at a time
 
 Gradients = dict[str, Tensor]
 

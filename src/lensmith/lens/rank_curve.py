@@ -1,9 +1,10 @@
 """Held-out KL of a lens by its rank, for the price of one fit.
 
-Every truncation of one decomposition is the best lens of its rank where KL is quadratic. The closed form's curve
-decides `rank: auto`: the smallest rank whose KL is at most SHARE above the lowest. The trained lens's curve says what a
-smaller rank would have cost: its map is truncated in the whitened coordinates, with the bias that keeps the mean of
-what the head reads, and a temperature of its own. Both are means over depths 25, 50 and 75 %, on a few positions.
+Where KL is quadratic, a truncation of the closed form's decomposition is the best lens of its rank. The curve of the
+closed form decides `rank: auto`: the smallest rank whose KL is at most SHARE above the lowest. The curve of the trained
+lens says what a smaller rank would cost. Its map is truncated in whitened coordinates; c is corrected so that the mean
+of the head's input stays, and a temperature is fit for each rank. Both curves are means over depths 25, 50 and 75 %, at
+a few held-out positions.
 
     rank_curve.csv    rank, kl_bits (empty above the rank of the lens), closed_form_kl_bits (at temperature one)
 """
@@ -22,7 +23,7 @@ from lensmith.lens.lens import Lens
 from lensmith.source.residuals import Residuals
 
 RANK_CURVE = "rank_curve.csv"
-SHARE = 0.02
+SHARE = 0.02  # of the lowest KL, by which that of the chosen rank may be above it
 
 Curve = dict[int, float]  # rank -> bits
 

@@ -29,7 +29,7 @@ from lensmith.source.placement import LensMemory
 from lensmith.source.residuals import Residuals
 
 FIT_LOG = "fit_log.csv"
-# A bias reaches its optimum in these steps: in whitened coordinates distances are in nats for every model.
+# Steps and peak rate for a bias. They need no setting: in whitened coordinates a step has one scale for all models.
 BIAS_STEPS, BIAS_LR = 96, 1e-2
 KINDS = ("identity", "temperature", "bias", "low_rank", "full")  # each has the parameters of those before it
 
@@ -90,7 +90,7 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
 def work_key(
     model_key: str, settings: FitParams, manifest: corpus.Manifest, backbone: Backbone, code: dict[str, str]
 ) -> dict[str, Any]:
-    """Everything that decides the bits of a model's fits: each key has its own folder of checkpoints."""
+    """Everything that decides the bits of a model's fits. Its hash names the folder of their checkpoints."""
     return {
         "schema": 1,
         "model_key": model_key,
@@ -121,7 +121,9 @@ def fit_all(
     prism: Prism | None,
     work: Path,
 ) -> dict[str, Fit]:
-    """The lens of `settings` and the rungs of its ladder, by kind, each from the one below. One closed form serves all.
+    """The lens of `settings` and the rungs of its ladder, by kind. One closed form serves all of them.
+
+    Each kind can start from the kind below it, so they are fit in the order of KINDS.
 
     Args:
         work: folder of the checkpoints, and of the rank curve where a closed form gives one.
@@ -164,7 +166,7 @@ def start_of(settings: FitParams, backbone: Backbone) -> Lens:
 
 
 def rung(settings: FitParams, kind: str, train: Residuals) -> FitParams:
-    """The settings of one kind. A rung is fit to its optimum, whatever the recipe of the lens."""
+    """The settings of one kind: those of the lens for its own, and for a rung the recipe of rungs."""
     if kind == settings.kind:
         return settings
     to_optimum: dict[str, Any] = {

@@ -4,8 +4,8 @@ KL(p || softmax(b z)) is convex in the inverse temperature b, with first and sec
 
     E_q[z] - E_p[z]        Var_q[z]        q = softmax(b z)
 
-so a few guarded Newton steps find it. E_p[z] is computed once; a step needs the lens's logits z alone. They are kept:
-to decode them again costs several times what a step does.
+so a few guarded Newton steps find it. E_p[z] is computed once. A step needs the lens's logits z alone, which are kept:
+computing them costs more than a step.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from lensmith.lens.tiles import LOWEST
 
 COLDEST, HOTTEST = 0.05, 20.0
 STEPS = 12
-BESIDE = 1.1  # as near to a bound as the search comes in its steps
+BESIDE = 1.1  # a temperature within this factor of a bound is at it: STEPS may not bring the search nearer
 CLOSE = 1e-4  # relative change of the inverse temperature at which the search ends
-LOGITS = 2**18  # of a piece, so that all passes over it stay in the cache
+LOGITS = 2**18  # in a piece, so that all passes over it stay in the cache
 
 
 def at_bound(tau: float) -> bool:
-    """Whether a search ended where it may not go on: the best temperature may lie beyond."""
+    """Whether a search ended at a bound: the best temperature may lie beyond it."""
     return not COLDEST * BESIDE < tau < HOTTEST / BESIDE
 
 
@@ -49,7 +49,7 @@ def search(derivatives: Callable[[float], tuple[float, float]], start: float = 1
         if abs(step - b) <= CLOSE * b:
             return 1 / step
         low, high = (low, b) if slope > 0 else (b, high)
-        # Outside what is known to hold the minimum Newton overshot: halve in the logarithm instead.
+        # A Newton step out of the bracket overshot: bisect in the logarithm instead.
         b = step if low < step < high else (low * high) ** 0.5
     return 1 / b
 

@@ -1,9 +1,10 @@
 """The vocabulary in tiles, so that no tensor has d_vocab columns.
 
-The logits of all tokens at a few hundred positions are larger than any cache, and every pass over them costs as much as
-memory takes to deliver them. A tile's logits stay in the cache while everything that is asked of them is summed.
+The logits of all tokens at a few hundred positions exceed any cache, so each pass over them waits for memory. Those of
+a tile stay in the cache while all their sums are taken.
 
-A softmax in tiles keeps a running maximum m and the sum of exp(z - m): where a tile raises m, what was summed shrinks.
+A softmax in tiles keeps a running maximum m and the sum of exp(z - m). Where a tile raises m, the earlier sum is scaled
+down.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from lensmith.source.head import Head
 
-TOKENS = {"cpu": 2048, "cuda": 16384}  # of a tile
+TOKENS = {"cpu": 2048, "cuda": 16384}  # in a tile
 LOWEST = -1e15  # below every logit; its square is finite, so that no product with zero is NaN
 
 
@@ -49,7 +50,7 @@ def buffers(head: Head, rows: int, count: int) -> list[Tensor]:
 
 
 def part(buffer: Tensor, rows: int, columns: int) -> Tensor:
-    """The beginning of a buffer as a matrix."""
+    """The first rows * columns numbers of a buffer as a matrix."""
     return buffer[: rows * columns].view(rows, columns)
 
 
@@ -72,8 +73,8 @@ class Softmax:
         """One more tile, whose logits z (n, t) begin at token `start`; z becomes z - high, `out` exp(z - high).
 
         Returns:
-            exp(z - high) (n, t), and by how much `high` rose (n,), float64: sums of exponentials that were made before
-            are worth exp(-rise) of what they were.
+            exp(z - high) (n, t), and by how much `high` rose (n,), float64: earlier sums of exponentials are to be
+            multiplied by exp(-rise).
         """
         high = z.amax(-1)
         if len(rows := (high > self.high).nonzero()[:, 0]):

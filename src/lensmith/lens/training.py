@@ -1,10 +1,10 @@
 """Training a lens: every layer's translator against the model's own final distribution.
 
-A fit begins at the norm lens, or at each layer where held-out KL is lowest: at the closed form or at the lens of the
-rung below. It trains in the coordinates of the settings and keeps each layer of its best validation, so a layer is
-never worse there than its start. Temperatures alone need no step: Newton finds them. Batches, draws and learning rate
-are functions of the step alone, so a stopped fit goes on from a checkpoint bit for bit (`checkpoint`). `objective` says
-what is minimised.
+A fit starts from the norm lens or, with `start: closed_form`, at each layer from the closed form or the lens of the
+rung below, whichever has the lower held-out KL. It trains in the coordinates of the settings and keeps each layer as it
+was at its best validation, so no layer ends with a higher held-out KL than it started with. Temperatures alone take no
+step: Newton's method finds them. Batches, draws and learning rate are functions of the step alone, so a stopped fit
+goes on from a checkpoint bit for bit (`checkpoint`). `objective` says what is minimised.
 """
 
 import math
@@ -38,7 +38,7 @@ DIVERGED, FLOOR = 10.0, 0.1
 # Numbers in W_U from which `products: auto` may take bfloat16. A smaller head stays in the cache in float32, where its
 # products are a small part of a step, and its lens is then the same on every CPU.
 LARGE_HEAD = 2**23
-BIAS_POSITIONS = 128  # of a step that trains no map: a bias and a temperature need few
+BIAS_POSITIONS = 128  # of a step that trains no U, V: a bias and a temperature need few
 COPIES = 6  # of a lens in training: itself, its gradient, two moments, the start and the best
 
 
@@ -76,7 +76,7 @@ class Task:
     names: tuple[str, ...]  # of the trained tensors
     schedule: Schedule
     step_kl: LinearKL  # of training steps, in `products`
-    exact_kl: LinearKL  # of choices, in float32: ridges, temperatures, the best step
+    exact_kl: LinearKL  # of ridges and validation, in float32
     vocabulary: SampledVocabulary | None  # of training steps; None for all tokens
     solution: Solution | None  # the closed form, where it is known already
     prism: Prism | None
@@ -100,10 +100,10 @@ def fit(
     below: Fit | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Fit:
-    """Fit `start`, made by `Lens.start`, on training residuals; return each layer of its best validation.
+    """Fit `start`, made by `Lens.start`, on training residuals; return each layer as it was at its best validation.
 
     Args:
-        vocabulary: the tokens of each step; None for all.
+        vocabulary: draws the tokens of each step's softmax; None for all tokens.
         solution: the closed form of the same model and norm, with at least the rank of `start`; None to compute it.
         prism: of the same model, for a fit that is preconditioned.
         below: the fit of a kind with fewer parameters on the same residuals.
@@ -259,7 +259,7 @@ def first_state(task: Task, start: Lens, coordinates: Coordinates, solution: Sol
 
 
 def best_by_layer(one: tuple[Lens, Validation], other: tuple[Lens, Validation]) -> tuple[Lens, Validation]:
-    """Each layer of that of two lenses which has the lower held-out KL there, the first where they are equal."""
+    """At each layer the one of two lenses with the lower held-out KL; the first where both are equal."""
     pairs = list(zip(one[1].kl_bits, other[1].kl_bits, strict=True))
     lens = one[0].with_layers(other[0], [b < a for a, b in pairs])
     return lens, Validation(tuple(min(pair) for pair in pairs))
@@ -299,7 +299,7 @@ def step_gradients(
 
 
 def judge(task: Task, state: State, lens: Lens, progress: Progress) -> None:
-    """Validate a lens, and keep the layers that are the best so far.
+    """Validate a lens, and keep each layer that is its best so far.
 
     Raises:
         NumericError: its KL is not finite, or above DIVERGED times the best.

@@ -8,7 +8,7 @@ sampled step takes the softmax over D and S instead,
 
 which estimates the sum of exponentials Z and the sum behind e_q without bias. What depends on p stays exact: it is the
 teacher's. KL holds log Z, and its gradient divides by Z, so both have a bias: about -Var(Z) / 2 Z^2 for KL, in nats. It
-is large where a lens believes in many rare tokens, and vanishes as D comes to hold what the lens believes in.
+is large where the lens gives many rare tokens probability, and small where D holds nearly all of its probability.
 Validation, closed form and all judging use the whole vocabulary.
 """
 
@@ -28,13 +28,13 @@ from lensmith.source.head import Head
 from lensmith.source.teacher import Teacher
 
 FREQUENT, DRAWN = 2048, 1024
-# Tokens from which `vocabulary: auto` samples: D and S of a step of 512 positions are then a third of them or less.
+# Tokens from which `vocabulary: auto` samples. In a smaller vocabulary D and S would be too large a part of all tokens.
 LARGE_VOCABULARY = 2**14
 
 
 @dataclass(frozen=True)
 class SampledVocabulary:
-    """Draws D and S of each step, a function of the step alone."""
+    """Draws D and S for each step, as a function of the seed, the step and the teacher."""
 
     frequent: Tensor  # (n,) token ids
     d_vocab: int
@@ -61,7 +61,7 @@ class SampledVocabulary:
         return cls(torch.from_numpy(np.argsort(-counts, kind="stable")[:FREQUENT]), d_vocab, settings.seed)
 
     def draw(self, teacher: Teacher, step: int) -> tuple[Tensor, Tensor]:
-        """Ids of D and S (n,) on the CPU, and log of the number of tokens that each one stands for (n,)."""
+        """Ids of D and S (n,) on the CPU, and log of the number of tokens that each id stands for (n,)."""
         assert teacher.likely is not None
         others = torch.ones(self.d_vocab, dtype=torch.bool)
         others[self.frequent] = False

@@ -1,4 +1,4 @@
-"""A residual that somebody captured, seen through a lens: `lensmith.logits`."""
+"""A captured residual seen through a lens: `lensmith.logits`."""
 
 import torch
 from torch import Tensor

@@ -74,7 +74,7 @@ class ReleasedLens(BaseModel):
         return {layer: self.kpis[kpi] for layer, kpi in by_layer.items() if kpi in self.kpis}
 
     def bound(self, lens: AnyLens, backbone: Backbone, *, strict: bool = True) -> AnyLens:
-        """The lens as one of this model, from here on.
+        """The lens, checked against this model.
 
         A model of the same weights in a finer precision is accepted, with a warning of what that costs; so is any head
         of the same shape where `strict` is off.
@@ -87,7 +87,7 @@ class ReleasedLens(BaseModel):
             lens.check_head(backbone.head)
         except IntegrityError as error:
             precisions = f"fit on {self.dtype} weights, used with {str(backbone.dtype).removeprefix('torch.')}"
-            # A `dtype` that is not known rounds nothing, and is then not the same.
+            # For an unknown dtype nothing is rounded, so that the heads differ.
             rounded = replace(
                 backbone.head, W_U=backbone.head.W_U.to(getattr(torch, self.dtype, torch.float32)).float()
             )
@@ -106,7 +106,7 @@ class ReleasedLens(BaseModel):
 
 
 def _mean_kl_bits(backbone: Backbone, other: Head) -> float:
-    """Mean KL(final || final by another head) over the positions that the model was proven at, bits."""
+    """Mean KL in bits of the model's final distribution from that of another head, at the positions of the proof."""
     tokens = proof_tokens(backbone.model, backbone.tokenizer)
     positions = torch.arange(tokens.shape[1]).expand_as(tokens)
     resid = backbone.capture(tokens, positions)[:, :, -1]

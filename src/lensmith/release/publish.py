@@ -71,7 +71,7 @@ def send(settings: ModelParams, out: Path) -> Release:
 
 
 def _check(settings: ModelParams, parcel: Parcel) -> None:
-    """InputError where the tree of git, a gate, the licence or a secret forbids sending."""
+    """InputError if uncommitted sources, a gate, the licence or a secret forbid sending."""
     changed = git.run("status", "--porcelain", "--", ".", *(f":(exclude){path}" for path in git.GENERATED))
     if changed is None:
         raise InputError(f"this folder is no git repository, so nobody could tell what made the release. {NOT_SENT}")
@@ -100,8 +100,8 @@ def _check(settings: ModelParams, parcel: Parcel) -> None:
 def preview(settings: ModelParams, out: Path) -> Iterator[str]:
     """What sending a packaged release would do, in lines; nothing is sent.
 
-    The package is looked at here. The Hub is asked only if `publish.repo` is set, and where it does not answer, a line
-    says what was not looked at.
+    The package is checked here. The Hub is asked only if `publish.repo` is set; if it does not answer, a line says what
+    was not looked at.
     """
     repo, parcel, today = settings.publish.repo, _parcel(settings, out), dt.datetime.now(dt.UTC).date()
     yield f"{out}: {parcel.model_id}, tag {parcel.tag or f'v{today:%Y.%m.%d}, or the next free one of that day'}"

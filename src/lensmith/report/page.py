@@ -38,7 +38,7 @@ class Tile:
     label: str
     value: str
     unit: str
-    note: str  # the interval, and what the number is to be compared with; empty where there is neither
+    note: str  # the norm lens's number and the interval, as far as there are any
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ def add(path: Path, proposal: Proposal) -> str:
             raise InputError(
                 f"{path}: models.{key} is {settings.source.repo or settings.source.path} already. {UNCHANGED}"
             )
-    text = path.read_bytes().decode("utf-8")  # read_text would make every line end the same
+    text = path.read_bytes().decode("utf-8")  # read_text would turn every line end into \n
     lines = text.splitlines(keepends=True)
     line_end = lines[0][len(lines[0].rstrip("\r\n")) :]
     line, indent = _end_of_models(path, text)

@@ -15,7 +15,7 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.pt")
 
 
 def write(file: Path, root: Path, out: Path) -> None:
-    """Write `out`/models and `out`/code for the repository at `root`. What is written already keeps its time."""
+    """Write `out`/models and `out`/code for the repository at `root`. Files with the same content keep their mtime."""
     scripts = sorted(path for path in (root / "stages").glob("*.py") if path.stem not in ("__init__", "resolve"))
     contents = {out / "models" / f"{key}.json": data for key, data in with_inputs(params_yaml.read(file)).items()}
     contents |= {out / "code" / f"{s.stem}.json": fingerprint.fingerprint(s, root) for s in scripts}
@@ -46,11 +46,11 @@ def with_inputs(models: Mapping[str, ModelParams]) -> dict[str, dict[str, Any]]:
 
 
 def local_files(settings: ModelParams) -> dict[str, list[Path]]:
-    """Files of this machine by the section that names them. Relative ones are relative to the working directory.
+    """Local files by the section that names them. Relative names begin in the working directory.
 
     Raises:
-        InputError: one does not exist, or a folder is named for a file or a file for a folder, or the folder holds
-            no config.json, which a model of transformers and a lens of tuned-lens both have.
+        InputError: a name has no file; it is a folder where a file is needed, or the reverse; or a folder holds no
+            config.json, which a model of transformers and a lens of tuned-lens both have.
     """
     corpus, imported, licence = settings.corpus, settings.imported, settings.publish.base_license_file
     where, files = f"params.yaml: models.{settings.key}", dict[str, list[Path]]()

@@ -12,7 +12,7 @@ from lensmith.source.backbone import Backbone
 from lensmith.source.discovery import Anatomy
 from lensmith.source.proof import Proof
 
-# What was found and proven of a model, as long as the model lives. No Backbone: it would keep its own key alive.
+# The anatomy and proof of each model that is still alive. A Backbone here would hold the model, and keep it alive.
 _PROVEN: WeakKeyDictionary[PreTrainedModel, tuple[Anatomy, Proof]] = WeakKeyDictionary()
 
 
@@ -20,8 +20,8 @@ _PROVEN: WeakKeyDictionary[PreTrainedModel, tuple[Anatomy, Proof]] = WeakKeyDict
 def borrowed(model: PreTrainedModel | Backbone, tokenizer: PreTrainedTokenizerBase | None = None) -> Iterator[Backbone]:
     """The model as a Backbone for the time of a block. Every module is in training mode afterwards as it was before.
 
-    Weights, hooks and `requires_grad` are not touched. A Backbone is passed through. Parts are found and proven once
-    for each model, and again where one of them was replaced; the head is copied anew, since weights may have changed.
+    Weights, hooks and `requires_grad` are not touched. A Backbone is passed through. The parts of a model are found and
+    proven once, and again after one of them was replaced. The head is copied at each call: weights may have changed.
 
     Raises:
         InputError: a part of the model was not found.

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lensmith.process.errors import InputError
 
-# Some templates ask for today's date; the same chat must be the same text tomorrow.
+# Some templates ask for today's date. A fixed one makes the text the same on every day.
 CALENDAR = (
     '{%- macro strftime_now(format) -%}{{ format.replace("%d", "01").replace("%m", "01").replace("%B", "January")'
     '.replace("%b", "Jan").replace("%Y", "2026").replace("%y", "26") }}{%- endmacro -%}'
@@ -18,7 +18,7 @@ CALENDAR = (
 
 @dataclass(frozen=True)
 class ChatRenderer:
-    """The chat template of a tokenizer. Its text holds every special token already."""
+    """Renders chats by the template of a tokenizer. The text holds every special token already."""
 
     tokenizer: PreTrainedTokenizerBase
 

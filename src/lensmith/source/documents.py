@@ -156,7 +156,7 @@ def open_text(corpus: CorpusParams) -> SourceText:
 def clean(
     rows: Iterable[SourceRow], max_chars: int, render: Callable[[list[Any]], str | None] = lambda _: None
 ) -> Iterator[Document]:
-    """Rows as documents, long ones cut to `max_chars` characters; `render` makes text of a chat, or None."""
+    """Rows as documents, long ones cut to `max_chars` characters; `render` gives a chat's text, or None."""
     for file, row, value in rows:
         whole, is_chat = value, False
         if isinstance(value, list) and all(isinstance(message, dict) for message in value):

@@ -41,7 +41,7 @@ from lensmith.source.tokenizer import Encoder, behaviour_sha256, load_tokenizer
 
 BATCH = 256  # documents tokenized in one call: enough for the tokenizer's threads, few enough for memory
 MAX_FAULTS = 0.01  # of all rows read
-FEW_FAULTS = 5  # that many are always allowed: of a few dozen rows one is more than MAX_FAULTS
+FEW_FAULTS = 5  # rows that may always be faulty: one of a few dozen rows is already more than MAX_FAULTS
 MAX_IDLE = 100_000  # rows in turn that give no document; a source that repeats itself forever then ends in an error
 UNWRITTEN = "Nothing was written."
 
@@ -75,7 +75,7 @@ class Packed:
 
     @property
     def is_faulty(self) -> bool:
-        """Whether so many rows were not text that the column is wrong, or the text broken."""
+        """Whether too many rows were not text: the column is wrong, or the text broken."""
         return self.faults > max(FEW_FAULTS, MAX_FAULTS * self.read)
 
     def add(self, document: Document, ids: list[int] | None) -> None:
@@ -113,7 +113,7 @@ def build(settings: ModelParams, out: Path, prompts: Iterable[tuple[str, str]] =
     Args:
         settings: of one model.
         out: the folder of its corpus.
-        prompts: (file:line, text) of what later stages read; hours later they would find that the model cannot.
+        prompts: (file:line, text) of each prompt of later stages, checked here because those stages run hours later.
 
     Raises:
         InputError: there is too little text, it is not text, or text or prompts do not fit the model.
@@ -168,10 +168,10 @@ def pack(stream: Iterable[Document], encoder: Encoder, n_tokens: int) -> Packed:
 
 
 def _check_size(config: PretrainedConfig, name: str, settings: ModelParams) -> None:
-    """The sequences fit the model's window, and the lens its width: `fit` would notice that after the capture.
+    """Check `corpus.seq_len` and `fit.rank` against the model: `fit` would find them too large after the capture.
 
     Raises:
-        InputError: one does not.
+        InputError: one is too large.
     """
     seq_len, rank = settings.corpus.seq_len, settings.fit.rank
     window, d_model = skeleton.max_length(config), getattr(config.get_text_config(), "hidden_size", None)

@@ -31,7 +31,7 @@ class Batch(NamedTuple):
         return Batch(resid, None if self.teacher is None else self.teacher.to(device))
 
     def at(self, positions: slice | Tensor) -> "Batch":
-        """Some of its positions, by number."""
+        """The same at some of its positions, by index."""
         return Batch(self.resid[positions], None if self.teacher is None else self.teacher.part(positions))
 
 

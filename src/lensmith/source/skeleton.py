@@ -23,7 +23,7 @@ _BF16_MIN_PARAMETERS = 200_000_000
 # CPU capabilities with bfloat16 products. Without them torch emulates bfloat16, far slower than float32.
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
 
-# Names under which configurations say how many tokens a model reads at once.
+# Names that configurations use for the number of tokens that a model reads at once; the first one present counts.
 _WINDOWS = (
     "max_position_embeddings",
     "n_positions",

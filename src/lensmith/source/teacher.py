@@ -5,9 +5,9 @@ y, z = a (y W_Uᵀ + b), the divergence and its gradient need of p only
 
     e_p = p W_U (d_model)      b_p = ⟨p, b⟩      H(p), nats
 
-so these are computed once a position and stored, with the tokens that p holds likeliest: a softmax over a part of the
-vocabulary must not miss them. A softcap is not linear: there the head's input y is stored, and p is computed from it
-anew, a chunk of positions at a time.
+so these are computed once a position and stored. The likeliest tokens under p are stored too: a softmax over a part of
+the vocabulary must not miss them. A softcap is not linear: there the head's input y is stored, and p is computed from
+it a chunk of positions at a time.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lensmith.source.head import Head
 
-LIKELY = 16  # tokens of a position
+LIKELY = 16  # likeliest tokens that are stored for a position
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Files of text as people have them: the value of one column, row by row.
+"""Files of text: the values of one column, row by row.
 
     .txt               a row is a paragraph: blank lines separate documents
     .jsonl, .json      an object a line
@@ -30,10 +30,10 @@ PACKED = (".gz", ".zst")
 
 
 def check_readable(name: str, place: str) -> None:
-    """A file of this name can be read; `place` is where it is named.
+    """Check the form of a file by its name; `place` is the setting or data set that names it.
 
     Raises:
-        InputError: its form is none that is known.
+        InputError: the form cannot be read.
     """
     if form(name) not in FORMS or name.endswith((".parquet.gz", ".parquet.zst")):
         raise InputError(
@@ -49,9 +49,9 @@ def form(name: str) -> str:
 
 
 def values(file: BinaryIO, name: str, column: str) -> Iterator[object]:
-    """The value of a column in each row; of a .txt, each paragraph. None where an object has no such key.
+    """The value of a column in each row; of a .txt, each paragraph. None where a JSON object lacks the key.
 
-    `meta.text` is the key text of the object meta, where no column has the whole name.
+    `meta.text` is the key `text` of the object `meta`, unless a column has that whole name.
 
     Raises:
         InputError: the file is damaged, not UTF-8, or has no such column.
@@ -129,7 +129,7 @@ def _check_column(column: str, columns: Collection[str], name: str) -> None:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether the bytes are wrong, not the reading of them: a disk's error has a number, the Hub's its own class."""
+    """Whether the file is damaged. A disk's error is not that, and has a number; the Hub's has a class of its own."""
     if not isinstance(error, OSError) or isinstance(error, gzip.BadGzipFile):
         return True
     return type(error) is OSError and error.errno is None  # as Arrow raises it

@@ -76,8 +76,8 @@ def load_tokenizer(folder: Path, name: str, *, trusted: bool = False) -> PreTrai
 class Encoder:
     """Text as ids of one model: documents as its tokenizer gives them, prompts without what it adds behind a text.
 
-    A prompt is read at its last token, which must be the text's. No id is given that the model has no embedding for: a
-    tokenizer may have more.
+    A prompt is read at its last token, which must belong to the text. A tokenizer may have more tokens than the model
+    has embeddings; a text with one of those is refused.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -85,10 +85,10 @@ class Encoder:
     config: PretrainedConfig  # the model's
 
     def documents(self, texts: list[str], *, rendered: bool = False) -> list[list[int]]:
-        """The ids of each text; one that was `rendered` holds its special tokens already.
+        """The ids of each text; texts that a chat template `rendered` hold their special tokens already.
 
         Raises:
-            InputError: one is beyond the model's vocabulary.
+            InputError: an id is beyond the model's vocabulary.
         """
         return self._encode(texts, special=self.bos == "tokenizer" and not rendered)
 
@@ -101,7 +101,7 @@ class Encoder:
         """The ids of the prompt at `where` (file:line).
 
         Raises:
-            InputError: one is beyond the model's vocabulary, or there are more than the model reads.
+            InputError: an id is beyond the model's vocabulary, or there are more ids than the model reads.
         """
         ids, limit = self(text), max_length(self.config)
         if limit is not None and len(ids) > limit:

@@ -86,10 +86,10 @@ def watch(model: PreTrainedModel, lists: list[tuple[nn.Module, ...]], unembed: n
 
 
 def check_finite(name: str, resid_by_layer: Iterable[tuple[int, Tensor]]) -> None:
-    """Residuals of some layers of the model `name` hold numbers.
+    """Check that residuals of some layers of the model `name` are finite.
 
     Raises:
-        NumericError: one does not; the message says at which layer, in which dtype, and which dtype would do.
+        NumericError: one is not. The message says at which layer, in which dtype, and which dtype to use.
     """
     for layer, resid in resid_by_layer:
         if not bool(resid.isfinite().all()):
