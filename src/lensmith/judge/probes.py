@@ -279,7 +279,7 @@ def cases(bench: Bench, probes: Iterable[tuple[str, Probe]]) -> Iterator[Case]:
 
 
 def _records(bench: Bench, case: Case, layer: int, reading: Reading) -> list[Line]:
-    """A line for each position: what stands there, the entropy, the top tokens of the lens and their probability."""
+    """A line for each position: its token, the entropy, the top tokens of the lens and their probability."""
     entropies = reading.measured[:, MEASURED.index("entropy_bits")].tolist()
     p, ids = reading.top_log_q.exp().tolist(), reading.top_ids.tolist()
     lines: list[Line] = []

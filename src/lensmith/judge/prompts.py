@@ -118,7 +118,7 @@ def _lines(paths: Sequence[Path], kind: type[Line]) -> Iterator[tuple[str, Line]
 
 
 def gold_token(encode: Callable[[str], list[int]], prompt: str, answer: str) -> int | None:
-    """The first token of the answer as it stands behind the prompt; None where the two do not come apart.
+    """The first token of the answer when it follows the prompt; None where the tokenizer merges the two.
 
     The ids of "prompt answer" must begin with those of the prompt and go on; else those of "promptanswer" must. Where
     neither does, the tokenizer merged across the border and no single token means the answer.

@@ -4,7 +4,7 @@ Writes rows.csv (a line for each prompt, layer and lens), first.csv (for each pr
 answer within rank 10, 5, 1, and with a KL of at most a bit), prompts.csv (a line for each prompt), suite.json (files,
 counts, the lens). The columns are in `tables.py`.
 
-`answer_token_rank` and `p_answer` are of the answer's first token as it stands behind the prompt. Where aliases give
+`answer_token_rank` and `p_answer` are of the answer's first token when it follows the prompt. Where aliases give
 further first tokens, the best rank and the sum of the probabilities count. A prompt whose answer has no first token
 of its own ("unaligned") keeps its distances and has neither.
 """
@@ -62,7 +62,7 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
     artifacts.write_csv(out / "prompts.csv", PROMPT_COLUMNS, prompt_lines)
     chosen = shown(prompts, settings.suite.trajectories)
     trajectories.write(out, bench, chosen, "suite-eval, trajectories")
-    # As inside a text: nothing added before it, nor the first token, which has a space before it there.
+    # Inside a text nothing is added before a prompt, and its first token differs, by a space: both are left out.
     inside = [prompt.ids[1 + len(bench.encode.added[0]) :] + prompt.gold[:1] for prompt in prompts]
     present = contamination.in_text(inside, corpora.read_tokens(corpus))
     facts = SuiteFacts(
@@ -168,7 +168,7 @@ class Answer(NamedTuple):
 
 def _answers(prompts: Sequence[TokenizedPrompt], reading: Reading) -> list[Answer]:
     answers = []
-    # The targets stand behind the model's own answer.
+    # Column 0 is the model's own answer; the targets follow.
     numbers = reading.ranks[:, 1:].tolist(), reading.log_q[:, 1:].exp().tolist()
     for prompt, ranks, p in zip(prompts, *numbers, strict=True):
         accepted = slice(1, 1 + len(prompt.gold))

@@ -84,7 +84,7 @@ def held_out_text(
     Raises:
         InputError: no sequence is left.
     """
-    first = settings.fit.validation_seqs  # those before it chose the lens's best step
+    first = settings.fit.validation_seqs  # the fit was validated on those before it
     tokens = torch.from_numpy(corpora.read_heldout(corpus)[first:][: settings.sweep.heldout_seqs].astype(np.int64))
     if not len(tokens):
         raise InputError(
