@@ -27,6 +27,10 @@ STRUCTURE = """[...document.querySelectorAll('body *')].filter((e) => !e.closest
   return depth + e.tagName;
 })"""
 
+# Whether a chart's drawing goes over the right edge of its card.
+WIDER = """(chart) => chart.querySelector('svg.main-svg').getBoundingClientRect().right >
+  chart.parentElement.getBoundingClientRect().right"""
+
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
@@ -73,6 +77,7 @@ def test_it_draws_everything_and_asks_for_nothing(browser, plain, width, dark):
 
     assert browser.errors == [] and asked_for(browser) == []
     assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.run(f"[...document.querySelectorAll('.chart, .heat')].filter({WIDER}).length") == 0
     assert browser.run("document.querySelectorAll('.chart').length") == 7
     colour = browser.run("getComputedStyle(document.body).backgroundColor")
     assert colour == ("rgb(13, 17, 21)" if dark else "rgb(246, 247, 249)")
