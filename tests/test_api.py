@@ -8,7 +8,8 @@ import pytest
 
 import lensmith
 from lensmith.process import errors
-from tests.support.released import save_release
+from tests.support.pages import blocks
+from tests.support.released import TINY, save_release
 from tests.support.settings import REPOSITORY
 
 HEAVY = ("torch", "transformers", "plotly", "pandas", "pydantic", "numpy", "huggingface_hub")
@@ -56,26 +57,34 @@ def test_pages_cards_and_examples_use_the_api_alone(pattern):
     for page in pages:
         text = page.read_text(encoding="utf-8")
         assert not re.findall(r"from lensmith[.\w]* import|import lensmith\.\w+", text), page
-        code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+        code = "\n".join(blocks(page, "python"))
         used = set(re.findall(r"\blensmith\.(\w+)", code)) | set(re.findall(r"`lensmith\.(\w+)", text))
         assert used <= set(lensmith.__all__), page
 
 
-def test_the_readmes_lines_run_as_printed(tmp_path, monkeypatch):
-    """They are the first thing that a reader tries; here with a tiny model in the place of the bundled one."""
-    save_release(tmp_path / "made")
+HUB = '"org/lenses", model="org/name", revision="v2026.11.29"'  # the round trip in tests/release reads from a Hub
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/use.md"])
+def test_the_lines_of_a_page_run_as_printed(page, tmp_path, monkeypatch):
+    """One block after another, as a reader tries them; with a tiny model in the place of the bundled one."""
+    save_release(tmp_path / "made", n_layers=8)
     for name, place in (("model", "demo/atlas"), ("release", "release/atlas")):
         (tmp_path / place).parent.mkdir()
         (tmp_path / place).symlink_to(tmp_path / "made" / name)
     monkeypatch.chdir(tmp_path)
-    code = (REPOSITORY / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    assert len([line for line in code.splitlines() if line]) <= 6
+    printed = blocks(REPOSITORY / page, "python")
 
     names: dict[str, object] = {}
-    exec(code, names)
+    for block in printed:
+        exec(block.replace(HUB, f'"release/atlas", model="{TINY}"'), names)
 
     assert names["lens"].w_u_sha256 is not None
-    assert "plotly" in (tmp_path / "trajectory.html").read_text()
+    if page == "README.md":
+        assert len([line for line in printed[0].splitlines() if line]) <= 6
+        assert "plotly" in (tmp_path / "trajectory.html").read_text()
+    else:
+        assert names["logits"].shape == (1, len(names["trajectory"].readings.ids), names["model"].config.vocab_size)
 
 
 def test_the_version_is_that_of_the_installed_command():

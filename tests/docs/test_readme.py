@@ -10,13 +10,12 @@ import typer
 from ruamel.yaml import YAML
 
 from lensmith.cli.app import app
-from tests.support import tree
+from tests.support import pages, tree
+from tests.support.pages import PAGES
 from tests.support.settings import REPOSITORY
 from tests.test_layout import ROOMS
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "SECURITY.md", REPOSITORY / "suites/README.md"]
-PAGES += sorted((REPOSITORY / "docs").glob("*.md"))
+README = pages.README.read_text(encoding="utf-8")
 MADE = {"artifacts/", "release/"}  # by `dvc repro`; not in git
 # Files that every project has, and what goes by itself with a file that is named.
 USUAL = {"LICENSE", "Makefile", "README.md", "SECURITY.md", "constraints.txt", "dvc.lock", "pyproject.toml"}
@@ -84,17 +83,10 @@ def test_every_link_leads_somewhere(page):
         assert not anchor or anchor in anchors(file), target
 
 
-def command_lines() -> list[str]:
-    """Every line of a page's shell blocks that calls `lensmith`."""
-    blocks = [
-        block
-        for page in PAGES
-        for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    ]
-    return [line for block in blocks for line in block.splitlines() if line.startswith("lensmith ")]
+LINES = [line for page in PAGES for line in pages.commands(page) if line.startswith("lensmith ")]
 
 
-@pytest.mark.parametrize("line", dict.fromkeys(command_lines()))
+@pytest.mark.parametrize("line", dict.fromkeys(LINES))
 def test_every_command_exists_with_its_options(line):
     command = typer.main.get_command(app)
     words = shlex.split(line, comments=True)[1:]
