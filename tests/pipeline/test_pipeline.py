@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -9,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support import pages, toy
 from tests.support.canaries import GIT_URL, Listener, hits, hits_below
-from tests.support.lab import Lab
+from tests.support.lab import REPOSITORY, Lab
 
 STAGES = ("prefetch", "fit", "sweep", "suite-eval", "gates", "plots", "publish")
 
@@ -59,19 +61,24 @@ def lab(tmp_path_factory, listener) -> Lab:
     return lab
 
 
-def test_queued_experiments_read_one_bank_and_are_compared(lab: Lab):
-    """A rank is no reason to run the frozen model again (docs/experiments.md); two commands show what it changed."""
-    bank = {path: path.stat().st_mtime_ns for path in lab.root.glob(".lensmith/bank/*/*.safetensors")}
-    lab.run("dvc", "exp", "run", "gates", "-S", "++models.one.fit.rank=1,2", "--queue", "--name", "rank")
-    lab.run("dvc", "queue", "start")
+def await_ranks(lab: Lab) -> None:
+    """Wait until the queue has run the variants rank-1 and rank-2."""
     end = time.monotonic() + 900
     while lab.run("git", "for-each-ref", "refs/exps").count("/rank-") < 2 and time.monotonic() < end:
         time.sleep(0.2)  # git answers at once; `dvc queue status` takes two seconds of a processor
     while re.search("Queued|Running", status := lab.run("dvc", "queue", "status")):
         assert time.monotonic() < end, status
         time.sleep(1)
-
     assert status.count("Success") == 2, status + lab.attempt("dvc", "queue", "logs", "rank-1").stdout
+
+
+def test_queued_experiments_read_one_bank_and_are_compared(lab: Lab):
+    """A rank is no reason to run the frozen model again (docs/experiments.md); two commands show what it changed."""
+    bank = {path: path.stat().st_mtime_ns for path in lab.root.glob(".lensmith/bank/*/*.safetensors")}
+    lab.run("dvc", "exp", "run", "gates", "-S", "++models.one.fit.rank=1,2", "--queue", "--name", "rank")
+    lab.run("dvc", "queue", "start")
+    await_ranks(lab)
+
     assert bank == {path: path.stat().st_mtime_ns for path in lab.root.glob(".lensmith/bank/*/*.safetensors")}
     table = lab.run("lensmith", "compare", "--model", "one")
     assert all(word in table for word in ("rank-1", "rank-2", "kl25")) and "lr" not in table
@@ -85,6 +92,66 @@ def test_a_stage_runs_the_code_of_its_own_tree(lab: Lab):
     done = subprocess.run([sys.executable, "-c", code], cwd=lab.root, capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == str(lab.root / "src/lensmith/__init__.py")
+
+
+# What pages print and the test below does not run: the beginnings of the lines, and why.
+ELSEWHERE = {
+    "make ": "installs, and runs the tests",
+    "pip install ": "installs",
+    "python -m benchmarks.": "measures for minutes (tests/benchmarks)",
+    "lensmith add Qwen/": "asks the Hub (tests/cli/test_add.py)",
+    "lensmith list org/": "asks the Hub (tests/release)",
+    "lensmith download org/": "asks the Hub (tests/release)",
+    "lensmith verify org/": "asks the Hub (tests/release)",
+    "lensmith publish qwen3-8b  ": "sends to the Hub (tests/release)",
+    "ray start ": "starts a cluster (tests/fleet)",
+    "lensmith fleet run": "needs a cluster (tests/fleet)",
+    "dvc exp run gates -S '++models.atlas.corpus.train_tokens=": "fits; the ranks are enough",
+    "dvc exp run gates -S '++models.atlas.fit.kind=": "fits; the ranks are enough",
+}
+LOOP = ("README.md", "docs/start.md", "docs/experiments.md", "docs/publishing.md", "docs/use.md", "docs/performance.md")
+
+
+@pytest.mark.long
+def test_the_pages_commands_run_as_printed_in_a_second_clone(lab: Lab, tmp_path, monkeypatch):
+    """What one machine pushed another pulls, and lives the day that the pages describe; with this lab's own names."""
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "t")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "t@t")
+    names = {"qwen3-8b": "one", "atlas": "one", "=8,16": "=1,2", "s3://my-bucket/lenses": str(tmp_path / "store")}
+    left_out, ran = set[str](), set[str]()
+
+    def run(machine: Lab, *lines: str) -> None:
+        """Each command where it is printed first."""
+        for line in lines:
+            command = line.partition("  #")[0].rstrip()
+            if beginnings := {beginning for beginning in ELSEWHERE if line.startswith(beginning)}:
+                left_out.update(beginnings)
+            elif command not in ran:
+                machine.run("bash", "-c", re.sub("|".join(names), lambda printed: names[printed[0]], line))
+                ran.add(command)
+            if command == "dvc queue start":
+                await_ranks(machine)
+
+    lab.run("git", "clone", "--quiet", "--bare", ".", str(tmp_path / "origin"))
+    origin = Lab(tmp_path / "origin")
+    first = toy.clone(origin, tmp_path / "first")
+    shutil.copytree(lab.root / ".dvc/cache", first.root / ".dvc/cache")
+    machines = pages.commands(REPOSITORY / "docs/many-machines.md")
+    pull = next(number for number, line in enumerate(machines) if line.startswith("dvc pull"))
+    run(first, *machines[:pull])
+    second = toy.clone(origin, tmp_path / "second")
+    run(second, machines[pull])
+    assert second.repro() == ({"resolve"}, set()), "everything is there"
+    second.edit("models.one.gates.worst_delta_kl_bits", -0.3)
+    run(second, *machines[pull + 1 :])
+    second.run("dvc", "pull", "--quiet", "--run-cache")  # the ranks are restored, if the queue has run them before
+    for page in LOOP:
+        run(second, *pages.commands(REPOSITORY / page))
+
+    assert left_out == set(ELSEWHERE)
+    assert second.run("git", "log", "-1", "--format=%s") == "Rank 16\n"
+    assert second.run("git", "status", "--porcelain") == "", "no command leaves a file that git would take"
 
 
 def test_exactly_what_changed_runs(lab):
