@@ -145,7 +145,6 @@ def test_the_pages_commands_run_as_printed_in_a_second_clone(lab: Lab, tmp_path,
     assert second.repro() == ({"resolve"}, set()), "everything is there"
     second.edit("models.one.gates.worst_delta_kl_bits", -0.3)
     run(second, *machines[pull + 1 :])
-    second.run("dvc", "pull", "--quiet", "--run-cache")  # the ranks are restored, if the queue has run them before
     for page in LOOP:
         run(second, *pages.commands(REPOSITORY / page))
 
