@@ -136,7 +136,9 @@ def fit_all(
     if backbone.n_layers > 1 and any(map(training.needs_solution, rungs)):
         widest = max((start_of(of_kind, backbone) for of_kind in rungs), key=lambda start: start.rank)
         solution = closed_form.solve(linear_kl, train, held_out, widest)
-        closed_curve = rank_curve.of_closed_form(linear_kl, solution, held_out, widest)
+        # A wider rung of the ladder must not change the rank that is chosen.
+        curved = start_of(settings, backbone) if settings.kind in kinds else widest
+        closed_curve = rank_curve.of_closed_form(linear_kl, solution, held_out, curved)
         if settings.kind == "low_rank" and settings.rank == "auto" and settings.start == "closed_form":
             settings = settings.model_copy(update={"rank": rank_curve.smallest_rank(closed_curve)})
     fits: dict[str, Fit] = {}
