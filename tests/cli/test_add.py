@@ -79,7 +79,7 @@ def test_a_model_is_added_once(file):
 
 
 def test_an_invalid_file_is_refused_and_stays(file):
-    file.write_text(file.read_text().replace("lr: 2e-3", "lr: fast"))
+    file.write_text(file.read_text().replace("lr: 4e-4", "lr: fast"))
     before = file.read_text()
     with pytest.raises(InputError, match=r"defaults\.fit\.lr is 'fast'"):
         params_yaml.add(file, NEW)
