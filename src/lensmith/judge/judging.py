@@ -15,6 +15,7 @@ from lensmith.lens.depth import PERCENTILES, depth_layer
 from lensmith.process.errors import IntegrityError
 from lensmith.settings.sections import ModelParams
 
+ROUNDING = 1e-6  # bits, and cosine
 CURVE_COLUMNS = ("layer", "lens", "{quantity}", "crossing", "lo", "hi", "guide")
 
 
@@ -169,12 +170,18 @@ def metrics(judged: Judgement) -> dict[str, float | int | str]:
 
     A number that is missing has no key.
     """
-    numbers = {name: value for name, kpi in METRIC_KPIS.items() if (value := judged.number(kpi)) is not None}
+    known = {name: without_rounding(judged.number(kpi)) for name, kpi in METRIC_KPIS.items()}
+    numbers = {name: value for name, value in known.items() if value is not None}
     letters = {word: "".join(gate.letter for gate in judged.gates if gate.verdict == word) for word in VERDICTS}
     marks: dict[Verdict, str] = {"fail": "fail", "inconclusive": "?", "invalid": "invalid"}
     open_gates = [f"{mark} {letters[word]}" for word, mark in marks.items() if letters[word]]
     words = {"gates": ", ".join(open_gates) or "pass", "preferred": judged.preferred}
     return {**artifacts.rounded(numbers, artifacts.TRACKED_DIGITS), **words, "n": judged.counts.prompts}
+
+
+def without_rounding(value: float | None) -> float | None:
+    """The same number, or zero where it is only the rounding of float32 logits: another on another kind of CPU."""
+    return 0.0 if value is not None and abs(value) < ROUNDING else value
 
 
 def depth_curve(book: Book, quantity: str) -> Iterator[tuple[object, ...]]:
@@ -190,7 +197,8 @@ def depth_curve(book: Book, quantity: str) -> Iterator[tuple[object, ...]]:
         for layer in tables.layers(lens, n_layers):
             mean = book.heldout_mean(lens, quantity, layer)
             guide = guides.get(layer, "") if lens == TUNED else ""
-            yield layer, lens, mean.value, crossings.get(layer, ""), mean.lo, mean.hi, guide
+            value, low, high = (without_rounding(number) for number in (mean.value, mean.lo, mean.hi))
+            yield layer, lens, value, crossings.get(layer, ""), low, high, guide
 
 
 def _crossings(book: Book, lens: str) -> dict[int, str]:
