@@ -15,7 +15,7 @@ from lensmith.lens.depth import PERCENTILES, depth_layer
 from lensmith.process.errors import IntegrityError
 from lensmith.settings.sections import ModelParams
 
-ROUNDING = 1e-6  # bits, and cosine
+ROUNDING = 1e-6  # of numbers that are computed from float32 logits
 CURVE_COLUMNS = ("layer", "lens", "{quantity}", "crossing", "lo", "hi", "guide")
 
 
@@ -55,7 +55,7 @@ def judge(book: Book, settings: ModelParams) -> Judgement:
     """Every KPI, and every gate of the table."""
     measured, run_facts = book.measured, book.measured.run
     scope = gates.Scope(settings.gates, measured.n_layers, run_facts.heldout.parts)
-    kpis = dict(_kpis(book, scope))
+    kpis = {name: without_rounding(kpi) for name, kpi in _kpis(book, scope)}
     aligned, block_seqs = int(book.aligned.sum()), run_facts.heldout.block_seqs
     return Judgement(
         model_key=settings.key,
@@ -170,8 +170,7 @@ def metrics(judged: Judgement) -> dict[str, float | int | str]:
 
     A number that is missing has no key.
     """
-    known = {name: without_rounding(judged.number(kpi)) for name, kpi in METRIC_KPIS.items()}
-    numbers = {name: value for name, value in known.items() if value is not None}
+    numbers = {name: value for name, kpi in METRIC_KPIS.items() if (value := judged.number(kpi)) is not None}
     letters = {word: "".join(gate.letter for gate in judged.gates if gate.verdict == word) for word in VERDICTS}
     marks: dict[Verdict, str] = {"fail": "fail", "inconclusive": "?", "invalid": "invalid"}
     open_gates = [f"{mark} {letters[word]}" for word, mark in marks.items() if letters[word]]
@@ -179,9 +178,14 @@ def metrics(judged: Judgement) -> dict[str, float | int | str]:
     return {**artifacts.rounded(numbers, artifacts.TRACKED_DIGITS), **words, "n": judged.counts.prompts}
 
 
-def without_rounding(value: float | None) -> float | None:
-    """The same number, or zero where it is only the rounding of float32 logits: another on another kind of CPU."""
-    return 0.0 if value is not None and abs(value) < ROUNDING else value
+def without_rounding(estimate: Estimate) -> Estimate:
+    """The same, with zero for what is only the rounding of float32 logits: another on another kind of CPU."""
+    numbers = {"value": estimate.value, "lo": estimate.lo, "hi": estimate.hi}
+    return estimate.model_copy(
+        update={
+            name: 0.0 if number is not None and abs(number) < ROUNDING else number for name, number in numbers.items()
+        }
+    )
 
 
 def depth_curve(book: Book, quantity: str) -> Iterator[tuple[object, ...]]:
@@ -195,10 +199,9 @@ def depth_curve(book: Book, quantity: str) -> Iterator[tuple[object, ...]]:
     for lens in book.measured.heldout.lenses:
         crossings = _crossings(book, lens) if lens in (NORMS[0], TUNED) else {}
         for layer in tables.layers(lens, n_layers):
-            mean = book.heldout_mean(lens, quantity, layer)
+            mean = without_rounding(book.heldout_mean(lens, quantity, layer))
             guide = guides.get(layer, "") if lens == TUNED else ""
-            value, low, high = (without_rounding(number) for number in (mean.value, mean.lo, mean.hi))
-            yield layer, lens, value, crossings.get(layer, ""), low, high, guide
+            yield layer, lens, mean.value, crossings.get(layer, ""), mean.lo, mean.hi, guide
 
 
 def _crossings(book: Book, lens: str) -> dict[int, str]:
