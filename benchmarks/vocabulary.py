@@ -81,8 +81,9 @@ def measured(name: str, d_vocab: int, d_model: int, repeats: int, rate: float) -
 def main(arguments: Sequence[str] | None = None) -> None:
     cli = common.parser(__doc__)
     cli.add_argument("--repeats", type=int, default=3)
+    cli.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
     args: argparse.Namespace = common.parsed(cli, arguments)
-    rate, shapes = product_rate(), QUICK if args.quick else SHAPES
+    rate, shapes = product_rate(), QUICK if args.quick else {name: SHAPES[name] for name in args.shapes}
     rows = [row for name, shape in shapes.items() for row in measured(name, *shape, args.repeats, rate)]
     text = [f"{POSITIONS} positions of one layer.", common.table(COLUMNS, rows)]
     common.publish(args.out, "vocabulary", "What a step pays for the vocabulary", text, COLUMNS, rows)
