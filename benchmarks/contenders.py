@@ -7,19 +7,22 @@ charged a capture. Time includes early stopping: the capture of its rows, and th
 
 import dataclasses
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks import common, held_out
 from lensmith.hub import models
-from lensmith.lens import training
+from lensmith.lens import stage, training
 from lensmith.lens.lens import Lens
+from lensmith.lens.vocabulary import SampledVocabulary
 from lensmith.process.draws import Stream
 from lensmith.settings import params_yaml
 from lensmith.settings.sections import FitParams, ModelParams
@@ -60,8 +63,7 @@ def curve(spec: dict[str, Any]) -> list[dict[str, Any]]:
             fit = fit.model_copy(update={"epochs": passes, "positions_per_seq": spec["positions_a_pass"]})
             rows = Resampled(rows, fit.positions_per_seq, fit.seed)
         began = common.clock()
-        begins = _start(start, settings, backbone)
-        lens = training.fit(backbone.head, rows, validation, fit, begins).lens
+        lens = _lens(start, fit, backbone, rows, validation, largest[:n_seqs])
         spent = common.clock() - began + share
         kl = measure(plain, work, backbone, lens)
         points.append({"start": start, "tokens": budget, "cpu_s": spent, "forward_s": share, "kl_bits": kl})
@@ -101,8 +103,12 @@ class Resampled:
 
 
 def settings_of(spec: dict[str, Any]) -> ModelParams:
-    """An entry of params.yaml with the spec's model, seed and other values of section `fit`."""
-    data = params_yaml.read(common.REPOSITORY / "params.yaml")[spec["entry"]].model_dump()
+    """An entry of params.yaml, or its defaults alone, with the spec's model, seed and other values of section `fit`."""
+    path = common.REPOSITORY / "params.yaml"
+    if spec["entry"] is None:
+        data = {"key": "measured", **YAML(typ="safe").load(path)["defaults"]}
+    else:
+        data = params_yaml.read(path)[spec["entry"]].model_dump()
     data["source"] |= {"repo": None, "path": spec["model"]}
     data["fit"] |= {"seed": spec["seed"], "bank": "disk", **spec.get("fit", {})}
     return ModelParams.model_validate(data)
@@ -115,8 +121,16 @@ def measure(plain: PreTrainedModel, work: Path, backbone: Backbone, lens: Lens) 
     return held_out.kl_bits(plain, tokens, positions, lambda resid, layer: lens.logits(backbone.head, resid, layer))
 
 
-def _start(name: str, settings: ModelParams, backbone: Backbone) -> Lens:
-    start = Lens.start(settings.fit, backbone.n_layers, backbone.d_model)
-    if name == "saddle":  # as in the code of the reference recipe: neither product ever has a gradient
-        start = dataclasses.replace(start, U=torch.zeros_like(start.U), V=torch.zeros_like(start.V))
-    return start
+def _lens(
+    start: str, fit: FitParams, backbone: Backbone, rows: Residuals, validation: Residuals, tokens: NDArray[np.uint32]
+) -> Lens:
+    """The lens of stage `fit`, without a ladder; for "saddle", one whose U and V start at 0."""
+    if start == "saddle":  # as in the code of the reference recipe: neither product ever has a gradient
+        zero = Lens.start(fit, backbone.n_layers, backbone.d_model)
+        zero = dataclasses.replace(zero, U=torch.zeros_like(zero.U), V=torch.zeros_like(zero.V))
+        return training.fit(backbone.head, rows, validation, fit, zero).lens
+    alone = fit.model_copy(update={"ladder": ()})
+    vocabulary = SampledVocabulary.of(alone, backbone.head, tokens)
+    with tempfile.TemporaryDirectory() as work:  # an earlier run must leave no checkpoint to go on from
+        fits = stage.fit_all(backbone, rows, validation, alone, vocabulary=vocabulary, prism=None, work=Path(work))
+    return fits[fit.kind].lens

@@ -9,6 +9,9 @@ charged a capture.
 
     python -m benchmarks.quality_per_second                  three seeds, two hours of a core; a table after each
     python -m benchmarks.quality_per_second --full           more budgets, the reference's 16M tokens: most of a day
+    python -m benchmarks.quality_per_second --tokens 32768 --model FOLDER --corpus PACKED
+                                                             another model by the defaults of params.yaml, beside
+                                                             tuned-lens with this many tokens
 
 `make peer` builds the environment of tuned-lens, once. Without it the run leaves tuned-lens out.
 """
@@ -90,19 +93,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cli = common.parser(__doc__)
     cli.add_argument("--full", action="store_true", help="every budget, for most of a day")
     cli.add_argument("--seeds", type=int, default=3)
-    cli.add_argument(
-        "--model", default="demo/atlas", help="folder of the model; its text is that of params.yaml's atlas"
-    )
-    cli.add_argument("--corpus", type=Path, help="a packed corpus instead, as stage prefetch writes it")
+    cli.add_argument("--model", default="demo/atlas", help="folder of the model")
+    cli.add_argument("--corpus", type=Path, help="a packed corpus as stage prefetch writes it; without it, atlas's")
+    cli.add_argument("--tokens", type=int, help="of the fit of tuned-lens; ours has a half, a quarter, … too")
     args = common.parsed(cli, arguments)
-    budgets = BUDGETS["quick" if args.quick else "full" if args.full else "default"]
+    budgets: Mapping[str, Sequence[int]] = BUDGETS["quick" if args.quick else "full" if args.full else "default"]
     work = args.out / "work" if args.quick else common.WORK / "quality"
+    if args.tokens is not None:
+        budgets = {OURS: [args.tokens // 2**halvings for halvings in range(4, -1, -1)], PEER: [args.tokens]}
+        work = common.WORK / f"quality_{Path(args.model).name}"
     prepare(args.corpus or packed_text(work, max(map(max, budgets.values()))), work, args.seeds)
     points: list[Point] = []
     for seed in range(args.seeds):
-        for contender in (OURS, REFERENCE, PEER):
-            points += run(contender, seed, args, work, budgets)
-        report(points, args.out)  # after each seed: a long run may be cut short
+        for contender in budgets:
+            if contender != SADDLE:
+                points += run(contender, seed, args, work, budgets)
+        report(points, args.out, "quality_per_second" if args.tokens is None else work.name)  # a run may be cut short
 
 
 def packed_text(work: Path, n_tokens: int) -> Path:
@@ -149,7 +155,8 @@ def run(
         spec |= {"fits": [("proper", n) for n in sizes] + [("saddle", n) for n in budgets[SADDLE]]}
         fits = common.in_own_process("benchmarks.contenders", "curve", spec)
     else:
-        spec |= {"entry": "atlas", "fit": OURS_FIT | common.settings_of(args.set)}
+        spec |= {"entry": "atlas", "fit": OURS_FIT} if args.tokens is None else {"entry": None, "fit": {}}
+        spec["fit"] = spec["fit"] | common.settings_of(args.set)
         spec |= {"text": sizes[-1], "fits": [("proper", n) for n in sizes]}
         fits = common.in_own_process("benchmarks.contenders", "curve", spec)
     points = [_point(contender, seed, fit) for fit in fits]
@@ -191,7 +198,7 @@ def reaches(points: Sequence[Point], kl_bits: float, cost: str) -> float | None:
     return None
 
 
-def report(points: Sequence[Point], out: Path) -> None:
+def report(points: Sequence[Point], out: Path, name: str) -> None:
     contenders = list(dict.fromkeys(point.contender for point in points))
     text = [
         common.table(
@@ -203,14 +210,10 @@ def report(points: Sequence[Point], out: Path) -> None:
     )
     ratios = [row for rival in contenders if rival != OURS for row in _ratio_rows(points, rival)]
     text.append(common.table(("rival", "cost", "rival", "ours", "ratio", "limit"), ratios))
-    common.publish(
-        out, "quality_per_second", "Quality per second and per token", text, COLUMNS, [p.row() for p in points]
-    )
+    common.publish(out, name, "Quality per second and per token", text, COLUMNS, [p.row() for p in points])
     for cost, label in (("cpu_s", "CPU-seconds, one thread"), ("tokens", "tokens through the model")):
         lines = [_line(points, contender, cost) for contender in contenders]
-        common.chart(
-            out / f"quality_per_{'second' if cost == 'cpu_s' else 'token'}.svg", lines, label, "held-out KL, bits"
-        )
+        common.chart(out / f"{name}_{'time' if cost == 'cpu_s' else 'tokens'}.svg", lines, label, "held-out KL, bits")
 
 
 def _groups(points: Sequence[Point], contender: str) -> list[list[Point]]:
