@@ -26,7 +26,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from lensmith.files import untrusted
 from lensmith.hub import index as release_index
-from lensmith.hub.errors import DRY_RUN, SENDING, remote
+from lensmith.hub.errors import remote
 from lensmith.hub.index import INDEX, IndexEntry
 from lensmith.process.errors import InputError, IntegrityError
 
@@ -89,7 +89,7 @@ def push(parcel: Parcel, repo: str, today: dt.date) -> Release:
         RemoteError: the Hub refused, or could not be reached. The release is absent or complete.
     """
     api = HfApi()
-    with remote(KIND, repo, parcel.tag or "main", outcome=SENDING):
+    with remote(KIND, repo, parcel.tag or "main", action="send"):
         version, commit = _commit(api, repo, parcel, today)
         try:
             api.create_tag(repo, tag=version, revision=commit, repo_type=KIND)
@@ -98,7 +98,7 @@ def push(parcel: Parcel, repo: str, today: dt.date) -> Release:
                 raise
             if (tagged := _state(api, repo).tags.get(version)) != commit:
                 raise IntegrityError(f"{repo}: tag {version} is on {tagged}, the release is commit {commit}") from None
-    with remote(KIND, repo, commit, outcome=SENDING):  # does the Hub hold each file as it was sent?
+    with remote(KIND, repo, commit, action="send"):  # does the Hub hold each file as it was sent?
         infos = api.get_paths_info(repo, list(parcel.hashes), revision=commit, repo_type=KIND)
         files = {info.path: info for info in infos if isinstance(info, RepoFile)}
         for path, sent in parcel.hashes.items():
@@ -115,7 +115,7 @@ def push(parcel: Parcel, repo: str, today: dt.date) -> Release:
 
 def preview(parcel: Parcel, repo: str, today: dt.date) -> Iterator[str]:
     """What `push` would do to the repository, in lines: the tag, and the change to INDEX.json."""
-    with remote(KIND, repo, parcel.tag or "main", outcome=DRY_RUN):
+    with remote(KIND, repo, parcel.tag or "main", action="preview"):
         now = _state(HfApi(), repo)
         if version := _released(repo, now, parcel):
             yield f"{repo}: {parcel.model_id} is released as {version} with the same bytes; nothing would be sent"
