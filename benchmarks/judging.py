@@ -120,7 +120,7 @@ def decoded_anew(case: Case) -> float:
 
 def products(case: Case, layers: Sequence[int]) -> None:
     """Logits of some layers, tile by tile in one buffer."""
-    rows = walk.ROWS["cpu"]
+    rows = walk.ROWS.cpu
     (buffer,) = tiles.buffers(case.head, rows, 1)
     for stream in case.stream.split(rows):
         for tile in tiles.tiles(case.head):

@@ -155,8 +155,9 @@ def run(
         spec |= {"fits": [("proper", n) for n in sizes] + [("saddle", n) for n in budgets[SADDLE]]}
         fits = common.in_own_process("benchmarks.contenders", "curve", spec)
     else:
-        spec |= {"entry": "atlas", "fit": OURS_FIT} if args.tokens is None else {"entry": None, "fit": {}}
-        spec["fit"] = spec["fit"] | common.settings_of(args.set)
+        is_atlas = args.tokens is None
+        spec |= {"entry": "atlas" if is_atlas else None}
+        spec |= {"fit": (OURS_FIT if is_atlas else {}) | common.settings_of(args.set)}
         spec |= {"text": sizes[-1], "fits": [("proper", n) for n in sizes]}
         fits = common.in_own_process("benchmarks.contenders", "curve", spec)
     points = [_point(contender, seed, fit) for fit in fits]

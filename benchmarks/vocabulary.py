@@ -56,8 +56,8 @@ def measured(name: str, d_vocab: int, d_model: int, repeats: int, rate: float) -
     likely = torch.unique(teacher.likely.long())
     ways = {
         "exact": lambda: exact,
-        "sampled": lambda: exact.over(*vocabulary.draw(teacher, 0)),
-        "top-k": lambda: exact.over(likely, torch.zeros(len(likely))),
+        "sampled": lambda: exact.restricted_to(*vocabulary.draw(teacher, 0)),
+        "top-k": lambda: exact.restricted_to(likely, torch.zeros(len(likely))),
     }
 
     def gradient(way: str) -> tuple[Tensor, Tensor, int]:

@@ -76,8 +76,8 @@ def test_the_size_of_a_piece_changes_nothing(
 ) -> None:
     """A large vocabulary is decoded a few positions at a time, across the borders of sequences."""
     whole = heldout.measure(bench, tokens, few(6, 2))
-    monkeypatch.setitem(walk.ROWS, "cpu", 5)
-    monkeypatch.setitem(tiles.TOKENS, "cpu", 7)
+    monkeypatch.setattr(walk, "ROWS", walk.ROWS._replace(cpu=5))
+    monkeypatch.setattr(tiles, "TOKENS", tiles.TOKENS._replace(cpu=7))
     pieces = heldout.measure(bench, tokens, few(6, 2))
 
     for key, values in whole.values.items():

@@ -36,7 +36,7 @@ BIASES["excluded"][7] = -torch.inf  # type: ignore[index]
 @pytest.mark.parametrize("transform", [Transform(), Transform(scale=0.3), Transform(scale=2.0, softcap=5.0)])
 def test_every_number_is_that_of_whole_logits(transform: Transform, bias: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of 13 tokens, the last one short; near and far readings, with and without a temperature of their own."""
-    monkeypatch.setitem(tiles.TOKENS, "cpu", 13)
+    monkeypatch.setattr(tiles, "TOKENS", tiles.TOKENS._replace(cpu=13))
     head = head_of(transform, BIASES[bias])
     final, far, targets = drawn(N, D_MODEL, seed=2), drawn(N, D_MODEL, seed=3), torch.arange(2 * N).reshape(N, 2) % 50
     inputs = {
@@ -80,8 +80,8 @@ def test_a_product_is_shared_where_the_head_reads_the_same(monkeypatch: pytest.M
 
 def test_progress_counts_every_reading_of_every_position(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tile by tile, and all of them at the end: 9 positions in two parts, 3 readings."""
-    monkeypatch.setitem(tiles.TOKENS, "cpu", 13)
-    monkeypatch.setitem(walk.ROWS, "cpu", 5)
+    monkeypatch.setattr(tiles, "TOKENS", tiles.TOKENS._replace(cpu=13))
+    monkeypatch.setattr(walk, "ROWS", walk.ROWS._replace(cpu=5))
     done: list[int] = []
     final = drawn(N, D_MODEL, seed=2)
     stream = final[:, None].expand(-1, 2, -1)

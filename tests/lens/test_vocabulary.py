@@ -47,7 +47,7 @@ def test_with_every_token_in_d_a_sampled_step_is_the_exact_one(bias, monkeypatch
 
     assert len(tokens) == V and not log_weights.any()
     exact = LinearKL(model_head)
-    found = exact.over(tokens, log_weights)(teacher, y, log_tau)
+    found = exact.restricted_to(tokens, log_weights)(teacher, y, log_tau)
     for one, other in zip(found, exact(teacher, y, log_tau), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
@@ -59,8 +59,8 @@ def test_the_draws_estimate_the_sum_of_exponentials_without_bias(monkeypatch):
     vocab, exact = sampled(monkeypatch, 32, 64), LinearKL(model_head)
     whole = exact.value(teacher, y, torch.zeros(1)).mean(0).double().exp()
     ratios = torch.stack(
-        [(exact.over(*vocab.draw(teacher, step)).value(teacher, y, torch.zeros(1))[0].double().exp() / whole).mean()
-         for step in range(400)]
+        [(part.value(teacher, y, torch.zeros(1))[0].double().exp() / whole).mean()
+         for part in (exact.restricted_to(*vocab.draw(teacher, step)) for step in range(400))]
     )  # fmt: skip
 
     error = ratios.std() / len(ratios) ** 0.5

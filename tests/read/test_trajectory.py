@@ -97,7 +97,7 @@ def test_a_text_in_pieces_reads_as_in_one(parts, monkeypatch):
     """Positions are decoded a few at a time; how many must not matter."""
     model, tokenizer, lens = parts
     whole = lensmith.trajectory(lens, model, tokenizer, TEXT).frame()
-    monkeypatch.setitem(walk.ROWS, "cpu", 3)
+    monkeypatch.setattr(walk, "ROWS", walk.ROWS._replace(cpu=3))
     pieces = lensmith.trajectory(lens, model, tokenizer, TEXT).frame()
 
     assert list(pieces.columns) == list(whole.columns)

@@ -24,10 +24,10 @@ from torch import Tensor
 from lensmith.judge.tables import DISTANCES, NORM_LENS
 from lensmith.lens.divergence import BITS
 from lensmith.lens.tiles import LOWEST, Softmax, Tile, buffers, part, tiles, transform
-from lensmith.source.head import Head, HeadInput, NormKind
+from lensmith.source.head import ByDevice, Head, HeadInput, NormKind
 
 MEASURED = (*DISTANCES, "top1_agree")
-ROWS = {"cpu": 256, "cuda": 2048}  # positions of a walk; with fewer, products wait for W_U
+ROWS = ByDevice(cpu=256, accelerator=2048)  # positions of a walk; with fewer, products wait for W_U
 INPUT_BYTES = 2**28  # of the head inputs of all readings, which are held at once
 
 Name = tuple[str, int]  # lens, layer
@@ -92,7 +92,7 @@ def read(
         targets = torch.empty(len(resid), 0, dtype=torch.long, device=resid.device)
     d_vocab, d_model = head.W_U.shape
     by_memory = INPUT_BYTES // (len(readings) * d_model * head.W_U.itemsize)
-    rows = max(1, min(ROWS[head.W_U.device.type], by_memory))
+    rows = max(1, min(ROWS.of(head.W_U.device), by_memory))
     parts = []
     for stream, wanted in zip(resid.split(rows), targets.split(rows), strict=True):
         inputs = {reading: reads(*reading, stream) for reading in readings}
@@ -117,12 +117,11 @@ def _walk(
     n, d_vocab, groups = len(model.softmax.top), len(head.W_U), by_input(inputs)
     products, z, scratch = buffers(head, n, 3)
     for tile in tiles(head):
-        model.enter(tile)
+        at_tile = model.add(tile)
         for y, names in groups:
             raw = tile.products(y, products)
             for name in names:
-                sums[name].add(transform(head, raw, sums[name].a, z), tile.start, model, scratch)
-        model.leave()
+                sums[name].add(transform(head, raw, sums[name].a, z), tile.start, at_tile, scratch)
         advance(n * len(inputs) * tile.stop // d_vocab - n * len(inputs) * tile.start // d_vocab)
 
 
@@ -153,20 +152,26 @@ class _Model:
         # Sums over the tiles so far: <p, 1>, <p, z - m>, <z, z>
         self.mass, self.p_z, self.z_z = torch.zeros(3, len(final), dtype=torch.float64, device=final.device)
 
-    def enter(self, tile: Tile) -> None:
-        """Make z, z - m and p of a tile, each (n, t)."""
-        products, z, p = self._buffers
-        self.z = transform(self._head, tile.products(self._final, products), 1.0, z)
-        self.below = torch.sub(self.z, self.softmax.high[:, None], out=part(products, *self.z.shape))
-        log_total = self.log_total.to(self.z.dtype)[:, None]
-        self.p = torch.sub(self.below, log_total, out=part(p, *self.z.shape)).exp_()
+    def add(self, tile: Tile) -> "_ModelTile":
+        """Add a tile to the sums; return its values, in buffers that the next one reuses."""
+        dot, (products, z, p) = torch.linalg.vecdot, self._buffers
+        z = transform(self._head, tile.products(self._final, products), 1.0, z)
+        below = torch.sub(z, self.softmax.high[:, None], out=part(products, *z.shape))
+        p = torch.sub(below, self.log_total.to(z.dtype)[:, None], out=part(p, *z.shape)).exp_()
+        before = self.mass
+        self.mass = before + p.sum(-1)
+        self.p_z += dot(p, below)
+        self.z_z += dot(z, z)
+        return _ModelTile(z, below, p, before)
 
-    def leave(self) -> None:
-        """Add the tile to the sums."""
-        dot = torch.linalg.vecdot
-        self.mass += self.p.sum(-1)
-        self.p_z += dot(self.p, self.below)
-        self.z_z += dot(self.z, self.z)
+
+class _ModelTile(NamedTuple):
+    """The model's values at the tokens of a tile, (n, t) each."""
+
+    z: Tensor
+    below: Tensor  # z - m
+    p: Tensor
+    mass_before: Tensor  # (n,): <p, 1> over the tiles before
 
 
 class _Sums:
@@ -188,7 +193,7 @@ class _Sums:
             5, n, dtype=torch.float64, device=wanted.device
         )
 
-    def add(self, z: Tensor, start: int, model: _Model, scratch: Tensor) -> None:
+    def add(self, z: Tensor, start: int, model: _ModelTile, scratch: Tensor) -> None:
         """Add a tile of logits z (n, t), which are overwritten."""
         dot, total = torch.linalg.vecdot, self.softmax.total
         # The same product computed row by row differs in its last bits, and no token may rank above itself.
@@ -207,7 +212,7 @@ class _Sums:
         shrink = torch.exp(-rise)
         self.e_z = (self.e_z - rise * total) * shrink + dot(e, z)
         self.e_model = self.e_model * shrink + dot(e, model.below)
-        self.p_z += dot(model.p, z) - rise * model.mass
+        self.p_z += dot(model.p, z) - rise * model.mass_before
 
     def finish(self, model: _Model) -> Reading:
         """The numbers of the reading, after the last tile."""

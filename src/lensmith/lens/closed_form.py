@@ -207,8 +207,8 @@ class _FisherSum:
     def add(self, f: Tensor) -> None:
         for part in f.split(self.head.positions_at_once()):
             z = self.head.logits(part)
-            p, j = z.softmax(-1), 1.0 if self.head.softcap is None else 1 - (z / self.head.softcap) ** 2
-            pj = p * j
+            j = self.head.transform.slope(z)
+            pj = z.softmax(-1) * j
             e = pj @ self.head.W_U
             self.weight += (pj * j).sum(0)
             self.outer += e.T @ e
@@ -284,19 +284,14 @@ def _best_log_tau(head: Head, y: Tensor, teacher: Teacher, p: Tensor | None) -> 
 
     Logits at temperature one are computed once. Behind a softcap the curvature is the Fisher information of q.
     """
-    u = head.scale * torch.nn.functional.linear(y, head.W_U, head.bias)
+    dot, u = torch.linalg.vecdot, head.scale * torch.nn.functional.linear(y, head.W_U, head.bias)
+    linear_of_p = u.new_empty(0) if p is not None else head.scale * (dot(y, teacher.e_p) + teacher.b_p)
 
     def derivatives(b: float) -> tuple[float, float]:
-        z, gain = u * b, u  # gain: of each logit, by b
-        if head.softcap is not None:
-            z = head.softcap * torch.tanh(z / head.softcap)
-            gain = u * (1 - (z / head.softcap) ** 2)
+        z = head.transform.cap_(u * b)
+        gain = u if p is None else u * head.transform.slope(z)  # of each logit, by b
         q = z.softmax(-1)
-        of_q = torch.linalg.vecdot(q, gain)
-        if p is None:
-            of_p = head.scale * (torch.linalg.vecdot(y, teacher.e_p) + teacher.b_p)
-        else:
-            of_p = torch.linalg.vecdot(p, gain)
-        return float((of_q - of_p).mean()), float((torch.linalg.vecdot(q.mul_(gain), gain) - of_q**2).mean())
+        of_p, of_q = dot(p, gain) if p is not None else linear_of_p, dot(q, gain)
+        return float((of_q - of_p).mean()), float((dot(q.mul_(gain), gain) - of_q**2).mean())
 
     return math.log(temperature.search(derivatives))

@@ -86,7 +86,7 @@ class LinearKL:
         self.chunk = head.positions_at_once(budget)
         self._buffers: list[Tensor] = []
 
-    def over(self, tokens: Tensor, log_weights: Tensor) -> "LinearKL":
+    def restricted_to(self, tokens: Tensor, log_weights: Tensor) -> "LinearKL":
         """The same with the softmax over some tokens (n,), each counted exp(log_weights) times."""
         tokens, log_weights = tokens.to(self.head.W_U.device), log_weights.to(self.head.W_U)
         bias = None if self.head.bias is None else self.head.bias[tokens]
@@ -119,7 +119,8 @@ class LinearKL:
         for part, p in self._parts(teacher, y.shape[1]):
             for layer in range(len(y)):
                 z = self._logits(y[layer, part], a[layer])
-                agreement = p.agreement(y[layer, part], a[layer]) if p.p is None else p.capped(self._cap(z))
+                z = self.head.transform.cap_(z)
+                agreement = p.agreement(y[layer, part], a[layer]) if p.p is None else p.capped(z)
                 kl[layer, part] = _exp(z)[1] - agreement - p.entropy
         return kl
 
@@ -137,9 +138,9 @@ class LinearKL:
         return lse - agreement - p.entropy, a * (e_q - p.e_p), agreement - a * ((y * e_q).sum(-1) + b_q)
 
     def _capped(self, p: "_Target", y: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        assert p.p is not None and self.head.softcap is not None
-        z = self._cap(self._logits(y, a))
-        slope = torch.div(z, self.head.softcap, out=self._buffer(1, len(z))).square_().neg_().add_(1)
+        assert p.p is not None
+        z = self.head.transform.cap_(self._logits(y, a))
+        slope = self.head.transform.slope(z, out=self._buffer(1, len(z)))
         agreement = p.capped(z)
         q, lse, total = _exp(z)
         d_z = q.div_(total).sub_(p.p).mul_(slope)
@@ -161,11 +162,6 @@ class LinearKL:
     def _back(self, q: Tensor) -> Tensor:
         """q W_U."""
         return q @ self._W if self._W.dtype == q.dtype else _product(q.to(self._W.dtype), self._W)
-
-    def _cap(self, z: Tensor) -> Tensor:
-        """The softcap, in place."""
-        assert self.head.softcap is not None
-        return z.div_(self.head.softcap).tanh_().mul_(self.head.softcap)
 
     def _buffer(self, i: int, n: int) -> Tensor:
         """The first n rows of the i-th buffer: (n, d_vocab)."""

@@ -158,7 +158,7 @@ class Lens:
             mixed[name] = torch.where(rows.view(-1, *(1,) * (tensor.dim() - 1)), getattr(other, name), tensor)
         return self.with_tensors(mixed)
 
-    def over(self, below: "Lens") -> "Lens":
+    def with_map_of(self, below: "Lens") -> "Lens":
         """A lens of this kind and rank with the map of `below`, a lens of a kind with fewer parameters."""
         tensors = below.tensors()
         U, V = self.U.clone(), torch.zeros_like(self.V)

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lensmith.source.head import Head
+from lensmith.source.head import ByDevice, Head
 
-TOKENS = {"cpu": 2048, "cuda": 16384}  # in a tile
+TOKENS = ByDevice(cpu=2048, accelerator=16384)  # in a tile
 LOWEST = -1e15  # below every logit; its square is finite, so that no product with zero is NaN
 
 
@@ -38,7 +38,7 @@ class Tile(NamedTuple):
 
 def tiles(head: Head) -> Iterator[Tile]:
     """All tokens of a head, in order. A token that its bias excludes (-inf) has the lowest finite one."""
-    size = TOKENS[head.W_U.device.type]
+    size = TOKENS.of(head.W_U.device)
     for start in range(0, len(head.W_U), size):
         bias = None if head.bias is None else head.bias[start : start + size].clamp(min=LOWEST)
         yield Tile(start, head.W_U[start : start + size], bias)
@@ -46,7 +46,7 @@ def tiles(head: Head) -> Iterator[Tile]:
 
 def buffers(head: Head, rows: int, count: int) -> list[Tensor]:
     """Memory for `count` tiles of `rows` positions each."""
-    return [head.W_U.new_empty(rows * min(TOKENS[head.W_U.device.type], len(head.W_U))) for _ in range(count)]
+    return [head.W_U.new_empty(rows * min(TOKENS.of(head.W_U.device), len(head.W_U))) for _ in range(count)]
 
 
 def part(buffer: Tensor, rows: int, columns: int) -> Tensor:
@@ -56,8 +56,7 @@ def part(buffer: Tensor, rows: int, columns: int) -> Tensor:
 
 def transform(head: Head, z: Tensor, a: float, out: Tensor) -> Tensor:
     """g(a z) of products z (n, t), g the head's scale and softcap: (n, t), in a buffer."""
-    z = torch.mul(z, a * head.scale, out=part(out, *z.shape))
-    return z if head.softcap is None else z.div_(head.softcap).tanh_().mul_(head.softcap)
+    return head.transform.cap_(torch.mul(z, a * head.scale, out=part(out, *z.shape)))
 
 
 class Softmax:

@@ -246,7 +246,7 @@ def first_state(task: Task, start: Lens, coordinates: Coordinates, solution: Sol
         start = start.with_tensors({"log_tau": closed_form.temperatures(task.head, start, task.train)})
     best = validate(task, start, step=0)
     if is_closed_form and task.below is not None:
-        start, best = best_by_layer((start, best), (start.over(task.below.lens), task.below.best))
+        start, best = best_by_layer((start, best), (start.with_map_of(task.below.lens), task.below.best))
     state = State(
         trained=coordinates.enter(start),
         best_lens=start,
@@ -258,10 +258,10 @@ def first_state(task: Task, start: Lens, coordinates: Coordinates, solution: Sol
     return state
 
 
-def best_by_layer(one: tuple[Lens, Validation], other: tuple[Lens, Validation]) -> tuple[Lens, Validation]:
-    """At each layer the one of two lenses with the lower held-out KL; the first where both are equal."""
-    pairs = list(zip(one[1].kl_bits, other[1].kl_bits, strict=True))
-    lens = one[0].with_layers(other[0], [b < a for a, b in pairs])
+def best_by_layer(kept: tuple[Lens, Validation], tried: tuple[Lens, Validation]) -> tuple[Lens, Validation]:
+    """At each layer the one of two lenses with the lower held-out KL; `kept` where both are equal."""
+    pairs = list(zip(kept[1].kl_bits, tried[1].kl_bits, strict=True))
+    lens = kept[0].with_layers(tried[0], [b < a for a, b in pairs])
     return lens, Validation(tuple(min(pair) for pair in pairs))
 
 
@@ -282,7 +282,7 @@ def step_gradients(
     translator = {name: tensor[blocks] for name, tensor in {**trained, "U": U, "V": V, "c": b}.items()}
     teacher, step_kl = objective.teacher_of(task.head, batch), task.step_kl
     if task.vocabulary is not None:
-        step_kl = step_kl.over(*task.vocabulary.draw(teacher, step))
+        step_kl = step_kl.restricted_to(*task.vocabulary.draw(teacher, step))
     kl, gradients = objective.layer_gradients(step_kl, teacher, x, translator)
     if not kl.isfinite().all():
         block = blocks[int(kl.isfinite().logical_not().nonzero()[0])]

@@ -18,8 +18,20 @@ NormKind = Literal["final", "next_input"]
 
 # Rows of W_U that are hashed at a time: a whole fp32 copy on the host would be gigabytes.
 _HASH_ROWS = 4096
+
+
+class ByDevice(NamedTuple):
+    """A size that suits a CPU, and one that suits anything else."""
+
+    cpu: int
+    accelerator: int
+
+    def of(self, device: torch.device) -> int:
+        return self.cpu if device.type == "cpu" else self.accelerator
+
+
 # Logits held at a time: on a CPU several passes over them should stay in cache; on a GPU products should fill it.
-CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**30}
+CHUNK_BYTES = ByDevice(cpu=2**23, accelerator=2**30)
 MIN_POSITIONS = 256  # with fewer, reading W_U would bound a product
 
 
@@ -35,6 +47,14 @@ class Transform:
         """(..., d_vocab), same out."""
         scaled = z if self.scale == 1.0 else z * self.scale
         return scaled if self.softcap is None else torch.tanh(scaled / self.softcap) * self.softcap
+
+    def cap_(self, z: Tensor) -> Tensor:
+        """The softcap of scaled logits, in place; without one, z as it is."""
+        return z if self.softcap is None else z.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def slope(self, z: Tensor, out: Tensor | None = None) -> Tensor | float:
+        """Derivative of the softcap at capped logits z, in `out` where it is given; 1 without a softcap."""
+        return 1.0 if self.softcap is None else torch.div(z, self.softcap, out=out).square_().neg_().add_(1)
 
 
 class HeadInput(NamedTuple):
@@ -98,7 +118,7 @@ class Head:
     def positions_at_once(self, budget: int | None = None) -> int:
         """Positions whose logits take `budget` bytes, by default as many as suit the device."""
         bytes_per_position = len(self.W_U) * self.W_U.itemsize
-        return max(MIN_POSITIONS, (budget or CHUNK_BYTES[self.W_U.device.type]) // bytes_per_position)
+        return max(MIN_POSITIONS, (budget or CHUNK_BYTES.of(self.W_U.device)) // bytes_per_position)
 
     def fingerprint(self) -> dict[str, str]:
         """sha256 of the fp32 little-endian bytes of W_U, and of the final norm's tensors in order of their names."""

@@ -13,10 +13,11 @@ from torch import Tensor
 from lensmith.process.draws import Stream
 from lensmith.settings.sections import FitParams
 from lensmith.source.backbone import Backbone
+from lensmith.source.head import ByDevice
 from lensmith.source.teacher import Teacher
 
 # Tokens of one forward pass. On a CPU its activations should stay near the cache; on a GPU products should be large.
-CAPTURE_TOKENS = {"cpu": 4096, "cuda": 16384}
+CAPTURE_TOKENS = ByDevice(cpu=4096, accelerator=16384)
 
 
 class Batch(NamedTuple):
@@ -98,7 +99,7 @@ class StreamedResiduals:
     @property
     def capture_seqs(self) -> int:
         """Sequences of one forward pass."""
-        return max(1, CAPTURE_TOKENS[self.backbone.device.type] // int(self.tokens.shape[1]))
+        return max(1, CAPTURE_TOKENS.of(self.backbone.device) // int(self.tokens.shape[1]))
 
     def read(self, seqs: NDArray[np.int64]) -> Batch:
         parts = []
