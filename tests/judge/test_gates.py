@@ -642,6 +642,20 @@ def test_metrics_name_the_gates_that_do_not_pass(world: World) -> None:
     assert artifacts.read_json(world.outputs.metrics)["gates"] == "fail BC, ? H"
 
 
+def test_verdicts_are_in_a_table_that_git_keeps(world: World) -> None:
+    """A line for each check that readers see, with its interval and its limit."""
+    world.last_layer = [0.2] * 5
+    judged = world.judge()
+    with world.outputs.verdicts.open() as file:
+        rows = list(csv.DictReader(file))
+
+    wanted = [(gate.letter, check.verdict, check.kpi) for gate in judged.gates for check in gate.shown]
+    assert [(row["gate"], row["verdict"], row["kpi"]) for row in rows] == wanted
+    last = next(row for row in rows if row["gate"] == "C")
+    assert (last["verdict"], *map(float, (last["value"], last["lo"], last["hi"]))) == ("fail", 0.2, 0.2, 0.2)
+    assert last["limit"].startswith("≤ 0.05")
+
+
 def test_a_judgement_is_read_as_it_was_written(world: World) -> None:
     """Full precision, also of its intervals; a file of another form is refused with the field that is wrong."""
     found = world.judge()

@@ -360,7 +360,7 @@ def test_running_twice_gives_the_same_bytes(stage: Path, monkeypatch: pytest.Mon
 
 def test_gates_judge_what_sweep_and_suite_wrote(stage: Path) -> None:
     """The three stages of this room fit together; a random lens is refused on its merits, not for its files."""
-    outputs = judging.Outputs(*(stage / name for name in ("j.json", "m.json", "k.csv", "c.csv")))
+    outputs = judging.Outputs(*(stage / name for name in ("j.json", "m.json", "k.csv", "c.csv", "v.csv")))
     judging.run(stage_settings(stage), stage / "sweep", stage / "suite", outputs)
     found = Judgement.read(outputs.judgement)
     with (stage / "sweep" / "heldout.csv").open() as file:

@@ -74,7 +74,7 @@ class World:
 
     @property
     def outputs(self) -> judging.Outputs:
-        names = ("judgement.json", "metrics.json", "kl.csv", "cosine.csv")
+        names = ("judgement.json", "metrics.json", "kl.csv", "cosine.csv", "verdicts.csv")
         return judging.Outputs(*(self.folder / name for name in names))
 
     def write(self) -> None:

@@ -16,6 +16,7 @@ from lensmith.process.errors import IntegrityError
 from lensmith.settings.sections import ModelParams
 
 ROUNDING = 1e-6  # of numbers that are computed from float32 logits
+VERDICT_COLUMNS = ("gate", "verdict", "check", "kpi", "value", "lo", "hi", "limit")
 CURVE_COLUMNS = ("layer", "lens", "{quantity}", "crossing", "lo", "hi", "guide")
 
 
@@ -27,6 +28,7 @@ class Outputs:
     metrics: Path
     kl: Path
     cosine: Path
+    verdicts: Path
 
 
 def run(settings: ModelParams, sweep: Path, suite: Path, outputs: Outputs) -> None:
@@ -49,6 +51,7 @@ def run(settings: ModelParams, sweep: Path, suite: Path, outputs: Outputs) -> No
     for path, quantity in ((outputs.kl, KL), (outputs.cosine, "cos_to_final")):
         columns = [name.format(quantity=quantity) for name in CURVE_COLUMNS]
         artifacts.write_csv(path, columns, depth_curve(book, quantity), digits=artifacts.TRACKED_DIGITS)
+    artifacts.write_csv(outputs.verdicts, VERDICT_COLUMNS, verdicts(judged), digits=artifacts.TRACKED_DIGITS)
 
 
 def judge(book: Book, settings: ModelParams) -> Judgement:
@@ -176,6 +179,14 @@ def metrics(judged: Judgement) -> dict[str, float | int | str]:
     open_gates = [f"{mark} {letters[word]}" for word, mark in marks.items() if letters[word]]
     words = {"gates": ", ".join(open_gates) or "pass", "preferred": judged.preferred}
     return {**artifacts.rounded(numbers, artifacts.TRACKED_DIGITS), **words, "n": judged.counts.prompts}
+
+
+def verdicts(judged: Judgement) -> Iterator[tuple[object, ...]]:
+    """VERDICT_COLUMNS of each check that readers see: what was measured, its interval, and what was asked."""
+    for gate in judged.gates:
+        for check in gate.shown:
+            interval = check.measured.value, check.measured.lo, check.measured.hi
+            yield gate.letter, check.verdict, check.label, check.kpi, *interval, check.limit_text
 
 
 def without_rounding(estimate: Estimate) -> Estimate:
