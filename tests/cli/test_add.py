@@ -99,7 +99,7 @@ def test_a_folder_is_added_as_its_path(file, tmp_path, monkeypatch):
     """Its key is the folder's name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "My Model").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"models/My Model: holds no config\.json"):
+    with pytest.raises(InputError, match=r"names models/My Model, a folder with no config\.json and no GGUF file"):
         add.add(file, "models/My Model")
     (tmp_path / "models/My Model/config.json").write_text("{}")
     entry = add.add(file, "./models/My Model")
@@ -109,10 +109,20 @@ def test_a_folder_is_added_as_its_path(file, tmp_path, monkeypatch):
     assert params_yaml.read(file)["my-model"].source.path == "models/My Model"
 
 
+@pytest.mark.parametrize("name", ["models/Tiny.Q8_0.gguf", "models"])
+def test_a_gguf_file_is_added_by_its_name_or_by_the_folder_that_it_is_alone_in(file, tmp_path, monkeypatch, name):
+    """Its key is the file's name in both cases, without the ending."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/Tiny.Q8_0.gguf").touch()
+
+    assert f"tiny-q8_0:\n    source:\n      path: {name}\n" in add.add(file, name)
+
+
 @pytest.mark.parametrize("word", ["./atlsa", "atlsa", "/nowhere/atlas", "a/b/c"])
 def test_a_mistyped_folder_is_named_as_missing(file, word):
     """The Hub is not asked about a word that cannot be a Hub id."""
-    with pytest.raises(InputError, match=f"^{word}: no such folder, and no Hub id"):
+    with pytest.raises(InputError, match=f"^{word}: no such folder or GGUF file, and no Hub id"):
         add.add(file, word)
 
 
@@ -123,7 +133,7 @@ def test_without_a_network_a_model_of_the_hub_is_not_added(file, monkeypatch):
     with pytest.raises(RemoteError) as error:
         add.add(file, "org/New-Model")
 
-    assert str(error.value).startswith("org/New-Model: no such folder, and HF_HUB_OFFLINE is set")
+    assert str(error.value).startswith("org/New-Model: no such folder or file, and HF_HUB_OFFLINE is set")
     assert "models.new-model.source.repo, source.revision and publish.base_license" in str(error.value)
     assert file.read_text() == before
 

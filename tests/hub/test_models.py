@@ -13,6 +13,7 @@ from tests.support.loopback_hub import Client, Fault, Files, LoopbackHub
 
 SOURCE = {
     "repo": "lab/tiny",
+    "file": None,
     "path": None,
     "revision": "main",
     "dtype": "auto",
@@ -95,6 +96,20 @@ def test_a_pin_is_a_commit_and_the_sha256_of_every_file_that_is_read(hub, client
         "commit": commit,
         "files": {name: sha256(MODEL[name]) for name in sorted(PINNED)},
     }
+
+
+def test_of_a_gguf_model_one_file_is_pinned_and_downloaded(hub, client):
+    """Tokenizer and configuration are in it; other files of the repository, GGUF or not, stay there."""
+    hub.commit("models", "lab/gguf", MODEL | {"a.Q4_K_M.gguf": b"four bits", "a.Q8_0.gguf": b"eight bits"})
+
+    recorded = pin(client, "lab/gguf", file="a.Q8_0.gguf")
+    path = Path(client.call("fetch_tokenizer", pin=recorded))
+
+    assert recorded["files"] == {"a.Q8_0.gguf": sha256(b"eight bits")}
+    assert path.read_bytes() == b"eight bits"
+    assert set(hub.downloads()) == {"a.Q8_0.gguf"}
+    with pytest.raises(InputError, match=r"no a\.Q2_K\.gguf; it has a\.Q4_K_M\.gguf, a\.Q8_0\.gguf\."):
+        pin(client, "lab/gguf", file="a.Q2_K.gguf")
 
 
 def test_a_pin_and_the_tokenizer_download_no_weights(hub, client):

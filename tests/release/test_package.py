@@ -13,18 +13,19 @@ import torch
 from huggingface_hub import constants
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
-from transformers import AutoModelForCausalLM
 
 from lensmith.files import artifacts
+from lensmith.hub.models import pin_model
 from lensmith.process import git
 from lensmith.process.errors import InputError, IntegrityError
 from lensmith.release import package, publish
 from lensmith.settings.sections import ModelParams
 from lensmith.source.backbone import Backbone
 from tests.support import records
+from tests.support.gguf_models import save_gguf
 from tests.support.scores import passing
 from tests.support.settings import atlas
-from tests.support.tiny import save_tiny
+from tests.support.tiny import save_tiny, tiny_model
 
 L, D, RANK = 3, 8, 2
 FOLDER = "tuned_lenses/local/atlas"
@@ -378,14 +379,19 @@ def test_nothing_is_sent_without_a_repository(bench):
         publish.send(bench.settings, bench.out)
 
 
-def test_the_quick_start_of_the_card_runs(bench, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("is_gguf", [False, True])
+def test_the_quick_start_of_the_card_runs(bench, tmp_path, monkeypatch, capsys, is_gguf):
     """Readers try it first."""
-    model = tmp_path / "model"
-    save_tiny(model, n_layers=L)
-    d_model = json.loads((model / "config.json").read_text())["hidden_size"]
-    head = Backbone.from_model(AutoModelForCausalLM.from_pretrained(model)).head.fingerprint()
-    write_lens(bench.lens, d_model=d_model, head=head)
-    bench.settings = bench.changed("source", path=str(model))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    model = save_gguf(folder / "tiny.gguf", "Q8_0", n_layers=L) if is_gguf else tiny_model("llama", n_layers=L)
+    if not is_gguf:
+        save_tiny(folder, n_layers=L)
+    bench.settings = bench.changed("source", path=str(folder))
+    pin = pin_model(bench.settings.source)
+    head = Backbone.from_model(model).head.fingerprint()
+    write_lens(bench.lens, d_model=model.config.hidden_size, head=head, model=pin.model_dump(mode="json"))
+    artifacts.write_json(bench.corpus / "manifest.json", records.manifest(pin))
     card = (bench.build() / FOLDER / "README.md").read_text(encoding="utf-8")
     monkeypatch.chdir(bench.out)
 

@@ -98,6 +98,11 @@ CASES: dict[str, tuple[str, str]] = {
     "a climbing repo": (one("source:", "path: null", "repo: ../.."), "source.repo is '../..', must be org/name."),
     "a repo of one word": (one("source:", "path: null", "repo: gpt2"), "source.repo is 'gpt2', must be org/name."),
     "a repo and a path": (one("source:", "repo: a/b"), "source: needs exactly one of repo (a Hub id) and path"),
+    "a GGUF file of no repo": (one("source:", "file: a.gguf"), "file is 'a.gguf', a file of a repo; a GGUF file of"),
+    "a climbing GGUF file": (
+        one("source:", "path: null", "repo: a/b", "file: ../a.gguf"),
+        "source.file is '../a.gguf', must be a .gguf file in the top folder of the repository.",
+    ),
     "a climbing data set": (
         one("corpus:", "kind: hf", "repo: ../victim"),
         "corpus.repo is '../victim', must be",

@@ -91,7 +91,7 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path):
         ("  Qwen.2:\n    fit:\n      rank: 8\n", "models.Qwen.2 is not a model key, must match"),
         ("  7:\n    fit:\n      rank: 8\n", "models.7 is not a model key, must match"),
         ("  x:\n    source:\n      repo: gpt2\n", "models.x.source.repo is 'gpt2', must be org/name."),
-        ("  x:\n    fit:\n      rank: 8\n", "source: needs exactly one of repo (a Hub id) and path (a folder)."),
+        ("  x:\n    fit:\n      rank: 8\n", "source: needs exactly one of repo (a Hub id) and path (a folder or a"),
         (
             "  x:\n    source:\n      repo: a/b\n    corpus:\n      kind: files\n",
             "models.x.corpus: kind files needs files",

@@ -12,6 +12,8 @@ from tests.support.settings import atlas
 
 OUTSIDE = {
     "source": ("source", {"path": "models/tiny[step=100]"}, "models/tiny[step=100]/model.safetensors"),
+    "a GGUF file": ("source", {"path": "models/tiny.gguf"}, "models/tiny.gguf"),
+    "a GGUF file by its folder": ("source", {"path": "models/blocks"}, "models/blocks/tiny.gguf"),
     "a corpus": ("corpus", {"kind": "files", "files": ["data/text.txt"]}, "data/text.txt"),
     "a corpus by pattern": ("corpus", {"kind": "files", "files": ["data/**/*.jsonl"]}, "data/deep/text.jsonl"),
     "a suite": ("suite", {"files": ["prompts/*.jsonl"]}, "prompts/mine.jsonl"),
@@ -77,8 +79,15 @@ def test_the_error_for_a_missing_file_has_its_key(lab):
 
 
 def test_a_folder_without_a_model_is_refused(lab):
-    with pytest.raises(InputError, match=r"models\.atlas\.source names suites, a folder without config\.json"):
+    with pytest.raises(InputError, match=r"models\.atlas\.source names suites, a folder with no config\.json and no"):
         resolved.with_inputs({"atlas": atlas(source={"path": "suites"})})
+
+
+def test_of_two_gguf_files_in_a_folder_none_is_guessed(lab):
+    """They are most often one model with blocks of different sizes."""
+    Path("models/blocks/tiny.Q4_0.gguf").touch()
+    with pytest.raises(InputError, match=r"a folder with tiny\.Q4_0\.gguf and tiny\.gguf; name one of them"):
+        resolved.with_inputs({"atlas": atlas(source={"path": "models/blocks"})})
 
 
 def test_files_of_a_corpus_that_is_not_read_are_not_asked_for(lab):

@@ -77,6 +77,7 @@ def source(model: Path | None, repo: str | None = None) -> dict[str, Any]:
     path = None if model is None else str(model)
     return {
         "repo": repo,
+        "file": None,
         "path": path,
         "revision": "main",
         "dtype": "auto",

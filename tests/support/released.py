@@ -25,6 +25,7 @@ def save_release(root: Path, *, n_layers: int = 4, better: bool = True, **tiny: 
     model = save_tiny(root / "model", n_layers=n_layers, **tiny)
     source = SourceParams(
         repo=None,
+        file=None,
         path=str(model),
         revision="main",
         dtype="float32",

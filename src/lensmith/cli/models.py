@@ -12,13 +12,14 @@ app = typer.Typer()
 
 @app.command()
 def add(
-    model: Annotated[str, typer.Argument(help="A model of the Hub, org/name, or a folder.")],
+    model: Annotated[str, typer.Argument(help="A model of the Hub, org/name, or a folder, or a GGUF file.")],
     key: Annotated[str | None, typer.Option(help="Its name in this lab; made from the model's where left out.")] = None,
+    file: Annotated[str | None, typer.Option(help="The GGUF file of the repository that is the model.")] = None,
 ) -> None:
-    """Append a model to params.yaml. The Hub is asked for its commit and licence; a folder becomes source.path."""
+    """Append a model to params.yaml. The Hub is asked for its commit and licence."""
     from lensmith.lab import add as adding
 
-    typer.echo(adding.add(PARAMS, model, key), nl=False)
+    typer.echo(adding.add(PARAMS, model, key, file), nl=False)
     typer.echo(f"{PARAMS}: entry added. `dvc repro` fits its lens.")
 
 

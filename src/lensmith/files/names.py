@@ -1,4 +1,4 @@
-"""Files and folders that settings name: one file, the files of a pattern, or a folder.
+"""Files and folders that settings name: one file, the files of a pattern, a folder, or a model.
 
 `check`, `resolve` and every reader use these functions, so that they agree. A relative name begins in the working
 directory, which is the lab. Patterns have `*`, `?`, `[ab]`, and `**` for folders of any depth. A path that exists is
@@ -13,6 +13,7 @@ from pathlib import Path
 from lensmith.process.errors import InputError
 
 UNCHANGED = "Nothing was changed."
+GGUF = ".gguf"
 
 
 def files(patterns: Iterable[str], where: str) -> list[Path]:
@@ -48,6 +49,27 @@ def folder(name: str, where: str) -> Path:
             return path
         problem = "is a file; it takes a folder" if path.exists() else _absence(name)
     raise InputError(f"{where} names {name}, which {problem}. {UNCHANGED}")
+
+
+def model(name: str, where: str) -> Path:
+    """What a model is read from: its folder, or its GGUF file, which is named itself or is the only one of its folder.
+
+    Raises:
+        InputError: there is no such file or folder, or it holds no model, or more than one GGUF file.
+    """
+    with _explaining(name, where):
+        path = Path(name)
+        if path.is_file() and path.suffix == GGUF:
+            return path
+    path = folder(name, where)
+    if (path / "config.json").is_file():
+        return path
+    ggufs = sorted(path.glob(f"*{GGUF}"))
+    if len(ggufs) == 1:
+        return ggufs[0]
+    ambiguous = f"with {' and '.join(file.name for file in ggufs)}; name one of them"
+    lack = ambiguous if ggufs else "with no config.json and no GGUF file"
+    raise InputError(f"{where} names {name}, a folder {lack}. {UNCHANGED}")
 
 
 def _absence(name: str) -> str:

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from lensmith.files.artifacts import sha256_file
+from lensmith.files.names import GGUF
 from lensmith.process.errors import InputError, IntegrityError, RemoteError, first_line
 
 RepoType = Literal["model", "dataset", "space"]
@@ -24,7 +25,10 @@ FETCH = "Stages after prefetch have no network: `lensmith fetch` downloads what 
 
 
 class ModelPin(BaseModel):
-    """One model, byte for byte: a commit of a Hub repository, or a folder; and the sha256 of each file that is read."""
+    """One model, byte for byte: a commit of a Hub repository, or a folder; and the sha256 of each file that is read.
+
+    The only file of a GGUF model is its GGUF file.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,7 +50,13 @@ class ModelPin(BaseModel):
     @property
     def place(self) -> str:
         """The model's name in messages."""
-        return str(self.path) if self.repo is None else f"{self.repo}@{self.commit}"
+        name = str(self.path) if self.repo is None else f"{self.repo}@{self.commit}"
+        return name if self.gguf is None else f"{name}/{self.gguf}"
+
+    @property
+    def gguf(self) -> str | None:
+        """The name of the GGUF file; None for a model in safetensors."""
+        return next((name for name in self.files if name.endswith(GGUF)), None)
 
 
 class LensPin(BaseModel):
@@ -66,8 +76,8 @@ class LensPin(BaseModel):
         return self.folder if self.repo is None else f"{self.repo_type} {self.repo}@{self.commit}/{self.folder}"
 
 
-def model_folder(pin: ModelPin, names: Collection[str] | None = None) -> Path:
-    """The folder of a pinned model, whose files (those of `names`, else all) have the sha256 that was recorded.
+def model_path(pin: ModelPin, names: Collection[str] | None = None) -> Path:
+    """The folder of a pinned model, or its GGUF file; files (those of `names`, else all) have the recorded sha256.
 
     Raises:
         IntegrityError: a file is missing, or is not the pinned one. A wrong file of the cache is removed.
@@ -76,11 +86,11 @@ def model_folder(pin: ModelPin, names: Collection[str] | None = None) -> Path:
     files = {name: pin.files[name] for name in (pin.files if names is None else names)}
     folder = Path(str(pin.path)) if pin.repo is None else _cached(pin.repo, "model", pin.commit, files, pin.place)
     check(folder, files, pin.place, is_cached=pin.repo is not None)
-    return folder
+    return folder if pin.gguf is None else folder / pin.gguf
 
 
 def lens_folder(pin: LensPin) -> Path:
-    """The folder of a pinned lens, whose two files have the sha256 that was recorded. Raises as `model_folder`."""
+    """The folder of a pinned lens, whose two files have the sha256 that was recorded. Raises as `model_path`."""
     paths = [f"{pin.folder}/{name}" for name in pin.files]
     root = Path() if pin.repo is None else _cached(pin.repo, pin.repo_type, pin.commit, paths, pin.place)
     folder = root / pin.folder

@@ -1,10 +1,11 @@
-"""Add a model to params.yaml: one of the Hub with its commit and licence, or a folder of this machine."""
+"""Add a model to params.yaml: one of the Hub with its commit and licence, or a folder or GGUF file of this machine."""
 
 import re
 from pathlib import Path
 
 from huggingface_hub import is_offline_mode
 
+from lensmith.files import names
 from lensmith.hub import models
 from lensmith.process.errors import InputError, RemoteError
 from lensmith.settings import params_yaml
@@ -15,46 +16,46 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "cc-by-4.0": "CC-BY-4.0"}
 
 
-def add(params: Path, model: str, key: str | None = None) -> str:
+def add(params: Path, model: str, key: str | None = None, file: str | None = None) -> str:
     """Append a model to params.yaml; the text of its entry.
 
     Args:
-        model: a folder, relative to the lab or absolute; else a Hub id, org/name.
+        model: a folder or a GGUF file, relative to the lab or absolute; else a Hub id, org/name.
         key: its name in the lab; by default made from the model's name.
+        file: the GGUF file of the repository that is the model.
 
     Raises:
         InputError: there is no such folder or model, or the entry would not be valid.
         RemoteError: the Hub refused, or cannot be asked. Nothing is added then.
     """
     params_yaml.read(params)  # a folder that is no lab asks nothing of the Hub
-    if Path(model).is_dir():
-        return params_yaml.add(params, of_folder(model, key))
+    if Path(model).exists() and file is None:
+        return params_yaml.add(params, of_path(model, key))
     if not HUB_ID.fullmatch(model):
-        raise InputError(f"{model}: no such folder, and no Hub id, which is org/name. {UNCHANGED}")
-    return params_yaml.add(params, of_repo(model, key))
+        raise InputError(f"{model}: no such folder or GGUF file, and no Hub id, which is org/name. {UNCHANGED}")
+    return params_yaml.add(params, of_repo(model, key, file))
 
 
-def of_folder(model: str, key: str | None = None) -> Proposal:
+def of_path(name: str, key: str | None = None) -> Proposal:
     """The entry of a local model."""
-    folder = Path(model)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{model}: holds no config.json, so it is no model that transformers saved. {UNCHANGED}")
+    model = names.model(name, "lensmith add")
     note = "A local model: set publish.base_license to its licence before you publish the lens."
-    return Proposal(key or key_of(folder.resolve().name), {"source": {"path": folder.as_posix()}}, (note,))
+    key = key or key_of(model.resolve().name.removesuffix(names.GGUF))
+    return Proposal(key, {"source": {"path": Path(name).as_posix()}}, (note,))
 
 
-def of_repo(repo: str, key: str | None = None) -> Proposal:
+def of_repo(repo: str, key: str | None = None, file: str | None = None) -> Proposal:
     """The entry of a model of the Hub: its commit now, and its licence."""
-    key = key or key_of(repo.partition("/")[2])
+    key = key or key_of(repo.partition("/")[2] if file is None else file.removesuffix(names.GGUF))
     if is_offline_mode():
         raise RemoteError(
-            f"{repo}: no such folder, and HF_HUB_OFFLINE is set, so the Hub cannot be asked for its commit and "
+            f"{repo}: no such folder or file, and HF_HUB_OFFLINE is set, so the Hub cannot be asked for its commit and "
             f"licence. By hand, set models.{key}.source.repo, source.revision and publish.base_license. {UNCHANGED}"
         )
     try:
         model = models.describe_model(repo)
     except RemoteError as error:
-        raise RemoteError(f"{repo}: no such folder; and as a model of the Hub: {error}") from None
+        raise RemoteError(f"{repo}: no such folder or file; and as a model of the Hub: {error}") from None
     licence = SPDX.get(model.licence or "", model.licence)
     notes = []
     if model.gated:
@@ -62,7 +63,8 @@ def of_repo(repo: str, key: str | None = None) -> Proposal:
     if not licence:
         notes.append("Its model card names no licence: set publish.base_license before you publish the lens.")
     publish = {"base_license": licence} if licence else {}
-    return Proposal(key, {"source": {"repo": repo, "revision": model.commit}, "publish": publish}, tuple(notes))
+    source = {"repo": repo, "revision": model.commit} | ({} if file is None else {"file": file})
+    return Proposal(key, {"source": source, "publish": publish}, tuple(notes))
 
 
 def key_of(name: str) -> str:

@@ -121,7 +121,7 @@ class Provenance(Record):
     model_id: str
     model: ModelPin
     trust_remote_code: bool  # whether Python files of `model` ran
-    quantization: Json | None  # from the model's configuration; None where it is not quantised
+    quantization: Json | None  # how the weights are stored; None where they are plain
     head: HeadRecord
     proof: ProofRecord
     seed: int

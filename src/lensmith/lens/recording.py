@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 
+from lensmith.files import gguf_file
+from lensmith.hub import pins
+from lensmith.hub.pins import ModelPin
 from lensmith.lens import provenance
 from lensmith.lens.depth import PERCENTILES
-from lensmith.lens.provenance import PrismRecord, Provenance
+from lensmith.lens.provenance import Json, PrismRecord, Provenance
 from lensmith.lens.training import Fit
 from lensmith.process import git
 from lensmith.settings.sections import ModelParams
@@ -47,9 +50,6 @@ def provenance_of(
     ran, schedule, lens, proof = fit.settings, fit.schedule, fit.lens, backbone.proof
     git_commit, git_dirty = code_commit(code)
     text = {name: getattr(manifest, name) for name in provenance.TextRecord.model_fields if name != "bos"}
-    quantization: Any = getattr(backbone.model.config, "quantization_config", None)
-    if quantization is not None and not isinstance(quantization, dict):
-        quantization = quantization.to_dict()
     aliased: dict[str, Any] = {
         "schema": 1,
         "val_kl_bits@{25,50,75}%": tuple(fit.best.at(depth) for depth in PERCENTILES),
@@ -61,7 +61,7 @@ def provenance_of(
         model_id=settings.model_id,
         model=manifest.model,
         trust_remote_code=settings.source.trust_remote_code,
-        quantization=quantization,
+        quantization=_quantization(manifest.model, backbone),
         head=provenance.HeadRecord(**backbone.head.fingerprint()),
         proof=provenance.ProofRecord(max_kl_bits=proof.max_kl_bits, positions=proof.n_positions),
         seed=settings.fit.seed,
@@ -106,6 +106,14 @@ def provenance_of(
         versions=versions(),
         machine=machine(backbone),
     )
+
+
+def _quantization(pin: ModelPin, backbone: Backbone) -> Json | None:
+    """How the weights are stored: tensors by type for a GGUF file, else what the model's configuration says."""
+    if pin.gguf is not None:
+        return {"quant_method": "gguf", "tensor_types": gguf_file.read_facts(pins.model_path(pin)).tensor_types}
+    quantization: Any = getattr(backbone.model.config, "quantization_config", None)
+    return quantization if quantization is None or isinstance(quantization, dict) else quantization.to_dict()
 
 
 def versions() -> dict[str, str]:

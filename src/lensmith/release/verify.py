@@ -34,6 +34,7 @@ def run(release: str | Path, model: str | None = None, revision: str | None = No
     pin = released.model
     source = SourceParams(
         repo=pin.repo,
+        file=None,  # the pin names it
         path=pin.path,
         revision=pin.commit or "main",
         dtype=released.dtype,  # the hash of the head is of these numbers

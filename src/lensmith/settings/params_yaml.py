@@ -194,7 +194,7 @@ def add(path: Path, proposal: Proposal) -> str:
     for key, settings in before.items():
         if key == proposal.key:
             raise InputError(f"{path}: models.{key} exists; choose another key with --key. {UNCHANGED}")
-        if settings.source.repo == source.get("repo") and settings.source.path == source.get("path"):
+        if all(getattr(settings.source, name) == source.get(name) for name in ("repo", "file", "path")):
             raise InputError(
                 f"{path}: models.{key} is {settings.source.repo or settings.source.path} already. {UNCHANGED}"
             )

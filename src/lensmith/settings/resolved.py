@@ -50,7 +50,7 @@ def local_files(settings: ModelParams) -> dict[str, list[Path]]:
 
     Raises:
         InputError: a name has no file; it is a folder where a file is needed, or the reverse; or a folder holds no
-            config.json, which a model of transformers and a lens of tuned-lens both have.
+            model, or no lens of tuned-lens.
     """
     corpus, imported, licence = settings.corpus, settings.imported, settings.publish.base_license_file
     where, files = f"params.yaml: models.{settings.key}", dict[str, list[Path]]()
@@ -61,13 +61,18 @@ def local_files(settings: ModelParams) -> dict[str, list[Path]]:
         ("publish", [] if licence is None else [licence]),
     ):
         files[section] = names.files(patterns, f"{where}.{section}")
-    for section, name in (
-        ("source", settings.source.path),
-        ("imported", imported.folder if imported.repo is None else None),
-    ):
-        if name is not None:
-            folder = names.folder(name, f"{where}.{section}")
-            if not (folder / "config.json").is_file():
-                raise InputError(f"{where}.{section} names {name}, a folder without config.json. {names.UNCHANGED}")
-            files[section] = sorted(f for form in MODEL_FILES for f in folder.glob(form) if f.is_file())
+    if settings.source.path is not None:
+        model = names.model(settings.source.path, f"{where}.source")
+        files["source"] = [model] if model.is_file() else _model_files(model)
+    if imported.repo is None and imported.folder is not None:
+        folder = names.folder(imported.folder, f"{where}.imported")
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"{where}.imported names {imported.folder}, a folder without config.json. {names.UNCHANGED}"
+            )
+        files["imported"] = _model_files(folder)
     return files
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return sorted(file for form in MODEL_FILES for file in folder.glob(form) if file.is_file())

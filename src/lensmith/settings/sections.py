@@ -17,6 +17,7 @@ from lensmith.settings.values import (
     Dataset,
     Epochs,
     Fraction,
+    GgufName,
     License,
     NonNegative,
     NonNegativeInt,
@@ -61,7 +62,8 @@ class SourceParams(Section):
     """Section `source`: the frozen model that the lens reads."""
 
     repo: Repo | None  # Hub id; exactly one of repo and path
-    path: Word | None  # folder of a local model
+    file: GgufName | None  # of a repo: the GGUF file that is the model; None for safetensors
+    path: Word | None  # a local model: its folder, or its GGUF file
     revision: Revision  # branch, tag or commit; prefetch pins it to a commit
     dtype: Dtype  # of the captured forward pass
     device: Literal["auto", "cpu", "cuda"]
@@ -72,7 +74,9 @@ class SourceParams(Section):
     def check(self) -> None:
         """One origin; code of others only at a commit."""
         if (self.repo is None) == (self.path is None):
-            raise ValueError("needs exactly one of repo (a Hub id) and path (a folder)")
+            raise ValueError("needs exactly one of repo (a Hub id) and path (a folder or a GGUF file)")
+        if self.file is not None and self.repo is None:
+            raise ValueError(f"file is {self.file!r}, a file of a repo; a GGUF file of this machine is named by path")
         if self.trust_remote_code and (self.repo is None or not COMMIT.fullmatch(self.revision)):
             raise ValueError(
                 f"trust_remote_code is true and revision is {self.revision!r}; code is run only of a repo at a commit, "

@@ -50,12 +50,12 @@ class Backbone:
         """
         skeleton = Skeleton.read(source, pin)
         layout = placement.place(skeleton, source.placement, lens_memory)
-        folder, name, trusted = skeleton.folder, skeleton.name, skeleton.trusted
+        path, name, trusted = skeleton.path, skeleton.name, skeleton.trusted
         if layout.n_ranks > 1:
             model = ranks.load_model(skeleton, layout)
         else:
-            model = loading.load_model(folder, name, skeleton.dtype, layout, trusted=trusted)
-        tokenizer = load_tokenizer(folder, name, trusted=trusted)
+            model = loading.load_model(path, name, skeleton.dtype, layout, trusted=trusted)
+        tokenizer = load_tokenizer(path, name, trusted=trusted)
         return cls.from_model(model, tokenizer)
 
     @classmethod

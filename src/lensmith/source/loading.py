@@ -1,13 +1,15 @@
-"""Weights from safetensors into a model, each one from its file.
+"""Weights from safetensors or GGUF into a model, each one from its file.
 
 `from_pretrained` fills tensors that a checkpoint lacks with random numbers and logs a line. Here that is an error.
 """
 
 import atexit
+import io
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +20,21 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging
+from transformers.utils.quantization_config import GgufConfig
 
 from lensmith.files import cache
 from lensmith.process import environment
-from lensmith.process.errors import InputError, IntegrityError, NumericError, first_line
-from lensmith.source import placement
+from lensmith.process.errors import InputError, IntegrityError, NumericError, ResourceError, first_line
+from lensmith.source import origin, placement
 from lensmith.source.placement import Layout
 from lensmith.source.skeleton import NOT_LOADED
 
 
-def load_model(
-    folder: Path, name: str, dtype: torch.dtype, layout: Layout, *, trusted: bool = False
-) -> PreTrainedModel:
-    """The model in eval mode, every weight read from `folder` and finite, placed as `layout` says.
+def load_model(path: Path, name: str, dtype: torch.dtype, layout: Layout, *, trusted: bool = False) -> PreTrainedModel:
+    """The model in eval mode, every weight read from `path` and finite, placed as `layout` says.
 
     Args:
-        folder: config.json and safetensors.
+        path: a folder of config.json and safetensors; or a GGUF file, whose weights become plain ones.
         name: the model's, in messages.
         dtype: of its weights; quantised ones keep theirs.
         layout: where the weights go. Where `n_ranks` is above 1, each of so many processes calls this at once and
@@ -44,6 +45,7 @@ def load_model(
         InputError: there are no safetensors, or the architecture is not known without code of the folder.
         IntegrityError: a file is broken, or tensors of model and file do not match one to one.
         NumericError: a weight holds NaN or infinity.
+        ResourceError: weights of a GGUF file would have to stay on the disk.
     """
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # in a log file every redraw of a bar is a line
@@ -53,22 +55,28 @@ def load_model(
         options["distributed_config"] = DistributedConfig(tp_size=layout.n_ranks, tp_plan=layout.tp_plan)
     elif not devices <= {"cpu"}:
         options["device_map"] = layout.device_map
+    if path.is_file():
+        options["quantization_config"] = GgufConfig(dequantize=True)
     if "disk" in devices:
+        if path.is_file():
+            raise ResourceError(
+                f"{name}: does not fit into GPUs and memory, and a GGUF file cannot be read from disk block by block. "
+                f"{NOT_LOADED}"
+            )
         parent = environment.home() / "offload"
         cache.make(parent)
         options["offload_folder"] = tempfile.mkdtemp(dir=parent)
         atexit.register(shutil.rmtree, options["offload_folder"], ignore_errors=True)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            use_safetensors=True,
-            trust_remote_code=trusted,
-            local_files_only=True,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # for the tensor's name: `_check_weights` refuses it
-            **options,
-        )
+        with origin.arguments(path, trusted=trusted) as arguments, _without_gguf_bar(path):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                **arguments,
+                use_safetensors=True,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # for the tensor's name: `_check_weights` refuses it
+                **options,
+            )
     except SafetensorError as error:
         raise IntegrityError(f"{name}: a weight file is not whole safetensors ({error}). {NOT_LOADED}") from None
     except RuntimeError as error:
@@ -79,6 +87,12 @@ def load_model(
     frozen: PreTrainedModel = model.eval().requires_grad_(False)
     _check_weights(name, frozen, info)
     return frozen
+
+
+def _without_gguf_bar(path: Path) -> AbstractContextManager[object]:
+    """A log without the bar of the GGUF reader, which heeds no setting of transformers."""
+    watched = sys.stderr.isatty() or path.is_dir()
+    return nullcontext() if watched else redirect_stderr(io.StringIO())
 
 
 def _check_weights(name: str, model: PreTrainedModel, info: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ def load_model(skeleton: Skeleton, layout: Layout) -> PreTrainedModel:
         n_ranks=layout.n_ranks,
         tp_plan=layout.tp_plan or {},
         store=str(Path(tempfile.mkdtemp(prefix="lensmith-ranks-")) / "store"),
-        folder=str(skeleton.folder),
+        path=str(skeleton.path),
         name=skeleton.name,
         dtype=str(skeleton.dtype).removeprefix("torch."),
         device=skeleton.device.type,
@@ -92,7 +92,7 @@ class RankSpec:
     n_ranks: int
     tp_plan: dict[str, str]
     store: str  # a file through which the processes find each other
-    folder: str
+    path: str
     name: str
     dtype: str
     device: str
@@ -115,7 +115,7 @@ class RankSpec:
         os.environ.update(values)
         try:
             return loading.load_model(
-                Path(self.folder),
+                Path(self.path),
                 self.name,
                 getattr(torch, self.dtype),
                 Layout({}, self.n_ranks, self.tp_plan),

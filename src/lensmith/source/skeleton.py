@@ -12,10 +12,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from lensmith.hub.pins import ModelPin, model_folder
+from lensmith.files import gguf_file
+from lensmith.hub.pins import ModelPin, model_path
 from lensmith.process.errors import InputError, first_line
 from lensmith.settings.sections import SourceParams
-from lensmith.source import remote_code
+from lensmith.source import origin, remote_code
 
 # `auto` leaves smaller models on a CPU in float32: it costs little there and avoids the rounding of bfloat16.
 _BF16_MIN_PARAMETERS = 200_000_000
@@ -45,7 +46,7 @@ NOT_LOADED = "The model was not loaded."
 class Skeleton:
     """What is known of a model before its weights are read."""
 
-    folder: Path
+    path: Path  # the folder, or the GGUF file
     name: str  # in messages
     device: torch.device  # of the head, and of the lens that is fit
     dtype: torch.dtype
@@ -60,30 +61,35 @@ class Skeleton:
             InputError: config.json cannot be used, or is of an unknown architecture.
             IntegrityError: a file is missing or changed.
         """
-        folder = model_folder(pin)
+        path = model_path(pin)
         trusted = source.trust_remote_code  # never from the pin: pins come with other people's lenses
-        config = read_config(folder, pin.place, trusted=trusted)
+        config = read_config(path, pin.place, trusted=trusted)
         device = pick_device(source.device)
         dtype = pick_dtype(source.dtype, config, device, trusted=trusted)
         model = meta_model(config, dtype, trusted=trusted)
         if is_quantised(config):
-            stored = [folder / file for file in pin.files if file.endswith(".safetensors")]
-            _shrink_blocks(model, sum(path.stat().st_size for path in stored))
-        return cls(folder, pin.place, device, dtype, trusted, model)
+            stored = [path / file for file in pin.files if file.endswith(".safetensors")]
+            _shrink_blocks(model, sum(file.stat().st_size for file in stored))
+        return cls(path, pin.place, device, dtype, trusted, model)
 
 
-def read_config(folder: Path, name: str, *, trusted: bool = False) -> PretrainedConfig:
-    """The configuration in `folder`; `name` is the model's in messages.
+def read_config(path: Path, name: str, *, trusted: bool = False) -> PretrainedConfig:
+    """The configuration of the model at `path`, a folder or a GGUF file; `name` is the model's in messages.
 
     Raises:
-        InputError: config.json is broken; this version of transformers does not know the architecture, and code of the
-            folder is not `trusted`; or a file names code of another repository.
+        InputError: the configuration is broken; this version of transformers does not know the architecture, and code
+            of the folder is not `trusted`; a file names code of another repository; or the package gguf is missing.
+        IntegrityError: the GGUF file is not whole.
     """
-    remote_code.check(folder, name)
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trusted, local_files_only=True)
-    except Exception as error:
-        raise InputError(f"{name}: config.json cannot be used ({first_line(error)}). {NOT_LOADED}") from error
+    remote_code.check(path, name)
+    with origin.arguments(path, trusted=trusted) as arguments:
+        try:
+            config: PretrainedConfig = AutoConfig.from_pretrained(**arguments)
+        except Exception as error:
+            if path.is_file():
+                gguf_file.read_facts(path)  # a file that is not whole is named as such
+            file = "its header" if path.is_file() else "config.json"
+            raise InputError(f"{name}: {file} cannot be used ({first_line(error)}). {NOT_LOADED}") from error
     return config
 
 

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 from lensmith.hub.pins import REPACK
 from lensmith.process.errors import InputError, IntegrityError, first_line, shown
 from lensmith.settings.sections import BosPolicy
+from lensmith.source import origin
 from lensmith.source.skeleton import max_length
 
 # Texts on which versions of tokenizers have differed.
@@ -46,15 +47,15 @@ TEXTS = (
 
 NEEDED = (
     "Needed is a tokenizer.json; or a tokenizer.model, or vocab.json and merges.txt, with a tokenizer_class in "
-    "tokenizer_config.json. Nothing was written."
+    "tokenizer_config.json; or those of a GGUF file. Nothing was written."
 )
 
 
-def load_tokenizer(folder: Path, name: str, *, trusted: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model's folder.
+def load_tokenizer(path: Path, name: str, *, trusted: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
 
     Args:
-        folder: the model's files.
+        path: the model's folder, or its GGUF file.
         name: the model's, in messages.
         trusted: whether Python files of the folder may run.
 
@@ -62,13 +63,13 @@ def load_tokenizer(folder: Path, name: str, *, trusted: bool = False) -> PreTrai
         InputError: it is missing or broken, or has no tokens.
     """
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=trusted, local_files_only=True
-        )
+        with origin.arguments(path, trusted=trusted) as arguments:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**arguments)
     except Exception as error:  # noqa: BLE001 (the tokenizers library raises bare Exception for a broken file)
         raise InputError(f"{name}: the tokenizer cannot be read ({first_line(error)}). {NEEDED}") from None
     if len(tokenizer) == 0:
         raise InputError(f"{name}: the tokenizer has no tokens. {NEEDED}")
+    tokenizer.name_or_path = name
     return tokenizer
 
 
