@@ -113,8 +113,8 @@ def draw(norm: dict[int, Reading], tuned: dict[int, Reading]) -> str:
 
 def main() -> None:
     model, tokenizer = (auto.from_pretrained("demo/atlas") for auto in (AutoModelForCausalLM, AutoTokenizer))
-    lens = lensmith.load("release/atlas", base=model)
-    frame = lensmith.trajectory(lens, model, tokenizer, TEXT).frame()
+    reader = lensmith.bind(lensmith.load("release/atlas"), model, tokenizer)
+    frame = reader.trajectory(TEXT).frame()
     Path(__file__).with_name("lens.svg").write_text(draw(readings(frame, "norm"), readings(frame, "tuned")))
 
 

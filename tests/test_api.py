@@ -77,14 +77,16 @@ def test_the_lines_of_a_page_run_as_printed(page, tmp_path, monkeypatch):
 
     names: dict[str, object] = {}
     for block in printed:
-        exec(block.replace(HUB, f'"release/atlas", model="{TINY}"'), names)
+        local = block.replace(HUB, f'"release/atlas", model="{TINY}"')
+        exec(local.replace('" Berlin"', '"B"').replace('" Paris"', '"P"'), names)  # tokens of the tiny model
 
-    assert names["lens"].w_u_sha256 is not None
+    assert names["reader"].lens.w_u_sha256 is not None
     if page == "README.md":
         assert len([line for line in printed[0].splitlines() if line]) <= 6
         assert "plotly" in (tmp_path / "trajectory.html").read_text()
     else:
-        assert names["logits"].shape == (1, len(names["trajectory"].readings.ids), names["model"].config.vocab_size)
+        assert names["reading"].top_ids.shape == (1, len(names["trajectory"].readings.ids), 10)
+        assert names["rising"].top_ids.shape == (100, 10) and set(names["followed"].target) == {"B", "P"}
 
 
 def test_the_version_is_that_of_the_installed_command():

@@ -13,11 +13,11 @@ import lensmith
 from lensmith.judge import trajectories, walk
 from lensmith.judge.trajectories import STATISTICS
 from lensmith.process.errors import InputError, IntegrityError
-from lensmith.read.trajectory import Trajectory
+from lensmith.read.trajectory import KEYS, Trajectory
 from lensmith.report import heatmap
 from lensmith.source import backbone as backbone_module
 from lensmith.source.backbone import Backbone
-from lensmith.source.borrowed import borrowed
+from lensmith.source.borrowed import borrow
 from tests.support.bench import random_lens, tiny_bench
 from tests.support.released import save_release
 from tests.support.tiny import tiny_model, tiny_tokenizer
@@ -35,7 +35,7 @@ def parts():
 @pytest.fixture(scope="module")
 def trajectory(parts) -> Trajectory:
     model, tokenizer, lens = parts
-    return lensmith.trajectory(lens, model, tokenizer, TEXT)
+    return lensmith.bind(lens, model, tokenizer).trajectory(TEXT)
 
 
 def plain_logits(parts) -> tuple[list[int], torch.Tensor, dict[str, torch.Tensor]]:
@@ -96,9 +96,9 @@ def test_every_number_is_that_of_plain_transformers(parts, trajectory):
 def test_a_text_in_pieces_reads_as_in_one(parts, monkeypatch):
     """Positions are decoded a few at a time; how many must not matter."""
     model, tokenizer, lens = parts
-    whole = lensmith.trajectory(lens, model, tokenizer, TEXT).frame()
+    whole = lensmith.bind(lens, model, tokenizer).trajectory(TEXT).frame()
     monkeypatch.setattr(walk, "ROWS", walk.ROWS._replace(cpu=3))
-    pieces = lensmith.trajectory(lens, model, tokenizer, TEXT).frame()
+    pieces = lensmith.bind(lens, model, tokenizer).trajectory(TEXT).frame()
 
     assert list(pieces.columns) == list(whole.columns)
     for name in STATISTICS:
@@ -167,7 +167,7 @@ def test_a_text_ends_where_its_tokenizer_would_add_an_end(parts):
     model, _, lens = parts
     adds_end = tiny_tokenizer()
     adds_end.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A <s>", special_tokens=[("<s>", 0)])
-    ids = lensmith.trajectory(lens, model, adds_end, TEXT).readings.ids
+    ids = lensmith.bind(lens, model, adds_end).trajectory(TEXT).readings.ids
 
     assert [*ids, 0] == adds_end(TEXT)["input_ids"]
 
@@ -176,23 +176,23 @@ def test_what_cannot_be_read_is_refused(parts):
     """Empty and too long texts, no tokens to keep, and a lens of another model, each in one clear line."""
     model, tokenizer, lens = parts
     with pytest.raises(InputError, match="has 0 tokens"):
-        trajectories.read(tiny_bench().backbone, lens, [], tokenizer)
+        trajectories.read(tiny_bench().backbone, lens, [], str)
     with pytest.raises(InputError, match="tokens, must have 1"):
-        lensmith.trajectory(lens, model, tokenizer, "river " * model.config.max_position_embeddings)
+        lensmith.bind(lens, model, tokenizer).trajectory("river " * model.config.max_position_embeddings)
     with pytest.raises(InputError, match="the text is empty"):  # also where a tokenizer would make a BOS token of it
-        lensmith.trajectory(lens, model, tokenizer, "")
+        lensmith.bind(lens, model, tokenizer).trajectory("")
     with pytest.raises(InputError, match="top_k is 0"):
-        lensmith.trajectory(lens, model, tokenizer, TEXT, top_k=0)
+        lensmith.bind(lens, model, tokenizer).trajectory(TEXT, top_k=0)
     with pytest.raises(IntegrityError, match=r"the lens is of \(layers, d_model\) \(2, 32\)"):
-        lensmith.trajectory(random_lens(2, lens.d_model), model, tokenizer, TEXT)
+        lensmith.bind(random_lens(2, lens.d_model), model, tokenizer).trajectory(TEXT)
 
 
-@pytest.mark.parametrize("texts", [[TEXT], (TEXT, TEXT), None, b"text"])
+@pytest.mark.parametrize("texts", [[TEXT], (TEXT, TEXT), None, b"text", [], [{"role": "user"}], [1.5]])
 def test_what_is_no_text_is_refused_in_one_line(parts, texts):
     """A tokenizer would make a batch of a list."""
     model, tokenizer, lens = parts
-    with pytest.raises(InputError, match=rf"^trajectory: text is a {type(texts).__name__}, must be one text\. Call"):
-        lensmith.trajectory(lens, model, tokenizer, texts)
+    with pytest.raises(InputError, match=r"^(trajectory: the text is|.*no chat template).*\.$"):
+        lensmith.bind(lens, model, tokenizer).trajectory(texts)
 
 
 def test_a_model_is_proven_once(parts, monkeypatch):
@@ -201,26 +201,25 @@ def test_a_model_is_proven_once(parts, monkeypatch):
     proofs, model = [], tiny_model("llama")
     prove = backbone_module.prove
     monkeypatch.setattr(backbone_module, "prove", lambda *args: proofs.append(args[0]) or prove(*args))
-    first, second = (lensmith.trajectory(lens, model, tokenizer, TEXT).frame() for _ in range(2))
+    first, second = (lensmith.bind(lens, model, tokenizer).trajectory(TEXT).frame() for _ in range(2))
     assert len(proofs) == 1 and first.equals(second)
 
     with torch.no_grad():
         model.lm_head.weight.mul_(2)
-    doubled = lensmith.trajectory(lens, model, tokenizer, TEXT).frame()
-    fresh = lensmith.trajectory(lens, Backbone.from_model(model), tokenizer, TEXT).frame()
+    doubled = lensmith.bind(lens, model, tokenizer).trajectory(TEXT).frame()
+    fresh = lensmith.bind(lens, Backbone.from_model(model), tokenizer).trajectory(TEXT).frame()
     assert doubled.equals(fresh) and not doubled.equals(first)
 
     proofs.clear()
     model.resize_token_embeddings(model.config.vocab_size + 1)
-    lensmith.trajectory(lens, model, tokenizer, TEXT)
+    lensmith.bind(lens, model, tokenizer).trajectory(TEXT)
     assert len(proofs) == 1
 
 
 def test_a_proven_model_is_not_kept_alive():
     """A notebook that loads one model after another would run out of memory."""
     model = tiny_model("llama")
-    with borrowed(model):
-        pass
+    borrow(model)
     alive = weakref.ref(model)
     del model
     gc.collect()
@@ -228,47 +227,14 @@ def test_a_proven_model_is_not_kept_alive():
     assert alive() is None
 
 
-def test_a_captured_residual_reads_as_in_the_trajectory(parts, trajectory):
-    """After a block by a hook, of a batch and of one position; gradients pass through."""
-    model, _, lens = parts
-    frame, captured = trajectory.frame(), []
-    hook = model.model.layers[1].register_forward_hook(lambda _m, _i, output: captured.append(output))
-    model(torch.tensor([trajectory.readings.ids]))
-    hook.remove()
-    (resid,) = captured
-    read = lensmith.logits(lens, model, resid, 2)
-
-    assert read.shape == (*resid.shape[:-1], model.config.vocab_size)
-    wanted = frame[(frame.lens == "tuned") & (frame.layer == 2)].prob1.to_numpy()
-    np.testing.assert_allclose(read.softmax(-1).max(-1).values[0].detach(), wanted, rtol=1e-4)
-    one = resid[0, 3].detach().requires_grad_()
-    lensmith.logits(lens, model, one, 2).max().backward()
-    assert one.grad.abs().max() > 0
-
-
-@pytest.mark.parametrize(
-    ("resid", "layer", "says"),
-    [
-        ((torch.zeros(1, 3, 32),), 2, "resid is a tuple, must be a tensor"),
-        (torch.zeros(3, 31), 2, r"resid is torch.float32 of shape \(3, 31\), must be \(\.\.\., 32\)"),
-        (torch.zeros(3, 32, dtype=torch.long), 2, "resid is torch.int64"),
-        (torch.zeros(3, 32), 0, r"layer is 0, must be in 1\.\.3"),
-        (torch.zeros(3, 32), 4, r"layer is 4, must be in 1\.\.3"),
-    ],
-)
-def test_what_is_no_residual_is_refused(parts, resid, layer, says):
-    with pytest.raises(InputError, match=says):
-        lensmith.logits(parts[2], parts[0], resid, layer)
-
-
 def test_a_model_of_the_same_shape_with_other_weights_is_refused(parts):
     """Every number would be plausible and wrong."""
     model, tokenizer, lens = parts
     fitted = replace(lens, w_u_sha256=Backbone.from_model(model).head.fingerprint()["w_u_sha256"])
-    lensmith.trajectory(fitted, model, tokenizer, TEXT)
+    lensmith.bind(fitted, model, tokenizer).trajectory(TEXT)
 
     with pytest.raises(IntegrityError, match="W_U has sha256"):
-        lensmith.trajectory(fitted, tiny_model("llama", seed=1), tokenizer, TEXT)
+        lensmith.bind(fitted, tiny_model("llama", seed=1), tokenizer).trajectory(TEXT)
 
 
 def state_of(model) -> dict[str, object]:
@@ -281,7 +247,7 @@ def state_of(model) -> dict[str, object]:
     return modules | {name: (p.requires_grad, p.grad, p.dtype) for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("use", ["trajectory", "wrong lens", "too long", "load"])
+@pytest.mark.parametrize("use", ["trajectory", "wrong lens", "too long", "bind"])
 def test_a_model_comes_back_as_it_was(parts, use, tmp_path):
     """A reader may be in the middle of training it, with hooks of his own."""
     _, tokenizer, lens = parts
@@ -292,17 +258,17 @@ def test_a_model_comes_back_as_it_was(parts, use, tmp_path):
     before = state_of(model)
 
     if use == "trajectory":
-        lensmith.trajectory(lens, model, tokenizer, TEXT)
-    elif use == "load":
+        lensmith.bind(lens, model, tokenizer).trajectory(TEXT)
+    elif use == "bind":
         release, _, _ = save_release(tmp_path, n_layers=lens.n_layers + 1)
         with pytest.raises(IntegrityError):
-            lensmith.load(release, base=model)
+            lensmith.bind(lensmith.load(release), model)
     elif use == "wrong lens":
         with pytest.raises(IntegrityError):
-            lensmith.trajectory(random_lens(2, lens.d_model), model, tokenizer, TEXT)
+            lensmith.bind(random_lens(2, lens.d_model), model, tokenizer).trajectory(TEXT)
     else:
         with pytest.raises(InputError):
-            lensmith.trajectory(lens, model, tokenizer, "river " * model.config.max_position_embeddings)
+            lensmith.bind(lens, model, tokenizer).trajectory("river " * model.config.max_position_embeddings)
     assert state_of(model) == before
 
 
@@ -312,8 +278,7 @@ def test_a_lens_and_a_trajectory_are_shown_in_one_line(parts, trajectory):
 
     assert repr(lens) == "Lens(low_rank, n_layers=3, d_model=32, rank=4, norm=final, cpu)"
     assert (
-        repr(trajectory)
-        == f"Trajectory({len(trajectory.readings.ids)} tokens, n_layers=3, lenses=norm, tuned, top_k=5)"
+        repr(trajectory) == f"Trajectory({len(trajectory.readings.ids)} tokens, 3 layers, lenses=norm, tuned, top_k=5)"
     )
 
 
@@ -327,3 +292,120 @@ def test_numbers_are_packed_to_the_last_shown_digit(trajectory):
     assert [packed["words"][place] for place in packed["tokens"]] == [
         trajectory.readings.words[token] for token in trajectory.readings.ids
     ]
+
+
+def test_chosen_layers_and_positions_read_as_in_the_whole(parts, trajectory):
+    """Less work, the same numbers; the last layer is always there, since the others are compared with it."""
+    model, tokenizer, lens = parts
+    part = lensmith.bind(lens, model, tokenizer).trajectory(TEXT, layers=[1], positions=[-1, 2])
+    whole, frame = trajectory.frame(), part.frame()
+    n = len(trajectory.readings.ids)
+    same = whole[whole.layer.isin([1, 3]) & whole.pos.isin([2, n - 1])].reset_index(drop=True)
+
+    assert frame[[*KEYS, "token", "final_token", "top1"]].equals(same[[*KEYS, "token", "final_token", "top1"]])
+    for name in STATISTICS:
+        np.testing.assert_allclose(frame[name], same[name], rtol=1e-4, atol=1e-5)
+    assert list(part.figure().data[0].y) == [1, 3]
+
+
+def test_positions_of_special_tokens_can_be_left_out(parts):
+    """A BOS position is like no other, and would set the scale of the colours."""
+    model, tokenizer, lens = parts
+    reader = lensmith.bind(lens, model, tokenizer)
+    with_bos, without = (reader.trajectory(TEXT, skip_special=skip).readings for skip in (False, True))
+
+    assert with_bos.ids[0] == tokenizer.bos_token_id and without.positions == with_bos.positions[1:]
+    with pytest.raises(InputError, match="no position is left of 1 tokens"):
+        reader.trajectory([tokenizer.bos_token_id], skip_special=True)
+
+
+@pytest.mark.parametrize("wanted", [None, [3, " i"]])
+def test_targets_are_followed_over_the_layers(parts, wanted):
+    """By default those that are first at any layer, each at its own position; against fp64."""
+    model, tokenizer, lens = parts
+    followed = lensmith.bind(lens, model, tokenizer).trajectory(TEXT, targets=wanted).targets()
+    ids, _, by_lens = plain_logits(parts)
+    for name, logits in by_lens.items():
+        q = logits.softmax(-1)
+        for pos in (0, len(ids) - 1):
+            if wanted is None:
+                tokens = list(dict.fromkeys(torch.cat([x[:, pos].argmax(-1) for x in by_lens.values()]).tolist()))
+            else:
+                tokens = [3, *tokenizer.encode(" i", add_special_tokens=False)]
+            for layer in followed[followed.lens == name].layer.unique():
+                rows = followed[(followed.lens == name) & (followed.layer == layer) & (followed.pos == pos)]
+                p = q[layer - (name == "tuned"), pos]
+                assert rows.target.tolist() == [tokenizer.decode([token]) for token in tokens]
+                np.testing.assert_allclose(rows.p, p[tokens], rtol=1e-4)
+                assert rows["rank"].tolist() == [int((p > p[token]).sum()) for token in tokens]
+
+
+def test_a_chat_is_read_by_the_models_template(parts):
+    """With its special tokens once, opened for an answer unless the last message is one, and roles for the messages."""
+    model, _, lens = parts
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}({{ m['role'] }}) {{ m['content'] | trim }}\n{% endfor %}"
+        "{% if add_generation_prompt %}(assistant){% endif %}"
+    )
+    reader = lensmith.bind(lens, model, tokenizer)
+    chat = [{"role": "user", "content": " The river \n"}, {"role": "assistant", "content": "is the sea"}]
+    asked, answered = (reader.trajectory(messages) for messages in (chat[:1], chat))
+    text = tokenizer.decode(list(asked.text.ids))
+    frame = answered.frame()
+    frame = frame[(frame.lens == "norm") & (frame.layer == 0)]
+
+    assert text == "<s>(user) The river\n(assistant)" and asked.text.ids[0] == 0 and 0 not in asked.text.ids[1:]
+    assert tokenizer.decode(list(answered.text.ids)).endswith("is the sea\n")
+    said = {role: "".join(frame[frame.role == role].token).strip() for role in ("user", "assistant")}
+    assert said == {"user": "The river", "assistant": "is the sea"}
+    with pytest.raises(InputError, match="does not take these messages"):
+        reader.trajectory([{"role": "user"}])
+
+
+def test_two_lenses_or_models_are_subtracted(parts, trajectory):
+    """Number by number; of another text there is no difference."""
+    _, tokenizer, lens = parts
+    other = lensmith.bind(random_lens(lens.n_layers, lens.d_model, size=0.4), tiny_model("llama", seed=1), tokenizer)
+    theirs = other.trajectory(TEXT)
+    difference = trajectory - theirs
+    frame, a, b = difference.frame(), trajectory.frame(), theirs.frame()
+
+    for name in STATISTICS:
+        np.testing.assert_array_equal(frame[name], a[name] - b[name])
+    assert (frame.top1 == a.top1).all() and (frame.top1_b == b.top1).all()
+    cells = np.array(difference.figure("entropy_bits").data[1].z)
+    tuned = frame[frame.lens == "tuned"].entropy_bits.to_numpy()
+    np.testing.assert_array_equal(cells.ravel(), tuned)
+    assert "plotly" in difference.to_html() and "plotly" in trajectory.to_html()
+    with pytest.raises(InputError, match="other tokens, positions or layers"):
+        trajectory - other.trajectory("The river.")
+    with pytest.raises(InputError, match="must be one of entropy_bits"):
+        difference.figure("kl")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"layers": [4]}, r"layers are \[4\], must be in 0\.\.3"),
+        ({"positions": [99]}, "position 99 does not exist"),
+        ({"positions": []}, "no position is left"),
+        ({"targets": "capital of"}, "tokens"),
+        ({"targets": 97}, r"id 97, must be in 0\.\.96"),
+    ],
+)
+def test_what_is_not_there_is_refused(parts, options, says):
+    model, tokenizer, lens = parts
+    with pytest.raises(InputError, match=says):
+        lensmith.bind(lens, model, tokenizer).trajectory(TEXT, **options)
+
+
+def test_ids_need_no_tokenizer(parts, trajectory):
+    """A list or a tensor; a text does."""
+    model, _, lens = parts
+    reader, ids = lensmith.bind(lens, model), list(trajectory.readings.ids)
+
+    assert reader.trajectory(torch.tensor(ids)).readings.ids == trajectory.readings.ids
+    assert reader.trajectory(ids).frame().token[0] == f"#{ids[0]}"
+    with pytest.raises(InputError, match="no tokenizer"):
+        reader.trajectory(TEXT)

@@ -238,7 +238,7 @@ def test_ten_models_of_a_real_size_stay_below_eight_megabytes(tmp_path):
     text = big["trajectories"][0]
     for lens in text["lenses"].values():
         for name in ("top", "p", "entropy", "kl", "rank", "p_final"):
-            lens[name] = [lens[name][i % 6] for i in range(33 - lens["first_layer"])]
+            lens[name] = [lens[name][i % 6] for i in range(33 - lens["layers"][0])]
     big["trajectories"] = [{**text, "id": f"p{i}"} for i in range(6)]
     desk = Desk(tmp_path)
     for index in range(10):

@@ -46,7 +46,7 @@ def readers(folder: Path, base: Backbone) -> dict[str, Callable[[], object]]:
         return {"imported": lambda: imported.load(hub_imported.pin_lens(settings), base)}
     place = folder / "lenses"
     return {
-        "load": lambda: lensmith.load(place, base=base),
+        "load": lambda: lensmith.bind(lensmith.load(place), base),
         "streamed": lambda: stream(pretrained.find(place).folder),
         "streamed alone": lambda: stream(place / LENS),
         "Lens.load": lambda: Lens.load(place / LENS),

@@ -351,9 +351,11 @@ def _calls() -> dict[str, Any]:
 
         backbone = Backbone.from_model(AutoModelForCausalLM.from_pretrained(base))
         local = (Path(place) / "weights.safetensors").exists()
-        lens = Lens.load(Path(place)) if local else lensmith.load(place, model=model, revision=revision, base=backbone)
+        lens = Lens.load(Path(place)) if local else lensmith.load(place, model=model, revision=revision)
+        reader = lensmith.bind(lens, backbone)
         resid = backbone.capture(torch.arange(2, 9)[None], torch.tensor([[6]]))[0]
-        return [lens.logits(backbone.head, resid[:, row], row)[0].tolist() for row in range(1, backbone.n_layers + 1)]
+        layers = range(1, backbone.n_layers + 1)
+        return [reader.read(resid[0, layer], layer=layer, logits=True).logits.tolist() for layer in layers]
 
     return {
         "stage": stage,

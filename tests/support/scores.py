@@ -156,7 +156,7 @@ def _packed(words: Sequence[str], shift: int) -> dict[str, Any]:
             return [[number(layer, pos) for pos in range(n)] for layer in layers]
 
         return {
-            "first_layer": first_layer,
+            "layers": list(layers),
             "top": grid(lambda layer, pos: [(layer + pos + shift + i) % n for i in range(min(5, n))]),
             "p": grid(lambda layer, pos: [500 >> i for i in range(min(5, n))]),
             "entropy": grid(lambda layer, pos: 100 * (N_LAYERS - layer) + pos),

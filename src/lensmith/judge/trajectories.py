@@ -15,7 +15,7 @@ position:
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,17 +43,11 @@ STATISTICS = (
 TOP_K = 5
 
 
-class Decoder(Protocol):
-    """What is asked of a Hugging Face tokenizer: the text of one token."""
-
-    def decode(self, token_ids: list[int]) -> Any: ...
-
-
 @dataclass(frozen=True)
 class LensReading:
-    """One lens over a text of n tokens, at layers first_layer..L."""
+    """One lens at n positions of a text."""
 
-    first_layer: int  # 1 for the tuned lens, which has none for the embedding
+    layers: tuple[int, ...]  # ascending, the last one L; the tuned lens has none for the embedding
     top_ids: Ints  # (layers, n, k): the likeliest tokens, likeliest first
     top_p: Floats  # (layers, n, k)
     statistics: dict[str, Floats]  # name -> (layers, n); NaN where there is no next token
@@ -76,7 +70,7 @@ class LensReading:
             for reading in by_layer.values()
         ]
         return cls(
-            min(by_layer),
+            tuple(by_layer),
             np.stack([reading.top_ids.numpy() for reading in by_layer.values()]),
             np.stack([reading.top_log_q.exp().numpy() for reading in by_layer.values()]),
             dict(zip(STATISTICS, torch.stack(tables, 1).permute(2, 1, 0).numpy(), strict=True)),
@@ -85,9 +79,10 @@ class LensReading:
 
 @dataclass(frozen=True)
 class Readings:
-    """Both lenses over one text of n tokens."""
+    """Both lenses at n positions of one text."""
 
-    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    ids: tuple[int, ...]  # the tokens that stand there
     final_ids: tuple[int, ...]  # the model's own answer at each position
     words: dict[int, str]  # the text of every token that occurs here
     by_lens: dict[str, LensReading]
@@ -110,7 +105,7 @@ def _packed(reading: LensReading, place: dict[int, int]) -> dict[str, Any]:
         return np.rint(reading.statistics[name] * factor).astype(int).tolist()
 
     return {
-        "first_layer": reading.first_layer,
+        "layers": list(reading.layers),
         "top": [[[place[token] for token in cell] for cell in layer] for layer in reading.top_ids.tolist()],
         "p": np.rint(reading.top_p * 1000).astype(int).tolist(),
         "entropy": whole("entropy_bits", 100),
@@ -125,8 +120,10 @@ def read(
     backbone: Backbone,
     lens: Reader,
     ids: Sequence[int],
-    decoder: Decoder,
+    word: Callable[[int], str],
     *,
+    layers: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
     top_k: int = TOP_K,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Readings:
@@ -135,7 +132,11 @@ def read(
     Args:
         ids: the text's tokens, BOS included where the model wants it.
         lens: on the model's device, in memory or on disk.
-        advance: called with the number of readings done since the last call, of len(ids) * (2 L + 1) in all.
+        word: the text of a token.
+        layers: those to read, of 0..L and ascending; None for all. The last one is always read.
+        positions: those to read, of range(len(ids)); None for all.
+        advance: called with the number of readings done since the last call, which is len(ids) * (2 L + 1)
+            in all where all are read.
 
     Raises:
         InputError: the text is empty or longer than the model's context.
@@ -143,20 +144,24 @@ def read(
     limit, head, n_layers = max_length(backbone.model.config), backbone.head, backbone.n_layers
     if not ids or (limit is not None and len(ids) > limit):
         raise InputError(f"trajectory: the text has {len(ids)} tokens, must have 1..{limit or 'any number'}")
-    resid = backbone.capture(torch.tensor([list(ids)]), torch.arange(len(ids))[None])[0]
-    following = torch.tensor([*ids[1:], 0], device=resid.device)[:, None]
-    names = [*(("norm", layer) for layer in range(n_layers + 1)), *(("tuned", i) for i in range(1, n_layers + 1))]
-    reads = walk.head_reads(head, lens)
-    found = walk.read(head, resid, names, reads, targets=following, top_k=top_k, advance=advance)
-    known = torch.arange(len(ids)) < len(ids) - 1
+    at = torch.arange(len(ids)) if positions is None else torch.tensor(positions)
+    resid = backbone.capture(torch.tensor([list(ids)]), at[None])[0]
+    following = torch.tensor([*ids[1:], 0])[at].to(resid.device)[:, None]
+    depths = range(n_layers + 1) if layers is None else sorted({*layers, n_layers})
+    names = [(name, layer) for name in LENSES for layer in depths if layer or name != "tuned"]
+    found = walk.read(head, resid, names, walk.head_reads(head, lens), targets=following, top_k=top_k, advance=advance)
     by_lens = {
-        name: LensReading.of({layer: found[name, layer] for lens, layer in names if lens == name}, known)
+        name: LensReading.of({layer: found[name, layer] for lens, layer in names if lens == name}, at < len(ids) - 1)
         for name in LENSES
     }
-    final_ids = found["norm", n_layers].top.tolist()
-    used = {*ids, *final_ids, *(int(token) for reading in by_lens.values() for token in np.unique(reading.top_ids))}
-    words = {token: str(decoder.decode([token])) for token in sorted(used)}
-    return Readings(tuple(ids), tuple(final_ids), words, by_lens)
+    read_ids, final_ids = [ids[position] for position in at.tolist()], found["norm", n_layers].top.tolist()
+    used = {
+        *read_ids,
+        *final_ids,
+        *(int(token) for reading in by_lens.values() for token in np.unique(reading.top_ids)),
+    }
+    words = {token: word(token) for token in sorted(used)}
+    return Readings(tuple(at.tolist()), tuple(read_ids), tuple(final_ids), words, by_lens)
 
 
 @dataclass(frozen=True)
@@ -175,12 +180,10 @@ def write(folder: Path, bench: Bench, texts: Sequence[Shown], name: str) -> None
 
     Writes `folder`/trajectories.json.
     """
-    backbone, tokenizer = bench.backbone, bench.backbone.tokenizer
-    assert tokenizer is not None  # a bench has one: prompts were tokenized with it
     packed = []
     total = (2 * bench.n_layers + 1) * sum(len(text.ids) for text in texts)
     with Progress(name, total, "reading") as progress:
         for text in texts:
-            readings = read(backbone, bench.lens, text.ids, tokenizer, advance=progress.advance)
+            readings = read(bench.backbone, bench.lens, text.ids, bench.text, advance=progress.advance)
             packed.append({"id": text.id, "prompt": text.prompt, "answer": text.answer} | readings.packed())
     artifacts.write_text(folder / TRAJECTORIES, artifacts.canonical_json(packed) + "\n")

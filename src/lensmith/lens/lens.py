@@ -82,6 +82,7 @@ class Lens:
     log_tau: Tensor
     placement: TranslatorPlacement = "normed"
     w_u_sha256: str | None = None  # of the head that it was fit to; None where unknown
+    fit_dtype: str | None = None  # of the weights that it was fit on; None where unknown
 
     def __repr__(self) -> str:
         where = "" if self.placement == "normed" else f", placement={self.placement}"

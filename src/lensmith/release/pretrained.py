@@ -6,17 +6,16 @@ A release is a folder with INDEX.json, or a dataset repository of the Hub at a v
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from pydantic import AliasPath, BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from lensmith.files import untrusted
 from lensmith.hub import index as release_index
-from lensmith.hub import releases
+from lensmith.hub import models, releases
 from lensmith.hub.index import PROVENANCE, Sha256
 from lensmith.hub.pins import ModelPin
 from lensmith.judge.judgement import Estimate
@@ -24,13 +23,10 @@ from lensmith.lens.divergence import kl_bits
 from lensmith.lens.lens import Lens, check_head, check_identity, check_numbers
 from lensmith.lens.lens_file import TENSORS, WEIGHTS, read_header
 from lensmith.process.errors import InputError, IntegrityError
-from lensmith.settings.sections import Dtype
+from lensmith.settings.sections import Dtype, SourceParams
 from lensmith.source.backbone import Backbone, Head
-from lensmith.source.borrowed import borrowed
 from lensmith.source.head import HeadInput
 from lensmith.source.proof import proof_tokens
-
-AnyLens = TypeVar("AnyLens", "Lens", "StreamedLens")
 
 
 class ReleasedLens(BaseModel):
@@ -66,43 +62,61 @@ class ReleasedLens(BaseModel):
 
     def load(self) -> Lens:
         """The lens. IntegrityError where the file is no whole lens."""
-        return replace(Lens.load(self.folder), w_u_sha256=self.w_u_sha256)
+        return replace(Lens.load(self.folder), w_u_sha256=self.w_u_sha256, fit_dtype=self.dtype)
+
+    def load_model(self) -> Backbone:
+        """The model that the lens was fit to, downloaded where it is not on this machine.
+
+        Raises:
+            InputError, IntegrityError, NumericError, ResourceError: as `Backbone.load`.
+            RemoteError: the Hub refused, or could not be reached.
+        """
+        models.download(self.model)
+        source = SourceParams(
+            repo=self.model.repo,
+            file=None,  # the pin names it
+            path=self.model.path,
+            revision=self.model.commit or "main",
+            dtype=self.dtype,  # the hash of the head is of these numbers
+            device="auto",
+            placement="single",
+            trust_remote_code=False,  # a release may name a model, but not have its code run
+        )
+        return Backbone.load(source, self.model)
 
     def recorded(self) -> dict[int, Estimate]:
         """Layer -> bits of KL that the lens saved at the median of held-out text, as the lab judged it."""
         by_layer = {layer: f"heldout_median_delta_kl_bits_{percent}" for percent, layer in self.layers.items()}
         return {layer: self.kpis[kpi] for layer, kpi in by_layer.items() if kpi in self.kpis}
 
-    def bound(self, lens: AnyLens, backbone: Backbone, *, strict: bool = True) -> AnyLens:
-        """The lens, checked against this model.
 
-        A model of the same weights in a finer precision is accepted, with a warning of what that costs; so is any head
-        of the same shape where `strict` is off.
+def check_model(lens: "Lens | StreamedLens", backbone: Backbone, *, strict: bool = True) -> str:
+    """Compare a model's head with the one that a lens was fit to.
 
-        Raises:
-            IntegrityError: the lens was fit to another model.
-        """
-        replace(lens, w_u_sha256=None).check_head(backbone.head)  # the shape
-        try:
-            lens.check_head(backbone.head)
-        except IntegrityError as error:
-            precisions = f"fit on {self.dtype} weights, used with {str(backbone.dtype).removeprefix('torch.')}"
-            # For an unknown dtype nothing is rounded, so that the heads differ.
-            rounded = replace(
-                backbone.head, W_U=backbone.head.W_U.to(getattr(torch, self.dtype, torch.float32)).float()
-            )
-            is_same = rounded.fingerprint()["w_u_sha256"] == self.w_u_sha256
-            if strict and not is_same:
-                hint = "strict=False takes the lens all the same"
-                raise IntegrityError(f"{self.model_id}, {precisions}: {error}. {hint}") from None
-            cost = (
-                f"the head alone differs by {_mean_kl_bits(backbone, rounded):.2g} bits of KL"
-                if is_same
-                else str(error)
-            )
-            warnings.warn(f"{self.model_id}, {precisions}: {cost}", stacklevel=4)
-            return replace(lens, w_u_sha256=backbone.head.fingerprint()["w_u_sha256"])
-        return lens
+    The same weights in a finer precision are accepted, with a warning of what that costs; so is any head of the same
+    shape where `strict` is off.
+
+    Returns:
+        The warning as text; "" where the head is the lens's own or nothing is known of that.
+
+    Raises:
+        IntegrityError: the lens was fit to another model.
+    """
+    replace(lens, w_u_sha256=None).check_head(backbone.head)  # the shape
+    try:
+        lens.check_head(backbone.head)
+    except IntegrityError as error:
+        precisions = f"fit on {lens.fit_dtype} weights, used with {str(backbone.dtype).removeprefix('torch.')}"
+        # For an unknown dtype nothing is rounded, so that the heads differ.
+        dtype = getattr(torch, lens.fit_dtype or "", torch.float32)
+        rounded = replace(backbone.head, W_U=backbone.head.W_U.to(dtype).float())
+        is_same = rounded.fingerprint()["w_u_sha256"] == lens.w_u_sha256
+        if strict and not is_same:
+            raise IntegrityError(f"{precisions}: {error}. strict=False takes the lens all the same") from None
+        cost = f"the head alone differs by {_mean_kl_bits(backbone, rounded):.2g} bits of KL" if is_same else str(error)
+        warnings.warn(note := f"{precisions}: {cost}", stacklevel=4)
+        return note
+    return ""
 
 
 def _mean_kl_bits(backbone: Backbone, other: Head) -> float:
@@ -132,38 +146,15 @@ def find(release: str | Path, model: str | None = None, revision: str | None = N
     return ReleasedLens.read(root / index[model_id].path, model_id)
 
 
-def load(
-    release: str | Path,
-    *,
-    model: str | None = None,
-    revision: str | None = None,
-    base: PreTrainedModel | Backbone | None = None,
-    strict: bool = True,
-) -> Lens:
+def load(release: str | Path, *, model: str | None = None, revision: str | None = None) -> Lens:
     """`lensmith.load`, which says what the arguments and errors are."""
-    released = find(release, model, revision)
-    lens = released.load()
-    if base is None:
-        return lens if strict else replace(lens, w_u_sha256=None)
-    with borrowed(base) as backbone:
-        return released.bound(lens, backbone, strict=strict).to(backbone.device)
+    return find(release, model, revision).load()
 
 
-def load_streamed(
-    release: str | Path,
-    *,
-    model: str | None = None,
-    revision: str | None = None,
-    base: PreTrainedModel | Backbone | None = None,
-    strict: bool = True,
-) -> "StreamedLens":
+def load_streamed(release: str | Path, *, model: str | None = None, revision: str | None = None) -> "StreamedLens":
     """`lensmith.load_streamed`."""
     released = find(release, model, revision)
-    lens = replace(StreamedLens.open(released.folder), w_u_sha256=released.w_u_sha256)
-    if base is None:
-        return lens if strict else replace(lens, w_u_sha256=None)
-    with borrowed(base) as backbone:
-        return released.bound(lens, backbone, strict=strict)
+    return replace(StreamedLens.open(released.folder), w_u_sha256=released.w_u_sha256, fit_dtype=released.dtype)
 
 
 @dataclass(frozen=True)
@@ -175,6 +166,7 @@ class StreamedLens:
     n_layers: int
     d_model: int
     w_u_sha256: str | None = None  # of the head that it was fit to, where that is known
+    fit_dtype: str | None = None  # of the weights that it was fit on, where that is known
 
     @classmethod
     def open(cls, folder: Path) -> "StreamedLens":

@@ -10,10 +10,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from lensmith.hub import models, releases
+from lensmith.hub import releases
 from lensmith.process import wording
 from lensmith.process.errors import NumericError
-from lensmith.settings.sections import SourceParams
 
 
 def run(release: str | Path, model: str | None = None, revision: str | None = None) -> list[str]:
@@ -27,24 +26,12 @@ def run(release: str | Path, model: str | None = None, revision: str | None = No
     """
     from lensmith.judge import spot_check
     from lensmith.release import pretrained
-    from lensmith.source.backbone import Backbone
 
     released = pretrained.find(release, model, revision)
     lens = released.load()  # a damaged lens is refused before the model is fetched that it names
-    pin = released.model
-    source = SourceParams(
-        repo=pin.repo,
-        file=None,  # the pin names it
-        path=pin.path,
-        revision=pin.commit or "main",
-        dtype=released.dtype,  # the hash of the head is of these numbers
-        device="auto",
-        placement="single",
-        trust_remote_code=False,  # a release may name a model, but not have its code run
-    )
-    models.download(pin)
-    backbone = Backbone.load(source, pin)
-    measured = spot_check.measure(backbone, released.bound(lens, backbone).to(backbone.device))
+    backbone = released.load_model()
+    pretrained.check_model(lens, backbone)
+    measured = spot_check.measure(backbone, lens.to(backbone.device))
     if fault := measured.fault():
         raise NumericError(f"{released.model_id}: {fault}")
     recorded = ", ".join(

@@ -113,7 +113,7 @@ def figure(packed: dict[str, Any], colour: str) -> go.Figure:
     )
     for column, (name, reading) in enumerate(lenses.items(), 1):
         drawn.add_heatmap(
-            x=list(range(len(tokens))), y=[reading["first_layer"] + i for i in range(len(reading["kl"]))],
+            x=list(range(len(tokens))), y=reading["layers"],
             z=values[name],
             text=[[short[cell[0]] for cell in layer] for layer in reading["top"]], texttemplate="%{text}",
             textfont={"size": 11}, hovertext=_hover(packed, reading), hovertemplate="%{hovertext}<extra></extra>",
@@ -144,7 +144,7 @@ def _hover(packed: dict[str, Any], reading: dict[str, Any]) -> list[list[str]]:
         kl, entropy = (reading[name][index][pos] / 100 for name in ("kl", "entropy"))
         rank, p_final = reading["rank"][index][pos] + 1, _percent(reading["p_final"][index][pos])
         return "<br>".join([
-            f"layer {reading['first_layer'] + index}, after {tokens[pos]}",
+            f"layer {reading['layers'][index]}, after {tokens[pos]}",
             *(f"{long[token]}  {_percent(p)}" for token, p in likeliest),
             f"KL {kl:.2f} bits, entropy {entropy:.2f} bits",
             f"the model's {answers[pos]}: rank {rank}, {p_final}",

@@ -8,37 +8,66 @@ from weakref import WeakKeyDictionary
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lensmith.process.errors import InputError
 from lensmith.source.backbone import Backbone
 from lensmith.source.discovery import Anatomy
 from lensmith.source.proof import Proof
 
 # The anatomy and proof of each model that is still alive. A Backbone here would hold the model, and keep it alive.
 _PROVEN: WeakKeyDictionary[PreTrainedModel, tuple[Anatomy, Proof]] = WeakKeyDictionary()
+# Where wrappers keep the model: torch.compile, DataParallel, TransformerLens's TransformerBridge, nnsight.
+_INSIDE = ("_orig_mod", "module", "original_model", "_model")
 
 
-@contextmanager
-def borrowed(model: PreTrainedModel | Backbone, tokenizer: PreTrainedTokenizerBase | None = None) -> Iterator[Backbone]:
-    """The model as a Backbone for the time of a block. Every module is in training mode afterwards as it was before.
+def borrow(model: object, tokenizer: PreTrainedTokenizerBase | None = None) -> Backbone:
+    """The model as a Backbone; its weights, hooks, modes and `requires_grad` are not touched.
 
-    Weights, hooks and `requires_grad` are not touched. A Backbone is passed through. The parts of a model are found and
-    proven once, and again after one of them was replaced. The head is copied at each call: weights may have changed.
+    A Backbone is passed through, a wrapped model is unwrapped. The parts of a model are found and proven once, and
+    again after one of them was replaced. The head is copied at each call: weights may have changed. A forward pass
+    through the Backbone belongs into `evaluating`.
 
     Raises:
-        InputError: a part of the model was not found.
+        InputError: it is no transformers model, or a part of it was not found.
         NumericError: the head on the last layer does not give the model's own logits.
     """
     if isinstance(model, Backbone):
-        yield model
-        return
+        return model
+    plain = unwrapped(model)
+    with evaluating(plain):
+        anatomy, proof = _PROVEN.get(plain, (None, None))
+        if anatomy is not None and proof is not None and _parts(anatomy) <= set(plain.modules()):
+            return Backbone(plain, tokenizer, anatomy, anatomy.head(), proof)
+        backbone = Backbone.from_model(plain, tokenizer)
+        _PROVEN[plain] = backbone.anatomy, backbone.proof
+        return backbone
+
+
+def unwrapped(model: object) -> PreTrainedModel:
+    """The transformers model inside what other libraries make of it.
+
+    Raises:
+        InputError: there is none. TransformerLens's HookedTransformer, for one, holds weights of its own.
+    """
+    inner: object = model
+    while not isinstance(inner, PreTrainedModel):
+        held = vars(inner) if hasattr(inner, "__dict__") else {}
+        modules = held.get("_modules", {})  # torch keeps a module's children apart from its other attributes
+        inner = next((each for name in _INSIDE if (each := held.get(name, modules.get(name))) is not None), None)
+        if inner is None:
+            raise InputError(
+                f"the model is a {type(model).__name__}, must be a transformers model as from_pretrained gives it, or "
+                "one that nnsight, TransformerBridge, torch.compile or DataParallel wraps. Nothing was read."
+            )
+    return inner
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode within the block; afterwards every module is in training mode or not as it was before."""
     training = {module: module.training for module in model.modules()}
     try:
-        anatomy, proof = _PROVEN.get(model, (None, None))
-        if anatomy is not None and proof is not None and _parts(anatomy) <= training.keys():
-            backbone = Backbone(model.eval(), tokenizer, anatomy, anatomy.head(), proof)
-        else:
-            backbone = Backbone.from_model(model, tokenizer)
-            _PROVEN[model] = backbone.anatomy, backbone.proof
-        yield backbone
+        model.eval()
+        yield
     finally:
         for module, flag in training.items():
             module.training = flag

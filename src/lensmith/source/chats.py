@@ -37,8 +37,11 @@ class ChatRenderer:
                 "text, not lists of messages. Nothing was written."
             ) from None
 
-    def __call__(self, messages: list[dict[str, Any]]) -> str | None:
+    def __call__(self, messages: list[dict[str, Any]], *, opens_answer: bool = False) -> str | None:
         """A chat as text; None where a message has no role and content, or the template refuses.
+
+        Args:
+            opens_answer: whether the text ends with what stands before an answer.
 
         Raises:
             InputError: the tokenizer has no template.
@@ -49,6 +52,10 @@ class ChatRenderer:
         ):
             return None
         try:
-            return str(self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False))
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages, chat_template=template, tokenize=False, add_generation_prompt=opens_answer
+                )
+            )
         except (jinja2.TemplateError, TypeError, ValueError):
             return None
