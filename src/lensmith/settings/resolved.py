@@ -11,6 +11,7 @@ from lensmith.settings import fingerprint, params_yaml
 from lensmith.settings.sections import ModelParams
 
 # The files of a model folder that decide its numbers; a README beside them does not.
+SAMPLING = Path(__file__).parents[1] / "source/sampling.py"
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.pt")
 
 
@@ -42,6 +43,8 @@ def with_inputs(models: Mapping[str, ModelParams]) -> dict[str, dict[str, Any]]:
         resolved[key] = settings.model_dump(mode="json")
         for section, files in named[key].items():
             resolved[key][section]["inputs"] = {file.as_posix(): sha256[file] for file in files}
+        if settings.corpus.kind == "sampled":  # no fingerprint of a stage has this code, see `RESULT_FREE`
+            resolved[key]["corpus"]["inputs"][SAMPLING.name] = fingerprint.of_source(SAMPLING.read_text())
     return resolved
 
 
@@ -55,7 +58,7 @@ def local_files(settings: ModelParams) -> dict[str, list[Path]]:
     corpus, imported, licence = settings.corpus, settings.imported, settings.publish.base_license_file
     where, files = f"params.yaml: models.{settings.key}", dict[str, list[Path]]()
     for section, patterns in (
-        ("corpus", corpus.files if corpus.kind == "files" else []),
+        ("corpus", corpus.files if corpus.kind in ("files", "sampled") else []),
         ("sweep", settings.sweep.probes),
         ("suite", settings.suite.files),
         ("publish", [] if licence is None else [licence]),

@@ -30,7 +30,7 @@ from lensmith.settings.values import (
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Placement = Literal["single", "auto", "tp"]
-CorpusKind = Literal["hf", "files", "atlas"]
+CorpusKind = Literal["hf", "files", "sampled", "atlas"]
 BosPolicy = Literal["tokenizer", "never"]
 
 
@@ -93,7 +93,11 @@ class CorpusParams(Section):
     split: Word  # hf
     revision: Revision  # hf: branch, tag or commit; prefetch pins it
     text_column: Word  # hf, and every file but .txt: text, or chats as lists of messages; `meta.text` is nested
-    files: list[Word]  # files: .txt (a document a paragraph), .jsonl, .csv, .parquet; globs allowed
+    files: list[
+        Word
+    ]  # files: .txt (a document a paragraph), .jsonl, .csv, .parquet; globs allowed; sampled: of prompts
+    temperature: Annotated[float, Field(gt=0, le=10)]  # sampled
+    top_p: Annotated[float, Field(gt=0, le=1)]  # sampled: tokens are drawn from the likeliest that have this share
     seed: Seed
     seq_len: Annotated[int, Field(ge=8, le=2**20)]  # tokens in a packed sequence
     train_tokens: Count
@@ -248,7 +252,11 @@ class ModelParams(Checked):
     fleet: FleetParams = Field(default=ANYWHERE, exclude=True)
 
     def check(self) -> None:
-        """A lens for the kind imported, and no more positions and sequences than there are."""
+        """A lens for the kind imported, one process that writes text, and no more positions and sequences than exist."""
+        if self.corpus.kind == "sampled" and self.source.placement == "tp":
+            raise ValueError(
+                "corpus.kind sampled writes in one process; source.placement must be single or auto, not tp"
+            )
         if (self.fit.kind == "imported") != (self.imported.folder is not None):
             raise ValueError(
                 f"fit.kind is {self.fit.kind} and imported.folder is {self.imported.folder}; kind imported needs a "

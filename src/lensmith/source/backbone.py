@@ -100,6 +100,18 @@ class Backbone:
         """The head's; blocks may be on others."""
         return self.head.W_U.device
 
+    @property
+    def arithmetic(self) -> dict[str, object]:
+        """What decides the last bits of a forward pass, beside the weights and the shape of the batch."""
+        return {
+            "dtype": str(self.dtype),
+            "device": "cpu" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+            "ranks": ranks.size(),
+            "torch": torch.__version__,
+        }
+
     def capture(self, tokens: Tensor, positions: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
         """The residuals of all layers at some positions, from one forward pass without the head.
 

@@ -30,7 +30,7 @@ from lensmith.process import amounts
 from lensmith.process.errors import IntegrityError
 from lensmith.process.progress import Progress
 from lensmith.settings.sections import FitParams
-from lensmith.source import ranks, tensor_file
+from lensmith.source import tensor_file
 from lensmith.source.backbone import Backbone
 from lensmith.source.corpus import sha256_tokens
 from lensmith.source.residuals import Batch, Residuals, StreamedResiduals, sample_positions
@@ -125,12 +125,7 @@ def _key_and_folder(source: StreamedResiduals, model_files: dict[str, str]) -> t
         "model_files": model_files,
         "tokens_sha256": sha256_tokens(source.tokens),
         "positions_sha256": hashlib.sha256(source.positions.astype("<i8").tobytes()).hexdigest(),
-        "dtype": str(backbone.dtype),
-        "device": "cpu" if backbone.device.type == "cpu" else torch.cuda.get_device_name(backbone.device),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "ranks": ranks.size(),
-        "torch": torch.__version__,
+        **backbone.arithmetic,
         "capture_seqs": source.capture_seqs,
     }
     return key, cache.folder("bank", hashlib.sha256(artifacts.canonical_json(key).encode()).hexdigest()[:32])

@@ -61,6 +61,13 @@ class CorpusSide(_Record):
     files: tuple[SourceFile, ...]
 
 
+class Sampled(_Record):
+    """How the model drew the tokens that it wrote itself."""
+
+    temperature: float
+    top_p: float
+
+
 class Manifest(_Record):
     """The origin of a packed corpus: every pin and every hash."""
 
@@ -70,6 +77,7 @@ class Manifest(_Record):
     seed: int
     model: ModelPin
     lens: LensPin | None = None  # where fit.kind is imported
+    sampled: Sampled | None = Field(default=None, exclude_if=lambda sampled: sampled is None)  # of that kind only
     tokenizer: TokenizerFacts
     train: CorpusSide
     heldout: CorpusSide

@@ -89,7 +89,7 @@ class SourceText:
 
     @classmethod
     def from_files(cls, corpus: CorpusParams) -> Self:
-        """Local files. They are few and differ in size and kind, so each side gets documents of all."""
+        """Local files. They are few and differ in size and kind, so each side gets documents of all; or of none."""
         files = tuple(sorted(path.as_posix() for path in names.files(corpus.files, "corpus.files")))
         for name in files:
             text_files.check_readable(name, "corpus.files")
@@ -145,7 +145,7 @@ def open_text(corpus: CorpusParams) -> SourceText:
     match corpus.kind:
         case "hf":
             return SourceText.from_hub(corpus)
-        case "files":
+        case "files" | "sampled":  # of prompts, which both sides share out
             return SourceText.from_files(corpus)
         case "atlas":
             return SourceText.from_atlas(corpus)

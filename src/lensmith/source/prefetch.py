@@ -4,11 +4,15 @@ Documents are tokenized one by one and laid end to end:
 
     ids(document 0) ++ ids(document 1) ++ …   cut into sequences of seq_len ids, the remainder dropped
 
-Between documents stands only what the tokenizer adds to each, and nothing with bos `never`. The number of sequences is
-exactly that of the settings; too little text is an error. The same settings and pins give the same bytes.
+A corpus of kind `sampled` has documents that the model itself writes, see `sampling`; their ids are packed as it wrote
+them. Between documents stands only what the tokenizer adds to each, and nothing with bos `never`. The number of
+sequences is exactly that of the settings; too little text is an error. The same settings and pins give the same bytes,
+of kind `sampled` on the same kind of machine.
 """
 
+import hashlib
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
@@ -24,7 +28,8 @@ from lensmith.hub import models, published
 from lensmith.hub.pins import LensPin, ModelPin
 from lensmith.process.errors import InputError
 from lensmith.settings.sections import CorpusParams, ModelParams
-from lensmith.source import documents, skeleton, text_files
+from lensmith.source import documents, sampling, skeleton, text_files
+from lensmith.source.backbone import Backbone
 from lensmith.source.chats import ChatRenderer
 from lensmith.source.corpus import (
     HELDOUT,
@@ -32,17 +37,20 @@ from lensmith.source.corpus import (
     TOKENS,
     CorpusSide,
     Manifest,
+    Sampled,
     SourceFile,
     TokenizerFacts,
     sha256_tokens,
 )
 from lensmith.source.documents import Document, SourceText
+from lensmith.source.sampling import Writer
 from lensmith.source.tokenizer import Encoder, behaviour_sha256, load_tokenizer
 
 BATCH = 256  # documents tokenized in one call: enough for the tokenizer's threads, few enough for memory
 MAX_FAULTS = 0.01  # of all rows read
 FEW_FAULTS = 5  # rows that may always be faulty: one of a few dozen rows is already more than MAX_FAULTS
 MAX_IDLE = 100_000  # rows in turn that give no document; a source that repeats itself forever then ends in an error
+MIN_VARIETY = 64  # texts of a model after which half of them must be new: a low temperature repeats itself forever
 UNWRITTEN = "Nothing was written."
 
 
@@ -130,10 +138,13 @@ def build(settings: ModelParams, out: Path, prompts: Iterable[tuple[str, str]] =
     for where, prompt in prompts:
         encoder.prompt(prompt, where)
     text, render = documents.open_text(corpus), ChatRenderer(tokenizer)
-    heldout = _pack_side(text, corpus, encoder, render)
-    train = _pack_side(text, corpus, encoder, render, heldout)
+    if corpus.kind != "sampled":
+        heldout = _pack_side(text, corpus, encoder, render)
+        train = _pack_side(text, corpus, encoder, render, heldout)
     if pin.repo is not None:
         models.fetch_model(pin)  # the stages that read its weights have no network
+    if corpus.kind == "sampled":
+        heldout, train = _write_sides(settings, pin, text, encoder)
     facts = TokenizerFacts.model_validate(
         {
             "bos_policy": corpus.bos,
@@ -218,6 +229,41 @@ def _pack_side(
     return packed
 
 
+def _write_sides(settings: ModelParams, pin: ModelPin, text: SourceText, encoder: Encoder) -> tuple[Packed, Packed]:
+    """The held-out and the training side of a corpus that the model itself writes, from the prompts of `text`.
+
+    Raises:
+        InputError: a prompt is wrong, or the model only repeats itself.
+        IntegrityError, NumericError, ResourceError: the model cannot be loaded, as `Backbone.load`.
+    """
+    corpus = settings.corpus
+    prompts = sampling.prompts(text, corpus, encoder)
+    backbone = Backbone.load(settings.source, pin)
+    heldout = _pack_written(Writer(backbone, pin.files, corpus, "heldout", prompts["heldout"]), corpus.heldout_tokens)
+    train = _pack_written(Writer(backbone, pin.files, corpus, "train", prompts["train"]), corpus.train_tokens, heldout)
+    return heldout, train
+
+
+def _pack_written(writer: Writer, budget: int, heldout: Packed | None = None) -> Packed:
+    """Lay documents that a model wrote end to end; those of the packed held-out side are left out."""
+    seq_len = writer.corpus.seq_len
+    packed = Packed(np.empty(budget // seq_len * seq_len, np.uint32))
+    packed.rows = Counter(prompt.file for prompt in writer.prompts if prompt.file != documents.NO_FILE)
+    for number, (ids, cut) in enumerate(writer.documents(len(packed.ids))):
+        sha256 = hashlib.sha256(json.dumps(ids).encode()).digest()
+        is_known = heldout is not None and sha256 in heldout.seen
+        document = Document(documents.NO_FILE, number, "", sha256, cut, documents.DUPLICATE if is_known else "")
+        packed.add(document, None if is_known else ids)
+        if packed.is_full:
+            break
+        if packed.read >= MIN_VARIETY and len(packed.seen) < packed.read / 2:
+            raise InputError(
+                f"corpus: of {packed.read} {writer.side} texts that the model wrote, {len(packed.seen)} are new; raise "
+                f"corpus.temperature or corpus.top_p, or name prompts (corpus.files). {UNWRITTEN}"
+            )
+    return packed
+
+
 def _without_other_side(skipped: Counter[str]) -> dict[str, int]:
     return {reason: n for reason, n in sorted(skipped.items()) if reason != documents.OTHER_SIDE}
 
@@ -233,6 +279,10 @@ def _manifest(
     # The revision's name is left out: a tag and a branch on the same commit are the same text.
     identity = source | {side: [file.model_dump(mode="json") for file in value.files] for side, value in sides.items()}
     identity |= {"text_column": corpus.text_column, "max_document_chars": corpus.max_document_chars}
+    sampled = None
+    if corpus.kind == "sampled":
+        sampled = Sampled(temperature=corpus.temperature, top_p=corpus.top_p)
+        identity |= {"sampled": sampled.model_dump(), "model_files": pins["model"].files}
     # A shared text is read twice, and its rows count once.
     counted = [packed["train"]] if text.shared else packed.values()
     return Manifest.model_validate(
@@ -243,6 +293,7 @@ def _manifest(
             "revision": dataset.revision if dataset else None,
             "seq_len": corpus.seq_len,
             **pins,
+            "sampled": sampled,
             "tokenizer": facts,
             "skipped": _without_other_side(sum((side.skipped for side in counted), Counter[str]())),
             "cut_documents": sum(side.cut for side in packed.values()),
