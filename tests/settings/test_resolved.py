@@ -16,6 +16,7 @@ OUTSIDE = {
     "a GGUF file by its folder": ("source", {"path": "models/blocks"}, "models/blocks/tiny.gguf"),
     "a corpus": ("corpus", {"kind": "files", "files": ["data/text.txt"]}, "data/text.txt"),
     "a corpus by pattern": ("corpus", {"kind": "files", "files": ["data/**/*.jsonl"]}, "data/deep/text.jsonl"),
+    "prompts of a corpus": ("corpus", {"kind": "sampled", "files": ["prompts/chat.jsonl"]}, "prompts/chat.jsonl"),
     "a suite": ("suite", {"files": ["prompts/*.jsonl"]}, "prompts/mine.jsonl"),
     "probes": ("sweep", {"probes": ["prompts/probes.json"]}, "prompts/probes.json"),
     "a licence": ("publish", {"base_license_file": "TERMS"}, "TERMS"),
@@ -40,7 +41,7 @@ def absolute(lab: Path, values: dict[str, Any]) -> dict[str, Any]:
     """Values of a section with every name of a file made absolute."""
 
     def made(value: Any) -> Any:
-        return str(lab / value) if isinstance(value, str) and value != "files" else value
+        return str(lab / value) if isinstance(value, str) and value not in ("files", "sampled") else value
 
     return {key: [made(v) for v in value] if isinstance(value, list) else made(value) for key, value in values.items()}
 
@@ -62,6 +63,21 @@ def test_an_edit_of_a_file_changes_the_section_that_names_it(lab, case, is_absol
 
     assert (str(lab / file) if is_absolute else file) in before[section]["inputs"]
     assert {name for name in before if before[name] != after[name]} == {section}
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("sampled", True), ("atlas", False)])
+def test_an_edit_of_the_code_that_samples_changes_only_text_that_it_writes(lab, monkeypatch, kind, changes):
+    """No fingerprint of a stage has this code: it loads the model, and a text of the Hub does not depend on that."""
+    code, settings = lab / "sampling.py", atlas(corpus={"kind": kind, "files": []})
+    monkeypatch.setattr(resolved, "SAMPLING", code)
+    code.write_text("ROWS = 32\n")
+    before = resolved.with_inputs({"atlas": settings})["atlas"]
+    code.write_text("# more at a time\nROWS = 32\n")
+    assert resolved.with_inputs({"atlas": settings})["atlas"] == before
+    code.write_text("ROWS = 64\n")
+    after = resolved.with_inputs({"atlas": settings})["atlas"]
+
+    assert {name for name in before if before[name] != after[name]} == ({"corpus"} if changes else set())
 
 
 def test_a_new_file_of_a_pattern_is_noticed(lab):

@@ -101,6 +101,8 @@ def section(**changes: Any) -> dict[str, Any]:
         "train_tokens": 3210,
         "heldout_tokens": 330,
         "bos": "tokenizer",
+        "temperature": 1.0,
+        "top_p": 1.0,
         "max_document_chars": 1000,
     }
     return base | changes

@@ -93,9 +93,7 @@ class CorpusParams(Section):
     split: Word  # hf
     revision: Revision  # hf: branch, tag or commit; prefetch pins it
     text_column: Word  # hf, and every file but .txt: text, or chats as lists of messages; `meta.text` is nested
-    files: list[
-        Word
-    ]  # files: .txt (a document a paragraph), .jsonl, .csv, .parquet; globs allowed; sampled: of prompts
+    files: list[Word]  # files: .txt (a document a paragraph), .jsonl, .csv, .parquet; globs allowed. sampled: prompts
     temperature: Annotated[float, Field(gt=0, le=10)]  # sampled
     top_p: Annotated[float, Field(gt=0, le=1)]  # sampled: tokens are drawn from the likeliest that have this share
     seed: Seed
@@ -252,11 +250,9 @@ class ModelParams(Checked):
     fleet: FleetParams = Field(default=ANYWHERE, exclude=True)
 
     def check(self) -> None:
-        """A lens for the kind imported, one process that writes text, and no more positions and sequences than exist."""
+        """A lens for the kind imported, a model that can write, and no more positions and sequences than there are."""
         if self.corpus.kind == "sampled" and self.source.placement == "tp":
-            raise ValueError(
-                "corpus.kind sampled writes in one process; source.placement must be single or auto, not tp"
-            )
+            raise ValueError("source.placement is tp, must be single or auto for corpus.kind sampled")
         if (self.fit.kind == "imported") != (self.imported.folder is not None):
             raise ValueError(
                 f"fit.kind is {self.fit.kind} and imported.folder is {self.imported.folder}; kind imported needs a "

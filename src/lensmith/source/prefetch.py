@@ -29,7 +29,6 @@ from lensmith.hub.pins import LensPin, ModelPin
 from lensmith.process.errors import InputError
 from lensmith.settings.sections import CorpusParams, ModelParams
 from lensmith.source import documents, sampling, skeleton, text_files
-from lensmith.source.backbone import Backbone
 from lensmith.source.chats import ChatRenderer
 from lensmith.source.corpus import (
     HELDOUT,
@@ -232,27 +231,27 @@ def _pack_side(
 def _write_sides(settings: ModelParams, pin: ModelPin, text: SourceText, encoder: Encoder) -> tuple[Packed, Packed]:
     """The held-out and the training side of a corpus that the model itself writes, from the prompts of `text`.
 
-    Raises:
-        InputError: a prompt is wrong, or the model only repeats itself.
-        IntegrityError, NumericError, ResourceError: the model cannot be loaded, as `Backbone.load`.
+    Raises as `sampling.writers` and `_pack_written`.
     """
-    corpus = settings.corpus
-    prompts = sampling.prompts(text, corpus, encoder)
-    backbone = Backbone.load(settings.source, pin)
-    heldout = _pack_written(Writer(backbone, pin.files, corpus, "heldout", prompts["heldout"]), corpus.heldout_tokens)
-    train = _pack_written(Writer(backbone, pin.files, corpus, "train", prompts["train"]), corpus.train_tokens, heldout)
-    return heldout, train
+    writers = sampling.writers(settings, pin, text, encoder)
+    heldout = _pack_written(writers["heldout"], settings.corpus.heldout_tokens)
+    return heldout, _pack_written(writers["train"], settings.corpus.train_tokens, heldout)
 
 
 def _pack_written(writer: Writer, budget: int, heldout: Packed | None = None) -> Packed:
-    """Lay documents that a model wrote end to end; those of the packed held-out side are left out."""
+    """Lay documents that a model wrote end to end; those of the packed held-out side are left out.
+
+    Raises:
+        InputError: the model only repeats itself.
+    """
     seq_len = writer.corpus.seq_len
     packed = Packed(np.empty(budget // seq_len * seq_len, np.uint32))
     packed.rows = Counter(prompt.file for prompt in writer.prompts if prompt.file != documents.NO_FILE)
-    for number, (ids, cut) in enumerate(writer.documents(len(packed.ids))):
+    for number, (ids, cut, is_chat) in enumerate(writer.documents(len(packed.ids))):
         sha256 = hashlib.sha256(json.dumps(ids).encode()).digest()
         is_known = heldout is not None and sha256 in heldout.seen
-        document = Document(documents.NO_FILE, number, "", sha256, cut, documents.DUPLICATE if is_known else "")
+        skipped = documents.DUPLICATE if is_known else ""
+        document = Document(documents.NO_FILE, number, "", sha256, cut, skipped, is_chat)
         packed.add(document, None if is_known else ids)
         if packed.is_full:
             break

@@ -27,19 +27,23 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from lensmith.files import artifacts, cache
+from lensmith.hub.pins import ModelPin
 from lensmith.process.draws import Stream
 from lensmith.process.errors import InputError, IntegrityError
 from lensmith.process.progress import Progress
-from lensmith.settings.sections import CorpusParams
+from lensmith.settings.sections import CorpusParams, ModelParams
 from lensmith.source import tensor_file
 from lensmith.source.backbone import Backbone
 from lensmith.source.chats import ChatRenderer
 from lensmith.source.documents import NO_FILE, Document, SourceText, clean
+from lensmith.source.proof import proof_tokens
 from lensmith.source.tokenizer import Encoder
 from lensmith.source.watching import hidden_out
 
 Side = Literal["heldout", "train"]
+SIDES: tuple[Side, ...] = ("heldout", "train")
 UNWRITTEN = "Nothing was written."
+MOST_DISTANCE = 0.05  # bfloat16 rounds a share of a percent; without its cache a model reads a single token
 ROWS = 32  # with more, weights are read less often, and more is lost where a run is killed
 
 
@@ -57,56 +61,7 @@ class Written(NamedTuple):
 
     ids: list[int]
     cut: bool  # the text had not ended
-
-
-def prompts(text: SourceText, corpus: CorpusParams, encoder: Encoder) -> dict[Side, tuple[Prompt, ...]]:
-    """What the documents of each side begin with: the two share out the prompts of `text`, in a drawn order.
-
-    Raises:
-        InputError: a row is no prompt or fills a sequence, there is but one, or the tokenizer has no first token.
-    """
-    if not text.files:
-        first = _first_token(encoder)
-        return {"heldout": (first,), "train": (first,)}
-    read = [
-        _prompt(document, f"{text.files[document.file]}, row {document.row + 1}", corpus.seq_len, encoder)
-        for document in clean(text.train, corpus.max_document_chars, ChatRenderer(encoder.tokenizer, answer=True))
-    ]
-    if len(read) < 2:
-        raise InputError(
-            f"corpus.files: {text.name} holds {len(read)} prompts, must hold at least 2, for held-out text and for the "
-            f"rest. {UNWRITTEN}"
-        )
-    order = Stream(corpus.seed, "corpus/prompts").permutation(len(read), 0).tolist()
-    share = corpus.heldout_tokens / (corpus.heldout_tokens + corpus.train_tokens)
-    n_heldout = min(max(1, round(len(read) * share)), len(read) - 1)
-    shuffled = tuple(read[index] for index in order)
-    return {"heldout": shuffled[:n_heldout], "train": shuffled[n_heldout:]}
-
-
-def _first_token(encoder: Encoder) -> Prompt:
-    """What begins a text without a prompt; in a document only where the tokenizer adds it to every text."""
-    if added := encoder.added[0]:
-        return Prompt(added)
-    tokenizer = encoder.tokenizer
-    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    if first is None:
-        raise InputError(
-            f"{tokenizer.name_or_path}: the tokenizer has no token that begins or ends a text, so corpus.kind sampled "
-            f"needs prompts (corpus.files). {UNWRITTEN}"
-        )
-    return Prompt([first], unrecorded=1)
-
-
-def _prompt(document: Document, where: str, seq_len: int, encoder: Encoder) -> Prompt:
-    if document.skipped:
-        raise InputError(f"{where}: is no prompt ({document.skipped}). {UNWRITTEN}")
-    ids = encoder.documents([document.text], rendered=True)[0] if document.is_chat else encoder(document.text)
-    if not 0 < len(ids) < seq_len:
-        raise InputError(
-            f"{where}: has {len(ids)} tokens, must have 1 to {seq_len - 1} (corpus.seq_len - 1). {UNWRITTEN}"
-        )
-    return Prompt(ids, is_chat=document.is_chat, file=document.file)
+    is_chat: bool
 
 
 @dataclass(frozen=True)
@@ -169,7 +124,8 @@ class Writer:
         rows = zip(tile["tokens"].tolist(), tile["lengths"].tolist(), strict=True)
         for document, (ids, length) in enumerate(rows, number * ROWS):
             prompt = self._prompt(document)
-            yield Written(ids[prompt.unrecorded : length + prompt.is_chat], length == self.corpus.seq_len)
+            is_cut = length == self.corpus.seq_len
+            yield Written(ids[prompt.unrecorded : length + prompt.is_chat], is_cut, prompt.is_chat)
 
     @torch.inference_mode()
     def _write(self, number: int, advance: Callable[[int], None]) -> dict[str, Tensor]:
@@ -178,7 +134,7 @@ class Writer:
         prompts = [self._prompt(document).ids for document in numbers]
         first = torch.tensor([len(ids) for ids in prompts])  # position that is written
         tokens = torch.tensor([[*ids, *[0] * (seq_len - len(ids))] for ids in prompts])
-        lengths, ends = torch.full((ROWS,), seq_len), torch.tensor(self.ends)
+        lengths, ends = torch.full((ROWS,), seq_len), torch.tensor(self.ends, dtype=torch.int64)
         uniform, past = self._uniform(numbers), DynamicCache(config=self.backbone.model.config.get_text_config())
         rows, start = torch.arange(ROWS), 0
         for position in range(int(first.min()), seq_len):
@@ -206,8 +162,83 @@ class Writer:
         return torch.from_numpy((words >> np.uint64(12)).astype(np.float64) * 2.0**-52)
 
 
-def next_logits(backbone: Backbone, tokens: Tensor, past: DynamicCache) -> Tensor:
-    """The logits after the last of `tokens` (batch, pos), which follow on those in `past` and are added to them.
+def writers(settings: ModelParams, pin: ModelPin, text: SourceText, encoder: Encoder) -> dict[Side, Writer]:
+    """The proven model of `pin` as a writer of each side, from the prompts of `text` where it has some.
+
+    Raises:
+        InputError: a row is no prompt or fills a sequence, there is but one, or the tokenizer has no first token; or
+            the model cannot go on from what it has read.
+        IntegrityError, NumericError, ResourceError: the model cannot be loaded, as `Backbone.load`.
+    """
+    prompts = _prompts(text, settings.corpus, encoder)
+    backbone = Backbone.load(settings.source, pin)
+    _prove(backbone, pin.place)
+    return {side: Writer(backbone, pin.files, settings.corpus, side, prompts[side]) for side in SIDES}
+
+
+def _prove(backbone: Backbone, name: str) -> None:
+    """Check that a token after those in a cache is read as one after a text."""
+    tokens = proof_tokens(backbone.model, backbone.tokenizer)[:1]
+    past = DynamicCache(config=backbone.model.config.get_text_config())
+    with torch.inference_mode():
+        next_logits(backbone, tokens[:, :-1], past)
+        cached, whole = (next_logits(backbone, *read) for read in ((tokens[:, -1:], past), (tokens, None)))
+    distance = 0.5 * float((cached.softmax(-1) - whole.softmax(-1)).abs().sum())
+    if not distance <= MOST_DISTANCE:  # `not <=`: NaN fails
+        raise InputError(
+            f"{name}: {type(backbone.model).__name__} does not go on from a cache as it reads a whole text (total "
+            f"variation {distance:.2g}, at most {MOST_DISTANCE}), so its corpus.kind cannot be sampled. {UNWRITTEN}"
+        )
+
+
+def _prompts(text: SourceText, corpus: CorpusParams, encoder: Encoder) -> dict[Side, tuple[Prompt, ...]]:
+    """What the documents of each side begin with: the two share out the prompts of `text`, in a drawn order."""
+    if not text.files:
+        first = _first_token(encoder)
+        return {"heldout": (first,), "train": (first,)}
+    read = [
+        _prompt(document, f"{text.files[document.file]}, row {document.row + 1}", corpus.seq_len, encoder)
+        for document in clean(text.train, corpus.max_document_chars, ChatRenderer(encoder.tokenizer, answer=True))
+    ]
+    if len(read) < 2:
+        raise InputError(
+            f"corpus.files: {text.name} holds {len(read)} prompts, must hold at least 2, for held-out text and for the "
+            f"rest. {UNWRITTEN}"
+        )
+    order = Stream(corpus.seed, "corpus/prompts").permutation(len(read), 0).tolist()
+    share = corpus.heldout_tokens / (corpus.heldout_tokens + corpus.train_tokens)
+    n_heldout = min(max(1, round(len(read) * share)), len(read) - 1)
+    shuffled = tuple(read[index] for index in order)
+    return {"heldout": shuffled[:n_heldout], "train": shuffled[n_heldout:]}
+
+
+def _first_token(encoder: Encoder) -> Prompt:
+    """What begins a text without a prompt; in a document only where the tokenizer adds it to every text."""
+    if added := encoder.added[0]:
+        return Prompt(added)
+    tokenizer = encoder.tokenizer
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if first is None:
+        raise InputError(
+            f"{tokenizer.name_or_path}: the tokenizer has no token that begins or ends a text, so corpus.kind sampled "
+            f"needs prompts (corpus.files). {UNWRITTEN}"
+        )
+    return Prompt([first], unrecorded=1)
+
+
+def _prompt(document: Document, where: str, seq_len: int, encoder: Encoder) -> Prompt:
+    if document.skipped:
+        raise InputError(f"{where}: is no prompt ({document.skipped}). {UNWRITTEN}")
+    ids = encoder.documents([document.text], rendered=True)[0] if document.is_chat else encoder(document.text)
+    if not 0 < len(ids) < seq_len:
+        raise InputError(
+            f"{where}: has {len(ids)} tokens, must have 1 to {seq_len - 1} (corpus.seq_len - 1). {UNWRITTEN}"
+        )
+    return Prompt(ids, is_chat=document.is_chat, file=document.file)
+
+
+def next_logits(backbone: Backbone, tokens: Tensor, past: DynamicCache | None) -> Tensor:
+    """The logits after the last of `tokens` (batch, pos), which follow those in `past` and are added to it.
 
     By the head that is proven, (batch, d_vocab) in fp32.
     """
@@ -221,7 +252,7 @@ def next_logits(backbone: Backbone, tokens: Tensor, past: DynamicCache) -> Tenso
     anatomy, head = backbone.anatomy, backbone.head
     hook = anatomy.blocks[-1].register_forward_hook(store)
     try:
-        anatomy.body(input_ids=tokens.to(anatomy.device), past_key_values=past, use_cache=True)
+        anatomy.body(input_ids=tokens.to(anatomy.device), past_key_values=past, use_cache=past is not None)
     finally:
         hook.remove()
     return head.logits(head.norm(last[0].to(anatomy.device), backbone.n_layers)).cpu()
@@ -231,7 +262,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> T
     """A token of each row of `logits` (n, d_vocab) by numbers in [0, 1), (n,)."""
     p = (logits / temperature).softmax(-1)
     if top_p < 1:
-        ordered = p.sort(-1, descending=True).values
+        ordered = torch.from_numpy(-np.sort(-p.numpy(), axis=-1))  # with vector instructions, unlike torch
         inside = ordered.cumsum(-1) - ordered < top_p  # the likeliest token always is
         p = p.where(p >= ordered.where(inside, torch.inf).amin(-1, keepdim=True), 0)
     # In fp64: the sums of 50,000 tokens in fp32 would round the rare ones away.
