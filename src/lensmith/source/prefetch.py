@@ -278,10 +278,10 @@ def _manifest(
     # The revision's name is left out: a tag and a branch on the same commit are the same text.
     identity = source | {side: [file.model_dump(mode="json") for file in value.files] for side, value in sides.items()}
     identity |= {"text_column": corpus.text_column, "max_document_chars": corpus.max_document_chars}
-    sampled = None
-    if corpus.kind == "sampled":
+    sampled, model = None, pins["model"]
+    if corpus.kind == "sampled" and model is not None:
         sampled = Sampled(temperature=corpus.temperature, top_p=corpus.top_p)
-        identity |= {"sampled": sampled.model_dump(), "model_files": pins["model"].files}
+        identity |= {"sampled": sampled.model_dump(), "model_files": model.files}
     # A shared text is read twice, and its rows count once.
     counted = [packed["train"]] if text.shared else packed.values()
     return Manifest.model_validate(

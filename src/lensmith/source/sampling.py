@@ -149,7 +149,7 @@ class Writer:
             if len(going) == 0:
                 break
             if 2 * len(going) <= len(rows):  # the others only cost
-                past.reorder_cache(going.to(self.backbone.device))
+                past.reorder_cache(going.to(self.backbone.device))  # type: ignore[arg-type]
                 rows = rows[going]
             start = position
         return {"tokens": tokens.int(), "lengths": lengths.int()}
