@@ -19,6 +19,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -196,9 +197,10 @@ def _prompts(text: SourceText, corpus: CorpusParams, encoder: Encoder) -> dict[S
     if not text.files:
         first = _first_token(encoder)
         return {"heldout": (first,), "train": (first,)}
+    render = partial(ChatRenderer(encoder.tokenizer), opens_answer=True)
     read = [
         _prompt(document, f"{text.files[document.file]}, row {document.row + 1}", corpus.seq_len, encoder)
-        for document in clean(text.train, corpus.max_document_chars, ChatRenderer(encoder.tokenizer, answer=True))
+        for document in clean(text.train, corpus.max_document_chars, render)
     ]
     if len(read) < 2:
         raise InputError(
