@@ -10,8 +10,9 @@
 transformers and plotly are imported by the first call that needs them.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lensmith.source  # noqa: F401 (sets log levels before the caller's transformers imports torchao)
 from lensmith.process.errors import (
@@ -40,6 +41,7 @@ __all__ = [
     "bind",
     "load",
     "load_streamed",
+    "trajectory",
 ]
 
 __version__ = "0.1.0"
@@ -77,25 +79,35 @@ else:  # a type checker that saw this function would let every misspelt name pas
         return sorted(__all__)
 
 
-def load(release: str | Path, *, model: str | None = None, revision: str | None = None) -> "Lens":
+def load(
+    release: str | Path,
+    *,
+    model: str | None = None,
+    revision: str | None = None,
+    base: "PreTrainedModel | Backbone | None" = None,
+) -> "Lens":
     """A released lens, after its files were checked against the index of the release.
 
-        lensmith.load("release/atlas")
+        lensmith.load("release/atlas", base=model)
         lensmith.load("org/lenses", model="org/name", revision="v2026.11.29")
 
     Args:
         release: a folder with INDEX.json, or a dataset repository of the Hub.
         model: the id of the model that the lens was fit to, org/name. Not needed where the release holds one lens.
         revision: a version of the repository, None for the newest one. A folder has none.
+        base: the model that the lens is for, checked as `bind` does.
 
     Raises:
         InputError: `release` is neither, or holds no such lens; the message says what it holds.
-        IntegrityError: a file differs from the index.
+        IntegrityError: a file differs from the index, or the lens was fit to another model than `base`.
         RemoteError: the Hub refused, or could not be reached.
     """
     from lensmith.release import pretrained
 
-    return pretrained.load(release, model=model, revision=revision)
+    lens = pretrained.load(release, model=model, revision=revision)
+    if base is not None:
+        bind(lens, base)
+    return lens
 
 
 def load_streamed(release: str | Path, *, model: str | None = None, revision: str | None = None) -> "StreamedLens":
@@ -135,3 +147,13 @@ def bind(
     from lensmith.read import reader
 
     return reader.bind(lens, model, tokenizer, strict=strict)
+
+
+def trajectory(
+    lens: "Lens | StreamedLens",
+    model: "PreTrainedModel | Backbone",
+    tokenizer: "PreTrainedTokenizerBase",
+    text: "str | Sequence[int] | Sequence[dict[str, Any]]",
+) -> "Trajectory":
+    """`bind(lens, model, tokenizer).trajectory(text)`, for one text."""
+    return bind(lens, model, tokenizer).trajectory(text)

@@ -112,8 +112,9 @@ def test_another_model_is_refused(release):
     """The same shapes, other weights: every number would be plausible and wrong."""
     other = tiny_model("llama", n_layers=4, seed=1)
 
-    with pytest.raises(IntegrityError, match=r"fit on float32 weights.*W_U"):
-        lensmith.bind(lensmith.load(release), other)
+    for use in (lambda: lensmith.bind(lensmith.load(release), other), lambda: lensmith.load(release, base=other)):
+        with pytest.raises(IntegrityError, match=r"fit on float32 weights.*W_U"):
+            use()
     with pytest.raises(IntegrityError, match="W_U"):
         lensmith.load(release).check_head(Backbone.from_model(other).head)
     with pytest.raises(IntegrityError, match=r"\(layers, d_model\) \(4, 32\), this model has \(3, 32\)"):
@@ -175,7 +176,7 @@ def test_a_streamed_lens_gives_the_same_trajectory(made):
     folder, backbone, _ = made
     tokenizer = tiny_tokenizer()
     whole, streamed = (
-        lensmith.bind(load(folder), backbone, tokenizer).trajectory("The capital of Ostra is Lume.").frame()
+        lensmith.trajectory(load(folder), backbone, tokenizer, "The capital of Ostra is Lume.").frame()
         for load in (lensmith.load, lensmith.load_streamed)
     )
 
