@@ -13,7 +13,7 @@ from torch import Tensor
 from lensmith.files import artifacts
 from lensmith.hub import published as hub_published
 from lensmith.judge.bench import Bench
-from lensmith.lens import published, stage
+from lensmith.lens import published, stage, training
 from lensmith.lens.divergence import kl_bits
 from lensmith.lens.lens import Lens
 from lensmith.process.errors import InputError, IntegrityError, NumericError
@@ -170,7 +170,7 @@ def test_validation_is_of_the_lens_as_it_stands(tmp_path, backbone):
     """Validation is the KL of every block's logits; no step is taken and no training token is counted."""
     lens, _ = read(publish(tmp_path, backbone), backbone)
     resid = residuals(backbone)[:, 1:]
-    result = published.measure(backbone.head, lens, HeldRows(resid, 12, 12), fit_params(kind="imported"))
+    result = training.measured(backbone.head, lens, HeldRows(resid, 12, 12), fit_params(kind="imported"))
 
     final = backbone.head.logits(backbone.head.norm(resid[:, -1], L))
     expected = [float(kl_bits(final, lens.logits(backbone.head, resid[:, b], b + 1)).mean()) for b in range(L)]

@@ -20,7 +20,7 @@ HEADER_BYTES = 1 << 20
 # A lens of full rank at every layer of the largest open models is a few tens of gigabytes.
 TENSOR_BYTES, TEXT_BYTES = 64 << 30, 64 << 20
 DEPTH = 32
-SIZE = 4  # bytes of an F32
+SIZES = {"F32": 4, "F16": 2}  # bytes of a number
 
 
 class TensorEntry(BaseModel):
@@ -28,7 +28,7 @@ class TensorEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    dtype: Literal["F32"]
+    dtype: Literal["F32", "F16"]
     shape: Annotated[list[Annotated[int, Field(ge=0, lt=2**40)]], Field(max_length=4)]
     data_offsets: list[int]  # its first byte, and the first one behind it
 
@@ -82,8 +82,10 @@ def parse_json(data: bytes, where: str) -> Any:
     return value
 
 
-def read_header(path: Path, names: Collection[str]) -> Header:
-    """The header of a safetensors file that holds exactly the tensors `names`, all F32, and nothing beside them.
+def read_header(path: Path, names: Collection[str], optional: Collection[str] = ()) -> Header:
+    """The header of a safetensors file that holds exactly the tensors `names`, all F32 or F16, and nothing beside them.
+
+    Those of `optional` may be missing.
 
     Raises:
         IntegrityError: any other file.
@@ -102,7 +104,7 @@ def read_header(path: Path, names: Collection[str]) -> Header:
     if not isinstance(header, dict):
         raise IntegrityError(f"{path}: header: is no JSON object")
     about = header.pop("__metadata__", {})
-    if header.keys() != set(names):
+    if set(names) - header.keys() - set(optional) or header.keys() - set(names):
         raise IntegrityError(f"{path}: holds {shown(sorted(header))}, must hold {sorted(names)}")
     shapes, end = _shapes(header, str(path))
     if path.stat().st_size != 8 + size + end:
@@ -119,10 +121,10 @@ def _shapes(header: dict[str, Any], where: str) -> tuple[dict[str, tuple[int, ..
         try:
             entries[name] = TensorEntry.model_validate(entry)
         except ValidationError:
-            raise IntegrityError(f"{where}: {name}: is {shown(entry)}, must be an array of F32") from None
+            raise IntegrityError(f"{where}: {name}: is {shown(entry)}, must be an array of F32 or F16") from None
     end = 0
     for name, tensor in sorted(entries.items(), key=lambda item: item[1].data_offsets):
-        begin, end = end, end + SIZE * math.prod(tensor.shape)
+        begin, end = end, end + SIZES[tensor.dtype] * math.prod(tensor.shape)
         if tensor.data_offsets != [begin, end]:
             raise IntegrityError(f"{where}: {name}: lies at {shown(tensor.data_offsets)}, its place is {[begin, end]}")
     return {name: tuple(tensor.shape) for name, tensor in entries.items()}, end

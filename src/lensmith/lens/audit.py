@@ -35,7 +35,7 @@ from lensmith.source.proof import PROOF_LIMIT_BITS
 # Of the machine and the moment of the fit; no file holds them.
 NOT_CHECKED = (
     "versions", "machine", "products", "vocabulary", "ridge_by_layer", "git_commit", "git_dirty",
-    "val_kl_bits_by_layer",
+    "val_kl_bits_by_layer", "jacobian",
 )  # fmt: skip
 RELATIVE = 1e-5  # tolerance of numbers computed again, maybe on another machine
 
@@ -59,7 +59,7 @@ def audit(settings: ModelParams, code: Path, corpus_dir: Path, lens_dir: Path) -
     provenance, log = Provenance.read(path), _read_log(lens_dir / FIT_LOG)
     recorded = dict(_flat(provenance.data()))
     by_layer = provenance.val_kl_bits_by_layer
-    expected = dict(_flat(_expected(settings, code, corpus_dir, lens_dir, log=log, by_layer=by_layer)))
+    expected = dict(_flat(_expected(settings, code, corpus_dir, lens_dir, log=log, recorded=provenance)))
     not_checked = {key for key in recorded if key not in expected or key.split(".")[0] in NOT_CHECKED}
     wrong = [
         f"{path}: {key} is {recorded.get(key, 'missing')}, but the artifacts say {value}"
@@ -86,16 +86,19 @@ def _expected(
     lens_dir: Path,
     *,
     log: list[LogRow],
-    by_layer: tuple[float, ...],
+    recorded: Provenance,
 ) -> dict[str, Any]:
-    """The record made again from the artifacts, JSON data. KL `by_layer` is taken over: no other artifact holds it."""
+    """The record made again from the artifacts, JSON data.
+
+    KL by layer, and of what a Jacobian lens is the mean, are taken over: no other artifact holds them.
+    """
     manifest = corpus.Manifest.read(corpus_dir)
     for read in (corpus.read_tokens, corpus.read_heldout):
         read(corpus_dir)  # their sha256 is compared with the manifest's
     backbone, lens = Backbone.load(settings.source, manifest.model), Lens.load(lens_dir)
     has_prism, is_imported = settings.fit.prism != "off", settings.fit.kind == "imported"
     record = recording.provenance_of(
-        _fit(scaled_to_vocabulary(settings.fit, backbone.d_vocab, lens.n_layers), manifest, lens, log, by_layer),
+        _fit(scaled_to_vocabulary(settings.fit, backbone.d_vocab, lens.n_layers), manifest, lens, log, recorded),
         settings,
         manifest,
         backbone,
@@ -115,14 +118,14 @@ def _expected(
 
 
 def _fit(
-    ran: FitParams, manifest: corpus.Manifest, lens: Lens, log: list[LogRow], by_layer: tuple[float, ...]
+    ran: FitParams, manifest: corpus.Manifest, lens: Lens, log: list[LogRow], recorded: Provenance
 ) -> training.Fit:
     """The fit of a lens, from its log, weights, corpus and the settings that it ran with."""
     n_blocks, n_seqs = lens.n_layers - 1, manifest.train.sequences
-    is_imported = ran.kind == "imported"
-    if is_imported:
+    by_steps, mean_of = ran.kind not in {"imported", "jacobian"}, recorded.jacobian
+    if not by_steps:
         n_seqs = min(ran.validation_seqs, manifest.heldout.sequences)
-    is_trained = bool(n_blocks and not is_imported and training.trainable(ran))
+    is_trained = bool(n_blocks and by_steps and training.trainable(ran))
     schedule = Schedule(ran, n_seqs, n_blocks, trains=is_trained)
     steps = log[-1].step
     return training.Fit(
@@ -131,13 +134,14 @@ def _fit(
         steps=steps,
         best_step=_best_row(log).step,
         schedule=schedule,
-        positions_used=steps * schedule.batch_seqs * ran.positions_per_seq,
-        tokens_forwarded=0 if is_imported else n_seqs * manifest.seq_len,
-        best=Validation(by_layer),
+        positions_used=mean_of.positions if mean_of else steps * schedule.batch_seqs * ran.positions_per_seq,
+        tokens_forwarded=mean_of.sequences * manifest.seq_len if mean_of else by_steps * n_seqs * manifest.seq_len,
+        best=Validation(recorded.val_kl_bits_by_layer),
         settings=ran,
         vocabulary=ran.vocabulary,
         products=ran.products,
         ridge=None,
+        jacobian=mean_of,
     )
 
 

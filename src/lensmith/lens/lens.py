@@ -6,8 +6,8 @@ temperature and the model's logit transform,
     x = N(resid_post[l])        y = s_l * x + (x U_l) V_l^T + c_l        z_l = g((y W_U + b) / tau_l)
         U_l, V_l (d_model, rank), s_l, c_l (d_model), tau_l scalar
 
-This is the placement `normed`, the only one that is trained here. Imported lenses may translate before the norm,
-placement `residual`: x = resid_post[l] and z_l = g((N(y) W_U + b) / tau_l).
+This is the placement `normed`, the only one that is trained here. Jacobian and imported lenses translate before the
+norm, placement `residual`: x = resid_post[l] and z_l = g((N(y) W_U + b) / tau_l). Their V_l is 1 and not stored.
 
 `Lens.start` has U random and V at zero: it is the norm lens exactly, and V has a gradient from the first step. With
 both at zero neither would ever have one. With `fit.start: closed_form` a fit starts from the closed form instead. The
@@ -68,15 +68,15 @@ def rank_of(settings: FitParams, d_model: int) -> int:
 
 @dataclass(frozen=True)
 class Lens:
-    """The translators of all L blocks, stacked. float32.
+    """The translators of all L blocks, stacked. float32; U of a Jacobian lens is float16.
 
-    U, V: (L, d_model, rank); c, scale: (L, d_model); log_tau: (L,).
+    U, V: (L, d_model, rank), V None where it is 1; c, scale: (L, d_model); log_tau: (L,).
     """
 
     kind: str
     norm: NormKind
     U: Tensor
-    V: Tensor
+    V: Tensor | None
     c: Tensor
     scale: Tensor
     log_tau: Tensor
@@ -102,6 +102,21 @@ class Lens:
         V, c, log_tau = torch.zeros(n_layers, d_model, rank), torch.zeros(n_layers, d_model), torch.zeros(n_layers)
         return cls(settings.kind, settings.norm, U, V, c, scale=torch.ones(n_layers, d_model), log_tau=log_tau)
 
+    @classmethod
+    def of_maps(cls, kind: str, maps: Tensor, *, scale: float, c: Tensor | None = None) -> "Lens":
+        """A lens that reads N(h * scale + h @ map + c) of the residuals h (n, d_model).
+
+        Args:
+            maps: (L - 1, d_model, d_model), of all layers but the last.
+            c: (L - 1, d_model); zero where it is None.
+        """
+        n, d_model = maps.shape[:2]
+        last = maps.new_ones(1, d_model, dtype=torch.float32)
+        c = last.new_zeros(n, d_model) if c is None else c
+        scales = torch.cat([last.new_full((n, d_model), scale), last])
+        U, c = torch.cat([maps, torch.zeros_like(maps[:1])]), torch.cat([c, 0 * last])
+        return cls(kind, "final", U, None, c, scales, last.new_zeros(n + 1), placement="residual")
+
     @property
     def n_layers(self) -> int:
         return len(self.log_tau)
@@ -115,7 +130,7 @@ class Lens:
         return self.U.shape[-1]
 
     def tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in TENSORS}
+        return {name: getattr(self, name) for name in TENSORS if getattr(self, name) is not None}
 
     def translate(self, x: Tensor, layer: int) -> Tensor:
         """y of x (n, d_model), what the translator of `layer` reads, `layer` in 1..L.
@@ -127,7 +142,15 @@ class Lens:
             raise InputError(f"layer is {layer}, must be in 1..{self.n_layers}: a lens has no other translators")
         block = layer - 1
         # Two thin products: forming U V^T first would cost d_model**2 memory.
-        return self.scale[block] * x + x @ self.U[block] @ self.V[block].T + self.c[block]
+        update = x @ self.U[block].float()
+        if self.V is not None:
+            update = update @ self.V[block].T
+        return self.scale[block] * x + update + self.c[block]
+
+    def update_norms(self) -> tuple[float, ...]:
+        """|U V^T|_F by layer."""
+        maps = self.U.float() if self.V is None else self.U @ self.V.mT
+        return tuple(maps.flatten(1).norm(dim=1).tolist())
 
     def head_input(self, head: Head, resid: Tensor, layer: int) -> Tensor:
         """What W_U reads of resid (n, d_model) at `layer` in 1..L: (n, d_model), float32. Raises like `translate`."""
@@ -162,8 +185,8 @@ class Lens:
     def with_map_of(self, below: "Lens") -> "Lens":
         """A lens of this kind and rank with the map of `below`, a lens of a kind with fewer parameters."""
         tensors = below.tensors()
-        U, V = self.U.clone(), torch.zeros_like(self.V)
-        U[..., : below.rank], V[..., : below.rank] = below.U, below.V
+        U, V = self.U.clone(), torch.zeros_like(self.U)
+        U[..., : below.rank], V[..., : below.rank] = tensors["U"], tensors["V"]
         return self.with_tensors({**tensors, "U": U, "V": V})
 
     def to(self, device: torch.device) -> "Lens":
@@ -196,13 +219,13 @@ class Lens:
             IntegrityError: missing, damaged, of another form, or its last block is not the identity.
         """
         path = folder / WEIGHTS
-        _, form = read_header(path)
+        shapes, form = read_header(path)
         try:
             with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in TENSORS}
+                tensors = {name: file.get_tensor(name) for name in shapes}
         except (OSError, SafetensorError) as error:
             raise IntegrityError(f"{path}: not a whole lens file ({error})") from None
-        lens = cls(**form, **tensors)
+        lens = cls(**form, **{"V": None, **tensors})
         lens._check(path)
         return lens
 
@@ -238,5 +261,5 @@ def check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def check_identity(last: Mapping[str, Tensor], path: Path) -> None:
     """IntegrityError where the tensors of the last block are not the identity."""
-    if any(last[name].any() for name in ("U", "V", "c", "log_tau")) or (last["scale"] != 1).any():
+    if any(tensor.any() for name, tensor in last.items() if name != "scale") or (last["scale"] != 1).any():
         raise IntegrityError(f"{path}: the last block's translator is not the identity")

@@ -10,6 +10,7 @@ from lensmith.settings.sections import FitParams
 
 WEIGHTS = "weights.safetensors"
 TENSORS = ("U", "V", "c", "log_tau", "scale")
+OPTIONAL = ("V",)  # missing where it is 1: maps of d_model x d_model stand in U alone
 TranslatorPlacement = Literal["normed", "residual"]  # a translator reads N(resid_post), or resid_post itself
 # What the metadata of a lens file may say.
 FORMS = {
@@ -31,7 +32,7 @@ def read_header(path: Path) -> tuple[Shapes, dict[str, Any]]:
     Raises:
         IntegrityError: the file is not whole, holds other tensors than a lens has, or does not say what kind it is.
     """
-    shapes, about = untrusted.read_header(path, TENSORS)
+    shapes, about = untrusted.read_header(path, TENSORS, OPTIONAL)
     check_shapes(shapes, path)
     if not isinstance(about, dict) or not {"kind", "norm"} <= about.keys():
         raise IntegrityError(f"{path}: does not say its kind and norm")
@@ -48,8 +49,12 @@ def check_shapes(shapes: Shapes, path: Path) -> None:
     U = shapes["U"]
     if len(U) != 3 or 0 in U[:2] or U[2] > U[1]:
         raise IntegrityError(f"{path}: U is {U}, must be (n_layers, d_model, rank) with a rank of at most d_model")
-    n_layers, d_model, _ = U
+    n_layers, d_model, rank = U
+    if "V" not in shapes and rank != d_model:
+        raise IntegrityError(f"{path}: has no V, so U must be (n_layers, d_model, d_model), it is {U}")
     wanted = {"V": U, "c": (n_layers, d_model), "scale": (n_layers, d_model), "log_tau": (n_layers,)}
     for name, shape in wanted.items():
+        if name not in shapes:
+            continue
         if shapes[name] != shape:
             raise IntegrityError(f"{path}: {name} is {shown(shapes[name])}, U asks for {shape}")

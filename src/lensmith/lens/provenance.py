@@ -101,6 +101,17 @@ class PrismRecord(Record):
     sha256: str
 
 
+class JacobianRecord(Record):
+    """Of what a Jacobian lens is the mean."""
+
+    derivative: Literal["same_position", "future_sum"]
+    sequences: int
+    tokens: int  # forwarded, once
+    positions: int  # whose derivatives were sampled
+    draws: int  # of signs at each position: a backward pass each
+    agreement: tuple[float, ...]  # cosine between the maps of two halves of the sequences, by layer, without the last
+
+
 class MachineRecord(Record):
     """What decides the last bits of the numbers."""
 
@@ -146,6 +157,7 @@ class Provenance(Record):
     val_kl_bits_by_layer: tuple[float, ...]
     prism: PrismRecord | None
     imported: Json | None  # a published lens: its pin, its configuration, what was left out
+    jacobian: JacobianRecord | None = None
     git_commit: str | None  # the commit that last changed the code of the fit; None outside git
     git_dirty: bool | None  # whether that code was edited since
     code: dict[str, str]  # fingerprint by file

@@ -4,7 +4,7 @@ Its translator i reads the input of block i, which is resid_post[i - 1], and act
 
     z = g( N(h + h A_i^T + b_i) W_U + bias )        A_i (d_model, d_model), b_i (d_model)
 
-This is our placement `residual` with U = A_i^T, V = 1, c = b_i at block i - 1. The last block has no translator there
+This is our placement `residual` with U = A_i^T, c = b_i at block i - 1. The last block has no translator there
 and gets the identity. Translator 0, which reads the embedding, is left out: our lenses have none there.
 
     config.json   d_model, num_hidden_layers, bias, unembed_hash, lens_type, base_model_name_or_path, …
@@ -17,7 +17,6 @@ are checked before `torch.load` reads it, and with `weights_only` it can only ma
 import hashlib
 import pickletools
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,9 @@ from torch import Tensor
 
 from lensmith.files import untrusted
 from lensmith.hub.pins import LENS_CONFIG, LENS_PARAMS, REPACK, LensPin, lens_folder
-from lensmith.lens import training
 from lensmith.lens.lens import LARGEST, Lens
 from lensmith.process.errors import InputError, IntegrityError, LensmithError, NumericError, first_line, shown
-from lensmith.settings.sections import FitParams
 from lensmith.source.backbone import Backbone
-from lensmith.source.head import Head
-from lensmith.source.residuals import Residuals
 
 LENS_TYPE = "linear_tuned_lens"
 UNREAD = "Nothing was imported."
@@ -80,12 +75,6 @@ def load(pin: LensPin | None, backbone: Backbone) -> tuple[Lens, dict[str, Any]]
         "unembed_hash_checked": config.get("unembed_hash") is not None,
     }
     return _lens(tensors, backbone.n_layers, backbone.d_model), origin
-
-
-def measure(head: Head, lens: Lens, held_out: Residuals, settings: FitParams) -> training.Fit:
-    """The Fit of a lens that is not trained: validated once, no step taken, no training token read."""
-    untrained = settings.model_copy(update={"kind": "identity"})
-    return replace(training.fit(head, held_out, held_out, untrained, lens), tokens_forwarded=0, settings=settings)
 
 
 def unembed_hash(W_U: Tensor) -> str:
@@ -212,11 +201,9 @@ def _check_pickle(program: bytes) -> None:
 
 
 def _lens(tensors: dict[str, Tensor], n_layers: int, d_model: int) -> Lens:
-    U, V = torch.zeros(n_layers, d_model, d_model), torch.zeros(n_layers, d_model, d_model)
-    c = torch.zeros(n_layers, d_model)
+    maps, c = torch.zeros(n_layers - 1, d_model, d_model), torch.zeros(n_layers - 1, d_model)
     for i in range(1, n_layers):
-        U[i - 1] = tensors[f"{i}.weight"].T
-        V[i - 1] = torch.eye(d_model)
+        maps[i - 1] = tensors[f"{i}.weight"].T
         if f"{i}.bias" in tensors:
             c[i - 1] = tensors[f"{i}.bias"]
-    return Lens("imported", "final", U, V, c, torch.ones(n_layers, d_model), torch.zeros(n_layers), "residual")
+    return Lens.of_maps("imported", maps, scale=1.0, c=c)

@@ -52,12 +52,13 @@ def of_lens(linear_kl: LinearKL, solution: Solution, lens: Lens, train: Residual
     teacher, curve = objective.teacher_of(head, batch), {}
     blocks = [block for block in objective.depth_blocks(lens.n_layers) if block < lens.n_layers - 1]
     P, R, mean = solution.whitening[blocks], solution.head_whitening, solution.mean[blocks]
-    U, V = torch.linalg.solve(P, lens.U[blocks]), torch.linalg.solve(R, lens.V[blocks])
+    factors = lens.tensors()
+    U, V = torch.linalg.solve(P, factors["U"][blocks]), torch.linalg.solve(R, factors["V"][blocks])
     left, size, right = torch.linalg.svd(U @ V.mT, full_matrices=False)
-    whole = through(mean, lens.U[blocks], lens.V[blocks])
+    whole = through(mean, factors["U"][blocks], factors["V"][blocks])
     for rank in ranks_up_to(lens.rank):
         root = size[:, None, :rank].sqrt()
-        tensors = {name: tensor.clone() for name, tensor in lens.tensors().items()}
+        tensors = {name: tensor.clone() for name, tensor in factors.items()}
         tensors["U"], tensors["V"] = (torch.zeros_like(lens.U) for _ in range(2))
         tensors["U"][blocks, :, :rank] = P @ (left[..., :rank] * root)
         tensors["V"][blocks, :, :rank] = R @ (right.mT[..., :rank] * root)

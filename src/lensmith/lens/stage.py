@@ -2,7 +2,7 @@
 
 Writes weights.safetensors, provenance.json, fit_log.csv and rank_curve.csv; the first three also below ladder/<kind>/
 for each kind of `fit.ladder`, fit on the same residuals by the same code; and prism.safetensors where `fit.prism` asks
-for it. A lens of kind `imported` is read and validated, not fit.
+for it. A lens of kind `jacobian` is a mean over text, and one of kind `imported` is read: both are validated, not fit.
 """
 
 from dataclasses import astuple, fields
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lensmith.files import artifacts, cache
-from lensmith.lens import closed_form, published, rank_curve, recording, training
+from lensmith.lens import closed_form, jacobian, published, rank_curve, recording, training
 from lensmith.lens.checkpoint import Checkpoints, LogRow
 from lensmith.lens.divergence import LinearKL
 from lensmith.lens.lens import Lens
@@ -44,7 +44,9 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
         ResourceError: bank or checkpoints do not fit on the disk.
     """
     manifest, fingerprint = corpus.Manifest.read(corpus_dir), artifacts.read_json(code)
-    lens_memory = LensMemory(partial(training.memory, settings.fit), after_release=settings.fit.bank == "disk")
+    # The mean of Jacobians needs the weights; other fits do not where a bank is on disk.
+    is_later = settings.fit.bank == "disk" and settings.fit.kind != "jacobian"
+    lens_memory = LensMemory(partial(training.memory, settings.fit), after_release=is_later)
     backbone = Backbone.load(settings.source, manifest.model, lens_memory=lens_memory)
     scaled = scaled_to_vocabulary(settings.fit, backbone.d_vocab, backbone.n_layers)
     key = work_key(settings.key, scaled, manifest, backbone, fingerprint)
@@ -55,6 +57,7 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
         train, held_out = (
             bank.residuals(backbone, manifest.model.files, part, scaled) for part in (tokens, held_tokens)
         )
+        mean = jacobian.estimate(backbone, tokens, scaled, work) if scaled.kind == "jacobian" else None
         if scaled.bank == "disk":
             backbone.release()  # from here on only the bank and the head are read
 
@@ -69,7 +72,9 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
             artifacts.write_text(out / RANK_CURVE, (work / RANK_CURVE).read_text("utf-8"))
         if scaled.kind == "imported":
             lens, imported = published.load(manifest.lens, backbone)
-            fits[scaled.kind] = published.measure(backbone.head, lens.to(backbone.device), held_out, scaled)
+            fits[scaled.kind] = training.measured(backbone.head, lens.to(backbone.device), held_out, scaled)
+        if mean is not None:
+            fits[scaled.kind] = mean.fit(backbone.head, held_out, scaled)
 
         for kind, fit in fits.items():
             folder = out if kind == scaled.kind else out / LADDER / kind

@@ -9,7 +9,7 @@ goes on from a checkpoint bit for bit (`checkpoint`). `objective` says what is m
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from lensmith.lens.divergence import BITS, LinearKL
 from lensmith.lens.lens import Lens, rank_of
 from lensmith.lens.objective import Validation
 from lensmith.lens.prism import Prism
+from lensmith.lens.provenance import JacobianRecord
 from lensmith.lens.schedule import Schedule
 from lensmith.lens.vocabulary import SampledVocabulary
 from lensmith.process import stopping
@@ -58,6 +59,7 @@ class Fit:
     vocabulary: str  # of a step's softmax: exact or sampled
     products: str  # dtype of the head's products
     ridge: tuple[float, ...] | None  # of the closed form by block, None where the fit began at the norm lens
+    jacobian: JacobianRecord | None = None
 
     @property
     def stopped_early(self) -> bool:
@@ -143,6 +145,33 @@ def fit(
     )
 
 
+def measured(
+    head: Head, lens: Lens, held_out: Residuals, settings: FitParams, mean_of: JacobianRecord | None = None
+) -> Fit:
+    """The Fit of a lens that was made without steps: imported, or the mean of Jacobians. It is validated once.
+
+    Raises:
+        NumericError: KL is not finite.
+    """
+    best = objective.validate(LinearKL(head), lens, held_out)
+    check_finite(best, step=0)
+    return Fit(
+        lens=lens,
+        log=[log_row(best, is_best=True, kept=best)],
+        steps=0,
+        best_step=0,
+        schedule=Schedule(settings, held_out.n_seqs, lens.n_layers - 1, trains=False),
+        positions_used=mean_of.positions if mean_of else 0,
+        tokens_forwarded=mean_of.tokens if mean_of else 0,
+        best=best,
+        settings=settings,
+        vocabulary="exact",
+        products="float32",
+        ridge=None,
+        jacobian=mean_of,
+    )
+
+
 def needs_solution(settings: FitParams) -> bool:
     """Whether a fit starts from second moments, or is trained in their coordinates."""
     if settings.kind in {"identity", "temperature"}:
@@ -174,7 +203,8 @@ def memory(settings: FitParams, n_layers: int, d_model: int) -> int:
     """Bytes that the fit of a lens holds on its device, fp32."""
     lens = (n_layers - 1) * (2 * d_model * rank_of(settings, d_model) + 2 * d_model)
     whitening = n_layers * d_model**2 if settings.coordinates == "whitened" else 0
-    return 4 * (COPIES * lens + whitening)
+    sums = 2 * (n_layers - 1) * d_model**2 if settings.kind == "jacobian" else 0
+    return 4 * (COPIES * lens + whitening + sums)
 
 
 def train_steps(task: Task, start: Lens, checkpoints: Checkpoints, *, state: State | None, progress: Progress) -> State:
@@ -324,25 +354,40 @@ def judge(task: Task, state: State, lens: Lens, progress: Progress) -> None:
 def validate(task: Task, lens: Lens, step: int) -> Validation:
     """Held-out KL of a lens. Raises NumericError where it is not finite."""
     validation = objective.validate(task.exact_kl, lens, task.held_out)
+    check_finite(validation, step)
+    return validation
+
+
+def check_finite(validation: Validation, step: int) -> None:
+    """NumericError where held-out KL is not finite."""
     if not math.isfinite(validation.score):
         raise NumericError(f"fit: held-out KL is {validation.score} at step {step}. No lens was written.")
-    return validation
 
 
 def record(task: Task, state: State, validation: Validation, *, is_best: bool) -> None:
     """Add a line to the log and clear `train_kl`."""
     train_kl, state.train_kl = state.train_kl, []
-    state.log.append(
-        LogRow(
-            step=state.step,
-            positions=task.positions(state.step),
-            lr=task.schedule.learning_rate(state.step - 1) if state.step else 0.0,
-            train_kl_bits=sum(train_kl) / len(train_kl) if train_kl else None,
-            val_kl_bits_25=validation.at(25),
-            val_kl_bits_50=validation.at(50),
-            val_kl_bits_75=validation.at(75),
-            val_kl_bits_mean=validation.mean,
-            best=int(is_best),
-            kept_kl_bits_mean=state.best.mean,
-        )
+    row = log_row(validation, is_best=is_best, kept=state.best)
+    taken = {
+        "step": state.step,
+        "positions": task.positions(state.step),
+        "lr": task.schedule.learning_rate(state.step - 1) if state.step else 0.0,
+        "train_kl_bits": sum(train_kl) / len(train_kl) if train_kl else None,
+    }
+    state.log.append(replace(row, **taken))
+
+
+def log_row(validation: Validation, *, is_best: bool, kept: Validation) -> LogRow:
+    """The line of a validation before any step; `kept` is that of the layers which are kept so far."""
+    return LogRow(
+        step=0,
+        positions=0,
+        lr=0.0,
+        train_kl_bits=None,
+        val_kl_bits_25=validation.at(25),
+        val_kl_bits_50=validation.at(50),
+        val_kl_bits_75=validation.at(75),
+        val_kl_bits_mean=validation.mean,
+        best=int(is_best),
+        kept_kl_bits_mean=kept.mean,
     )

@@ -21,7 +21,7 @@ from lensmith.hub.pins import ModelPin
 from lensmith.judge.judgement import Estimate
 from lensmith.lens.divergence import kl_bits
 from lensmith.lens.lens import Lens, check_head, check_identity, check_numbers
-from lensmith.lens.lens_file import TENSORS, WEIGHTS, read_header
+from lensmith.lens.lens_file import WEIGHTS, read_header
 from lensmith.process.errors import InputError, IntegrityError
 from lensmith.settings.sections import Dtype, SourceParams
 from lensmith.source.backbone import Backbone, Head
@@ -203,7 +203,7 @@ class StreamedLens:
         tensors: dict[str, Any] = {
             name: tensor.expand(self.n_layers, *tensor.shape[1:]) for name, tensor in self._read(layer).items()
         }
-        return Lens(**self.form, **tensors, w_u_sha256=self.w_u_sha256)
+        return Lens(**self.form, **{"V": None, **tensors}, w_u_sha256=self.w_u_sha256)
 
     def head_reads(self, head: Head, resid: Tensor, layer: int) -> HeadInput:
         """What the head reads of resid (n, d_model) at `layer`, as `Lens.head_reads`."""
@@ -219,7 +219,7 @@ class StreamedLens:
         try:
             with safe_open(self.path, framework="pt") as file:
                 # Cloned: a slice keeps the whole file in memory.
-                tensors = {name: file.get_slice(name)[layer - 1 : layer].clone() for name in TENSORS}
+                tensors = {name: file.get_slice(name)[layer - 1 : layer].clone() for name in file.keys()}  # noqa: SIM118, safe_open is no dict
         except (OSError, SafetensorError) as error:
             raise IntegrityError(f"{self.path}: not a whole lens file ({error})") from None
         check_numbers(tensors, self.path)

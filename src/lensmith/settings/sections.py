@@ -134,7 +134,7 @@ class ImportedParams(Section):
 class FitParams(Section):
     """Section `fit`: the lens and how it is trained."""
 
-    kind: Literal["identity", "temperature", "bias", "low_rank", "full", "imported"]
+    kind: Literal["identity", "temperature", "bias", "low_rank", "full", "jacobian", "imported"]
     rank: Annotated[int | Literal["auto"], int_or("auto")]  # auto: the smallest near the best, by the closed form
     norm: Literal["final", "next_input"]  # what a middle layer is normed with before it is decoded
     ladder: list[Literal["temperature", "bias", "full"]]  # smaller or larger kinds, fit beside the lens to compare it
@@ -164,10 +164,15 @@ class FitParams(Section):
     validate_every: Count  # steps
     validation_seqs: Count  # the first ones of the held-out text; sweep measures on the others
     patience: Count  # validations without improvement before the fit stops
+    jacobian: Literal["same_position", "future_sum"]  # of the final residual: there, or summed over later positions too
+    jacobian_seqs: Count  # training sequences that kind jacobian reads at most
+    jacobian_agreement: Fraction  # least cosine between both halves of them, over all layers, at which it stops
     seed: Seed
 
     def check(self) -> None:
-        """Positions to sample from."""
+        """Positions to sample from; a norm for the kind."""
+        if self.kind == "jacobian" and self.norm != "final":
+            raise ValueError("norm is next_input, must be final for kind jacobian: its maps lead to the final residual")
         if self.position_min >= self.position_max:
             raise ValueError(f"position_min is {self.position_min}, must be below position_max ({self.position_max})")
 
