@@ -127,7 +127,7 @@ def _lens(
     """The lens of stage `fit`, without a ladder; for "saddle", one whose U and V start at 0."""
     if start == "saddle":  # as in the code of the reference recipe: neither product ever has a gradient
         zero = Lens.start(fit, backbone.n_layers, backbone.d_model)
-        zero = dataclasses.replace(zero, U=torch.zeros_like(zero.U), V=torch.zeros_like(zero.V))
+        zero = dataclasses.replace(zero, U=torch.zeros_like(zero.U), V=torch.zeros_like(zero.U))
         return training.fit(backbone.head, rows, validation, fit, zero).lens
     alone = fit.model_copy(update={"ladder": ()})
     vocabulary = SampledVocabulary.of(alone, backbone.head, tokens)

@@ -46,7 +46,7 @@ def provenance(n_layers: int = 3, d_model: int = 8, rank: int = 2, **changed: An
             "stopped_early": False, "low_rank_norms": [1.0] * n_layers,
         },
         "val_kl_bits@{25,50,75}%": [3.0, 2.0, 1.0], "val_kl_bits_by_layer": [1.0] * n_layers, "prism": None,
-        "imported": None, "git_commit": None, "git_dirty": None, "code": {}, "versions": {},
+        "imported": None, "jacobian": None, "git_commit": None, "git_dirty": None, "code": {}, "versions": {},
         "machine": {"device": "cpu", "threads": 1, "ranks": 1, "dtype": "float32"},
     }  # fmt: skip
     Provenance.model_validate_json(json.dumps(data))

@@ -233,5 +233,5 @@ def own_position_attention(
         parts = [attn_mask & ~own, attn_mask & own]
     else:
         parts = [attn_mask.masked_fill(own, -torch.inf), attn_mask.masked_fill(~own, -torch.inf)]
-    twice = (torch.cat([tensor.detach(), tensor], -2) for tensor in (key, value))
-    return nn.functional.scaled_dot_product_attention(query, *twice, torch.cat(parts, -1), dropout_p, **options)
+    keys, values = (torch.cat([tensor.detach(), tensor], -2) for tensor in (key, value))
+    return nn.functional.scaled_dot_product_attention(query, keys, values, torch.cat(parts, -1), dropout_p, **options)

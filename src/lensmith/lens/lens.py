@@ -142,7 +142,7 @@ class Lens:
             raise InputError(f"layer is {layer}, must be in 1..{self.n_layers}: a lens has no other translators")
         block = layer - 1
         # Two thin products: forming U V^T first would cost d_model**2 memory.
-        update = x @ self.U[block].float()
+        update = x @ self.U[block].to(x.dtype)
         if self.V is not None:
             update = update @ self.V[block].T
         return self.scale[block] * x + update + self.c[block]

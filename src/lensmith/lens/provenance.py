@@ -157,7 +157,7 @@ class Provenance(Record):
     val_kl_bits_by_layer: tuple[float, ...]
     prism: PrismRecord | None
     imported: Json | None  # a published lens: its pin, its configuration, what was left out
-    jacobian: JacobianRecord | None = None
+    jacobian: JacobianRecord | None
     git_commit: str | None  # the commit that last changed the code of the fit; None outside git
     git_dirty: bool | None  # whether that code was edited since
     code: dict[str, str]  # fingerprint by file

@@ -368,13 +368,15 @@ def record(task: Task, state: State, validation: Validation, *, is_best: bool) -
     """Add a line to the log and clear `train_kl`."""
     train_kl, state.train_kl = state.train_kl, []
     row = log_row(validation, is_best=is_best, kept=state.best)
-    taken = {
-        "step": state.step,
-        "positions": task.positions(state.step),
-        "lr": task.schedule.learning_rate(state.step - 1) if state.step else 0.0,
-        "train_kl_bits": sum(train_kl) / len(train_kl) if train_kl else None,
-    }
-    state.log.append(replace(row, **taken))
+    state.log.append(
+        replace(
+            row,
+            step=state.step,
+            positions=task.positions(state.step),
+            lr=task.schedule.learning_rate(state.step - 1) if state.step else 0.0,
+            train_kl_bits=sum(train_kl) / len(train_kl) if train_kl else None,
+        )
+    )
 
 
 def log_row(validation: Validation, *, is_best: bool, kept: Validation) -> LogRow:
