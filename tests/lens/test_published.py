@@ -220,5 +220,6 @@ def test_an_imported_lens_goes_through_the_stages_as_ours_do(stages):
 
     assert (bench.lens.kind, bench.lens.placement) == ("imported", "residual")
     assert all(torch.equal(tensor, bench.lens.tensors()[name]) for name, tensor in lens.tensors().items())
+    assert (folder / "lens/rank_curve.csv").read_text() == "rank,kl_bits,closed_form_kl_bits\n"
     assert about["imported"]["files"] == artifacts.sha256_tree(folder / "published")
     assert about["measured"]["steps"] == about["measured"]["tokens_forwarded"] == 0

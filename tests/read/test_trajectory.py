@@ -133,7 +133,7 @@ def test_the_figure_shows_both_lenses_on_one_scale(trajectory, colour):
     for trace, name in ((norm, "norm"), (tuned, "tuned")):
         rows = frame[frame.lens == name]
         values = rows[key].to_numpy().reshape(len(trace.y), -1)
-        wanted = np.log10(1 + values) if colour == "rank" else values
+        wanted = np.log10(1 + values) if colour in ("kl", "rank") else values
         np.testing.assert_allclose(np.array(trace.z, dtype=float), wanted, atol=0.0051)
         assert trace.hovertext[0][0].count("<br>") == 7
     with pytest.raises(InputError, match="must be one of kl, entropy, rank, probability"):

@@ -44,6 +44,7 @@ def write_lens(folder: Path, n_layers: int = L, d_model: int = D, **provenance: 
     sha256 = artifacts.sha256_file(folder / "weights.safetensors")
     record = records.provenance(n_layers, d_model, RANK, weights_sha256=sha256, **provenance)
     artifacts.write_json(folder / "provenance.json", record)
+    artifacts.write_text(folder / "rank_curve.csv", "rank,kl_bits,closed_form_kl_bits\n1,3.0,4.0\n2,2.0,2.5\n")
 
 
 class Bench:
@@ -142,6 +143,7 @@ def test_the_card_says_that_a_gate_failed(bench):
     assert "Not every gate passes" in card and "gate B (fail)" in card and "Every gate passes:" not in card
     row = next(line for line in card.splitlines() if line.startswith("| A Closer"))
     assert row == "| A Closer to the model | at 25 % depth, bits | ≥ +0.30 | +3.25 | +3.00 to +3.50 | ✓ pass |"
+    assert "At rank 2 the lens leaves 2.00 bits and would leave 3.00 if it were cut to rank 1." in card
 
 
 def test_the_base_models_terms_are_in_the_package_as_they_are(bench):

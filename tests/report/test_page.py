@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.support.browser import Browser
@@ -78,7 +79,7 @@ def test_it_draws_everything_and_asks_for_nothing(browser, plain, width, dark):
     assert browser.errors == [] and asked_for(browser) == []
     assert browser.run("document.documentElement.scrollWidth") <= width
     assert browser.run(f"[...document.querySelectorAll('.chart, .heat')].filter({WIDER}).length") == 0
-    assert browser.run("document.querySelectorAll('.chart').length") == 7
+    assert browser.run("document.querySelectorAll('.chart').length") == 8
     colour = browser.run("getComputedStyle(document.body).backgroundColor")
     assert colour == ("rgb(13, 17, 21)" if dark else "rgb(246, 247, 249)")
 
@@ -117,7 +118,10 @@ def heat(browser: Browser, lens: str) -> Any:
 
 
 def test_prompts_and_colours_switch(browser, plain):
-    """The same numbers as in the data, both maps on one scale; a prompt of the table leads to its maps."""
+    """The same numbers as in the data, both maps on one scale; a prompt of the table leads to its maps.
+
+    The text of the last prompt begins with its third token, as if two like BOS stood before it: they have no colour.
+    """
     browser.open(plain)
     drawn(browser)
     shown = detail()["trajectories"]
@@ -130,13 +134,15 @@ def test_prompts_and_colours_switch(browser, plain):
         lenses = shown[index]["lenses"]
         for name, first in (("norm", 0), ("tuned", 1)):
             map_ = heat(browser, name)
-            assert map_["z"] == [[number / 100 for number in row] for row in lenses[name]["kl"]]
+            wanted = np.log10(1 + np.array(lenses[name]["kl"]) / 100)
+            wanted = np.where(np.arange(3) < index, np.nan, wanted)
+            np.testing.assert_allclose(np.array(map_["z"], dtype=float), wanted)
             assert map_["y"] == list(range(first, N_LAYERS + 1))
             words = [word.strip() for word in shown[index]["words"]]
             assert map_["text"] == [[words[cell[0]] for cell in row] for row in lenses[name]["top"]]
-            assert (map_["zmin"], map_["zmax"]) == (0, 10)
+            assert (map_["zmin"], map_["zmax"]) == (0, pytest.approx(np.log10(11)))
     browser.run(choose("colour", "probability"))
-    assert heat(browser, "norm")["z"][0] == [0, 0, 0] and heat(browser, "tuned")["zmax"] == 1
+    assert heat(browser, "norm")["z"][0] == [None, None, 0] and heat(browser, "tuned")["zmax"] == 1
     browser.run("document.querySelectorAll('.jump')[1].click()")
     assert browser.run("document.querySelector('.choose-prompt').value") == "1"
     assert browser.run("document.activeElement.className") == "choose-prompt"

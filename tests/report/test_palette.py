@@ -60,5 +60,6 @@ def test_everything_that_is_drawn_has_a_colour():
     assert tuple(palette.ANSWER_RANKS) == RANKS
     assert tuple(palette.PERCENTILES) == plots.PERCENTILES
     assert set(palette.TRAINING) == set(plots.CURVES)
+    assert set(palette.RANK_CURVES) == set(plots.RANK_CURVES)
     assert set(palette.VERDICTS_IN_A_TERMINAL) == set(wording.SYMBOLS)
     assert set(palette.LIGHT) == set(palette.DARK)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lensmith.files import artifacts
-from lensmith.judge import plots, suite, trajectories
+from lensmith.judge import plots, rank_cost, suite, trajectories
 from lensmith.judge.prompts import Prompt
 from lensmith.process.errors import IntegrityError
 from lensmith.report import curves
@@ -16,14 +16,16 @@ from lensmith.report.model_detail import ModelDetail
 from tests.support import records
 from tests.support.bench import tiny_bench, write_lines
 from tests.support.judged import World
+from tests.support.scores import interval, passing
 from tests.support.settings import REPOSITORY, atlas
 
 LOG = "step,positions,lr,train_kl_bits,val_kl_bits_25,val_kl_bits_50,val_kl_bits_75,val_kl_bits_mean,best\n"
-OUTS = ("delta_kl", "earliness", "training", "detail")
+RANKS = "rank,kl_bits,closed_form_kl_bits\n1,3.0,4.0\n2,2.0,2.5\n4,,2.25\n"
+OUTS = ("delta_kl", "earliness", "training", "rank_curve", "detail")
 
 
 class Drawn:
-    """The four files of a small world: six prompts, four layers; the answer arrives at row 4 - i % 3 under tuned."""
+    """The files of a small world: six prompts, four layers; the answer arrives at row 4 - i % 3 under tuned."""
 
     def __init__(self, folder: Path) -> None:
         self.world = World(folder)
@@ -39,6 +41,7 @@ class Drawn:
     def run(self) -> None:
         self.world.write()
         artifacts.write_text(self.lens / "fit_log.csv", LOG + "0,0,0,,3,2,1,2,1\n100,6400,0.01,2.5,2,1.5,0.5,1.3,1\n")
+        artifacts.write_text(self.lens / "rank_curve.csv", RANKS)
         artifacts.write_json(self.lens / "provenance.json", records.provenance())
         for folder in (self.world.sweep, self.world.suite):
             artifacts.write_text(folder / "trajectories.json", "[]")
@@ -86,6 +89,37 @@ def test_the_log_of_a_fit_becomes_curves(drawn):
     assert len(points) == 7
 
 
+def test_the_curve_of_ranks_becomes_curves(drawn):
+    """Above the rank of the lens there is only the closed form. A lens without ranks has no curve."""
+    drawn.run()
+    written = [tuple(row.values()) for row in drawn.rows("rank_curve")]
+    closed = [("1", "closed form", "4.0"), ("2", "closed form", "2.5"), ("4", "closed form", "2.25")]
+
+    assert written == [("1", "trained", "3.0"), ("2", "trained", "2.0"), *closed]
+    assert curves.read_ranks(drawn.out["rank_curve"]) == rank_cost.read(drawn.lens / "rank_curve.csv")
+    artifacts.write_text(drawn.lens / "rank_curve.csv", RANKS.splitlines()[0] + "\n")
+    assert rank_cost.read(drawn.lens / "rank_curve.csv") == {}
+
+
+@pytest.mark.parametrize(
+    ("points", "kpis", "words"),
+    [
+        ({}, {}, ""),
+        ({"trained": [(1, 3.0)]}, {}, "At rank 1 the lens leaves 3.00 bits."),
+        (
+            {"trained": [(1, 5.0), (2, 3.0), (4, 2.0)], "closed form": [(2, 4.0), (4, 2.5), (8, 2.25)]},
+            {f"ladder_gain_bits_full_{p}": interval(gain, 0.1) for p, gain in ((25, 0.5), (50, 0.25), (75, -0.125))},
+            ("At rank 4 the lens leaves 2.00 bits and would leave 3.00 if it were cut to rank 2. "
+             "Its closed form, before training, would be best at rank 8: 2.25 bits, and leaves 2.50 at rank 4. "
+             "A full-rank lens saves +0.50, +0.25, \u22120.12 bits more at 25, 50 and 75 % of depth."),
+        ),
+    ],
+)  # fmt: skip
+def test_the_cost_of_a_rank_in_words(points, kpis, words):
+    """Half of the rank, the best rank of the closed form, and the full-rank lens, as far as each was measured."""
+    assert rank_cost.in_words(points, passing(kpis=kpis)) == words
+
+
 def test_a_row_of_each_prompt(drawn):
     """Its words, the model's own rank, the first layers and KL at half depth; what never arrives is null."""
     drawn.world.rank = lambda unit, layer, lens: 3 if layer >= (3 if lens == "tuned" else 4) else 50
@@ -120,6 +154,7 @@ def test_templates_of_dvc_name_columns_that_exist(drawn):
         "percentiles": drawn.out["delta_kl"],
         "earliness": drawn.out["earliness"],
         "training": drawn.out["training"],
+        "ranks": drawn.out["rank_curve"],
     }
     for name, path in tables.items():
         template = json.loads((REPOSITORY / f".dvc/plots/{name}.json").read_text())
@@ -141,6 +176,7 @@ def _fields(node: Any) -> set[str]:
     ("break_it", "says"),
     [
         (lambda d: (d.lens / "fit_log.csv").unlink(), r"fit_log\.csv: missing"),
+        (lambda d: (d.lens / "rank_curve.csv").write_text(RANKS + "x,1,1\n"), r"rank_curve\.csv:5: no line of a fit"),
         (lambda d: (d.lens / "fit_log.csv").write_text("step,best\n0,1\n"), r"fit_log\.csv:2: no line of a fit"),
         (lambda d: d.suite.write_text(d.suite.read_text().replace('"p3"', '"q3"')), "p3: was measured"),
     ],

@@ -1,5 +1,6 @@
 """The report page: whole in itself, honest, safe to open, and the same for the same inputs."""
 
+import math
 from html.parser import HTMLParser
 
 import pytest
@@ -11,6 +12,7 @@ from lensmith.judge.judgement import VERDICTS, Criterion, Verdict
 from lensmith.process import wording
 from lensmith.process.errors import InputError, IntegrityError
 from lensmith.report import charts, curves
+from lensmith.report.model_detail import ModelDetail
 from tests.support.desk import Desk
 from tests.support.judged import World
 from tests.support.scores import N_LAYERS, interval, passing
@@ -234,6 +236,23 @@ def test_gate_g_shows_the_worst_part_of_the_context(desk):
     assert missing[0].measured.value is None and missing[0].label.endswith("bits, the worst of 2")
 
 
+def test_the_axis_of_kl_holds_a_hundred_bits_beside_a_few(desk):
+    """On a real model the norm lens is 158 bits off at the embedding, where the tuned lens has no number at all."""
+    desk.add("one")
+    path = desk.folders["kl"] / "one.csv"
+    path.write_text(path.read_text("utf-8").replace("\n0,norm,6.0", "\n0,norm,127.0"), encoding="utf-8")
+    figure = charts.kl(curves.read_layers(path, "kl_final_lens_bits"), passing())
+    norm, tuned = (
+        next(line for line in figure["data"] if line.get("name") == f"{lens} lens") for lens in ("norm", "tuned")
+    )
+
+    assert norm["y"] == pytest.approx([7.0, *(math.log2(7 - layer) for layer in range(1, 7))])
+    assert tuned["y"][-1] == 0 and tuned["customdata"] == [2.5, 2.0, 1.5, 1.0, 0.5, 0.0]
+    axis = figure["layout"]["yaxis"]
+    ticks = dict(zip(axis["ticktext"], axis["tickvals"], strict=True))
+    assert ticks["1"] == 1 and ticks["0"] == 0 and max(axis["tickvals"]) <= 7 < axis["range"][1]
+
+
 def test_crossings_are_marked_where_they_lie(desk):
     """The first-rank crossings, one diamond for each lens, with the ranks that are crossed there."""
     desk.add("one")
@@ -266,6 +285,27 @@ def test_a_drawn_interval_lies_on_the_side_of_its_limit(lo, limit, clears):
 )
 def test_numbers_have_the_digits_that_a_reader_can_use(value, text):
     assert wording.number(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.254, "25 %"), (-0.254, "\u221225 %"), (-0.004, "0 %"), (None, "n/a")])
+def test_a_share_that_rounds_to_zero_has_no_sign(value, text):
+    """A rung that adds nothing would look like one that loses."""
+    assert wording.percent(value) == text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words", "blank"),
+    [
+        ("The river", ["<|bos|>", "The", " river"], 1),
+        (" The river", ["The", " river"], 0),
+        ("\u4f60\u597d", ["\ufffd", "\ufffd", "\u597d"], 0),  # parts of a character
+        ("<|bos|>", ["<|bos|>", "<|bos|>"], 0),
+    ],
+)  # fmt: skip
+def test_tokens_before_the_text_have_no_colour(prompt, words, blank):
+    """The norm lens may be far off at BOS, which says nothing of the text."""
+    text = {"id": "a", "prompt": prompt, "answer": "b", "words": words, "tokens": [*range(len(words))], "lenses": {}}
+    assert ModelDetail((), [], [text], {}).page_data(10**6)["trajectories"][0]["blank"] == blank
 
 
 def test_damage_is_named_and_the_old_page_stays(desk):

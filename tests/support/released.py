@@ -48,6 +48,7 @@ def save_release(root: Path, *, n_layers: int = 4, better: bool = True, **tiny: 
         head=backbone.head.fingerprint(),
     )
     artifacts.write_json(root / "lens" / "provenance.json", record)
+    artifacts.write_text(root / "lens" / "rank_curve.csv", "rank,kl_bits,closed_form_kl_bits\n1,3.0,4.0\n2,2.0,2.5\n")
     artifacts.write_json(root / "corpus" / "manifest.json", records.manifest(pin))
     passing().write(root / "judgement.json")
     places = (root / name for name in ("corpus", "lens", "judgement.json", "release"))

@@ -119,6 +119,8 @@ def write_drawn(root: Path, key: str, about: dict[str, Any] | None = None, **cur
     artifacts.write_csv(root / "earliness" / f"{key}.csv", plots.EARLINESS_COLUMNS, shifts)
     log = [(step, name, 4.0 / (1 + step), 0) for name in plots.CURVES for step in range(3)]
     artifacts.write_csv(root / "training" / f"{key}.csv", plots.TRAINING_COLUMNS, log)
+    ranks = [(rank, name, 4.0 / rank) for name in plots.RANK_CURVES for rank in (1, 2, 4)]
+    artifacts.write_csv(root / "rank_curve" / f"{key}.csv", plots.RANK_COLUMNS, ranks)
     artifacts.write_text(
         root / "detail" / f"{key}.json", artifacts.canonical_json(detail() if about is None else about)
     )

@@ -3,14 +3,16 @@
     delta_kl.csv    KL(final || norm) - KL(final || tuned) by layer: percentiles over the suite's prompts
     earliness.csv   how many layers sooner the tuned lens has the answer within a rank: prompts by layers
     training.csv    fit_log.csv, a curve after another
+    rank_curve.csv  the lens's rank_curve.csv, a curve after another
     detail.json     prompts, trajectories and provenance for the report
 
 No torch, and no limit of a gate: a threshold that changes draws nothing anew.
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from lensmith.judge.prompts import read_suite
 from lensmith.judge.rows import Measured
 from lensmith.judge.tables import RANKS, TRAJECTORIES, TUNED
 from lensmith.lens.depth import depth_layer
+from lensmith.lens.lens_file import RANK_CURVE
 from lensmith.lens.provenance import PROVENANCE, Provenance
 from lensmith.process.errors import IntegrityError
 from lensmith.settings.sections import ModelParams
@@ -29,12 +32,15 @@ PERCENTILES = (10, 25, 50, 75, 90)
 DELTA_COLUMNS = ("layer", "percentile", "delta_kl_bits")
 EARLINESS_COLUMNS = ("shift_layers", "rank", "prompts", "share_pct")
 TRAINING_COLUMNS = ("positions", "curve", "kl_bits", "best")
+RANK_COLUMNS = ("rank", "curve", "kl_bits")
 CURVES = {
     "training": "train_kl_bits",
     "held out, 25 %": "val_kl_bits_25",
     "held out, 50 %": "val_kl_bits_50",
     "held out, 75 %": "val_kl_bits_75",
 }
+TRAINED, CLOSED_FORM = "trained", "closed form"
+RANK_CURVES = {TRAINED: "kl_bits", CLOSED_FORM: "closed_form_kl_bits"}
 # A row of the report's table of prompts. Layers are the first within the rank; null where the answer never gets there.
 PROMPT_COLUMNS = (
     "id", "domain", "prompt", "answer", "final_rank", "norm_le_10", "tuned_le_10", "norm_le_1", "tuned_le_1", "norm_kl",
@@ -46,19 +52,21 @@ Row = Sequence[object]
 
 def run(  # noqa: PLR0917 (a stage takes as many paths as it has)
     settings: ModelParams, lens: Path, sweep: Path, suite: Path, delta_kl: Path, earliness: Path, training: Path,
-    detail: Path,
+    rank_curve: Path, detail: Path,
 ) -> None:  # fmt: skip
-    """Write the three tables and the detail of one model.
+    """Write the tables and the detail of one model.
 
     Raises:
-        IntegrityError: rows, log or provenance are missing or damaged, or the suite has been edited since.
+        IntegrityError: rows, log, curve or provenance are missing or damaged, or the suite has been edited since.
     """
     measured = rows.read(sweep, suite)
     book = Book(measured, settings.gates)
     artifacts.write_csv(delta_kl, DELTA_COLUMNS, delta_rows(measured), digits=artifacts.TRACKED_DIGITS)
     artifacts.write_csv(earliness, EARLINESS_COLUMNS, earliness_rows(book), digits=artifacts.TRACKED_DIGITS)
-    log = training_rows(lens / "fit_log.csv")
+    log = curve_rows(lens / "fit_log.csv", CURVES, "positions", "best")
     artifacts.write_csv(training, TRAINING_COLUMNS, log, digits=artifacts.TRACKED_DIGITS)
+    ranks = curve_rows(lens / RANK_CURVE, RANK_CURVES, "rank")
+    artifacts.write_csv(rank_curve, RANK_COLUMNS, ranks, digits=artifacts.TRACKED_DIGITS)
     texts = {line.id: line.prompt for _, line in read_suite(settings.suite.files).lines}
     shown = [text for folder in (sweep, suite) for text in artifacts.read_json(folder / TRAJECTORIES)]
     data = {
@@ -94,24 +102,27 @@ def earliness_rows(book: Book) -> Iterator[Row]:
             yield shift, f"rank ≤ {k}", prompts, 100 * prompts / len(shifts)
 
 
-def training_rows(log: Path) -> Iterator[Row]:
-    """The lines of fit_log.csv, a curve after another; a number that was not measured gives no line.
+def curve_rows(path: Path, curves: Mapping[str, str], x: str, *others: str) -> Iterator[tuple[Any, ...]]:
+    """x, curve, KL and `others` of a table of stage `fit`, a curve after another; an empty cell gives no line.
+
+    Args:
+        curves: name of a curve -> its column. `x` and `others` are columns of whole numbers.
 
     Raises:
         IntegrityError: missing, or without a column.
     """
     try:
-        with log.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file))
     except FileNotFoundError:
-        raise IntegrityError(f"{log}: missing. `dvc repro` writes it.") from None
-    for curve, column in CURVES.items():
+        raise IntegrityError(f"{path}: missing. `dvc repro` writes it.") from None
+    for curve, column in curves.items():
         for number, line in enumerate(lines, 2):
             try:
                 if line[column]:
-                    yield int(line["positions"]), curve, float(line[column]), int(line["best"])
+                    yield int(line[x]), curve, float(line[column]), *(int(line[name]) for name in others)
             except (KeyError, TypeError, ValueError) as error:
-                raise IntegrityError(f"{log}:{number}: no line of a fit ({error})") from None
+                raise IntegrityError(f"{path}:{number}: no line of a fit ({error})") from None
 
 
 def prompt_rows(measured: Measured, texts: dict[str, str]) -> list[list[object]]:

@@ -22,7 +22,6 @@ from lensmith.lens.divergence import BITS, LinearKL
 from lensmith.lens.lens import Lens
 from lensmith.source.residuals import Residuals
 
-RANK_CURVE = "rank_curve.csv"
 # Of the lowest KL, by which that of the chosen rank may be above it. Little: training gains more at a larger rank.
 SHARE = 0.005
 

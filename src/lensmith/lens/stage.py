@@ -15,10 +15,9 @@ from lensmith.lens import closed_form, jacobian, published, rank_curve, recordin
 from lensmith.lens.checkpoint import Checkpoints, LogRow
 from lensmith.lens.divergence import LinearKL
 from lensmith.lens.lens import Lens
-from lensmith.lens.lens_file import LADDER, PRISM, WEIGHTS
+from lensmith.lens.lens_file import LADDER, PRISM, RANK_CURVE, WEIGHTS
 from lensmith.lens.prism import Prism
 from lensmith.lens.provenance import PROVENANCE, PrismRecord
-from lensmith.lens.rank_curve import RANK_CURVE
 from lensmith.lens.schedule import Schedule, scaled_to_vocabulary
 from lensmith.lens.training import Fit
 from lensmith.lens.vocabulary import SampledVocabulary
@@ -70,6 +69,8 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
         fits = fit_all(backbone, train, held_out, scaled, vocabulary=vocabulary, prism=prism, work=work)
         if (work / RANK_CURVE).exists():
             artifacts.write_text(out / RANK_CURVE, (work / RANK_CURVE).read_text("utf-8"))
+        else:
+            rank_curve.write(out / RANK_CURVE, {}, {})
         if scaled.kind == "imported":
             lens, imported = published.load(manifest.lens, backbone)
             fits[scaled.kind] = training.measured(backbone.head, lens.to(backbone.device), held_out, scaled)

@@ -52,7 +52,10 @@ def signed(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     """A share in whole percent: 0.25 is 25 %."""
-    return "n/a" if value is None else f"{MINUS if value < 0 else ''}{abs(value) * 100:.0f} %"
+    if value is None:
+        return "n/a"
+    whole = round(100 * value)
+    return f"{MINUS if whole < 0 else ''}{abs(whole)} %"
 
 
 def count(value: float | None) -> str:

@@ -23,10 +23,11 @@ import yaml  # noqa: TID251 (front matter of a card: its only reader, the Hub, r
 
 from lensmith.files import artifacts
 from lensmith.hub.index import INDEX, MODEL_ID
+from lensmith.judge import rank_cost
 from lensmith.judge.gates import GATES
 from lensmith.judge.judgement import Judgement
 from lensmith.lens import lens_file
-from lensmith.lens.lens_file import WEIGHTS
+from lensmith.lens.lens_file import RANK_CURVE, WEIGHTS
 from lensmith.lens.provenance import PROVENANCE, Provenance
 from lensmith.process import wording
 from lensmith.process.errors import InputError, IntegrityError
@@ -59,6 +60,7 @@ class Contents:
     manifest: Manifest
     judgement: Judgement
     shapes: lens_file.Shapes  # of the lens's tensors, by name
+    rank_cost: str  # in words
     licence: Mapping[str, bytes]  # the base model's licence and notices, by file name
     page: str  # the model's report, HTML
 
@@ -114,6 +116,7 @@ class Contents:
             settings=self.settings,
             provenance=self.provenance,
             judgement=self.judgement,
+            rank_cost=self.rank_cost,
             folder=self.folder,
             text=", ".join(value for value in text if value),
             n_layers=n_layers,
@@ -183,13 +186,15 @@ def build(
         IntegrityError: an input is missing, damaged, or belongs to another model.
         InputError: a name or licence that cannot stand in a path, or `out` is a folder that is no release.
     """
+    judged = Judgement.read(judgement)
     contents = Contents(
         settings,
         lens,
         Provenance.read(lens / PROVENANCE),
         Manifest.read(corpus),
-        Judgement.read(judgement),
+        judged,
         lens_file.read_header(lens / WEIGHTS)[0],
+        rank_cost.in_words(rank_cost.read(lens / RANK_CURVE), judged),
         licence,
         page,
     )

@@ -5,12 +5,14 @@ Lines keep their colours in light and dark pages; the page's script sets those o
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
 from lensmith.judge.judgement import Estimate, Judgement
+from lensmith.judge.rank_cost import RankCurves
 from lensmith.lens.depth import PERCENTILES
 from lensmith.process import wording
 from lensmith.report import palette
@@ -19,19 +21,34 @@ from lensmith.report.curves import Earliness, LayerCurves, Training
 CROSSED = ("norm", "tuned")  # lenses whose first ranks are marked
 DASHES = ("solid", "dash", "dot", "dashdot")
 WIDE, HALF = 400, 320  # pixels
+RIGHT_OF_WORDS = 64
 DEPTHS = [f"{percent} %" for percent in PERCENTILES]
 KL_AXIS = "KL to the final answer, bits"
 
 PlainFigure = dict[str, Any]
+Height = Callable[[float], float]  # where a number stands on the y axis
 
 
 def kl(curves: LayerCurves, judgement: Judgement) -> PlainFigure:
-    """KL(final, lens) over layers; diamonds where half of the answers reach a rank; guides at the gates' layers."""
-    figure = _over_layers(curves, judgement, KL_AXIS)
+    """KL(final, lens) over layers; diamonds where half of the answers reach a rank; guides at the gates' layers.
+
+    Heights are log2(1 + bits): the norm lens can be a hundred bits off where the others are a few, and the last layer
+    is zero.
+    """
+
+    def height(bits: float) -> float:
+        return math.log2(1 + bits)
+
+    figure = _over_layers(curves, judgement, KL_AXIS, height=height)
     values = [point.value for lens in curves.lenses for point in curves.points(lens) if point.value is not None]
-    top = max(values, default=1.0)
-    # Room for the words below the last layers' diamonds.
-    figure.update_yaxes(range=[-0.12 * top, 1.05 * top], zeroline=False)
+    top = height(max(values, default=1.0))
+    ticks = [0.0, *(bits for power in range(-6, 12) if 0.06 * top <= height(bits := 2.0**power) <= top)]
+    # Room for the words below and beside the last layers' diamonds.
+    figure.update_layout(margin_r=RIGHT_OF_WORDS)
+    figure.update_yaxes(
+        range=[-0.12 * top, 1.05 * top], zeroline=False,
+        tickvals=[height(bits) for bits in ticks], ticktext=[f"{bits:g}" for bits in ticks],
+    )  # fmt: skip
     return _plain(figure, WIDE)
 
 
@@ -114,6 +131,24 @@ def training(by_curve: Training) -> PlainFigure | None:
     return _plain(figure, HALF)
 
 
+def ranks(by_curve: RankCurves) -> PlainFigure | None:
+    """KL of the lens and of its closed form by rank. None where no curve was measured."""
+    figure = go.Figure()
+    for curve, points in by_curve.items():
+        widths, bits = zip(*points, strict=True)
+        name = html.escape(curve, quote=False)
+        figure.add_scatter(
+            x=widths, y=bits, name=name, mode="lines+markers", marker={"size": 5},
+            line={"color": palette.RANK_CURVES.get(curve, palette.GUIDE), "width": 2.5},
+            hovertemplate=f"{name}<br>%{{y:.3f}} bits at rank %{{x}}<extra></extra>",
+        )  # fmt: skip
+    if not figure.data:
+        return None
+    figure.update_xaxes(title="rank", type="log", tickvals=[2**power for power in range(14)], minor_ticks="")
+    figure.update_yaxes(title=KL_AXIS, rangemode="tozero")
+    return _plain(figure, HALF)
+
+
 def overview(models: Mapping[str, LayerCurves]) -> PlainFigure:
     """The tuned lens's KL of all models over relative depth; dashes tell models of one colour apart."""
     figure = go.Figure()
@@ -149,25 +184,33 @@ def _bars_at_depths(figure: go.Figure, name: str, colour: str, estimates: Sequen
     )  # fmt: skip
 
 
-def _over_layers(curves: LayerCurves, judgement: Judgement, title: str, *, words: bool = True) -> go.Figure:
+def _over_layers(
+    curves: LayerCurves, judgement: Judgement, title: str, *, words: bool = True, height: Height = float
+) -> go.Figure:
     """A line for each lens in the band of its interval; diamonds, with words or without, at the first ranks."""
+
+    def heights(values: Iterable[float | None]) -> list[float | None]:
+        return [None if value is None else height(value) for value in values]
+
     figure = go.Figure()
     for lens in curves.lenses:
         points, name, colour = curves.points(lens), wording.lens(lens), palette.LENSES[lens]
         known = [point for point in points if point.lo is not None and point.hi is not None]
         layers = [point.layer for point in known]
         figure.add_scatter(
-            x=layers + layers[::-1], y=[point.hi for point in known] + [point.lo for point in reversed(known)],
+            x=layers + layers[::-1],
+            y=heights([*(point.hi for point in known), *(point.lo for point in reversed(known))]),
             fill="toself", fillcolor=colour, opacity=0.18, line={"width": 0}, mode="lines", hoverinfo="skip",
             showlegend=False,
         )  # fmt: skip
         figure.add_scatter(
-            x=[point.layer for point in points], y=[point.value for point in points], name=name, mode="lines+markers",
-            line={"color": colour, "width": 2.5}, marker={"size": 5},
-            hovertemplate=f"{name}<br>%{{y:.3f}} at layer %{{x}}<extra></extra>",
+            x=[point.layer for point in points], y=heights(point.value for point in points), name=name,
+            customdata=[point.value for point in points], mode="lines+markers", marker={"size": 5},
+            line={"color": colour, "width": 2.5},
+            hovertemplate=f"{name}<br>%{{customdata:.3f}} at layer %{{x}}<extra></extra>",
         )  # fmt: skip
         if lens in CROSSED:
-            _crossings(figure, curves, lens, words=words)
+            _crossings(figure, curves, lens, height, words=words)
     L = curves.n_layers
     for percent in PERCENTILES:
         # The layer that the gates read, not the exact share: a quarter of six layers is read at layer 2.
@@ -175,21 +218,24 @@ def _over_layers(curves: LayerCurves, judgement: Judgement, title: str, *, words
     # About ten labels, the last layer among them where that is possible.
     steps = [step for step in range(1, L + 1) if L / step <= 12]
     tick = next((step for step in steps[:4] if L % step == 0), steps[0] if steps else 1)
-    figure.update_xaxes(title="layer", range=[-0.02 * L, L + 0.5], tick0=0, dtick=tick)
+    figure.update_xaxes(title="layer", range=[-0.02 * L, 1.03 * L + 0.2], tick0=0, dtick=tick)
     figure.update_yaxes(title=title)
     return figure
 
 
-def _crossings(figure: go.Figure, curves: LayerCurves, lens: str, *, words: bool) -> None:
+def _crossings(figure: go.Figure, curves: LayerCurves, lens: str, height: Height, *, words: bool) -> None:
     """Diamonds where half of the answers have reached a rank; words on the side away from the other curve."""
-    points = [point for point in curves.points(lens) if point.crossing and point.value is not None]
+    points = [point for point in curves.points(lens) if point.crossing]
+    values = [None if point.value is None else height(point.value) for point in points]
     ranks = [html.escape(p.crossing.replace("rank<=", "≤ ").replace("/", ", "), quote=False) for p in points]
-    side: str | list[str] = "top right"
+    # The words spread out, since neighbouring layers can be closer than a word is wide, and stay inside the chart.
+    at_end = [point.layer > 0.9 * curves.n_layers for point in points]
     if lens == "tuned":
-        # The words spread out: on a narrow page neighbouring layers are closer than a word is wide.
-        side = ["bottom left", *["bottom center"] * (len(points) - 2), "bottom right"][: len(points)]
+        side = ["bottom left", *("bottom left" if end else "bottom right" for end in at_end[1:])]
+    else:
+        side = ["middle right" if end else "top right" for end in at_end]
     figure.add_scatter(
-        x=[point.layer for point in points], y=[point.value for point in points], text=ranks, showlegend=False,
+        x=[point.layer for point in points], y=values, text=ranks, showlegend=False,
         mode="markers+text" if words else "markers", textposition=side,
         textfont={"color": palette.LENSES[lens], "size": 12}, cliponaxis=False,
         marker={"symbol": "diamond", "size": 12, "color": palette.LENSES[lens]},
@@ -208,7 +254,7 @@ def _plain(figure: go.Figure, height: int) -> PlainFigure:
         template="none",
         height=height,
         autosize=True,
-        margin={"l": 56, "r": 34, "t": 30, "b": 46},
+        margin={"l": 56, "r": figure.layout.margin.r or 34, "t": 30, "b": 46},
         paper_bgcolor=palette.TRANSPARENT,
         plot_bgcolor=palette.TRANSPARENT,
         font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13},

@@ -1,4 +1,4 @@
-"""Tables that `gates` and `plots` wrote for drawing: curves over layers, bars of earliness, curves of a fit."""
+"""Tables that `gates` and `plots` wrote for drawing: curves over layers, of a fit and of ranks, bars of earliness."""
 
 import csv
 import math
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lensmith.judge.rank_cost import RankCurves
 from lensmith.process import wording
 from lensmith.process.errors import IntegrityError
 
@@ -80,6 +81,14 @@ def read_training(path: Path) -> Training:
     by_curve: Training = {}
     for positions, curve, bits, _ in _rows(path, {"positions": int, "curve": str, "kl_bits": _number, "best": str}):
         by_curve.setdefault(curve, []).append((positions, bits))
+    return by_curve
+
+
+def read_ranks(path: Path) -> RankCurves:
+    """A file of columns `rank,curve,kl_bits`. Raises IntegrityError as `read_layers` does."""
+    by_curve: dict[str, list[tuple[int, float]]] = {}
+    for rank, curve, bits in _rows(path, {"rank": int, "curve": str, "kl_bits": float}):
+        by_curve.setdefault(curve, []).append((rank, bits))
     return by_curve
 
 

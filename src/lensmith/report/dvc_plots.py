@@ -20,6 +20,7 @@ SCALES: dict[str, tuple[list[str], list[str]]] = {
     "earliness": ([f"rank ≤ {rank}" for rank in palette.ANSWER_RANKS], list(palette.ANSWER_RANKS.values())),
     "overview": ([], list(palette.SERIES)),
     "percentiles": ([str(percent) for percent in palette.PERCENTILES], list(palette.PERCENTILES.values())),
+    "ranks": (list(palette.RANK_CURVES), list(palette.RANK_CURVES.values())),
     "training": (list(palette.TRAINING), list(palette.TRAINING.values())),
 }
 

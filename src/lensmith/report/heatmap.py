@@ -25,17 +25,23 @@ SHORT, LONG = 9, 40  # characters of a token in a cell, and on hover
 
 @dataclass(frozen=True)
 class CellColour:
-    """What colours the cells: `key`'s numbers / divisor, or log10(1 + number)."""
+    """What colours the cells: `key`'s numbers / divisor, or the logarithm of one more than that."""
 
     title: str
     key: str  # in the packed readings
     divisor: int
     logarithmic: bool
     low_is_near: bool
+    first: int = 0  # what readers count the packed zero as
 
     def value(self, number: int) -> float:
         """The number on the colour scale, from its packed form."""
-        return math.log10(1 + number) if self.logarithmic else number / self.divisor
+        return math.log10(1 + number / self.divisor) if self.logarithmic else number / self.divisor
+
+    def ticks(self, top: float) -> dict[float, str]:
+        """Place on a logarithmic colour scale up to `top` -> the number that readers see: the first, and decades."""
+        shown = sorted({self.first, *(10**decade for decade in range(math.floor(top) + 1))})
+        return {place: f"{n:,}" for n in shown if (place := math.log10(1 + n - self.first)) <= top}
 
     @property
     def scale(self) -> list[tuple[float, str]]:
@@ -46,9 +52,9 @@ class CellColour:
 
 
 CELL_COLOURS = {
-    "kl": CellColour("KL to the final answer, bits", "kl", 100, False, True),
+    "kl": CellColour("KL to the final answer, bits", "kl", 100, True, True),
     "entropy": CellColour("entropy of the reading, bits", "entropy", 100, False, True),
-    "rank": CellColour("rank of the model's own answer", "rank", 1, True, True),
+    "rank": CellColour("rank of the model's own answer", "rank", 1, True, True, first=1),
     "probability": CellColour("probability of the model's own answer", "p_final", 1000, False, False),
 }
 
@@ -103,9 +109,9 @@ def figure(packed: dict[str, Any], colour: str) -> go.Figure:
     }
     top = max(max(layer) for layers in values.values() for layer in layers) or 1
     colourbar: dict[str, Any] = {"title": {"text": chosen.title, "side": "right"}}
-    if chosen.logarithmic:  # readers count ranks from 1, and the scale has a tick at each decade
-        decades = range(math.floor(top) + 1)
-        colourbar |= {"tickvals": list(decades), "ticktext": [f"{10**decade:,}" for decade in decades]}
+    if chosen.logarithmic:
+        ticks = chosen.ticks(top)
+        colourbar |= {"tickvals": list(ticks), "ticktext": list(ticks.values())}
 
     tokens = [short[place] for place in packed["tokens"]]
     drawn = make_subplots(

@@ -90,6 +90,7 @@ class ModelDetail:
                 "long": heatmap.labels(trajectory["words"], heatmap.LONG),
                 **{name: heatmap.label(trajectory[name], PROMPT) for name in ("id", "prompt", "answer")},
                 "tokens": trajectory["tokens"],
+                "blank": _before_text(trajectory),
                 "lenses": trajectory["lenses"],
             }
             budget -= len(artifacts.canonical_json(labelled).encode())
@@ -98,6 +99,14 @@ class ModelDetail:
             shown.append(labelled)
         left_out = len(self.trajectories) - len(shown)
         return {"columns": self.columns, "prompts": prompts, "trajectories": shown, "left_out": left_out}
+
+
+def _before_text(trajectory: Mapping[str, Any]) -> int:
+    """How many tokens the tokenizer put before the text, such as BOS: the text does not begin with their words."""
+    words, text = (trajectory["words"][place].strip() for place in trajectory["tokens"]), trajectory["prompt"].lstrip()
+    # A token that is a part of a character has no word of its own: U+FFFD.
+    begins = (word == "" or text.startswith(word) or "\ufffd" in word for word in words)
+    return next((number for number, begun in enumerate(begins) if begun), 0)
 
 
 def _words(value: object) -> str:

@@ -13,8 +13,9 @@ import plotly.offline
 from markupsafe import Markup
 
 from lensmith.files import artifacts
-from lensmith.judge import judgement
+from lensmith.judge import judgement, rank_cost
 from lensmith.judge.judgement import VERDICTS, Estimate, Judgement
+from lensmith.judge.rank_cost import RankCurves
 from lensmith.lens.depth import PERCENTILES
 from lensmith.process import wording
 from lensmith.process.errors import InputError
@@ -52,6 +53,7 @@ class ModelSection:
     cosine: LayerCurves
     earliness: curves.Earliness
     training: curves.Training
+    rank_curve: RankCurves
     detail: ModelDetail
 
     def charts(self) -> dict[str, charts.PlainFigure | None]:
@@ -63,6 +65,7 @@ class ModelSection:
             "ladder": charts.ladder(self.judgement),
             "earliness": charts.earliness(self.earliness),
             "training": charts.training(self.training),
+            "ranks": charts.ranks(self.rank_curve),
         }
 
     def tiles(self) -> Iterator[Tile]:
@@ -85,6 +88,11 @@ class ModelSection:
         """The worst verdict among the gates, which colours the model's banner."""
         verdicts = {gate.verdict for gate in self.judgement.gates}
         return next(word for word in ("fail", "invalid", "inconclusive", "pass") if word in verdicts)
+
+    @property
+    def rank_cost(self) -> str:
+        """What the rank costs, in words; empty where that is not known."""
+        return rank_cost.in_words(self.rank_curve, self.judgement)
 
     def layers(self) -> Iterator[tuple[int, list[float | None], list[float | None]]]:
         """(layer, KL by lens, cosine by lens) for the table behind the charts."""
@@ -111,6 +119,7 @@ class ReportFolders:
     cosine: Path
     earliness: Path
     training: Path
+    rank_curve: Path
     detail: Path
 
 
@@ -153,6 +162,7 @@ def _read(file: Path, folders: ReportFolders) -> ModelSection:
         curves.read_layers(folders.cosine / f"{key}.csv", "cos_to_final"),
         curves.read_earliness(folders.earliness / f"{key}.csv"),
         curves.read_training(folders.training / f"{key}.csv"),
+        curves.read_ranks(folders.rank_curve / f"{key}.csv"),
         ModelDetail.read(folders.detail / f"{key}.json"),
     )
 

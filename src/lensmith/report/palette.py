@@ -29,6 +29,7 @@ TRAINING = {
     "held out, 50 %": "#1f7fc4",
     "held out, 75 %": "#009e73",
 }
+RANK_CURVES = {"trained": "#1f7fc4", "closed form": "#7d8590"}
 LIMIT = "#d5592b"
 WHISKER = "#7d8590"
 GUIDE = "#808891"
