@@ -114,3 +114,7 @@ def test_the_commit_is_the_one_that_changed_the_fit(tmp_path, monkeypatch):
     assert recording.code_commit(["fit.py"]) == (git("rev-parse", "HEAD~1"), False)
     (tmp_path / "fit.py").write_text("edited")
     assert recording.code_commit(["fit.py"]) == (git("rev-parse", "HEAD~1"), True)
+    (tmp_path / "second" / "lab").mkdir(parents=True)
+    (tmp_path / "second" / "lab" / "code").symlink_to("../..")
+    monkeypatch.chdir(tmp_path / "second" / "lab")
+    assert recording.code_commit(["code/fit.py"]) == (git("rev-parse", "HEAD~1"), True), "of a lab that links to it"

@@ -20,17 +20,16 @@ def lab_commit(url: str | None) -> LabCommit:
     """The commit that is checked out, and where nodes clone it: `url`, else the remote `origin`, else this folder.
 
     Raises:
-        InputError: a tracked file is not as committed, or the commit is not pushed.
+        InputError: a tracked file is not as committed, the commit is not pushed, or the lab is not the top folder.
     """
-    changed = git.run(
-        "status", "--porcelain", "--untracked-files=no", "--", ".", *(f":(exclude){path}" for path in git.GENERATED)
-    )
+    changed = git.uncommitted(untracked=False)
     commit = git.run("rev-parse", "HEAD")
     if changed is None or commit is None:
         raise InputError(f"this folder is no git repository with a commit, and nodes clone one. {NOTHING}")
     if changed:
-        first = changed.splitlines()[0].split(maxsplit=1)[-1]
-        raise InputError(f"git: {first} is not as committed, and nodes work on a commit. Commit first. {NOTHING}")
+        raise InputError(f"git: {changed} is not as committed, and nodes work on a commit. Commit first. {NOTHING}")
+    if git.run("rev-parse", "--show-prefix"):
+        raise InputError(f"this lab is a folder of its repository, and nodes work in the top one of a clone. {NOTHING}")
     origin = git.run("remote", "get-url", "origin")
     if url is None and origin is not None and not git.run("branch", "--remotes", "--contains", commit):
         raise InputError(f"git: {commit[:12]} is not in {origin}, which nodes clone. `git push` first. {NOTHING}")

@@ -6,6 +6,7 @@ Nothing here depends on the clock or on whether a cache was warm, so the same fi
 import platform
 from collections.abc import Iterable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -138,5 +139,6 @@ def code_commit(paths: Iterable[str]) -> tuple[str | None, bool | None]:
 
     HEAD would differ after the commit that adds a fit's own metrics. Settings are recorded by their values.
     """
-    commit = git.run("log", "-1", "--format=%H", "--", *paths)
-    return commit, None if commit is None else bool(git.run("status", "--porcelain", "--", *paths))
+    files = [str(Path(path).resolve()) for path in paths]  # a lab may have links to another's code, which git refuses
+    commit = git.run("log", "-1", "--format=%H", "--", *files)
+    return commit, None if commit is None else bool(git.run("status", "--porcelain", "--", *files))

@@ -2,8 +2,8 @@
 
 import subprocess
 
-# What `dvc repro` itself rewrites in git; everything else in git decides what is computed.
-GENERATED = ("dvc.lock", "metrics", "plots", "resolved")
+# What `dvc repro` itself rewrites in git, in each lab of a repository; all else in git decides what is computed.
+GENERATED = ("dvc.lock", "metrics/*.json", "plots/.gitignore", "plots/**/*.csv", "resolved/*/*.json")
 
 
 def run(*words: str) -> str | None:
@@ -13,3 +13,13 @@ def run(*words: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return output.stdout.strip()
+
+
+def uncommitted(*, untracked: bool) -> str | None:
+    """The first file of the repository that is not as committed and that no stage wrote; "" where there is none.
+
+    None outside git. `untracked` counts files that git does not track.
+    """
+    excluded = (f":(top,exclude,glob)**/{pattern}" for pattern in GENERATED)
+    changed = run("status", "--porcelain", f"--untracked-files={'all' if untracked else 'no'}", "--", ":/", *excluded)
+    return changed and changed.splitlines()[0].split(maxsplit=1)[-1]

@@ -72,12 +72,11 @@ def send(settings: ModelParams, out: Path) -> Release:
 
 def _check(settings: ModelParams, parcel: Parcel) -> None:
     """InputError if uncommitted sources, a gate, the licence or a secret forbid sending."""
-    changed = git.run("status", "--porcelain", "--", ".", *(f":(exclude){path}" for path in git.GENERATED))
+    changed = git.uncommitted(untracked=True)
     if changed is None:
         raise InputError(f"this folder is no git repository, so nobody could tell what made the release. {NOT_SENT}")
     if changed:
-        first = changed.splitlines()[0].split(maxsplit=1)[-1]
-        raise InputError(f"git: {first} is not as committed. Commit first, then publish. {NOT_SENT}")
+        raise InputError(f"git: {changed} is not as committed. Commit first, then publish. {NOT_SENT}")
     model_id, entry = settings.model_id, parcel.entry
     for gate, verdict in entry["verdicts"].items():
         where = f"{gate.replace('_', ' ')} of {model_id} is {verdict}"
