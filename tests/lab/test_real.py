@@ -1,0 +1,51 @@
+"""real/, the second lab of the repository: another model, the same pipeline, and nothing that stands twice."""
+
+import subprocess
+
+import pytest
+from ruamel.yaml import YAML
+
+from lensmith.lab import dvc
+from tests.support.settings import REPOSITORY
+
+REAL = REPOSITORY / "real"
+# Settings that time goes by, and the text, which needs no data set.
+BUDGET = {"corpus": {"kind", "train_tokens", "heldout_tokens"}, "sweep": {"heldout_seqs"}}
+
+
+@pytest.mark.parametrize("name", ["dvc.yaml", "src", "stages", "suites", ".dvc/config", ".dvc/plots"])
+def test_the_pipeline_of_the_real_lab_is_that_of_the_top_lab(name):
+    """A link, in git too."""
+    mode = subprocess.run(["git", "ls-files", "-s", name], cwd=REAL, capture_output=True, text=True, check=True).stdout
+
+    assert (REAL / name).resolve() == REPOSITORY / name and mode.startswith("120000 ")
+
+
+def test_both_labs_have_the_same_defaults():
+    top, real = ((folder / "params.yaml").read_text().partition("\nmodels:\n")[0] for folder in (REPOSITORY, REAL))
+
+    assert real == top
+
+
+def test_the_real_model_has_the_default_recipe_but_for_its_budget():
+    """Its numbers are those that the defaults give."""
+    models = YAML(typ="safe").load(REAL / "params.yaml")["models"]
+    changed = {section: set(values) for section, values in models["smollm2"].items()}
+
+    assert list(models) == ["smollm2"]
+    assert changed.pop("source") == {"path"} and changed.pop("publish") == {"base_license"}
+    assert all(names <= BUDGET[section] for section, names in changed.items())
+
+
+def test_git_ignores_in_both_labs_the_same_outputs():
+    top, real = (set((folder / ".gitignore").read_text().splitlines()) for folder in (REPOSITORY, REAL))
+
+    assert real - {"/models/"} <= top
+
+
+def test_dvc_in_the_top_folder_knows_nothing_of_the_real_lab():
+    """Nobody without the model sees an error: `dvc status` and `dvc push` of the top lab pass by real/."""
+    with dvc.repository(REPOSITORY) as repo:
+        stages = {stage.path_in_repo for stage in repo.index.stages}
+
+    assert stages == {"dvc.yaml"}
