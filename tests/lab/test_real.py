@@ -10,7 +10,11 @@ from tests.support.settings import REPOSITORY
 
 REAL = REPOSITORY / "real"
 # Settings that time goes by, and the text, which needs no data set.
-BUDGET = {"corpus": {"kind", "train_tokens", "heldout_tokens"}, "sweep": {"heldout_seqs"}}
+BUDGET = {
+    "corpus": {"kind", "train_tokens", "heldout_tokens"},
+    "fit": {"positions_per_seq", "epochs", "batch_seqs", "validation_seqs"},
+    "sweep": {"heldout_seqs", "positions_per_seq"},
+}
 
 
 @pytest.mark.parametrize("name", ["dvc.yaml", "src", "stages", "suites", ".dvc/config", ".dvc/plots"])
