@@ -108,7 +108,8 @@ def test_each_gate_can_fail_alone(world: World, damage: Callable[[World], None],
 @pytest.mark.parametrize(
     ("limit", "value", "gate"),
     [
-        ("delta_kl_bits_50", 2.1, "A"), ("earliness_le_5_layers", 99.0, "B"), ("last_layer_kl_bits", 0.001, "C"),
+        ("delta_kl_bits_50", 2.1, "A"), ("delta_kl_share", 0.7, "A"),
+        ("earliness_le_5_layers", 99.0, "B"), ("last_layer_kl_bits", 0.001, "C"),
         ("worst_delta_kl_bits", 2.1, "D"), ("ladder_gain_bits", 1.1, "F"), ("position_delta_kl_bits", 2.1, "G"),
     ],
 )  # fmt: skip
@@ -219,6 +220,37 @@ def test_one_part_at_one_depth_fails_gate_g(world: World, part: int, depth: int)
     )
     found = world.judge()
     assert (found.verdicts["G"], found.preferred) == ("fail", "norm")
+
+
+def test_gate_a_asks_for_a_share_of_what_the_norm_lens_loses(world: World) -> None:
+    """Of 25 bits half a bit is more than 0.3 and less than a tenth. Medians: prompts lose 25 to 30 bits, save 0.5."""
+    world.kl = lambda unit, layer, lens: 0.0 if layer == 4 else 25.0 + unit - 0.5 * (lens == "tuned")
+    found = world.judge()
+    checks = {check.kpi: check for check in found.gate("A").checks}
+
+    assert [checks[f"median_delta_kl_bits_{p}"].verdict for p in (25, 50, 75)] == ["pass"] * 3
+    assert [checks[f"median_delta_kl_share_{p}"].verdict for p in (25, 50, 75)] == ["fail"] * 3
+    assert found.number("median_delta_kl_share_50") == pytest.approx(0.5 / 27.5)
+    assert found.verdicts["A"] == "fail"
+
+
+def test_kpis_of_answered_prompts_are_those_of_a_suite_of_them(tmp_path: Path) -> None:
+    """Of six prompts the model has the answer of the first three on top; the others save more and come later."""
+    world, three = World(tmp_path / "six"), World(tmp_path / "three", prompts=3)
+    world.rank = lambda unit, layer, lens: {True: 0, False: 50}[layer >= (2 if lens == "tuned" else 4)] + unit // 3
+    world.kl = lambda unit, layer, lens: (4 - layer) * (3 - 2 * (lens == "tuned") + unit)
+    three.rank, three.kl = world.rank, world.kl
+    found, alone = world.judge(), three.judge()
+    names = [name.removeprefix("answered_") for name in found.kpis if name.startswith("answered_")]
+
+    assert found.number("final_rank1_share") == 0.5
+    assert {"median_delta_kl_share_25", "earliness_share_le_5", "rank1_coverage_gain"} <= set(names)
+    for name in names:
+        ours = found.estimate(f"answered_{name}")
+        assert (ours.value, ours.units) == (alone.number(name), 3) and ours.finite, name
+    assert found.number("median_delta_kl_share_50") != found.number("answered_median_delta_kl_share_50")
+    world.rank = lambda unit, layer, lens: 50
+    assert world.judge().estimate("answered_median_delta_kl_bits_50").units == 0
 
 
 def test_heldout_earliness_is_of_the_models_own_token(world: World) -> None:

@@ -211,6 +211,18 @@ def test_the_ladder_is_shown_with_its_shares(desk):
     assert "What each part" not in Desk(desk.root / "bare").add("one", passing(ladder=("identity", "low_rank"))).build()
 
 
+def test_answered_prompts_stand_beside_all(desk):
+    """Gate B over a suite of which a third is answered says less than it seems."""
+    text = desk.add("one").build()
+    table = text[text.index("Prompts that the model itself answers") :].split("</figure>")[0]
+
+    assert "The 216 answered" in table and "80 % of the prompts" in table
+    row = table[table.index("at 25 % depth, bits") :].split("</tr>")[0]
+    assert row.index("+3.25") < row.index("+3.75")
+    none = passing(kpis={f"answered_median_delta_kl_bits_{p}": None for p in (25, 50, 75)})
+    assert "itself answers" not in Desk(desk.root / "none").add("one", none).build()
+
+
 def test_the_ladders_chart_has_a_bar_for_each_rung():
     """Heights and whiskers are those of the table, and no two rungs look alike."""
     drawn = charts.ladder(passing())

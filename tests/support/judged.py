@@ -29,7 +29,8 @@ from tests.support.settings import atlas
 
 Cell = Callable[[int, int, str], float]  # (unit, layer, lens) -> value
 LIMITS: dict[str, Any] = {
-    "delta_kl_bits_25": 0.2, "delta_kl_bits_50": 0.3, "delta_kl_bits_75": 0.3, "earliness_le_10_layers": 4.0,
+    "delta_kl_bits_25": 0.2, "delta_kl_bits_50": 0.3, "delta_kl_bits_75": 0.3, "delta_kl_share": 0.1,
+    "earliness_le_10_layers": 4.0,
     "earliness_le_5_layers": 2.0, "earliness_share": 0.6, "last_layer_kl_bits": 0.05, "worst_delta_kl_bits": -0.1,
     "ladder_gain_bits": 0.01, "position_delta_kl_bits": -0.1, "artifact_score_increase": 0.1,
     "min_prompts": 3, "bootstrap_samples": 200, "confidence": 0.95, "seed": 316,

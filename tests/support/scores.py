@@ -78,6 +78,9 @@ def _passing_kpis() -> dict[str, Estimate]:
     kpis = {}
     for percent, delta in ((25, 3.25), (50, 2.5), (75, 1.125)):
         kpis[f"median_delta_kl_bits_{percent}"] = interval(delta, 0.25)
+        kpis[f"median_delta_kl_share_{percent}"] = interval(0.5, 0.125)
+        kpis[f"answered_median_delta_kl_bits_{percent}"] = interval(delta + 0.5, 0.25)
+        kpis[f"answered_median_delta_kl_share_{percent}"] = interval(0.75, 0.125)
         kpis[f"heldout_median_delta_kl_bits_{percent}"] = interval(delta - 0.25, 0.125)
         kpis[f"heldout_delta_kl_bits_{percent}"] = interval(delta - 0.5, 0.125)
         kpis |= {f"heldout_kl_{lens}_bits_{percent}": interval(4.0, 0.25) for lens in ("norm", "norm_next", "tuned")}
@@ -89,7 +92,7 @@ def _passing_kpis() -> dict[str, Estimate]:
                 kpis[f"ladder_share_{rung}_{percent}"] = interval(share, 0.125)
     kpis |= {f"heldout_kl_{lens}_bits_mean": interval(3.5, 0.25) for lens in ("norm", "norm_next", "tuned")}
     kpis |= {f"earliness_shift_first_rank_le_{k}_layers": interval(2.0, 0.5) for k in (10, 5, 1)}
-    kpis |= {f"earliness_share_le_{k}": interval(0.75, 0.05) for k in (10, 5)}
+    kpis |= {f"{of}earliness_share_le_{k}": interval(0.75, 0.05) for k in (10, 5) for of in ("", "answered_")}
     kpis["rank1_coverage_gain"] = interval(0.17, 0.04)
     kpis["last_layer_kl_after_temp_bits"] = interval(4e-6, 1e-6)
     kpis["artifact_score_increase"] = interval(0.02, 0.05)

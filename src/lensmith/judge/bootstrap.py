@@ -58,13 +58,6 @@ def mean(values: Floats, draws: Draws) -> Floats:
         return np.asarray(total / (draws.counts @ np.bincount(draws.member, minlength=clusters)), dtype=np.float64)
 
 
-def ratio(values: Floats, draws: Draws) -> Floats:
-    """Mean of the first column of values (n, 2) over the mean of the second, in each resample; NaN where that is 0."""
-    whole = mean(values[:, 1], draws)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(whole == 0, np.nan, mean(values[:, 0], draws) / whole)
-
-
 def median(values: Floats, draws: Draws) -> Floats:
     """The median of values (n,) in each resample, as of the values written out so often; NaN where it is empty."""
     if not len(values):
@@ -79,6 +72,13 @@ def median(values: Floats, draws: Draws) -> Floats:
         lower, upper = (ordered[(reached > rank[:, None]).argmax(axis=1)] for rank in ((total - 1) // 2, total // 2))
         medians[start : start + step] = np.where(total > 0, (lower + upper) / 2, np.nan)
     return medians
+
+
+def ratio(values: Floats, draws: Draws, centre: Statistic = mean) -> Floats:
+    """Centre of the first column of values (n, 2) over that of the second, in each resample; NaN where that is 0."""
+    whole = centre(values[:, 1], draws)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(whole == 0, np.nan, centre(values[:, 0], draws) / whole)
 
 
 def interval(statistic: Statistic, values: Floats, draws: Draws, confidence: float) -> tuple[float, float]:

@@ -63,15 +63,27 @@ GATES = (
         "A",
         "Closer to the model",
         "On the median prompt, the tuned lens is closer to the model's final answer than the stronger norm lens, by at "
-        "least the limit.",
+        "least the limits: in bits, and as a share of the norm lens's KL.",
         lambda scope: (
-            Criterion(
-                kpi=f"median_delta_kl_bits_{percent}",
-                label=f"at {percent} % depth, bits",
-                limit=limit,
-                min_units=scope.limits.min_prompts,
-            )
-            for percent, limit in scope.delta_kl_bits.items()
+            *(
+                Criterion(
+                    kpi=f"median_delta_kl_bits_{percent}",
+                    label=f"at {percent} % depth, bits",
+                    limit=limit,
+                    min_units=scope.limits.min_prompts,
+                )
+                for percent, limit in scope.delta_kl_bits.items()
+            ),
+            *(
+                Criterion(
+                    kpi=f"median_delta_kl_share_{percent}",
+                    label=f"at {percent} % depth, share of the norm lens's KL",
+                    limit=scope.limits.delta_kl_share,
+                    form="percent",
+                    min_units=scope.limits.min_prompts,
+                )
+                for percent in PERCENTILES
+            ),
         ),
     ),
     Gate(

@@ -4,9 +4,11 @@ The report, the terminal's tables, the card, `compare`, `publish` and `verify` r
 `kpis` holds every number under a flat name, with its interval:
 
     median_delta_kl_bits_<p>          on prompts: KL(final || norm) - KL(final || tuned) at p % of depth, the median
+    median_delta_kl_share_<p>         the same as a share of the median KL(final || norm)
     earliness_shift_first_rank_le_<k>_layers, earliness_share_le_<k>, rank1_coverage_gain       on prompts
-    heldout_<any of these>            the same on held-out positions, where the answer is the model's own token
-    <any of these>_vs_temperature     against the temperature lens in place of the norm lenses
+    answered_<any of these>           the same on prompts whose answer the model itself has on top
+    heldout_<any but the share>       the same on held-out positions, where the answer is the model's own token
+    <any but the share>_vs_temperature                against the temperature lens in place of the norm lenses
     heldout_delta_kl_bits_<p>[_vs_<lens>], position_delta_kl_bits_<p>_part_<i>                  means
     heldout_kl_<lens>_bits_<p>, heldout_kl_<lens>_bits_mean      what a lens leaves; the mean is over layers 1..L-1
     ladder_kl_bits_<rung>_<p>, ladder_gain_bits_<rung>_<p>, ladder_share_<rung>_<p>
@@ -254,6 +256,14 @@ class Judgement(Record):
                 tuple(self.estimate(f"ladder_share_{kind}_{p}") for p in PERCENTILES),
             )
             for kind in self.ladder
+        )
+
+    @property
+    def over_answered(self) -> tuple[tuple[Check, Check], ...]:
+        """The checks of gates A and B, which are over all prompts, each beside its number over those answered."""
+        checks = (check for letter in "AB" for check in self.gate(letter).checks)
+        return tuple(
+            (check, check.model_copy(update={"measured": self.estimate(f"answered_{check.kpi}")})) for check in checks
         )
 
     def reference_kpis(self) -> dict[str, list[float | None] | float | None]:

@@ -95,11 +95,14 @@ def judge(book: Book, settings: ModelParams) -> Judgement:
 
 def _kpis(book: Book, scope: gates.Scope) -> Iterator[tuple[str, Estimate]]:
     measured = book.measured
-    for prefix, units in (("", book.suite), ("heldout_", book.heldout)):
+    answered = book.suite_of(book.answered)
+    for prefix, units in (("", book.suite), ("answered_", answered), ("heldout_", book.heldout)):
         yield from _reference_kpis(units, scope, prefix, NORMS, "")
         if "temperature" in measured.rungs:  # the norm lens, calibrated
             yield from _reference_kpis(units, scope, prefix, ("temperature",), "_vs_temperature")
     for percent in PERCENTILES:
+        yield f"median_delta_kl_share_{percent}", book.suite.median_delta_kl_share(percent)
+        yield f"answered_median_delta_kl_share_{percent}", answered.median_delta_kl_share(percent)
         yield f"heldout_delta_kl_bits_{percent}", book.heldout.mean_delta_kl(percent)
         for rung in gates.BEATEN:
             if rung in measured.rungs:

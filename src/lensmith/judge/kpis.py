@@ -11,7 +11,7 @@ lens should not have. "Rank k" counts from 1: the answer is within rank k where 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ class Units:
     confidence: float
     draws: Draws  # of all n
     kl: Mapping[str, Mapping[int, Floats]]  # percent of depth -> KL(final || lens) in bits, (n,)
-    answered: NDArray[np.bool_]  # (n,): has an answer; the two below are of those alone
+    aligned: NDArray[np.bool_]  # (n,): has an answer; the two below are of those alone
     first: Mapping[str, Mapping[int, Floats]]  # k -> first layer within rank k, L + 1 where never
     share_at_top: Mapping[str, Floats]  # share of layers 1..L that have the answer at rank 1
 
@@ -70,6 +70,12 @@ class Units:
     def median_delta_kl(self, percent: int, baselines: Sequence[str] = NORMS) -> Estimate:
         """Median over units of KL(final || baseline) - KL(final || tuned), bits."""
         return self.estimate(bootstrap.median, self.delta(percent, baselines, np.median)[1])
+
+    def median_delta_kl_share(self, percent: int) -> Estimate:
+        """Median KL that the tuned lens saves as a share of the stronger norm lens's median KL."""
+        norm, saved = self.delta(percent, NORMS, np.median)
+        both = np.stack([saved, self.kl[norm][percent]], axis=1)
+        return self.estimate(partial(bootstrap.ratio, centre=bootstrap.median), both)
 
     def mean_delta_kl(
         self, percent: int, baselines: Sequence[str] = NORMS, kept: slice | NDArray[np.bool_] = ALL
@@ -99,13 +105,13 @@ class Units:
         return self.estimate(bootstrap.mean, hits, self._reached(early))
 
     def _reached(self, early: Earliness) -> Draws:
-        return self.draws.only(self.answered).only(early.reached)
+        return self.draws.only(self.aligned).only(early.reached)
 
     def coverage_gain(self, baselines: Sequence[str] = NORMS) -> tuple[str, Estimate]:
         """The best baseline, and the share of (unit, layer) with the answer at rank 1: tuned minus that baseline."""
         baseline = min(baselines, key=lambda lens: _centre(-self.share_at_top[lens], np.mean))
         gain = self.share_at_top[TUNED] - self.share_at_top[baseline]
-        return baseline, self.estimate(bootstrap.mean, gain, self.draws.only(self.answered))
+        return baseline, self.estimate(bootstrap.mean, gain, self.draws.only(self.aligned))
 
 
 @dataclass(frozen=True)
@@ -136,17 +142,27 @@ class Book:
         return np.array([line["aligned"] == "1" for line in self.measured.prompts], dtype=bool)
 
     @cached_property
+    def answered(self) -> NDArray[np.bool_]:
+        """Prompts whose answer the model itself has on top, (n,)."""
+        ranks = [line["final_answer_token_rank"] for line in self.measured.prompts]
+        return np.array([rank == "0" for rank in ranks], dtype=bool)
+
+    @cached_property
     def suite(self) -> Units:
         """The suite's prompts."""
+        return self.suite_of(np.ones(len(self.aligned), dtype=bool))
+
+    def suite_of(self, kept: NDArray[np.bool_]) -> Units:
+        """Those prompts of the suite that are kept, (n,)."""
         curves = self.measured.suite
-        ranks = {lens: curves.at(lens, "answer_token_rank")[self.aligned] for lens in curves.lenses}
+        ranks = {lens: curves.at(lens, "answer_token_rank")[kept & self.aligned] for lens in curves.lenses}
         at = {percent: depth_layer(self.measured.n_layers, percent) for percent in PERCENTILES}
         return Units(
             self.measured.n_layers,
             self.limits.confidence,
-            self._draw("bootstrap-suite", self.clusters),
-            {lens: {percent: curves.at(lens, KL)[:, layer] for percent, layer in at.items()} for lens in curves.lenses},
-            self.aligned,
+            self._draw("bootstrap-suite", self.clusters).only(kept),
+            {lens: {p: curves.at(lens, KL)[kept, layer] for p, layer in at.items()} for lens in curves.lenses},
+            self.aligned[kept],
             {lens: {k: first_layers(ranks[lens], k) for k in RANKS} for lens in curves.lenses},
             {
                 lens: np.where(np.isfinite(by_layer[:, 1:]).all(axis=1), (by_layer[:, 1:] < 1).mean(axis=1), np.nan)
@@ -214,9 +230,7 @@ class Book:
 
     def final_rank1_share(self) -> Estimate:
         """Share of aligned prompts where the model itself has the answer on top."""
-        ranks = [line["final_answer_token_rank"] for line in self.measured.prompts if line["aligned"] == "1"]
-        hits = np.array([rank == "0" for rank in ranks], dtype=np.float64)
-        return self._mean(hits, self.suite.draws.only(self.aligned))
+        return self._mean(self.answered[self.aligned].astype(np.float64), self.suite.draws.only(self.aligned))
 
 
 def stronger(curves: Curves, layer: int, centre: Centre) -> str:

@@ -70,8 +70,10 @@ def gains(judgement: Judgement) -> PlainFigure | None:
             _bars_at_depths(figure, label, colour, estimates, "bits")
     if not figure.data:
         return None
+    limits = {check.kpi: check.limit for check in judgement.gate("A").checks}
     figure.add_scatter(
-        x=DEPTHS, y=[check.limit for check in judgement.gate("A").checks], name="limit of gate A", mode="markers",
+        x=DEPTHS, y=[limits[f"median_delta_kl_bits_{percent}"] for percent in PERCENTILES], name="limit of gate A",
+        mode="markers",
         marker={"symbol": "line-ew", "size": 44, "line": {"width": 2.5, "color": palette.LIMIT}},
         hovertemplate="limit %{y} bits<extra></extra>",
     )  # fmt: skip

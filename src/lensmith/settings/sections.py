@@ -203,6 +203,7 @@ class GatesParams(Section):
     delta_kl_bits_25: float
     delta_kl_bits_50: float
     delta_kl_bits_75: float
+    delta_kl_share: Fraction  # 0.1: that of the stronger norm lens's KL, so that 0.3 bits are not enough beyond 3
     earliness_le_10_layers: float
     earliness_le_5_layers: float
     earliness_share: Fraction
