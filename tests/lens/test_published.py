@@ -50,8 +50,8 @@ def publish(folder: Path, backbone: Backbone, *, tensors: object = None, **confi
     return folder
 
 
-def read(folder: Path, backbone: Backbone) -> tuple[Lens, dict]:
-    settings = ImportedParams(repo=None, repo_type="space", revision="main", folder=str(folder))
+def read(folder: Path, backbone: Backbone, form: str = "tuned-lens") -> tuple[Lens, dict]:
+    settings = ImportedParams(format=form, repo=None, repo_type="space", revision="main", folder=str(folder))
     return published.load(hub_published.pin_lens(settings), backbone)
 
 
@@ -153,7 +153,7 @@ def test_a_broken_file_is_refused(tmp_path, backbone, damage):
 
 def test_files_that_are_missing_or_changed_after_the_pin_are_refused(tmp_path, backbone):
     """A missing file is an InputError at prefetch; later it is an IntegrityError of the pin."""
-    settings = ImportedParams(repo=None, repo_type="space", revision="main", folder=str(tmp_path))
+    settings = ImportedParams(format="tuned-lens", repo=None, repo_type="space", revision="main", folder=str(tmp_path))
     with pytest.raises(InputError, match=r"no config\.json and no params\.pt"):
         hub_published.pin_lens(settings)
     pin = hub_published.pin_lens(settings.model_copy(update={"folder": str(publish(tmp_path / "lens", backbone))}))
@@ -188,6 +188,55 @@ def test_kind_imported_and_its_folder_go_together():
         atlas(fit={"kind": "imported", "prism": "lens"}, imported={"folder": "lens/gpt2"})
     with pytest.raises(ValueError, match="repo needs folder"):
         atlas(imported={"repo": "AlignmentResearch/tuned-lens"})
+
+
+def maps(**facts: object) -> dict[str, object]:
+    """A Jacobian lens as its package saves it."""
+    J = {i: torch.from_numpy(np.random.default_rng(i).normal(size=(D, D))).half() for i in range(L - 1)}
+    return {"J": J, "n_prompts": 100, "source_layers": list(J), "d_model": D, "target_layer": None} | facts
+
+
+def test_a_jacobian_lens_reads_the_mapped_residual(tmp_path, backbone):
+    """unembed(J h) in fp64 to 1e-5: map i reads the residual after block i, and none is added to what it gives."""
+    torch.save(maps(), tmp_path / "lens.pt")
+    lens, about = read(tmp_path, backbone, "jacobian")
+    resid, norm = residuals(backbone), backbone.model.gpt_neox.final_layer_norm
+    W_U = backbone.model.get_output_embeddings().weight.double()
+
+    for layer in range(1, L + 1):
+        h = resid[:, layer].double()
+        h = h @ maps()["J"][layer - 1].double().T if layer < L else h
+        normed = torch.nn.functional.layer_norm(h, (D,), norm.weight.double(), norm.bias.double(), norm.eps)
+        logits = lens.logits(backbone.head, resid[:, layer], layer).double()
+        torch.testing.assert_close(logits, normed @ W_U.T, rtol=1e-5, atol=1e-5)
+    assert about["config"] == {"n_prompts": 100, "source_layers": [0, 1], "d_model": D, "target_layer": None}
+    assert (lens.kind, lens.U.dtype, list(about["files"])) == ("imported", torch.float16, ["lens.pt"])
+
+
+@pytest.mark.parametrize(
+    ("saved", "error", "message"),
+    [
+        (maps(J={0: maps()["J"][0]}), InputError, r"has no map for block 1; it must have those of the blocks 0\.\.1"),
+        (maps(J=maps()["J"] | {2: maps()["J"][0]}), IntegrityError, "the map of block 2 .* made for another model"),
+        (maps(J={0: torch.eye(4), 1: torch.eye(4)}), IntegrityError, r"map of block 0 is \(4, 4\), must be \(32, 32\)"),
+        (maps(d_model=64), IntegrityError, "made for a model of d_model 64, this one has 32"),
+        (maps(J={i: torch.full((D, D), torch.nan) for i in range(2)}), NumericError, "not finite"),
+        (maps(J={"0": torch.eye(D)}), IntegrityError, "not tensors by number"),
+        (maps(W=torch.eye(D)), IntegrityError, "lens.pt is not tensors alone"),
+        (maps(when=Evil()), IntegrityError, "lens.pt is not tensors alone"),
+        ({"n_prompts": 1}, IntegrityError, "lens.pt is not tensors alone"),
+        (drawn(), IntegrityError, "lens.pt is not tensors alone"),
+    ],
+)  # fmt: skip
+def test_every_other_jacobian_lens_is_refused(tmp_path, backbone, monkeypatch, saved, error, message):
+    """A file of a few layers, of another model, and with a program each give one line; no code of the file runs."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(saved, tmp_path / "lens.pt")
+
+    with pytest.raises(error, match=message) as caught:
+        read(tmp_path, backbone, "jacobian")
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "canary").exists()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from lensmith.hub import index as release_index
 from lensmith.hub import models
 from lensmith.judge import prompts
-from lensmith.lens import published
+from lensmith.lens import published, torch_file
 from lensmith.lens.lens import Lens
 from lensmith.process.errors import LensmithError
 from lensmith.release.pretrained import ReleasedLens, StreamedLens
@@ -91,7 +91,7 @@ def readers(tmp_path_factory) -> dict[str, Reader]:
         "suite": Reader([suite()], "suite.jsonl", lambda path: prompts.read_suite([str(path)])),
         "probes": Reader([probes()], "probes.jsonl", lambda path: prompts.read_probes([str(path)])),
         "params.yaml": Reader(settings(), "params.yaml", params_yaml.read),
-        "params.pt": Reader([saved(small)], "params.pt", lambda path: published.read_tensors(path, 1 << 20)),
+        "params.pt": Reader([saved(small)], "params.pt", lambda path: torch_file.read_tensors(path, 1 << 20)),
         "config of a lens": Reader(
             [config(unembed_hash="0").encode()],
             "config.json",

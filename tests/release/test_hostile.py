@@ -17,7 +17,7 @@ import torch
 import lensmith
 from lensmith.files import untrusted
 from lensmith.hub import published as hub_published
-from lensmith.lens import published
+from lensmith.lens import published, torch_file
 from lensmith.process import command
 from lensmith.process.errors import LINE, IntegrityError, LensmithError, shown
 from lensmith.settings.sections import ImportedParams
@@ -236,7 +236,7 @@ def test_a_good_lens_of_tuned_lens_is_read_as_torch_saved_it(tmp_path):
         state = module.to(dtype).state_dict()
         for value in (state, dict(state), {"a": shared.to(dtype)[1:3], "b": torch.zeros(0, 3, dtype=dtype)}):
             (tmp_path / "params.pt").write_bytes(saved(value))
-            found = published.read_tensors(tmp_path / "params.pt", 1 << 20)
+            found = torch_file.read_tensors(tmp_path / "params.pt", 1 << 20)
             assert found.keys() == value.keys()
             assert all(torch.equal(tensor, value[name]) for name, tensor in found.items())
 
@@ -276,7 +276,9 @@ def test_a_command_prints_its_error_clean(capsys):
 def test_a_good_published_lens_is_the_control(good, tmp_path):
     """Its folder is refused for what was done to it alone."""
     params(lambda: saved(tensors()))(tmp_path / "lens")
-    settings = ImportedParams(repo=None, repo_type="space", revision="main", folder=str(tmp_path / "lens"))
+    settings = ImportedParams(
+        format="tuned-lens", repo=None, repo_type="space", revision="main", folder=str(tmp_path / "lens")
+    )
     lens, _ = published.load(hub_published.pin_lens(settings), Backbone.from_model(tiny_model("llama", n_layers=L)))
 
     assert lens.n_layers == L and json.loads(config())["num_hidden_layers"] == L

@@ -21,6 +21,7 @@ OUTSIDE = {
     "probes": ("sweep", {"probes": ["prompts/probes.json"]}, "prompts/probes.json"),
     "a licence": ("publish", {"base_license_file": "TERMS"}, "TERMS"),
     "an imported lens": ("imported", {"repo": None, "folder": "lenses/theirs"}, "lenses/theirs/params.pt"),
+    "a Jacobian lens": ("imported", {"format": "jacobian", "folder": "lenses/maps"}, "lenses/maps/lens.pt"),
 }
 FOLDERS = ("demo/atlas", "models/tiny[step=100]", "lenses/theirs")
 OTHERS = ("models/tiny[step=100]/README.md", "data/other.csv", "demo/atlas/README.md")
@@ -41,7 +42,7 @@ def absolute(lab: Path, values: dict[str, Any]) -> dict[str, Any]:
     """Values of a section with every name of a file made absolute."""
 
     def made(value: Any) -> Any:
-        return str(lab / value) if isinstance(value, str) and value not in ("files", "sampled") else value
+        return str(lab / value) if isinstance(value, str) and value not in ("files", "sampled", "jacobian") else value
 
     return {key: [made(v) for v in value] if isinstance(value, list) else made(value) for key, value in values.items()}
 

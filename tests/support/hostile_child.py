@@ -42,7 +42,9 @@ def status(name: str) -> int:
 
 def readers(folder: Path, base: Backbone) -> dict[str, Callable[[], object]]:
     if (published := folder / "published").is_dir():
-        settings = ImportedParams(repo=None, repo_type="space", revision="main", folder=str(published))
+        settings = ImportedParams(
+            format="tuned-lens", repo=None, repo_type="space", revision="main", folder=str(published)
+        )
         return {"imported": lambda: imported.load(hub_imported.pin_lens(settings), base)}
     place = folder / "lenses"
     return {

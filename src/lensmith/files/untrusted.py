@@ -82,10 +82,12 @@ def parse_json(data: bytes, where: str) -> Any:
     return value
 
 
-def read_header(path: Path, names: Collection[str], optional: Collection[str] = ()) -> Header:
-    """The header of a safetensors file that holds exactly the tensors `names`, all F32 or F16, and nothing beside them.
+def read_header(
+    path: Path, names: Collection[str], *, optional: Collection[str] = (), halves: Collection[str] = ()
+) -> Header:
+    """The header of a safetensors file that holds exactly the tensors `names`, all F32, and nothing beside them.
 
-    Those of `optional` may be missing.
+    Those of `optional` may be missing, and those of `halves` may be F16.
 
     Raises:
         IntegrityError: any other file.
@@ -106,7 +108,7 @@ def read_header(path: Path, names: Collection[str], optional: Collection[str] = 
     about = header.pop("__metadata__", {})
     if set(names) - header.keys() - set(optional) or header.keys() - set(names):
         raise IntegrityError(f"{path}: holds {shown(sorted(header))}, must hold {sorted(names)}")
-    shapes, end = _shapes(header, str(path))
+    shapes, end = _shapes(header, str(path), halves)
     if path.stat().st_size != 8 + size + end:
         raise IntegrityError(f"{path}: not a whole safetensors file, or one with something behind its tensors")
     if not isinstance(about, dict) or not isinstance(text := about.get("lensmith", "{}"), str):
@@ -114,14 +116,18 @@ def read_header(path: Path, names: Collection[str], optional: Collection[str] = 
     return Header(shapes, parse_json(text.encode(), f"{path}: metadata"))
 
 
-def _shapes(header: dict[str, Any], where: str) -> tuple[dict[str, tuple[int, ...]], int]:
+def _shapes(header: dict[str, Any], where: str, halves: Collection[str]) -> tuple[dict[str, tuple[int, ...]], int]:
     """Shape by name of tensors that lie one behind the other, and the number of their bytes."""
     entries: dict[str, TensorEntry] = {}
     for name, entry in header.items():
         try:
             entries[name] = TensorEntry.model_validate(entry)
+            is_allowed = entries[name].dtype == "F32" or name in halves
         except ValidationError:
-            raise IntegrityError(f"{where}: {name}: is {shown(entry)}, must be an array of F32 or F16") from None
+            is_allowed = False
+        if not is_allowed:
+            allowed = "F32 or F16" if name in halves else "F32"
+            raise IntegrityError(f"{where}: {name}: is {shown(entry)}, must be an array of {allowed}")
     end = 0
     for name, tensor in sorted(entries.items(), key=lambda item: item[1].data_offsets):
         begin, end = end, end + SIZES[tensor.dtype] * math.prod(tensor.shape)

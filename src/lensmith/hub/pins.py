@@ -20,6 +20,7 @@ RepoType = Literal["model", "dataset", "space"]
 
 PLAIN = re.compile(r"[A-Za-z0-9_-][\w.+-]*", re.ASCII)  # the name of a file, which leads to no other folder
 LENS_CONFIG, LENS_PARAMS = "config.json", "params.pt"  # the files of a lens of the package tuned-lens
+LENS_MAPS = "lens.pt"  # the file of a Jacobian lens
 REPACK = "Run prefetch again: `dvc repro --force --single-item prefetch@MODEL`, since DVC may see nothing new."
 FETCH = "Stages after prefetch have no network: `lensmith fetch` downloads what they need."
 
@@ -60,7 +61,7 @@ class ModelPin(BaseModel):
 
 
 class LensPin(BaseModel):
-    """A lens of tuned-lens, byte for byte: a folder at a commit of a Hub repository, or a local folder."""
+    """A lens that others published, byte for byte: a folder at a commit of a Hub repository, or a local folder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -90,7 +91,7 @@ def model_path(pin: ModelPin, names: Collection[str] | None = None) -> Path:
 
 
 def lens_folder(pin: LensPin) -> Path:
-    """The folder of a pinned lens, whose two files have the sha256 that was recorded. Raises as `model_path`."""
+    """The folder of a pinned lens, whose files have the sha256 that was recorded. Raises as `model_path`."""
     paths = [f"{pin.folder}/{name}" for name in pin.files]
     root = Path() if pin.repo is None else _cached(pin.repo, pin.repo_type, pin.commit, paths, pin.place)
     folder = root / pin.folder

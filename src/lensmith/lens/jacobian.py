@@ -9,7 +9,10 @@ With v independent signs at every position and dimension of h_final, and g_l the
 
 so one backward pass gives a sample at every position and layer (Hutchinson). What other positions add is noise of mean
 zero, the more the earlier the layer. `OwnPosition` keeps it out of the gradient: attention then reads other positions
-as constants. With one sign vector for all positions of a sequence, and attention as it is, the mean is that of the
+as constants. A few positions with long gradients would bring most of the rest: a gradient longer than the median of
+its sequence is shortened to it, so the mean weights positions.
+
+With one sign vector for all positions of a sequence, and attention and gradients as they are, the mean is that of the
 reference estimator (`future_sum`): the sum over q >= p of dh_final[q] / dh_l[p].
 """
 
@@ -153,19 +156,26 @@ def add(so_far: Estimate, backbone: Backbone, tokens: Tensor, seq: int, settings
     half = so_far.halves[so_far.seqs % 2]
     stream, shape = Stream(settings.seed, "jacobian-signs"), (len(tokens), backbone.d_model)
     try:
-        resid = residuals(backbone, tokens, own_position=not is_sum)
+        resid = residuals(backbone, tokens[None], own_position=not is_sum)
         for draw in range(DRAWS):
             v = signs(stream, (1 if is_sum else shape[0], shape[1]), step=seq * DRAWS + draw).to(resid[-1])
             v = v.expand(shape).clone()
             v[:LEFT_OUT] = 0
             gradients = torch.autograd.grad(resid[-1], resid[:-1], v[None], retain_graph=draw < DRAWS - 1)
             for total, gradient in zip(half, gradients, strict=True):
-                total.addmm_(gradient[0, LEFT_OUT:].float().T.to(total), v[LEFT_OUT:].to(total))
+                g = gradient[0, LEFT_OUT:].to(total)
+                total.addmm_((g if is_sum else shortened(g)).T, v[LEFT_OUT:].to(total))
     except RuntimeError as error:
         raise InputError(
             f"{type(backbone.model).__name__}: its backward pass fails ({first_line(error)}). {UNMADE}"
         ) from error
     so_far.seqs += 1
+
+
+def shortened(gradients: Tensor) -> Tensor:
+    """Gradients (pos, d_model), none longer than their median length."""
+    length = gradients.norm(dim=-1, keepdim=True)
+    return gradients * (length.median() / length.clamp(min=torch.finfo(length.dtype).tiny)).clamp(max=1)
 
 
 def signs(stream: Stream, shape: tuple[int, int], step: int) -> Tensor:
@@ -176,8 +186,13 @@ def signs(stream: Stream, shape: tuple[int, int], step: int) -> Tensor:
 
 
 def residuals(backbone: Backbone, tokens: Tensor, *, own_position: bool) -> list[Tensor]:
-    """resid_post of every block for tokens (pos,), each (1, pos, d_model), with the graph that leads from each to the
-    last.
+    """resid_post of every block for tokens (batch, pos), each with the graph that leads from it to the last.
+
+    Args:
+        own_position: whether attention reads other positions as constants.
+
+    Returns:
+        L tensors (batch, pos, d_model).
     """
     blocks, resid = backbone.anatomy.blocks, []
 
@@ -193,7 +208,7 @@ def residuals(backbone: Backbone, tokens: Tensor, *, own_position: bool) -> list
         hooks.callback(blocks[0].register_forward_pre_hook(before, with_kwargs=True).remove)
         for block in blocks:
             hooks.callback(block.register_forward_hook(after).remove)
-        backbone.anatomy.body(input_ids=tokens[None].to(backbone.device), use_cache=False)
+        backbone.anatomy.body(input_ids=tokens.to(backbone.device), use_cache=False)
     return resid
 
 

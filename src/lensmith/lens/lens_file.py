@@ -11,6 +11,7 @@ from lensmith.settings.sections import FitParams
 WEIGHTS = "weights.safetensors"
 TENSORS = ("U", "V", "c", "log_tau", "scale")
 OPTIONAL = ("V",)  # missing where it is 1: maps of d_model x d_model stand in U alone
+HALVES = ("U",)  # in float16 where a Jacobian lens has its maps there
 TranslatorPlacement = Literal["normed", "residual"]  # a translator reads N(resid_post), or resid_post itself
 # What the metadata of a lens file may say.
 FORMS = {
@@ -33,7 +34,7 @@ def read_header(path: Path) -> tuple[Shapes, dict[str, Any]]:
     Raises:
         IntegrityError: the file is not whole, holds other tensors than a lens has, or does not say what kind it is.
     """
-    shapes, about = untrusted.read_header(path, TENSORS, OPTIONAL)
+    shapes, about = untrusted.read_header(path, TENSORS, optional=OPTIONAL, halves=HALVES)
     check_shapes(shapes, path)
     if not isinstance(about, dict) or not {"kind", "norm"} <= about.keys():
         raise IntegrityError(f"{path}: does not say its kind and norm")

@@ -1,22 +1,20 @@
-"""Read lenses of the package tuned-lens as lenses of ours.
+"""Read lenses that others published as lenses of ours. All have our placement `residual`.
 
-Its translator i reads the input of block i, which is resid_post[i - 1], and acts before the final norm:
+Translator i of the package tuned-lens reads the input of block i, which is resid_post[i - 1], and acts before the final
+norm. It is our U = A_i^T, c = b_i, scale 1 at block i - 1. The last block has no translator there and gets the
+identity. Translator 0, which reads the embedding, is left out: our lenses have none there.
 
     z = g( N(h + h A_i^T + b_i) W_U + bias )        A_i (d_model, d_model), b_i (d_model)
-
-This is our placement `residual` with U = A_i^T, c = b_i at block i - 1. The last block has no translator there
-and gets the identity. Translator 0, which reads the embedding, is left out: our lenses have none there.
-
     config.json   d_model, num_hidden_layers, bias, unembed_hash, lens_type, base_model_name_or_path, …
     params.pt     a dictionary of tensors as torch saves it, <i>.weight and <i>.bias
 
-params.pt is a zip archive of plain numbers and one pickle. A pickle is a program: its size and each of its instructions
-are checked before `torch.load` reads it, and with `weights_only` it can only make tensors.
+Map i of a Jacobian lens reads resid_post[i]. It is our U = J_i^T, scale 0 at block i. The last block has no map.
+
+    z = g( N(h J_i^T) W_U + bias )                  J_i (d_model, d_model)
+    lens.pt       {"J": {i: J_i, in float16}, "n_prompts": …, "source_layers": [i, …], "d_model": …} as torch saves it
 """
 
 import hashlib
-import pickletools
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -25,56 +23,75 @@ import torch
 from torch import Tensor
 
 from lensmith.files import untrusted
-from lensmith.hub.pins import LENS_CONFIG, LENS_PARAMS, REPACK, LensPin, lens_folder
+from lensmith.hub.pins import LENS_CONFIG, LENS_MAPS, LENS_PARAMS, REPACK, LensPin, lens_folder
+from lensmith.lens import torch_file
 from lensmith.lens.lens import LARGEST, Lens
-from lensmith.process.errors import InputError, IntegrityError, LensmithError, NumericError, first_line, shown
+from lensmith.lens.torch_file import LARGEST_NUMBER, SLACK
+from lensmith.process.errors import InputError, IntegrityError, LensmithError, NumericError, shown
 from lensmith.source.backbone import Backbone
 
 LENS_TYPE = "linear_tuned_lens"
 UNREAD = "Nothing was imported."
-
-LARGEST_NUMBER = 8  # bytes
-SLACK = 2 << 20  # bytes of an archive besides its numbers
-PICKLE_BYTES = 1 << 18
-ENTRIES = 10_000
-ENTRY = b"PK\x01\x02"  # begins each entry of an archive's list
-CHUNK = 1 << 20
-# What torch writes for tensors by name.
-GLOBALS = {
-    "collections OrderedDict",
-    "torch._utils _rebuild_tensor_v2",
-    *(f"torch {dtype}Storage" for dtype in ("Float", "Half", "Double", "BFloat16")),
-}
-TUPLES = {"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
-PUT, GET = {"BINPUT", "LONG_BINPUT"}, {"BINGET", "LONG_BINGET"}
-INSTRUCTIONS = TUPLES | PUT | GET | {
-    "PROTO", "GLOBAL", "BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "NEWTRUE", "NEWFALSE", "EMPTY_DICT",
-    "MARK", "BINPERSID", "REDUCE", "SETITEM", "SETITEMS", "BUILD", "STOP",
-}  # fmt: skip
 
 
 def load(pin: LensPin | None, backbone: Backbone) -> tuple[Lens, dict[str, Any]]:
     """The lens of a pin, and where it comes from, for its provenance.
 
     Raises:
-        InputError: not a linear lens of tuned-lens.
+        InputError: not a linear lens of tuned-lens, or a Jacobian lens without the map of a layer.
         IntegrityError: a file is broken or changed, the lens is another model's, or prefetch pinned none.
         NumericError: a number is not finite.
     """
     if pin is None:
         raise IntegrityError(f"fit.kind is imported, but the corpus has no pinned lens. {REPACK} {UNREAD}")
-    folder = lens_folder(pin)
+    folder, read = lens_folder(pin), _jacobian if LENS_MAPS in pin.files else _tuned
     try:
-        config = _read_config(folder / LENS_CONFIG, backbone)
-        tensors = _translators(folder / LENS_PARAMS, config, backbone.d_model)
+        lens, origin = read(folder, backbone)
     except LensmithError as error:
         raise type(error)(f"imported lens {pin.place}: {error}. {UNREAD}") from None
-    origin = pin.model_dump(mode="json") | {
+    return lens, pin.model_dump(mode="json") | origin
+
+
+def _tuned(folder: Path, backbone: Backbone) -> tuple[Lens, dict[str, Any]]:
+    """A lens of tuned-lens, and what its files say of it."""
+    config = _read_config(folder / LENS_CONFIG, backbone)
+    tensors, n, d_model = (
+        _translators(folder / LENS_PARAMS, config, backbone.d_model),
+        backbone.n_layers,
+        backbone.d_model,
+    )
+    maps, c = torch.zeros(n - 1, d_model, d_model), torch.zeros(n - 1, d_model)
+    for i in range(1, n):
+        maps[i - 1] = tensors[f"{i}.weight"].T
+        if f"{i}.bias" in tensors:
+            c[i - 1] = tensors[f"{i}.bias"]
+    return Lens.of_maps("imported", maps, scale=1.0, c=c), {
         "config": config,
         "left_out": "translator 0, which reads the embedding",
         "unembed_hash_checked": config.get("unembed_hash") is not None,
     }
-    return _lens(tensors, backbone.n_layers, backbone.d_model), origin
+
+
+def _jacobian(folder: Path, backbone: Backbone) -> tuple[Lens, dict[str, Any]]:
+    """A Jacobian lens, and what its file says of it: n_prompts, source_layers, d_model, and whatever stands beside."""
+    n, d_model = backbone.n_layers - 1, backbone.d_model
+    maps, facts = torch_file.read_beside_facts(folder / LENS_MAPS, SLACK + LARGEST_NUMBER * n * d_model**2, "J")
+    if facts.get("d_model", d_model) != d_model:
+        raise IntegrityError(f"made for a model of d_model {shown(facts['d_model'])}, this one has {d_model}")
+    if missing := sorted(set(range(n)) - maps.keys()):
+        blocks = ", ".join(map(str, missing))
+        raise InputError(f"{LENS_MAPS} has no map for block {blocks}; it must have those of the blocks 0..{n - 1}")
+    for block, tensor in maps.items():
+        if block >= n or block < 0 or tensor.shape != (d_model, d_model):
+            raise IntegrityError(
+                f"{LENS_MAPS}: the map of block {block} is {tuple(tensor.shape)}, must be {(d_model, d_model)} for a "
+                f"block of 0..{n - 1}: made for another model"
+            )
+    stacked = torch.stack([maps[block].T for block in range(n)])
+    if not (stacked.abs() <= LARGEST).all():  # so that NaN fails
+        raise NumericError(f"{LENS_MAPS} holds a number that is not finite, or above {LARGEST:g}")
+    stacked = stacked if stacked.dtype == torch.float16 else stacked.float()
+    return Lens.of_maps("imported", stacked, scale=0.0), {"config": facts}
 
 
 def unembed_hash(W_U: Tensor) -> str:
@@ -107,7 +124,7 @@ def _read_config(path: Path, backbone: Backbone) -> dict[str, Any]:
 def _translators(path: Path, config: dict[str, Any], d_model: int) -> dict[str, Tensor]:
     """Weights and biases of all translators by name, float32, of the shapes that `config` asks for."""
     count = config["num_hidden_layers"] * (d_model * d_model + d_model)
-    stored = read_tensors(path, SLACK + LARGEST_NUMBER * count)
+    stored = torch_file.read_tensors(path, SLACK + LARGEST_NUMBER * count)
     indices, is_biased = range(config["num_hidden_layers"]), config.get("bias", True)
     wanted: dict[str, tuple[int, ...]] = {f"{i}.weight": (d_model, d_model) for i in indices}
     wanted |= {f"{i}.bias": (d_model,) for i in indices if is_biased}
@@ -123,87 +140,3 @@ def _translators(path: Path, config: dict[str, Any], d_model: int) -> dict[str, 
         if not (tensor.abs() <= LARGEST).all():  # so that NaN fails
             raise NumericError(f"{name} holds a number that is not finite, or above {LARGEST:g}")
     return tensors
-
-
-def read_tensors(path: Path, limit: int) -> dict[str, Tensor]:
-    """All tensors of a file that torch saved, of at most `limit` bytes.
-
-    Raises:
-        IntegrityError: the file is larger, not whole, compressed, or holds anything but floating-point tensors by name.
-    """
-    try:
-        return _load_checked(path, entry_sizes=_check_archive(path, limit))
-    except Exception as error:  # noqa: BLE001, zipfile, pickletools and torch raise many kinds, all mean one thing
-        raise IntegrityError(f"{path.name} is not tensors alone ({shown(first_line(error))})") from None
-
-
-def _load_checked(path: Path, entry_sizes: set[int]) -> dict[str, Tensor]:
-    """The tensors of an archive whose pickle was checked."""
-    # The file is mapped; only the pickle is read, and its instructions can only make tensors.
-    stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # noqa: TID251, see above
-    if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
-        raise TypeError("not a dictionary of tensors")
-    if not all(isinstance(name, str) for name in stored):
-        raise TypeError("not tensors by name")
-    if not all(tensor.is_contiguous() for tensor in stored.values()):
-        raise ValueError("a tensor is not stored row by row")
-    # A storage longer than its entry would read the bytes of the next one.
-    if {tensor.untyped_storage().nbytes() for tensor in stored.values()} - {0} - entry_sizes:
-        raise ValueError("a storage holds more or fewer numbers than it says")
-    return stored
-
-
-def _check_archive(path: Path, limit: int) -> set[int]:
-    """The sizes of the entries of an archive whose reading is bounded by `limit`; ValueError for any other file."""
-    if (size := path.stat().st_size) > limit:
-        raise ValueError(f"{size:,} bytes, the tensors take at most {limit:,}")
-    with path.open("rb") as file:
-        entries = sum(chunk.count(ENTRY) for chunk in iter(lambda: file.read(CHUNK), b""))
-    if entries > ENTRIES:
-        raise ValueError(f"{entries:,} entries, at most {ENTRIES:,} are read")
-    with zipfile.ZipFile(path) as archive:
-        infos = archive.infolist()
-        if any(info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size for info in infos):
-            raise ValueError("an entry is compressed")
-        if sum(info.file_size for info in infos) > limit:
-            raise ValueError("its entries overlap")
-        pickles = [info for info in infos if info.filename.endswith("/data.pkl")]
-        if len(pickles) != 1 or pickles[0].file_size > PICKLE_BYTES:
-            raise ValueError(f"not one data.pkl of at most {PICKLE_BYTES:,} bytes")
-        orders = [archive.read(info) for info in infos if info.filename.endswith("/byteorder")]
-        if any(order != b"little" for order in orders):
-            raise ValueError("its numbers are not little-endian")
-        if (damaged := archive.testzip()) is not None:
-            raise ValueError(f"CRC of {damaged} is wrong")
-        _check_pickle(archive.read(pickles[0]))
-    return {info.file_size for info in infos}
-
-
-def _check_pickle(program: bytes) -> None:
-    """ValueError for a pickle with anything that torch does not write for a dictionary of tensors."""
-    memo: dict[object, str] = {}  # the instruction that made the object of each slot
-    maker = ""  # the last instruction that left something on the stack
-    for operation, argument, _ in pickletools.genops(program):
-        name = operation.name
-        if name not in INSTRUCTIONS:
-            raise ValueError(f"its pickle has the instruction {name}")
-        if name == "GLOBAL" and argument not in GLOBALS:
-            raise ValueError(f"its pickle names {argument}")
-        # Nested tuples may be as deep as the file is long, or take for ever to hash. Torch writes none.
-        if name in TUPLES - {"EMPTY_TUPLE"} and maker in TUPLES:
-            raise ValueError("its pickle has a tuple in a tuple")
-        if name in GET and memo.get(argument) in TUPLES:
-            raise ValueError("its pickle uses a tuple twice")
-        if name in PUT:
-            memo[argument] = maker
-        else:
-            maker = name
-
-
-def _lens(tensors: dict[str, Tensor], n_layers: int, d_model: int) -> Lens:
-    maps, c = torch.zeros(n_layers - 1, d_model, d_model), torch.zeros(n_layers - 1, d_model)
-    for i in range(1, n_layers):
-        maps[i - 1] = tensors[f"{i}.weight"].T
-        if f"{i}.bias" in tensors:
-            c[i - 1] = tensors[f"{i}.bias"]
-    return Lens.of_maps("imported", maps, scale=1.0, c=c)

@@ -69,10 +69,9 @@ def local_files(settings: ModelParams) -> dict[str, list[Path]]:
         files["source"] = [model] if model.is_file() else _model_files(model)
     if imported.repo is None and imported.folder is not None:
         folder = names.folder(imported.folder, f"{where}.imported")
-        if not (folder / "config.json").is_file():
-            raise InputError(
-                f"{where}.imported names {imported.folder}, a folder without config.json. {names.UNCHANGED}"
-            )
+        needed = "lens.pt" if imported.format == "jacobian" else "config.json"
+        if not (folder / needed).is_file():
+            raise InputError(f"{where}.imported names {imported.folder}, a folder without {needed}. {names.UNCHANGED}")
         files["imported"] = _model_files(folder)
     return files
 

@@ -115,12 +115,13 @@ class CorpusParams(Section):
 
 
 class ImportedParams(Section):
-    """Section `imported`: a lens of the package tuned-lens, for fit.kind imported."""
+    """Section `imported`: a lens that others published, for fit.kind imported."""
 
+    format: Literal["tuned-lens", "jacobian"]
     repo: Repo | None  # Hub repository; None: folder is a local one
     repo_type: Literal["model", "dataset", "space"]
     revision: Revision  # branch, tag or commit; prefetch pins it
-    folder: Word | None  # of config.json and params.pt, in that repository or local
+    folder: Word | None  # of the lens's files, in that repository or local
 
     def check(self) -> None:
         """A folder inside the repository."""
