@@ -72,7 +72,7 @@ def test_attention_to_other_positions_is_constant_and_that_to_its_own_is_not(bac
 
 @pytest.mark.parametrize("derivative", ["same_position", "future_sum"])
 def test_the_estimate_converges_to_the_definition(backbone, exact, monkeypatch, derivative):
-    """Its error is that of N samples of signs: sixteen times as many leave a quarter of it. No gradient is shortened."""
+    """Its error is that of N samples of signs: sixteen times as many leave a quarter. No gradient is shortened."""
     monkeypatch.setattr(jacobian, "shortened", lambda gradients: gradients)
     errors = []
     for draws in (32, 512):

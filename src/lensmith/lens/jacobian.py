@@ -174,7 +174,7 @@ def add(so_far: Estimate, backbone: Backbone, tokens: Tensor, seq: int, settings
 
 def shortened(gradients: Tensor) -> Tensor:
     """Gradients (pos, d_model), none longer than their median length."""
-    length = gradients.norm(dim=-1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(gradients, dim=-1, keepdim=True)
     return gradients * (length.median() / length.clamp(min=torch.finfo(length.dtype).tiny)).clamp(max=1)
 
 

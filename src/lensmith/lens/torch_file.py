@@ -74,14 +74,13 @@ def _read(
         entry_sizes = _check_archive(path, limit, instructions)
         # The file is mapped; only the pickle is read, and its instructions can only make tensors.
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # noqa: TID251, see above
-        tensors: Any = tensors_of(stored) if isinstance(stored, dict) else stored
-        _check_tensors(tensors, key, entry_sizes)
+        return _checked(tensors_of(stored) if isinstance(stored, dict) else stored, key, entry_sizes)
     except Exception as error:  # noqa: BLE001, zipfile, pickletools and torch raise many kinds, all mean one thing
         raise IntegrityError(f"{path.name} is not tensors alone ({shown(first_line(error))})") from None
-    return tensors
 
 
-def _check_tensors(tensors: object, key: type, entry_sizes: set[int]) -> None:
+def _checked(tensors: object, key: type, entry_sizes: set[int]) -> dict[Any, Tensor]:
+    """The same tensors, each by a `key` and no longer than its entry of the archive."""
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise TypeError("not a dictionary of tensors")
     if not all(type(name) is key for name in tensors):
@@ -91,6 +90,7 @@ def _check_tensors(tensors: object, key: type, entry_sizes: set[int]) -> None:
     # A storage longer than its entry would read the bytes of the next one.
     if {tensor.untyped_storage().nbytes() for tensor in tensors.values()} - {0} - entry_sizes:
         raise ValueError("a storage holds more or fewer numbers than it says")
+    return tensors
 
 
 def _check_archive(path: Path, limit: int, instructions: frozenset[str]) -> set[int]:
