@@ -11,7 +11,7 @@ from tests.support.settings import REPOSITORY
 REAL = REPOSITORY / "real"
 # Settings that time goes by, and the text, which needs no data set.
 BUDGET = {
-    "corpus": {"kind", "train_tokens", "heldout_tokens"},
+    "corpus": {"kind", "seq_len", "train_tokens", "heldout_tokens"},
     "fit": {"positions_per_seq", "epochs", "batch_seqs", "validation_seqs"},
     "sweep": {"heldout_seqs", "positions_per_seq"},
 }
