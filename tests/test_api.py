@@ -72,6 +72,7 @@ def test_the_lines_of_a_page_run_as_printed(page, tmp_path, monkeypatch):
     for name, place in (("model", "demo/atlas"), ("release", "release/atlas")):
         (tmp_path / place).parent.mkdir()
         (tmp_path / place).symlink_to(tmp_path / "made" / name)
+    (tmp_path / "metrics").symlink_to(REPOSITORY / "metrics")
     monkeypatch.chdir(tmp_path)
     printed = blocks(REPOSITORY / page, "python")
 
@@ -87,6 +88,7 @@ def test_the_lines_of_a_page_run_as_printed(page, tmp_path, monkeypatch):
     else:
         assert names["reading"].top_ids.shape == (1, len(names["trajectory"].readings.ids), 10)
         assert names["rising"].top_ids.shape == (100, 10) and set(names["followed"].target) == {"B", "P"}
+        assert {"atlas", "atlas-reference"} <= set(names["metrics"].model)
 
 
 def test_the_version_is_that_of_the_installed_command():

@@ -39,6 +39,7 @@ __all__ = [
     "VectorReading",
     "__version__",
     "bind",
+    "frames",
     "load",
     "load_streamed",
     "trajectory",
@@ -47,6 +48,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lensmith.lens.lens import Lens
@@ -157,3 +159,22 @@ def trajectory(
 ) -> "Trajectory":
     """`bind(lens, model, tokenizer).trajectory(text)`, for one text."""
     return bind(lens, model, tokenizer).trajectory(text)
+
+
+def frames(path: str | Path) -> "dict[str, DataFrame]":
+    """Tables of a lab as pandas frames, by name.
+
+        lensmith.frames("metrics")["metrics"]  # a row for each model
+        lensmith.frames("artifacts/atlas/sweep")["heldout"]
+        lensmith.frames(".")["experiments"]  # a row for each variant of `dvc exp run` and model
+
+    Args:
+        path: a lab (its metrics and experiments), a folder of tables such as `metrics`, a sweep or a suite, or one file
+            (.csv, .json of metrics, or .parquet as `lensmith read` writes it).
+
+    Raises:
+        InputError: there is no such place, or it holds no table.
+    """
+    from lensmith.read import frames as opened
+
+    return opened.frames(path)

@@ -182,10 +182,31 @@ class Wrapper(nn.Module):
         setattr(self, name, model)
 
 
-@pytest.mark.parametrize("name", ["_orig_mod", "module", "original_model", "_model"])
+@pytest.mark.parametrize("name", ["_orig_mod", "module", "original_model", "_module"])
 def test_a_wrapped_model_is_unwrapped(parts, name):
     """Of torch.compile, DataParallel, TransformerBridge, nnsight; also twice."""
     assert unwrapped(Wrapper(name, Wrapper("module", parts[0]))) is parts[0]
+
+
+def test_a_model_without_weights_is_refused(parts):
+    """nnsight makes one to trace shapes; every number would be missing."""
+    empty = tiny_model("llama").to("meta")
+
+    with pytest.raises(InputError, match=r"weights of this Wrapper are not loaded .*dispatch=True"):
+        lensmith.bind(parts[2], Wrapper("_module", empty))
+
+
+def test_a_model_whose_norms_were_wrapped_is_dissected_anew(parts):
+    """TransformerBridge does so in place, and a lens of `next_input` must find them."""
+    model, lens = tiny_model("llama"), parts[2]
+    x = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    before = lensmith.bind(lens, model).read(x, layer=LAYER).top_scores
+    for block in model.model.layers:
+        block.input_layernorm = nn.Sequential(block.input_layernorm)
+    reader = lensmith.bind(lens, model)
+
+    assert torch.equal(reader.read(x, layer=LAYER).top_scores, before)
+    assert all(type(norm) is nn.Sequential for norm in reader.backbone.head.input_norms)
 
 
 @pytest.mark.parametrize("model", [None, "org/name", nn.Linear(2, 2)])

@@ -13,10 +13,11 @@ from lensmith.source.backbone import Backbone
 from lensmith.source.discovery import Anatomy
 from lensmith.source.proof import Proof
 
-# The anatomy and proof of each model that is still alive. A Backbone here would hold the model, and keep it alive.
-_PROVEN: WeakKeyDictionary[PreTrainedModel, tuple[Anatomy, Proof]] = WeakKeyDictionary()
+# The anatomy and proof of each model that is still alive, with the paths of its parts. A Backbone here would hold the
+# model, and keep it alive.
+_PROVEN: WeakKeyDictionary[PreTrainedModel, tuple[Anatomy, Proof, dict[str, nn.Module]]] = WeakKeyDictionary()
 # Where wrappers keep the model: torch.compile, DataParallel, TransformerLens's TransformerBridge, nnsight.
-_INSIDE = ("_orig_mod", "module", "original_model", "_model")
+_INSIDE = ("_orig_mod", "module", "original_model", "_module")
 
 
 def borrow(model: object, tokenizer: PreTrainedTokenizerBase | None = None) -> Backbone:
@@ -34,11 +35,12 @@ def borrow(model: object, tokenizer: PreTrainedTokenizerBase | None = None) -> B
         return model
     plain = unwrapped(model)
     with evaluating(plain):
-        anatomy, proof = _PROVEN.get(plain, (None, None))
-        if anatomy is not None and proof is not None and _parts(anatomy) <= set(plain.modules()):
-            return Backbone(plain, tokenizer, anatomy, anatomy.head(), proof)
+        if (proven := _PROVEN.get(plain)) is not None:
+            anatomy, proof, parts = proven
+            if _parts(plain, anatomy) == parts:
+                return Backbone(plain, tokenizer, anatomy, anatomy.head(), proof)
         backbone = Backbone.from_model(plain, tokenizer)
-        _PROVEN[plain] = backbone.anatomy, backbone.proof
+        _PROVEN[plain] = backbone.anatomy, backbone.proof, _parts(plain, backbone.anatomy)
         return backbone
 
 
@@ -58,6 +60,11 @@ def unwrapped(model: object) -> PreTrainedModel:
                 f"the model is a {type(model).__name__}, must be a transformers model as from_pretrained gives it, or "
                 "one that nnsight, TransformerBridge, torch.compile or DataParallel wraps. Nothing was read."
             )
+    if not hasattr(inner, "hf_device_map") and any(weight.is_meta for weight in inner.parameters()):
+        raise InputError(
+            f"the weights of this {type(model).__name__} are not loaded (device meta); nnsight loads them by "
+            "dispatch=True. Nothing was read."
+        )
     return inner
 
 
@@ -73,5 +80,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def _parts(anatomy: Anatomy) -> set[nn.Module]:
-    return {anatomy.body, *anatomy.blocks, *chain(*anatomy.input_norms), anatomy.final_norm, anatomy.unembed}
+def _parts(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, nn.Module]:
+    """The modules of an anatomy by their paths in the model."""
+    parts = {anatomy.body, *anatomy.blocks, *chain(*anatomy.input_norms), anatomy.final_norm, anatomy.unembed}
+    return {path: module for path, module in model.named_modules() if module in parts}
