@@ -149,11 +149,71 @@ def test_prompts_and_colours_switch(browser, plain):
     assert browser.errors == []
 
 
-def test_a_cell_is_reached_by_keyboard(browser, plain):
-    """Hover is not for everyone: with the arrow keys a cell is chosen in both maps, and read out below them."""
+def change(browser: Browser, selector: str, **values: Any) -> None:
+    """Set properties of a control as a reader does, and tell the page."""
+    one = f"document.querySelector({json.dumps(selector)})"
+    browser.run(f"Object.assign({one}, {json.dumps(values)}).dispatchEvent(new Event('change')) && null")
+
+
+def test_the_third_map_is_the_difference_of_the_others(browser, plain):
+    """Positive where the tuned lens is nearer, whatever colours the cells; a word where it reads another one."""
     browser.open(plain)
     drawn(browser)
-    browser.run("document.querySelector('.choose-colour').focus()")
+    lenses = detail()["trajectories"][0]["lenses"]
+    norm, tuned = (np.array(lenses[name]["kl"])[-N_LAYERS:] / 100 for name in ("norm", "tuned"))
+
+    np.testing.assert_allclose(heat(browser, "difference")["z"], np.log10(1 + norm) - np.log10(1 + tuned))
+    assert heat(browser, "difference")["zmin"] == -heat(browser, "difference")["zmax"]
+    assert {*np.ravel(heat(browser, "difference")["text"])} == {""}  # both lenses read the same words here
+    change(browser, ".choose-colour", value="probability")
+    assert np.count_nonzero(heat(browser, "difference")["z"]) == 0
+    assert browser.errors == []
+
+
+def test_a_token_is_followed_and_pieces_of_words_are_hidden(browser, tmp_path):
+    """Cells hold 50 % of one word and 25 % of the next; `iver` goes on inside a word, so the next word stands there."""
+    browser.open(page(tmp_path, detail(words=(" the", "iver", " sea"))))
+    drawn(browser)
+    offered = browser.run("[...document.querySelectorAll('.trajectories datalist option')].map(o => o.value)")
+    shares = {"the": 0.5, "iver": 0.125, "sea": 0.25}  # of ` the` in cells that begin with each of the words
+    before = heat(browser, "norm")["text"]
+    change(browser, ".follow", value="the")
+    change(browser, ".whole", checked=True)
+    map_ = heat(browser, "norm")
+
+    assert sorted(offered) == ["iver", "sea", "the"]
+    assert map_["z"] == [[shares[word] for word in row] for row in before]
+    assert map_["text"] == [[{"iver": "sea"}.get(word, word) for word in row] for row in before]
+    assert browser.errors == []
+
+
+def test_a_link_leads_to_its_cell(browser, plain, tmp_path):
+    """To the text, the layer and the position; a link that names no cell chooses none."""
+    browser.open(plain)
+    drawn(browser)
+    change(browser, ".choose-prompt", value="2")
+    browser.run("document.querySelector('.heat').focus()")
+    for key in ("ArrowDown", "ArrowDown", "ArrowLeft"):
+        browser.key(key)
+    said = browser.run("document.querySelector('.cell').innerText")
+    link = browser.run("document.querySelector('.cell a').getAttribute('href')")
+
+    assert link == f"#cell/detail-one/p2/{N_LAYERS - 1}/1"
+    browser.open(plain)
+    for wrong in (link.replace("p2", "p9"), link[:-1] + "7", link.replace("one", "two"), "#cell/%/x"):
+        browser.run(f"location.hash = {json.dumps(wrong)}")
+        assert browser.run("document.querySelector('.cell').innerText") == "", wrong
+    browser.run(f"location.hash = {json.dumps(link)}")
+    browser.until("document.querySelector('.cell').innerText !== ''")
+    assert browser.run("document.querySelector('.cell').innerText") == said
+    assert browser.run("document.querySelector('.choose-prompt').value") == "2" and browser.errors == []
+
+
+def test_a_cell_is_reached_by_keyboard(browser, plain):
+    """Hover is not for everyone: with the arrow keys a cell is chosen in all maps, and read out beside them."""
+    browser.open(plain)
+    drawn(browser)
+    browser.run("document.querySelector('.whole').focus()")
     browser.key("Tab")
     assert browser.run("document.activeElement.dataset.lens") == "norm"
     browser.key("ArrowDown")
@@ -165,7 +225,7 @@ def test_a_cell_is_reached_by_keyboard(browser, plain):
     assert f"Layer {N_LAYERS}, after sea" in top and f"Layer {N_LAYERS - 1}, after river" in below
     assert "norm lens" in below and "tuned lens" in below and "50.0 %" in below
     frames = browser.run("[...document.querySelectorAll('.heat')].map(m => m.layout.shapes.length)")
-    assert frames == [1, 1]
+    assert frames == [1, 1, 1]
 
 
 def test_no_word_of_a_prompt_is_markup(browser, tmp_path):
@@ -187,7 +247,7 @@ def test_no_word_of_a_prompt_is_markup(browser, tmp_path):
         for _ in range(4):  # five tokens in each cell: between them all words are read out
             browser.key("ArrowDown")
             tags = set(browser.run("[...document.querySelectorAll('.cell *')].map(e => e.tagName)"))
-            assert tags == {"P", "BDI", "DIV"}
+            assert tags == {"P", "BDI", "DIV", "A"}
     shown = browser.run("document.body.innerText + [...document.querySelectorAll('option')].map(o => o.text).join()")
     assert not any(char in shown for char in "\x1b\u202e\u2028")
     assert browser.run("document.querySelectorAll('.heat b, .heat img, .heat script').length") == 0

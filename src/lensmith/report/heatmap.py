@@ -61,7 +61,10 @@ CELL_COLOURS = {
 
 def colours_as_data() -> list[tuple[str, dict[str, Any]]]:
     """(name, CELL_COLOURS as plain data) for the page's script."""
-    return [(name, asdict(colour) | {"scale": colour.scale}) for name, colour in CELL_COLOURS.items()]
+    return [
+        (name, asdict(colour) | {"scale": colour.scale, "difference": palette.DIFFERENCE})
+        for name, colour in CELL_COLOURS.items()
+    ]
 
 
 def label(word: str, limit: int) -> str:

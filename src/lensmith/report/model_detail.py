@@ -91,6 +91,7 @@ class ModelDetail:
                 **{name: heatmap.label(trajectory[name], PROMPT) for name in ("id", "prompt", "answer")},
                 "tokens": trajectory["tokens"],
                 "blank": _before_text(trajectory),
+                "pieces": _pieces(trajectory["words"]),
                 "lenses": trajectory["lenses"],
             }
             budget -= len(artifacts.canonical_json(labelled).encode())
@@ -107,6 +108,13 @@ def _before_text(trajectory: Mapping[str, Any]) -> int:
     # A token that is a part of a character has no word of its own: U+FFFD.
     begins = (word == "" or text.startswith(word) or "\ufffd" in word for word in words)
     return next((number for number, begun in enumerate(begins) if begun), 0)
+
+
+def _pieces(words: list[str]) -> list[int]:
+    """Places of words that go on inside a word: letters or digits without the space that others begin with."""
+    if not any(word.startswith(" ") for word in words):
+        return []  # a tokenizer that gives no spaces says nothing of it
+    return [place for place, word in enumerate(words) if word[:1].isalnum()]
 
 
 def _words(value: object) -> str:

@@ -38,6 +38,9 @@ TRANSPARENT = "rgba(0,0,0,0)"
 # Heat maps run from dark blue by grey to yellow, even in lightness. Yellow is near the model.
 HEAT = ((0.0, "#00204d"), (0.25, "#3b496c"), (0.5, "#7b7b78"), (0.75, "#b8a95b"), (1.0, "#ffe945"))
 
+# Of the norm lens less the tuned lens: orange where the norm lens is nearer to the model, blue where the tuned lens is.
+DIFFERENCE = ((0.0, "#d98200"), (0.5, "#e8ebef"), (1.0, "#1f7fc4"))
+
 VERDICTS_IN_A_TERMINAL = {"pass": "green", "fail": "red", "inconclusive": "yellow", "invalid": "magenta"}
 
 # CSS variables of pages, for readers who prefer a light or a dark page.
