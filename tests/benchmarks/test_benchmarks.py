@@ -24,6 +24,7 @@ from benchmarks import (
     gpu_shapes,
     growth,
     held_out,
+    jacobian,
     judging,
     linear_kl,
     overhead,
@@ -312,6 +313,18 @@ def test_every_stage_of_the_chain_is_measured(packed, tmp_path):
         "resolve", "prefetch", "fit", "sweep", "suite-eval", "gates", "plots", "publish", "report", "chain"
     ]  # fmt: skip
     assert all(row["cpu_s"] > 0 and row["peak_gib"] > 0 and row["other_cpu_s"] > 0 for row in rows[:-1])
+
+
+def test_the_mean_jacobian_of_every_estimator(packed, tmp_path):
+    """One-hot rows are the target, so they have none; that of the same definition is near, and every cost is one."""
+    corpus, model = packed
+    module = SimpleNamespace(__name__="benchmarks.jacobian_model", main=jacobian.main)
+    rows = run(module, tmp_path, "--model", model, "--corpus", str(corpus))
+
+    assert {row["estimator"] for row in rows} == {"one-hot", "one-hot, sum", "signs", "signs, all", "signs, sum"}
+    assert all(row["cosine"] is None for row in rows if row["estimator"].startswith("one-hot"))
+    assert all(row["cosine"] > 0.5 for row in rows if row["estimator"] in ("signs", "signs, all"))
+    assert all(row["cpu_s"] > 0 and row["forwards"] > 0 for row in rows)
 
 
 def test_a_sampled_step_is_closer_to_the_exact_one_than_the_likeliest_tokens_alone(tmp_path):
