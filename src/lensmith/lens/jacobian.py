@@ -71,6 +71,11 @@ class Estimate:
         even, odd = self.halves.flatten(2)
         return tuple(torch.cosine_similarity(even, odd, dim=-1).tolist())
 
+    def is_enough(self, settings: FitParams) -> bool:
+        """Whether both halves agree as the settings ask; looked at every CHECK_SEQS sequences."""
+        is_due = self.seqs > 0 and self.seqs % CHECK_SEQS == 0
+        return is_due and min(self.agreement()) >= settings.jacobian_agreement
+
     def lens(self) -> Lens:
         """The lens, its maps in float16.
 
@@ -121,19 +126,17 @@ def estimate(backbone: Backbone, tokens: NDArray[np.uint32], settings: FitParams
     so_far, saved = _first(backbone, seq_len, work), monotonic()
     backbone.model.requires_grad_(False)
     with Progress("fit jacobian", len(order), "sequence", done=so_far.seqs) as progress, stopping.deferred() as stop:
-        while so_far.seqs < len(order):
+        # A question to the sums alone: an estimate that goes on from its last checkpoint ends where it ended.
+        while so_far.seqs < len(order) and not so_far.is_enough(settings):
             seq = int(order[so_far.seqs])
             add(so_far, backbone, torch.from_numpy(tokens[seq].astype(np.int64)), seq, settings)
             progress.advance(tokens=seq_len)
-            is_over = so_far.seqs % CHECK_SEQS == 0 and min(so_far.agreement()) >= settings.jacobian_agreement
             if work is not None and (stop.signal is not None or monotonic() - saved >= every):
                 tensor_file.write(work / SUMS, {"halves": so_far.halves.cpu()}, {"seqs": so_far.seqs})
                 saved = monotonic()
             if stop.signal is not None:
                 fate = "its checkpoint is kept. `dvc repro` goes on from there." if work else "not kept."
                 raise Interrupted(stop.signal, f"fit stopped after sequence {so_far.seqs} of {len(order)}; {fate}")
-            if is_over:
-                break
     return so_far
 
 
