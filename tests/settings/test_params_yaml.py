@@ -49,6 +49,22 @@ def test_an_override_by_dvc_changes_one_line_of_the_shipped_file(tmp_path, setti
     assert [line[0] for line in changes] in (["+"], ["-", "+"]), changes
 
 
+def test_a_lab_may_have_the_defaults_of_another(tmp_path):
+    """Named from its own folder. A mistake there is found in that file, and a file that is not there is named."""
+    top, lab = tmp_path / "params.yaml", tmp_path / "second" / "params.yaml"
+    top.write_text(TEXT)
+    lab.parent.mkdir()
+    lab.write_text("defaults: ../params.yaml\n" + TEXT[TEXT.index("models:") :])
+    assert params_yaml.read(lab) == params_yaml.read(top)
+
+    top.write_text(TEXT.replace("    lr: 4e-4", "    lr: ["))
+    with pytest.raises(InputError, match=r"second/\.\./params\.yaml: line \d+: "):
+        params_yaml.read(lab)
+    top.unlink()
+    with pytest.raises(InputError, match=r"second/\.\./params\.yaml: cannot be read \(No such file"):
+        params_yaml.read(lab)
+
+
 def test_a_hub_model_needs_three_lines(tmp_path):
     """README promises an entry of at most five."""
     text = TEXT + "  qwen3-8b:\n    source:\n      repo: Qwen/Qwen3-8B\n"

@@ -1,7 +1,8 @@
 """params.yaml: read it as DVC does, merge, validate, explain errors, add a model.
 
-The file has two top-level keys. `defaults` holds every section with every value; `models` maps a key to the values in
-which that model differs. A model's settings are `defaults` with its own entry laid over them.
+The file has two top-level keys. `defaults` holds every section with every value, or names another lab's file that does;
+`models` maps a key to the values in which that model differs. A model's settings are `defaults` with its own entry laid
+over them.
 
 DVC reads YAML 1.2 (ruamel): `1e-3` is a number and `on` is a word. PyYAML would disagree on both.
 """
@@ -43,28 +44,39 @@ def read(path: Path) -> dict[str, ModelParams]:
     Raises:
         InputError: the first mistake in the file, with its dotted key.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        text = content.decode("utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}). {UNCHANGED}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8. {UNCHANGED}") from None
-    return parse(path, text)
+    return parse(path, _text(path))
 
 
 def parse(path: Path, text: str) -> dict[str, ModelParams]:
-    """As `read`, of a text; `path` names it in messages."""
+    """As `read`, of a text; `path` names it in messages, and its folder is where another file of defaults is found."""
     try:
         data = _load(text)
         _refuse_unknown(data, ("defaults", "models"), "")
-        defaults = _mapping(data.get("defaults"), "defaults")
+        defaults = data.get("defaults")
+        defaults = _mapping(_defaults_of(path.parent / defaults) if isinstance(defaults, str) else defaults, "defaults")
         _refuse_unknown(defaults, SECTIONS, "defaults.")
         models = _mapping(data.get("models"), "models")
         return {key: _merged(key, defaults, entry) for key, entry in models.items()}
     except _SettingsError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _defaults_of(path: Path) -> object:
+    """`defaults` of another lab's file."""
+    try:
+        return _load(_text(path)).get("defaults")
+    except _SettingsError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1).decode("utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}). {UNCHANGED}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8. {UNCHANGED}") from None
 
 
 def _load(text: str) -> Mapping[str, Any]:
