@@ -111,13 +111,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seconds = "; ".join(
         f"{kind} {cost['text']:.0f} s of text, {cost['fit']:.0f} s of fit" for kind, cost in costs.items()
     )
+    explained = (
+        f"Mean KL(final || lens) in bits over layers 1..L-1, 95 % intervals over {seqs} sequences of 256 tokens. Each "
+        f"lens: rank 64, {tokens:,} tokens. CPU: {seconds}."
+    )
     common.publish(
         options.out,
         "sampled_text",
         "Text that the model writes, and real text",
         [
-            f"Mean KL(final || lens) in bits over layers 1..L-1, 95 % intervals over {seqs} sequences of 256 tokens. "
-            f"Each lens: rank 64, {tokens:,} tokens. CPU: {seconds}.",
+            explained,
             common.table(COLUMNS, rows),
         ],
         COLUMNS,

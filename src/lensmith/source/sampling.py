@@ -100,14 +100,21 @@ class Writer:
     def documents(self, n_tokens: int) -> Iterator[Written]:
         """Documents without end; progress is shown towards `n_tokens` ids."""
         folder = cache.folder("text", hashlib.sha256(artifacts.canonical_json(self.key).encode()).hexdigest()[:32])
+        left = n_tokens
         with Progress(f"sample {self.side} text", n_tokens, "token") as progress:
+
+            def advance(n: int) -> None:  # a tile is written to its end, whatever is asked for
+                nonlocal left
+                progress.advance(min(n, left), tokens=n)
+                left -= min(n, left)
+
             for number in itertools.count():
                 path = folder / f"tile-{number:05d}.safetensors"
                 with cache.held(folder):
                     try:
                         tile, _ = tensor_file.read(path)
                     except IntegrityError:  # missing, or damaged
-                        tile = self._write(number, lambda n: progress.advance(n, tokens=n))
+                        tile = self._write(number, advance)
                         artifacts.write_json(folder / "key.json", self.key)
                         tensor_file.write(path, tile, {})
                 yield from self._documents(number, tile)
