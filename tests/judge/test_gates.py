@@ -66,6 +66,7 @@ def break_d(world: World) -> None:
     good = world.kl
     world.kl = lambda unit, layer, lens: 3.5 if (layer, lens) == (3, "tuned") else good(unit, layer, lens)
     world.at_position = lambda place, lens, percent: -2.5 if lens == "tuned" else 0.0
+    world.on_text = lambda lens, percent: -2.5 if lens == "tuned" else 0.0
 
 
 def break_f(world: World) -> None:
@@ -85,11 +86,16 @@ def break_h(world: World) -> None:
     world.scores["tuned"] = [0.75] * 4
 
 
+def break_i(world: World) -> None:
+    """On code half a bit is lost at three quarters of depth; on the text that it was fit on the lens gains."""
+    world.on_text = lambda lens, percent: 2.5 if lens == "tuned" and percent == 75 else 0.0
+
+
 @pytest.mark.parametrize(
     ("damage", "failed"),
     [
         (break_nothing, ""), (break_a, "A"), (break_b, "B"), (break_c, "C"), (break_d, "AD"),
-        (break_f, "F"), (break_g, "G"), (break_h, "H"),
+        (break_f, "F"), (break_g, "G"), (break_h, "H"), (break_i, "I"),
     ],
 )  # fmt: skip
 def test_each_gate_can_fail_alone(world: World, damage: Callable[[World], None], failed: str) -> None:
@@ -111,6 +117,7 @@ def test_each_gate_can_fail_alone(world: World, damage: Callable[[World], None],
         ("delta_kl_bits_50", 2.1, "A"), ("delta_kl_share", 0.7, "A"),
         ("earliness_le_5_layers", 99.0, "B"), ("last_layer_kl_bits", 0.001, "C"),
         ("worst_delta_kl_bits", 2.1, "D"), ("ladder_gain_bits", 1.1, "F"), ("position_delta_kl_bits", 2.1, "G"),
+        ("text_delta_kl_bits", 2.1, "I"),
     ],
 )  # fmt: skip
 def test_each_limit_is_the_settings(world: World, limit: str, value: float, gate: str) -> None:
@@ -122,6 +129,20 @@ def test_each_limit_is_the_settings(world: World, limit: str, value: float, gate
         assert found.earliness_layers[5] == scaled_layers(value, 4)
     else:
         assert value in {check.limit for check in found.gate(gate).checks}
+
+
+def test_other_text_is_judged_by_itself(world: World) -> None:
+    """KL 3 -> 1 bits there too; a quarter of a bit less is saved at half depth. Without such text there is no gate."""
+    world.on_text = lambda lens, percent: 0.25 if (lens, percent) == ("tuned", 50) else 0.0
+    found = world.judge()
+    saved = [found.number(f"text_code_delta_kl_bits_{percent}") for percent in (25, 50, 75)]
+
+    assert saved == [2.0, 1.75, 2.0] and found.number("text_code_delta_kl_bits_50_part_1") == 1.75
+    assert [found.number(f"text_code_kl_{lens}_bits_mean") for lens in ("norm", "tuned")] == [3.0, 1.0]
+    assert (found.texts["code"].positions, found.texts["code"].tokens_per_byte) == (20, 0.5)
+
+    world.texts = ()
+    assert "I" not in world.judge().verdicts
 
 
 @pytest.mark.parametrize("missing", ["temperature", "bias"])

@@ -32,8 +32,8 @@ LIMITS: dict[str, Any] = {
     "delta_kl_bits_25": 0.2, "delta_kl_bits_50": 0.3, "delta_kl_bits_75": 0.3, "delta_kl_share": 0.1,
     "earliness_le_10_layers": 4.0,
     "earliness_le_5_layers": 2.0, "earliness_share": 0.6, "last_layer_kl_bits": 0.05, "worst_delta_kl_bits": -0.1,
-    "ladder_gain_bits": 0.01, "position_delta_kl_bits": -0.1, "artifact_score_increase": 0.1,
-    "min_prompts": 3, "bootstrap_samples": 200, "confidence": 0.95, "seed": 316,
+    "ladder_gain_bits": 0.01, "position_delta_kl_bits": -0.1, "text_delta_kl_bits": -0.1,
+    "artifact_score_increase": 0.1, "min_prompts": 3, "bootstrap_samples": 200, "confidence": 0.95, "seed": 316,
 }  # fmt: skip
 
 
@@ -64,6 +64,8 @@ class World:
         self.lenses: tuple[str, ...] = LENSES
         self.kind, self.block_seqs = "low_rank", 1
         self.at_position: Callable[[int, str, int], float] = lambda place, lens, percent: 0.0  # added to the KL there
+        self.texts: tuple[str, ...] = ("code",)  # of corpus.also_heldout
+        self.on_text: Callable[[str, int], float] = lambda lens, percent: 0.0  # added to the KL there
         self.scores: dict[str, list[float]] = {"norm": [0.5] * 4, "tuned": [0.5] * 4}  # artefact scores by prompt
         self.prompt_of: Callable[[int], int] = lambda text: text  # of a probe's text
         self.folder = folder
@@ -90,7 +92,10 @@ class World:
         )
         self._run_facts().write(self.sweep / "run.json")
         suite.write(self.suite / "suite.json")
-        self._write_heldout()
+        self._write_text(self.lenses, "heldout.csv", "positions.csv", self.at_position)
+        for text in self.texts:
+            names = (file.format(text) for file in tables.OTHER_TEXT)
+            self._write_text(tables.ALWAYS, *names, lambda place, lens, percent: self.on_text(lens, percent))
         self._write_suite()
 
     @property
@@ -146,6 +151,16 @@ class World:
                 parts=parts,
                 median_kl_final_lens_bits={},
             ),
+            also_heldout={
+                name: HeldoutFacts(
+                    block_seqs=1,
+                    n_positions=PLACES * self.seqs,
+                    parts=parts,
+                    median_kl_final_lens_bits={},
+                    tokens_per_byte=0.5,
+                )
+                for name in self.texts
+            },
             prompts=probes,
             raw_lens_check={
                 name: RawLensCheck(**{**check, "score_by_prompt": tuple(scores)})
@@ -154,22 +169,24 @@ class World:
             tuned_lens=TunedLensFacts(status="loaded", summaries=(), attribution=None, provenance={}),
         )
 
-    def _write_heldout(self) -> None:
+    def _write_text(
+        self, lenses: tuple[str, ...], by_seq: str, by_position: str, added: Callable[[int, str, int], float]
+    ) -> None:
         heldout = [
             [unit, layer, name, PLACES, self.kl(unit, layer, name), 0, 0, 0.5, 0]
-            for unit in range(self.seqs) for name in self.lenses for layer in rows_of(name, self.n_layers)
+            for unit in range(self.seqs) for name in lenses for layer in rows_of(name, self.n_layers)
         ]  # fmt: skip
-        artifacts.write_csv(self.sweep / "heldout.csv", tables.HELDOUT_COLUMNS, heldout)
+        artifacts.write_csv(self.sweep / by_seq, tables.HELDOUT_COLUMNS, heldout)
         lines = []
-        for name in self.lenses:
+        for name in lenses:
             for unit, place in np.ndindex(self.seqs, PLACES):
                 ranks = [self.rank(unit, layer, name) for layer in range(1, self.n_layers + 1)]
                 first = [next((i for i, rank in enumerate(ranks, 1) if rank < k), None) for k in (10, 5, 1)]
                 at = [self.kl(unit, depth_layer(self.n_layers, p), name) for p in (25, 50, 75)]
-                kl = [bits + self.at_position(place, name, p) for bits, p in zip(at, (25, 50, 75), strict=True)]
+                kl = [bits + added(place, name, p) for bits, p in zip(at, (25, 50, 75), strict=True)]
                 share = sum(rank < 1 for rank in ranks) / self.n_layers
                 lines.append([unit, 4 * place, place // 2, name, *first, None, share, *kl])
-        artifacts.write_csv(self.sweep / "positions.csv", tables.POSITION_COLUMNS, lines)
+        artifacts.write_csv(self.sweep / by_position, tables.POSITION_COLUMNS, lines)
 
     def _write_suite(self) -> None:
         rows, prompts = [], []

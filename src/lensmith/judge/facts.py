@@ -95,6 +95,7 @@ class HeldoutFacts(Record):
     n_positions: int
     parts: tuple[ContextPart, ...]
     median_kl_final_lens_bits: Mapping[str, ByDepth]  # by lens, over positions
+    tokens_per_byte: Number = None  # of the text in UTF-8
 
 
 class ProbeText(Record):
@@ -176,6 +177,7 @@ class RunFacts(Record):
     last_layer_consistency: LastLayer
     norm_temperature: NormTemperature
     heldout: HeldoutFacts
+    also_heldout: Mapping[str, HeldoutFacts] = {}  # texts of other kinds, by name
     prompts: tuple[ProbeText, ...]
     raw_lens_check: Mapping[str, RawLensCheck]  # by lens; empty without probes
     tuned_lens: TunedLensFacts

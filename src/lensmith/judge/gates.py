@@ -32,6 +32,7 @@ class Scope:
     limits: GatesParams
     n_layers: int
     parts: tuple[ContextPart, ...] = ()
+    texts: tuple[str, ...] = ()  # of corpus.also_heldout, by name
 
     @property
     def delta_kl_bits(self) -> dict[int, float]:
@@ -56,6 +57,7 @@ class Gate:
     name: str
     asks: str
     criteria: Callable[[Scope], Iterable[Criterion]]
+    optional: bool = False  # left out where it has nothing to check
 
 
 GATES = (
@@ -172,15 +174,34 @@ GATES = (
             ),
         ),
     ),
+    Gate(
+        "I",
+        "On other text",
+        "On no text of another kind the tuned lens loses more than the limit allows.",
+        lambda scope: (
+            Criterion(
+                kpi=f"text_{name}_delta_kl_bits_{percent}",
+                label=f"{name}, at {percent} % depth, bits",
+                limit=scope.limits.text_delta_kl_bits,
+                group=name,
+            )
+            for name in scope.texts
+            for percent in PERCENTILES
+        ),
+        optional=True,
+    ),
 )
 LETTERS = tuple(gate.letter for gate in GATES)
+ALWAYS = tuple(gate.letter for gate in GATES if not gate.optional)
 
 
 def judge(kpis: Mapping[str, Estimate], scope: Scope) -> tuple[GateResult, ...]:
-    """Every gate of the table; a KPI that is not among `kpis` is missing, and its gate invalid."""
+    """Every gate of the table that applies; a KPI that is not among `kpis` is missing, and its gate invalid."""
     results = []
     for gate in GATES:
         checks = tuple(check(criterion, kpis.get(criterion.kpi, MISSING)) for criterion in gate.criteria(scope))
+        if gate.optional and not checks:
+            continue
         results.append(
             GateResult(
                 letter=gate.letter,

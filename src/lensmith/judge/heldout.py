@@ -46,6 +46,11 @@ class Heldout:
         return len(self.positions)
 
     @property
+    def lenses(self) -> tuple[str, ...]:
+        """Those that were measured, in the order of the tables."""
+        return tuple(dict.fromkeys(lens for lens, _ in self.values))
+
+    @property
     def parts(self) -> NDArray[np.int64]:
         """The part of the context that each stratum belongs to, (p,)."""
         return np.searchsorted(part_ends(self.positions.shape[1]), np.arange(self.positions.shape[1]), side="right")
@@ -69,16 +74,26 @@ def part_ends(count: int) -> NDArray[np.int64]:
 
 
 @torch.inference_mode()
-def measure(bench: Bench, tokens: Tensor, settings: SweepParams, first: int = 0, resid_seqs: int = 0) -> Heldout:
-    """MEASURED of every lens and layer on sequences (n, seq_len), which are number `first` and on of the corpus.
+def measure(
+    bench: Bench,
+    tokens: Tensor,
+    settings: SweepParams,
+    first: int = 0,
+    *,
+    resid_seqs: int = 0,
+    lenses: Sequence[str] | None = None,
+) -> Heldout:
+    """MEASURED of every layer on sequences (n, seq_len), which are number `first` and on of the corpus.
 
     Args:
+        lenses: those that are measured; all where it is None.
         resid_seqs: number of sequences, from the first one on, whose residual stream is returned too.
     """
     n, seq_len = tokens.shape
     count = min(settings.positions_per_seq, seq_len)
     positions = draw_positions(seq_len, count, range(first, first + n), settings.seed)
-    readings, cells, streams = list(bench.decoded), list[dict[Name, Reading]](), list[Tensor]()
+    readings = [reading for reading in bench.decoded if lenses is None or reading[0] in lenses]
+    cells, streams = list[dict[Name, Reading]](), list[Tensor]()
     with Progress("sweep", n * count * len(readings), "reading") as progress:
         for start in range(0, n, settings.batch_seqs):
             batch = slice(start, start + settings.batch_seqs)
@@ -108,7 +123,7 @@ def lines(measured: Heldout) -> Iterator[list[object]]:
 def position_lines(bench: Bench, measured: Heldout) -> Iterator[list[object]]:
     """The lines of positions.csv, lens by lens."""
     parts, n_layers = measured.parts.tolist(), bench.n_layers
-    for lens in bench.names:
+    for lens in measured.lenses:
         ranks = np.stack([measured.ranks[lens, layer] for layer in range(1, n_layers + 1)], -1)
         kl = np.stack([measured.values[lens, layer][..., KL] for layer in range(1, n_layers + 1)], -1)
         firsts = [first_layer_where(ranks < k) for k in RANKS] + [first_layer_where(kl <= CLOSE_BITS)]
@@ -127,7 +142,7 @@ def first_layer_where(reached: NDArray[np.bool_]) -> NDArray[Any]:
     return first
 
 
-def facts(bench: Bench, measured: Heldout, block_seqs: int) -> HeldoutFacts:
+def facts(bench: Bench, measured: Heldout, block_seqs: int, tokens_per_byte: float | None) -> HeldoutFacts:
     """What run.json says about held-out text.
 
     Args:
@@ -145,8 +160,9 @@ def facts(bench: Bench, measured: Heldout, block_seqs: int) -> HeldoutFacts:
         ),
         median_kl_final_lens_bits={
             lens: {name: float(np.median(measured.values[lens, layer][..., KL])) for name, layer in at.items()}
-            for lens in bench.names
+            for lens in measured.lenses
         },
+        tokens_per_byte=tokens_per_byte,
     )
 
 

@@ -10,13 +10,14 @@ The report, the terminal's tables, the card, `compare`, `publish` and `verify` r
     heldout_<any but the share>       the same on held-out positions, where the answer is the model's own token
     <any but the share>_vs_temperature                against the temperature lens in place of the norm lenses
     heldout_delta_kl_bits_<p>[_vs_<lens>], position_delta_kl_bits_<p>_part_<i>                  means
+    text_<name>_kl_<lens>_bits_<p>, text_<name>_delta_kl_bits_<p>[_part_<i>]     on a text of corpus.also_heldout
     heldout_kl_<lens>_bits_<p>, heldout_kl_<lens>_bits_mean      what a lens leaves; the mean is over layers 1..L-1
     ladder_kl_bits_<rung>_<p>, ladder_gain_bits_<rung>_<p>, ladder_share_<rung>_<p>
     last_layer_kl_after_temp_bits, artifact_score_increase, final_rank1_share
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -188,6 +189,13 @@ class ArtifactScore(Record):
     risk_tier: Tier
 
 
+class OtherText(Record):
+    """A text of corpus.also_heldout."""
+
+    positions: int
+    tokens_per_byte: Number
+
+
 class Judgement(Record):
     """One judged lens."""
 
@@ -205,6 +213,8 @@ class Judgement(Record):
     gates: Annotated[tuple[GateResult, ...], Field(min_length=1)]  # without any, `every gate passes` would be true
     ladder: tuple[str, ...]  # kinds of lenses from the norm lens up
     parts: tuple[ContextPart, ...]  # of the context, as position_delta_kl_bits_<p>_part_<i> counts them
+    tokens_per_byte: Number = None  # of the held-out text: bits a byte are that many times bits a token
+    texts: Mapping[str, OtherText] = {}  # of corpus.also_heldout, by name
     artifact_scores: dict[str, ArtifactScore]  # by lens
     last_layer_temp_at_bound: bool
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from lensmith.files import artifacts
 from lensmith.judge import gates, ladder, rows, tables
-from lensmith.judge.judgement import VERDICTS, ArtifactScore, Counts, Estimate, Judgement, Verdict
+from lensmith.judge.judgement import VERDICTS, ArtifactScore, Counts, Estimate, Judgement, OtherText, Verdict
 from lensmith.judge.kpis import KL, Book, Units
 from lensmith.judge.tables import NORMS, RANKS, TUNED
 from lensmith.lens.depth import PERCENTILES, depth_layer
@@ -57,7 +57,7 @@ def run(settings: ModelParams, sweep: Path, suite: Path, outputs: Outputs) -> No
 def judge(book: Book, settings: ModelParams) -> Judgement:
     """Every KPI, and every gate of the table."""
     measured, run_facts = book.measured, book.measured.run
-    scope = gates.Scope(settings.gates, measured.n_layers, run_facts.heldout.parts)
+    scope = gates.Scope(settings.gates, measured.n_layers, run_facts.heldout.parts, tuple(run_facts.also_heldout))
     kpis = {name: without_rounding(kpi) for name, kpi in _kpis(book, scope)}
     aligned, block_seqs = int(book.aligned.sum()), run_facts.heldout.block_seqs
     return Judgement(
@@ -85,6 +85,11 @@ def judge(book: Book, settings: ModelParams) -> Judgement:
         gates=gates.judge(kpis, scope),
         ladder=tuple(ladder.rungs(book)),
         parts=scope.parts,
+        tokens_per_byte=run_facts.heldout.tokens_per_byte,
+        texts={
+            name: OtherText(positions=text.n_positions, tokens_per_byte=text.tokens_per_byte)
+            for name, text in run_facts.also_heldout.items()
+        },
         artifact_scores={
             lens: ArtifactScore(score=check.lens_artifact_score, risk_tier=check.risk_tier)
             for lens, check in run_facts.raw_lens_check.items()
@@ -116,10 +121,25 @@ def _kpis(book: Book, scope: gates.Scope) -> Iterator[tuple[str, Estimate]]:
             yield f"heldout_kl_{lens}_bits_{percent}", book.heldout_kl(lens, layer)
         # Without the last layer, where every lens is the model itself.
         yield f"heldout_kl_{lens}_bits_mean", book.heldout_kl(lens, slice(1, max(measured.n_layers, 2)))
+    for name, units in book.also_heldout.items():
+        yield from _other_kpis(book, name, units)
     yield from ladder.kpis(book)
     yield "last_layer_kl_after_temp_bits", book.last_layer_kl()
     yield "artifact_score_increase", book.artifact_score_increase()
     yield "final_rank1_share", book.final_rank1_share()
+
+
+def _other_kpis(book: Book, name: str, units: Units) -> Iterator[tuple[str, Estimate]]:
+    """The KPIs of a text of corpus.also_heldout."""
+    parts, n_layers = book.measured.also_heldout[name].positions.part, book.measured.n_layers
+    for percent in PERCENTILES:
+        yield f"text_{name}_delta_kl_bits_{percent}", units.mean_delta_kl(percent)
+        for part in np.unique(parts).tolist():
+            yield f"text_{name}_delta_kl_bits_{percent}_part_{part}", units.mean_delta_kl(percent, kept=parts == part)
+    for lens in tables.ALWAYS:
+        for percent in PERCENTILES:
+            yield f"text_{name}_kl_{lens}_bits_{percent}", book.other_kl(name, lens, depth_layer(n_layers, percent))
+        yield f"text_{name}_kl_{lens}_bits_mean", book.other_kl(name, lens, slice(1, max(n_layers, 2)))
 
 
 def _reference_kpis(

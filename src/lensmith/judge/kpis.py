@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from lensmith.judge import bootstrap
 from lensmith.judge.bootstrap import Draws, Statistic
+from lensmith.judge.facts import HeldoutFacts
 from lensmith.judge.judgement import MISSING, Estimate
-from lensmith.judge.rows import Curves, Measured
+from lensmith.judge.rows import Curves, Measured, Positions
 from lensmith.judge.tables import NORM_LENS, NORMS, RANKS, TUNED, Floats
 from lensmith.lens.depth import PERCENTILES, depth_layer
 from lensmith.process.draws import Stream
@@ -173,21 +174,27 @@ class Book:
     @cached_property
     def heldout(self) -> Units:
         """Held-out positions."""
-        positions = self.measured.positions
+        return self._of_positions(self.measured.positions, self.measured.run.heldout)
+
+    @cached_property
+    def also_heldout(self) -> dict[str, Units]:
+        """Positions of the texts of corpus.also_heldout, by name."""
+        facts = self.measured.run.also_heldout
+        return {
+            name: self._of_positions(text.positions, facts[name]) for name, text in self.measured.also_heldout.items()
+        }
+
+    def _of_positions(self, positions: Positions, facts: HeldoutFacts) -> Units:
         lenses = positions.values
         return Units(
             self.measured.n_layers,
             self.limits.confidence,
-            self._draw("bootstrap-heldout", self._runs(positions.seq)),
+            self._draw("bootstrap-heldout", _runs(positions.seq, facts)),
             {lens: {p: positions.at(lens, f"{KL}_{p}") for p in PERCENTILES} for lens in lenses},
             np.ones(len(positions.seq), dtype=bool),
             {lens: {k: positions.at(lens, f"first_rank_le_{k}") for k in RANKS} for lens in lenses},
             {lens: positions.at(lens, "rank1_share") for lens in lenses},
         )
-
-    def _runs(self, seq: NDArray[np.int64]) -> list[int]:
-        """The run of neighbouring sequences that each sequence number belongs to: runs are drawn as a whole."""
-        return list((seq // self.measured.run.heldout.block_seqs).tolist())
 
     def _draw(self, stream: str, clusters: Sequence[object]) -> Draws:
         return bootstrap.draw(clusters, self.limits.bootstrap_samples, Stream(self.limits.seed, stream))
@@ -198,7 +205,10 @@ class Book:
     @cached_property
     def _heldout_draws(self) -> Draws:
         """The resamples of `heldout`, here of sequences."""
-        return self._draw("bootstrap-heldout", self._runs(np.array(self.measured.heldout.units, dtype=np.int64)))
+        return self._draws_of(self.measured.heldout, self.measured.run.heldout)
+
+    def _draws_of(self, curves: Curves, facts: HeldoutFacts) -> Draws:
+        return self._draw("bootstrap-heldout", _runs(np.array(curves.units, dtype=np.int64), facts))
 
     def heldout_mean(self, lens: str, quantity: str, layer: int) -> Estimate:
         """Mean of any quantity over held-out positions at one layer."""
@@ -206,15 +216,25 @@ class Book:
 
     def heldout_kl(self, lens: str, layers: int | slice) -> Estimate:
         """Mean KL(final || lens) over held-out positions and one or several layers, bits."""
-        values = self.measured.heldout.at(lens, KL)[:, layers]
-        around = self._mean(values.reshape(len(values), -1).mean(axis=1), self._heldout_draws)
+        return self._kl(self.measured.heldout, self._heldout_draws, lens, layers)
+
+    def other_kl(self, name: str, lens: str, layers: int | slice) -> Estimate:
+        """The same on a text of corpus.also_heldout."""
+        curves, facts = self.measured.also_heldout[name].curves, self.measured.run.also_heldout[name]
+        return self._kl(curves, self._draws_of(curves, facts), lens, layers)
+
+    def _kl(self, curves: Curves, draws: Draws, lens: str, layers: int | slice) -> Estimate:
+        values = curves.at(lens, KL)[:, layers]
+        around = self._mean(values.reshape(len(values), -1).mean(axis=1), draws)
         return around.model_copy(update={"value": float(values.mean())}) if around.finite else around
 
     def last_layer_kl(self) -> Estimate:
         """KL(model || norm lens at the last block after one scalar temperature), bits."""
         by_seq = self.measured.run.last_layer_consistency.kl_final_lens_after_temp_bits_by_seq
         values = np.array([np.nan if v is None else v for v in by_seq], dtype=np.float64)
-        return self._mean(values, self._draw("bootstrap-last-layer", self._runs(np.arange(len(values)))))
+        return self._mean(
+            values, self._draw("bootstrap-last-layer", _runs(np.arange(len(values)), self.measured.run.heldout))
+        )
 
     def artifact_score_increase(self) -> Estimate:
         """Artefact score of the tuned lens minus that of the norm lens, mean over the probes' texts.
@@ -231,6 +251,11 @@ class Book:
     def final_rank1_share(self) -> Estimate:
         """Share of aligned prompts where the model itself has the answer on top."""
         return self._mean(self.answered[self.aligned].astype(np.float64), self.suite.draws.only(self.aligned))
+
+
+def _runs(seq: NDArray[np.int64], facts: HeldoutFacts) -> list[int]:
+    """The run of neighbouring sequences that each sequence number belongs to: runs are drawn as a whole."""
+    return list((seq // facts.block_seqs).tolist())
 
 
 def stronger(curves: Curves, layer: int, centre: Centre) -> str:

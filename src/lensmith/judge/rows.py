@@ -4,12 +4,13 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lensmith.judge.facts import RunFacts, SuiteFacts
-from lensmith.judge.tables import ALWAYS, DISTANCES, FIRST, POSITION_COLUMNS, RAW, RUNGS, Floats, layers
+from lensmith.judge.tables import ALWAYS, DISTANCES, FIRST, OTHER_TEXT, POSITION_COLUMNS, RAW, RUNGS, Floats, layers
 from lensmith.process.errors import IntegrityError
 
 
@@ -44,6 +45,13 @@ class Positions:
         return self.values[lens][:, POSITION_COLUMNS.index(column) - 4]
 
 
+class OtherText(NamedTuple):
+    """What was measured of a text of corpus.also_heldout."""
+
+    curves: Curves
+    positions: Positions
+
+
 @dataclass(frozen=True)
 class Measured:
     """All that gates judge."""
@@ -51,6 +59,7 @@ class Measured:
     n_layers: int
     heldout: Curves
     positions: Positions
+    also_heldout: Mapping[str, OtherText]  # by name
     suite: Curves
     prompts: tuple[Mapping[str, str], ...]  # rows of prompts.csv, in the order of suite.units
     run: RunFacts
@@ -86,7 +95,14 @@ def read(sweep: Path, suite: Path) -> Measured:
     if tuple(prompts) != rows.units:
         raise IntegrityError(f"{suite}: rows.csv and prompts.csv do not hold the same prompts")
     found = positions(sweep / "positions.csv", run.heldout.n_positions, n_layers, lenses)
-    return Measured(n_layers, heldout, found, rows, tuple(prompts.values()), run, suite_facts)
+    others = {
+        name: OtherText(
+            curves(sweep / OTHER_TEXT[0].format(name), "seq", DISTANCES, n_layers),
+            positions(sweep / OTHER_TEXT[1].format(name), text.n_positions, n_layers, ALWAYS),
+        )
+        for name, text in run.also_heldout.items()
+    }
+    return Measured(n_layers, heldout, found, others, rows, tuple(prompts.values()), run, suite_facts)
 
 
 def curves(path: Path, unit: str, quantities: Sequence[str], n_layers: int, lenses: Sequence[str] = ALWAYS) -> Curves:

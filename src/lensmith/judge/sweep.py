@@ -3,6 +3,7 @@
 Writes into one folder (columns: `tables.py`, `probes.py`)
     heldout.csv                                 a line for each sequence, layer and lens; means over its positions
     positions.csv                               a line for each held-out position and lens
+    heldout-<name>.csv, positions-<name>.csv    the same of a text of corpus.also_heldout, of ALWAYS alone
     output-<key>-records[-<lens>].csv           each position of each probe
     output-<key>-pure-next-token[-<lens>].csv   its last position, with everything that probes.py says
     output-<key>-pure-next-token-rawlens.csv    there, the norm lens beside no norm; where sweep.raw asks
@@ -11,6 +12,7 @@ Writes into one folder (columns: `tables.py`, `probes.py`)
 """
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +31,13 @@ from lensmith.judge.facts import (
     TunedLensFacts,
 )
 from lensmith.judge.prompts import read_probes
-from lensmith.judge.tables import HELDOUT_COLUMNS, POSITION_COLUMNS, TUNED
+from lensmith.judge.tables import ALWAYS, HELDOUT_COLUMNS, OTHER_TEXT, POSITION_COLUMNS, TUNED
 from lensmith.lens import temperature
 from lensmith.lens.provenance import PROVENANCE, Provenance
 from lensmith.process.errors import InputError
 from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus as corpora
+from lensmith.source.corpus import CorpusSide
 from lensmith.source.skeleton import max_length
 
 # Limits of the reference recipe: a gain that a temperature explains is no gain of a lens.
@@ -64,6 +67,7 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
         last_layer_consistency=last,
         norm_temperature=temperatures,
         heldout=text,
+        also_heldout=dict(other_texts(bench, settings, corpus, out)),
         prompts=tuple(case.text for case in read.cases),
         raw_lens_check=read.raw_lens_check(),
         tuned_lens=TunedLensFacts(
@@ -94,10 +98,7 @@ def held_out_text(
     measured = heldout.measure(bench, tokens, settings.sweep, first, resid_seqs=n)
     artifacts.write_csv(out / "heldout.csv", HELDOUT_COLUMNS, heldout.lines(measured))
     artifacts.write_csv(out / "positions.csv", POSITION_COLUMNS, heldout.position_lines(bench, measured))
-    # Where a document ends is not recorded. Neighbouring sequences may share one, so a bootstrap draws as many together
-    # as a document of the mean length fills.
     manifest = corpora.Manifest.read(corpus)
-    block_seqs = max(1, -(-manifest.heldout.tokens // (max(1, manifest.heldout.documents) * manifest.seq_len)))
     last = calibration.last_layer(bench, tokens[:n], torch.from_numpy(measured.positions[:n]), measured.resid)
     taus = calibration.norm_temperatures(bench, bench.baseline, measured.resid)
     temperatures = NormTemperature(
@@ -106,7 +107,26 @@ def held_out_text(
         by_layer=tuple(taus),
         at_bound=tuple(layer for layer, tau in enumerate(taus) if temperature.at_bound(tau)),
     )
-    return heldout.facts(bench, measured, block_seqs), last, temperatures
+    return heldout.facts(bench, measured, block_seqs(manifest.heldout), manifest.tokens_per_byte), last, temperatures
+
+
+def other_texts(bench: Bench, settings: ModelParams, corpus: Path, out: Path) -> Iterator[tuple[str, HeldoutFacts]]:
+    """Measure norm and tuned lenses on each text of corpus.also_heldout, and write its two tables."""
+    for name, text in corpora.Manifest.read(corpus).also_heldout.items():
+        tokens = torch.from_numpy(corpora.read_other(corpus, name)[: settings.sweep.heldout_seqs].astype(np.int64))
+        measured = heldout.measure(bench, tokens, settings.sweep, lenses=ALWAYS)
+        by_seq, by_position = (out / file.format(name) for file in OTHER_TEXT)
+        artifacts.write_csv(by_seq, HELDOUT_COLUMNS, heldout.lines(measured))
+        artifacts.write_csv(by_position, POSITION_COLUMNS, heldout.position_lines(bench, measured))
+        yield name, heldout.facts(bench, measured, block_seqs(text.side), text.tokens_per_byte)
+
+
+def block_seqs(side: CorpusSide) -> int:
+    """Neighbouring sequences that a bootstrap draws together: as many as a document of the mean length fills.
+
+    Where a document ends is not recorded, and neighbours may share one.
+    """
+    return max(1, -(-side.sequences // max(1, side.documents)))
 
 
 def temperature_share(text: HeldoutFacts, baseline: str) -> TemperatureShare | None:

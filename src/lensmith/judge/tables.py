@@ -19,6 +19,7 @@ ALWAYS = (*NORMS, TUNED)
 RANKS = (10, 5, 1)
 
 DISTANCES = ("kl_final_lens_bits", "kl_lens_final_bits", "entropy_bits", "cos_to_final")
+OTHER_TEXT = ("heldout-{}.csv", "positions-{}.csv")  # tables of a text of corpus.also_heldout, by its name
 HELDOUT_COLUMNS = ("seq", "layer", "lens", "n_positions", *DISTANCES, "top1_agree")
 FIRST = (*(f"first_rank_le_{k}" for k in RANKS), "first_kl_le_1_bit")  # layers; empty where it never is so
 AT_DEPTH = tuple(f"kl_final_lens_bits_{percent}" for percent in PERCENTILES)

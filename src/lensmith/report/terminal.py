@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lensmith.files.cache import CacheEntry
 from lensmith.hub.index import IndexEntry
-from lensmith.judge.gates import LETTERS
+from lensmith.judge.gates import ALWAYS, LETTERS
 from lensmith.judge.judgement import Judgement
 from lensmith.lens.depth import PERCENTILES
 from lensmith.process import amounts, wording
@@ -31,13 +31,13 @@ def verdicts(judged: Iterable[tuple[str, Judgement]]) -> Table:
     table.add_column("model", overflow="fold")
     for percentile in PERCENTILES:
         table.add_column(f"{percentile} %", justify="right", no_wrap=True)
-    table.add_column(" ".join(LETTERS), no_wrap=True)  # one column, so that all gates fit into 80
+    lines = list(judged)
+    letters = [letter for letter in LETTERS if any(letter in judgement.verdicts for _, judgement in lines)]
+    table.add_column(" ".join(letters), no_wrap=True)  # one column, so that all gates fit into 80
     table.add_column("prefer", no_wrap=True)
-    for key, judgement in judged:
-        marks = [
-            f"[{palette.VERDICTS_IN_A_TERMINAL[gate.verdict]}]{wording.SYMBOLS[gate.verdict]}[/]"
-            for gate in judgement.gates
-        ]
+    for key, judgement in lines:
+        verdicts = [judgement.verdicts.get(letter) for letter in letters]
+        marks = [f"[{palette.VERDICTS_IN_A_TERMINAL[v]}]{wording.SYMBOLS[v]}[/]" if v else " " for v in verdicts]
         kls = (judgement.heldout_kl(percentile) for percentile in PERCENTILES)
         changes = (f"{wording.number(norm.value)} → {wording.number(tuned.value)}" for norm, tuned in kls)
         table.add_row(key, *changes, " ".join(marks), judgement.preferred)
@@ -48,10 +48,13 @@ def lenses(index: Mapping[str, IndexEntry], release: str) -> Table:
     """One line for each lens of a release."""
     table = Table(title=Text(shown(release)), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model", overflow="fold")
-    for column in ("version", "lens", f"gates {' '.join(LETTERS)}", "prefer"):
+    present = {gate for entry in index.values() for gate in entry.verdicts}
+    letters = [letter for letter in LETTERS if letter in ALWAYS or f"gate_{letter}" in present]
+    for column in ("version", "lens", f"gates {' '.join(letters)}", "prefer"):
         table.add_column(column, no_wrap=True)
     for model_id, entry in sorted(index.items()):
-        gates = " ".join(wording.symbol(str(entry.verdicts.get(f"gate_{gate}"))) for gate in LETTERS)
+        verdicts = {gate: entry.verdicts.get(f"gate_{gate}") for gate in letters}
+        gates = " ".join(wording.symbol(str(v)) if v or gate in ALWAYS else " " for gate, v in verdicts.items())
         rank = "?" if entry.rank is None else entry.rank
         cells = (entry.tl_version or "not sent", f"{entry.kind or '?'}, rank {rank}", gates, entry.preferred or "?")
         # As Text: a string of a stranger's index could hold rich's own markup.

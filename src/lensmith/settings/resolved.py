@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,10 @@ def local_files(settings: ModelParams) -> dict[str, list[Path]]:
     corpus, imported, licence = settings.corpus, settings.imported, settings.publish.base_license_file
     where, files = f"params.yaml: models.{settings.key}", dict[str, list[Path]]()
     for section, patterns in (
-        ("corpus", corpus.files if corpus.kind in ("files", "sampled") else []),
+        (
+            "corpus",
+            [*(corpus.files if corpus.kind in ("files", "sampled") else []), *chain(*corpus.also_heldout.values())],
+        ),
         ("sweep", settings.sweep.probes),
         ("suite", settings.suite.files),
         ("publish", [] if licence is None else [licence]),

@@ -18,6 +18,7 @@ from lensmith.settings.values import (
     Epochs,
     Fraction,
     GgufName,
+    Label,
     License,
     NonNegative,
     NonNegativeInt,
@@ -100,6 +101,7 @@ class CorpusParams(Section):
     seq_len: Annotated[int, Field(ge=8, le=2**20)]  # tokens in a packed sequence
     train_tokens: Count
     heldout_tokens: Count
+    also_heldout: dict[Label, Annotated[list[Word], Field(min_length=1)]]  # other texts, files by name; judged as well
     bos: BosPolicy  # special tokens as the model's own tokenizer adds them, or none
     max_document_chars: Count  # longer documents are cut there, and counted
 
@@ -212,6 +214,7 @@ class GatesParams(Section):
     worst_delta_kl_bits: float
     ladder_gain_bits: float
     position_delta_kl_bits: float
+    text_delta_kl_bits: float
     artifact_score_increase: NonNegative  # 0.3: what the score adds for answers that only the lens has on top
     min_prompts: Count
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)]

@@ -44,4 +44,5 @@ Dataset = Annotated[str, _matching(f"(?:{_NAME}/)?{_NAME}", "org/name, or the na
 Revision = Annotated[str, _matching(r"[A-Za-z0-9_][A-Za-z0-9_./+-]{0,254}", "a branch, tag or commit")]
 GgufName = Annotated[str, _matching(r"[A-Za-z0-9_-][\w.+-]*\.gguf", "a .gguf file in the top folder of the repository")]
 License = Annotated[str, _matching(r"[A-Za-z0-9][A-Za-z0-9.+() -]{0,95}", "an SPDX id such as Apache-2.0")]
+Label = Annotated[str, _matching(r"[a-z][a-z0-9_]{0,30}", "a short name of a-z, 0-9 and _")]  # part of names of KPIs
 Word = Annotated[str, Field(min_length=1, max_length=500)]  # a path, a column, a split

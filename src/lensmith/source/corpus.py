@@ -2,6 +2,7 @@
 
     tokens.safetensors    tokens uint32 (sequences, seq_len)     the text that the lens is fit on
     heldout.safetensors   tokens uint32 (sequences, seq_len)     the text that it is judged on; shares no document
+    heldout-<name>.safetensors                                   texts of other kinds, that it is judged on as well
     manifest.json         Manifest
 
 `prefetch` writes these files. Reading them is a module of its own, so that an edit of how text is packed does not make
@@ -61,6 +62,14 @@ class CorpusSide(_Record):
     files: tuple[SourceFile, ...]
 
 
+class OtherText(_Record):
+    """Held-out text of another kind, an entry of corpus.also_heldout."""
+
+    side: CorpusSide
+    tokens_sha256: str
+    tokens_per_byte: float
+
+
 class Sampled(_Record):
     """How the model drew the tokens that it wrote itself."""
 
@@ -91,6 +100,8 @@ class Manifest(_Record):
     content_hash: str  # of the source: its address, files and rows
     tokens_sha256: str  # of the array's bytes, little-endian
     heldout_sha256: str
+    tokens_per_byte: float | None = None  # of the held-out text in UTF-8: bits a byte are that many times bits a token
+    also_heldout: dict[str, OtherText] = {}  # by name
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -122,6 +133,18 @@ def read_heldout(folder: Path) -> NDArray[np.uint32]:
     """Held-out tokens, (sequences, seq_len). Raises as `read_tokens`."""
     manifest = Manifest.read(folder)
     return _read(folder / HELDOUT, manifest.heldout_sha256, (manifest.heldout.sequences, manifest.seq_len))
+
+
+def read_other(folder: Path, name: str) -> NDArray[np.uint32]:
+    """Tokens of a text of corpus.also_heldout, (sequences, seq_len). Raises as `read_tokens`."""
+    manifest = Manifest.read(folder)
+    text = manifest.also_heldout[name]
+    return _read(folder / other_heldout(name), text.tokens_sha256, (text.side.sequences, manifest.seq_len))
+
+
+def other_heldout(name: str) -> str:
+    """The file of a text of corpus.also_heldout."""
+    return f"heldout-{name}.safetensors"
 
 
 def sha256_tokens(tokens: NDArray[np.uint32]) -> str:

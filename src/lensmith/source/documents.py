@@ -9,7 +9,7 @@ side.
 """
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -88,18 +88,21 @@ class SourceText:
         )
 
     @classmethod
-    def from_files(cls, corpus: CorpusParams) -> Self:
-        """Local files. They are few and differ in size and kind, so each side gets documents of all; or of none."""
-        files = tuple(sorted(path.as_posix() for path in names.files(corpus.files, "corpus.files")))
+    def from_files(cls, corpus: CorpusParams, patterns: Sequence[str], where: str) -> Self:
+        """Local files, or none; `where` is the setting that names them.
+
+        They are few and differ in size and kind, so each side gets documents of all.
+        """
+        files = tuple(sorted(path.as_posix() for path in names.files(patterns, where)))
         for name in files:
-            text_files.check_readable(name, "corpus.files")
+            text_files.check_readable(name, where)
         order = [int(index) for index in Stream(corpus.seed, "corpus/files").permutation(len(files), 0)]
 
         def rows() -> Generator[SourceRow]:
             return _rows(files, order, lambda index: Path(files[index]).open("rb"), corpus.text_column, "")
 
         return cls(
-            name=", ".join(corpus.files),
+            name=", ".join(patterns),
             heldout=rows(),
             train=rows(),
             shared=True,
@@ -146,7 +149,7 @@ def open_text(corpus: CorpusParams) -> SourceText:
         case "hf":
             return SourceText.from_hub(corpus)
         case "files" | "sampled":  # of prompts, which both sides share out
-            return SourceText.from_files(corpus)
+            return SourceText.from_files(corpus, corpus.files, "corpus.files")
         case "atlas":
             return SourceText.from_atlas(corpus)
         case kind:

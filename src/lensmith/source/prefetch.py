@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lensmith.files import artifacts
 from lensmith.hub import models, published
@@ -36,9 +36,11 @@ from lensmith.source.corpus import (
     TOKENS,
     CorpusSide,
     Manifest,
+    OtherText,
     Sampled,
     SourceFile,
     TokenizerFacts,
+    other_heldout,
     sha256_tokens,
 )
 from lensmith.source.documents import Document, SourceText
@@ -137,6 +139,10 @@ def build(settings: ModelParams, out: Path, prompts: Iterable[tuple[str, str]] =
     for where, prompt in prompts:
         encoder.prompt(prompt, where)
     text, render = documents.open_text(corpus), ChatRenderer(tokenizer)
+    others = {
+        name: SourceText.from_files(corpus, files, f"corpus.also_heldout.{name}")
+        for name, files in corpus.also_heldout.items()
+    }
     if corpus.kind != "sampled":
         heldout = _pack_side(text, corpus, encoder, render)
         train = _pack_side(text, corpus, encoder, render, heldout)
@@ -144,6 +150,8 @@ def build(settings: ModelParams, out: Path, prompts: Iterable[tuple[str, str]] =
         models.fetch_model(pin)  # the stages that read its weights have no network
     if corpus.kind == "sampled":
         heldout, train = _write_sides(settings, pin, text, encoder)
+    other_sides = {name: _pack_other(other, corpus, encoder, render, train) for name, other in others.items()}
+    has_chats = any(packed.chats for packed in (heldout, train, *other_sides.values()))
     facts = TokenizerFacts.model_validate(
         {
             "bos_policy": corpus.bos,
@@ -151,11 +159,22 @@ def build(settings: ModelParams, out: Path, prompts: Iterable[tuple[str, str]] =
             "class": type(tokenizer).__name__,
             "vocab_size": len(tokenizer),
             "behaviour_sha256": behaviour_sha256(tokenizer),
-            "chat_template_sha256": artifacts.sha256_text(render.template) if heldout.chats + train.chats else None,
+            "chat_template_sha256": artifacts.sha256_text(render.template) if has_chats else None,
         }
     )
     manifest = _manifest(corpus, text, {"model": pin, "lens": lens}, facts, {"heldout": heldout, "train": train})
-    for name, packed in ((TOKENS, train), (HELDOUT, heldout)):
+    also_heldout = {
+        name: OtherText(
+            side=packed.side(others[name], corpus.seq_len),
+            tokens_sha256=sha256_tokens(packed.ids),
+            tokens_per_byte=_tokens_per_byte(packed.ids, tokenizer),
+        )
+        for name, packed in other_sides.items()
+    }
+    ratio = _tokens_per_byte(heldout.ids, tokenizer)
+    manifest = manifest.model_copy(update={"tokens_per_byte": ratio, "also_heldout": also_heldout})
+    written = {TOKENS: train, HELDOUT: heldout} | {other_heldout(name): packed for name, packed in other_sides.items()}
+    for name, packed in written.items():
         artifacts.write_tensors(out / name, {"tokens": packed.ids.reshape(-1, corpus.seq_len)})
     artifacts.write_json(out / MANIFEST, manifest.model_dump(mode="json"))
 
@@ -211,21 +230,53 @@ def _pack_side(
         stream = documents.without(stream, heldout.seen)
     with closing(rows):
         packed = pack(stream, encoder, budget // corpus.seq_len * corpus.seq_len)
-    skipped = _without_other_side(packed.skipped)
-    if packed.is_faulty:
-        raise InputError(
-            f"corpus: {packed.faults} of {packed.read} {side} rows from {text.name} are not text ({skipped}), at most "
-            f"{MAX_FAULTS:.0%} may be; is corpus.text_column {corpus.text_column!r} right? {UNWRITTEN}"
-        )
+    _check_text(packed, side, text, corpus.text_column)
     if not packed.is_full:
         split = f" ({heldout_share:.1%} of them are held out)" if text.shared else ""
         separator = "; in a .txt blank lines separate documents" if ".txt" in map(text_files.form, text.files) else ""
         raise InputError(
             f"corpus: got {packed.filled} of {len(packed.ids)} {side} tokens from {text.name}, {packed.documents} of "
-            f"{packed.read} documents used{split}, cut: {packed.cut}, skipped: {skipped or 'none'}{separator}. "
+            f"{packed.read} documents used{split}, cut: {packed.cut}, skipped: "
+            f"{_without_other_side(packed.skipped) or 'none'}{separator}. "
             f"Add text or lower corpus.{side}_tokens. {UNWRITTEN}"
         )
     return packed
+
+
+def _check_text(packed: Packed, side: str, text: SourceText, column: str) -> None:
+    if packed.is_faulty:
+        skipped = _without_other_side(packed.skipped)
+        raise InputError(
+            f"corpus: {packed.faults} of {packed.read} {side} rows from {text.name} are not text ({skipped}), at most "
+            f"{MAX_FAULTS:.0%} may be; is corpus.text_column {column!r} right? {UNWRITTEN}"
+        )
+
+
+def _pack_other(
+    text: SourceText, corpus: CorpusParams, encoder: Encoder, render: ChatRenderer, train: Packed
+) -> Packed:
+    """Whole sequences of a text of `corpus.also_heldout`, without documents of the training text.
+
+    Raises:
+        InputError: it is not text, or does not fill a sequence.
+    """
+    stream = documents.without(documents.clean(text.heldout, corpus.max_document_chars, render), train.seen)
+    with closing(text.heldout):
+        packed = pack(stream, encoder, corpus.heldout_tokens // corpus.seq_len * corpus.seq_len)
+    _check_text(packed, "held-out", text, corpus.text_column)
+    packed.ids = packed.ids[: packed.filled // corpus.seq_len * corpus.seq_len]
+    if not len(packed.ids):
+        raise InputError(
+            f"corpus.also_heldout: {text.name} gives {packed.filled} tokens, must give at least corpus.seq_len "
+            f"({corpus.seq_len}). {UNWRITTEN}"
+        )
+    return packed
+
+
+def _tokens_per_byte(ids: NDArray[np.uint32], tokenizer: PreTrainedTokenizerBase) -> float:
+    """Tokens, special ones included, over the bytes of their text in UTF-8."""
+    text: str = tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return len(ids) / max(1, len(text.encode()))
 
 
 def _write_sides(settings: ModelParams, pin: ModelPin, text: SourceText, encoder: Encoder) -> tuple[Packed, Packed]:
