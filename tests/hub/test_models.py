@@ -310,6 +310,7 @@ def corpus(**changes: Any) -> dict[str, Any]:
         "train_tokens": 900,
         "heldout_tokens": 100,
         "bos": "never",
+        "also_heldout": {},
         "temperature": 1.0,
         "top_p": 1.0,
         "max_document_chars": 1000,

@@ -22,6 +22,7 @@ from lensmith.lens import temperature, tiles
 from lensmith.process.errors import InputError
 from lensmith.process.progress import Progress
 from lensmith.settings.sections import SweepParams
+from lensmith.source import corpus as corpora
 from tests.support.bench import LINES, tiny_bench, write_lines, write_stages
 from tests.support.oracle import kl
 from tests.support.settings import atlas
@@ -114,7 +115,7 @@ def test_parts_of_the_context_are_narrow_at_its_beginning(count: int, ends: list
 def test_parts_hold_what_they_say(bench: Bench, tokens: torch.Tensor) -> None:
     """Token ranges without a gap, positions inside of them, and their number."""
     measured = heldout.measure(bench, tokens, few(6, 2))
-    parts = heldout.facts(bench, measured, 1).parts
+    parts = heldout.facts(bench, measured, 1, None).parts
     lines = [dict(zip(POSITION_COLUMNS, line, strict=True)) for line in heldout.position_lines(bench, measured)]
 
     assert [part.first for part in parts[1:]] == [part.last + 1 for part in parts[:-1]]
@@ -323,6 +324,7 @@ def test_the_stage_writes_the_reference_recipes_files(stage: Path) -> None:
     ends = ("", "-prism", "-raw", "-tuned")
     names = {f"output-atlas-{kind}{end}.csv" for kind in ("pure-next-token", "records") for end in ends}
     names |= {"heldout.csv", "positions.csv", "run.json", "trajectories.json"}
+    names |= {"heldout-code.csv", "positions-code.csv"}
     names |= {"output-atlas-pure-next-token-rawlens.csv"}
     assert {path.name for path in (stage / "sweep").iterdir()} == names
     assert about["lenses"] == ["raw", "norm", "norm_next", "temperature", "bias", "prism", "tuned"]
@@ -352,7 +354,7 @@ def test_running_twice_gives_the_same_bytes(stage: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Progress, "__exit__", lambda bar, *_: bars.append((bar._name, bar._total, bar._done)))
     params = stage_settings(stage)
     sweep.run(params, stage / "corpus", stage / "lens", stage / "again")
-    parts = ("", ", last layer", ", temperatures", ", probes", ", trajectories")
+    parts = ("", ", last layer", ", temperatures", ", probes", ", trajectories", ", code")
     assert [name for name, _, _ in bars] == [f"sweep{part}" for part in parts]
     assert all(total == done > 0 for _, total, done in bars)
     assert artifacts.sha256_tree(stage / "again") == artifacts.sha256_tree(stage / "sweep")
@@ -376,6 +378,27 @@ def test_gates_judge_what_sweep_and_suite_wrote(stage: Path) -> None:
     assert found.number("heldout_kl_tuned_bits_50") == pytest.approx(mean["tuned"])
     saved = min(mean["norm"], mean["norm_next"]) - mean["tuned"]
     assert found.number("heldout_delta_kl_bits_50") == pytest.approx(saved)
+
+
+def test_a_text_of_another_kind_is_measured_as_the_held_out_text_is(stage: Path) -> None:
+    """Norm and tuned lenses at the positions of its own sequences, and its tokens per byte in the judgement."""
+    bench = Bench.load(stage_settings(stage), stage / "corpus", stage / "lens")
+    tokens = torch.from_numpy(corpora.read_other(stage / "corpus", "code").astype(np.int64))
+    measured = heldout.measure(bench, tokens, stage_settings(stage).sweep)
+    with (stage / "sweep" / "heldout-code.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    outputs = judging.Outputs(*(stage / name for name in ("j2.json", "m.json", "k.csv", "c.csv", "v.csv")))
+    judging.run(stage_settings(stage), stage / "sweep", stage / "suite", outputs)
+    found = Judgement.read(outputs.judgement)
+
+    assert {row["lens"] for row in rows} == {"norm", "norm_next", "tuned"}
+    for row in rows:
+        exact = measured.values[row["lens"], int(row["layer"])][int(row["seq"]), :, heldout.KL].mean()
+        assert float(row["kl_final_lens_bits"]) == pytest.approx(exact, abs=1e-5)
+    by_text = {text.name: text for text in found.by_text}
+    assert list(by_text) == ["heldout", "code"] and found.verdicts["I"] != "invalid"
+    assert by_text["code"].per_byte.value == pytest.approx(0.5 * (found.number("text_code_kl_tuned_bits_mean") or 0))
+    assert by_text["heldout"].per_byte.value == pytest.approx(0.25 * (found.number("heldout_kl_tuned_bits_mean") or 0))
 
 
 def test_without_held_out_text_nothing_is_measured(stage: Path) -> None:

@@ -17,6 +17,7 @@ OUTSIDE = {
     "a corpus": ("corpus", {"kind": "files", "files": ["data/text.txt"]}, "data/text.txt"),
     "a corpus by pattern": ("corpus", {"kind": "files", "files": ["data/**/*.jsonl"]}, "data/deep/text.jsonl"),
     "prompts of a corpus": ("corpus", {"kind": "sampled", "files": ["prompts/chat.jsonl"]}, "prompts/chat.jsonl"),
+    "another text": ("corpus", {"also_heldout": {"code": ["data/code.jsonl"]}}, "data/code.jsonl"),
     "a suite": ("suite", {"files": ["prompts/*.jsonl"]}, "prompts/mine.jsonl"),
     "probes": ("sweep", {"probes": ["prompts/probes.json"]}, "prompts/probes.json"),
     "a licence": ("publish", {"base_license_file": "TERMS"}, "TERMS"),
@@ -42,6 +43,8 @@ def absolute(lab: Path, values: dict[str, Any]) -> dict[str, Any]:
     """Values of a section with every name of a file made absolute."""
 
     def made(value: Any) -> Any:
+        if isinstance(value, dict):
+            return absolute(lab, value)
         return str(lab / value) if isinstance(value, str) and value not in ("files", "sampled", "jacobian") else value
 
     return {key: [made(v) for v in value] if isinstance(value, list) else made(value) for key, value in values.items()}

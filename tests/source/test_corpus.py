@@ -101,6 +101,7 @@ def section(**changes: Any) -> dict[str, Any]:
         "train_tokens": 3210,
         "heldout_tokens": 330,
         "bos": "tokenizer",
+        "also_heldout": {},
         "temperature": 1.0,
         "top_p": 1.0,
         "max_document_chars": 1000,
@@ -390,6 +391,41 @@ def test_a_document_of_the_heldout_text_is_left_out_of_training(model, tmp_path,
     assert manifest.skipped == {"duplicate_of_heldout": 3}
     assert train_texts.isdisjoint(heldout_texts) and texts(1, 10)[0] in train_texts
     assert manifest.train.files == () and manifest.kind == "atlas"
+
+
+def test_texts_of_other_kinds_are_packed_beside_without_documents_of_the_training_text(model, tmp_path):
+    """Whole sequences of each, at most heldout_tokens. A byte is a token here, and each document has one more."""
+    common, own = texts(300), [f"def f{number}(x): return x\n" for number in range(20)]
+    write_jsonl(tmp_path / "text.jsonl", common)
+    write_jsonl(tmp_path / "code.jsonl", own + common)
+    write_jsonl(tmp_path / "many.jsonl", texts(200, 7))
+    names = {name: [str(tmp_path / f"{name}.jsonl")] for name in ("code", "many")}
+    params = settings(model, files=[str(tmp_path / "text.jsonl")], also_heldout=names, train_tokens=8000)
+    prefetch.build(params, tmp_path / "out")
+    manifest = corpus.Manifest.read(tmp_path / "out")
+    code, many = (corpus.read_other(tmp_path / "out", name) for name in ("code", "many"))
+    train = set(unpacked(corpus.read_tokens(tmp_path / "out")))
+
+    assert many.shape == (20, SEQ_LEN) and code.shape[1] == SEQ_LEN
+    assert unpacked(code)[:10] == own[:10] and train.isdisjoint(unpacked(code))
+    assert [file.path for file in manifest.also_heldout["code"].side.files] == [str(tmp_path / "code.jsonl")]
+    ids = corpus.read_heldout(tmp_path / "out").ravel()
+    assert manifest.tokens_per_byte == pytest.approx(len(ids) / (ids != BOS).sum(), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (['"Hi."'], r"gives 4 tokens, must give at least corpus\.seq_len \(16\)"),
+        (["1"] * 50, r"50 of 50 held-out rows .* are not text"),
+    ],
+)
+def test_a_text_of_another_kind_that_cannot_be_used_is_refused(model, tmp_path, content, message):
+    write_jsonl(tmp_path / "text.jsonl", texts(300))
+    (tmp_path / "code.jsonl").write_text("".join(f'{{"text": {value}}}\n' for value in content))
+    names = {"code": [str(tmp_path / "code.jsonl")]}
+    with pytest.raises(InputError, match=message):
+        prefetch.build(settings(model, files=[str(tmp_path / "text.jsonl")], also_heldout=names), tmp_path / "out")
 
 
 def test_a_source_that_only_repeats_itself_ends_in_an_error(model, tmp_path, monkeypatch):

@@ -77,6 +77,8 @@ def write_stages(folder: Path, params: ModelParams, *, seqs: int = 12, seq_len: 
     text = {name: draw.integers(2, 90, (seqs, seq_len)).astype(np.uint32) for name in ("tokens", "heldout")}
     for name, tokens in text.items():
         artifacts.write_tensors(folder / "corpus" / f"{name}.safetensors", {"tokens": tokens})
+    code = draw.integers(2, 90, (4, seq_len)).astype(np.uint32)  # a text of corpus.also_heldout
+    artifacts.write_tensors(folder / "corpus" / corpus.other_heldout("code"), {"tokens": code})
     part = {"documents": 1, "tokens": seqs * seq_len, "sequences": seqs, "files": []}
     origin = dict.fromkeys(("repo", "name", "split", "revision", "commit"))
     backbone = Backbone.load(params.source, pin)
@@ -85,6 +87,9 @@ def write_stages(folder: Path, params: ModelParams, *, seqs: int = 12, seq_len: 
         "schema": 1, "kind": "files", "seq_len": seq_len, "seed": 0, "model": pin.model_dump(mode="json"),
         "tokenizer": facts | {"behaviour_sha256": behaviour_sha256(backbone.tokenizer)},
         "train": part, "heldout": part, **origin, "skipped": {}, "cut_documents": 0, "content_hash": "x",
+        "tokens_per_byte": 0.25,
+        "also_heldout": {"code": {"side": part | {"tokens": code.size, "sequences": 4},
+                                  "tokens_sha256": corpus.sha256_tokens(code), "tokens_per_byte": 0.5}},
         "tokens_sha256": corpus.sha256_tokens(text["tokens"]), "heldout_sha256": corpus.sha256_tokens(text["heldout"]),
     }  # fmt: skip
     artifacts.write_json(folder / "corpus" / "manifest.json", manifest)

@@ -82,11 +82,13 @@ def measure(
     *,
     resid_seqs: int = 0,
     lenses: Sequence[str] | None = None,
+    name: str = "sweep",
 ) -> Heldout:
     """MEASURED of every layer on sequences (n, seq_len), which are number `first` and on of the corpus.
 
     Args:
         lenses: those that are measured; all where it is None.
+        name: of its progress.
         resid_seqs: number of sequences, from the first one on, whose residual stream is returned too.
     """
     n, seq_len = tokens.shape
@@ -94,7 +96,7 @@ def measure(
     positions = draw_positions(seq_len, count, range(first, first + n), settings.seed)
     readings = [reading for reading in bench.decoded if lenses is None or reading[0] in lenses]
     cells, streams = list[dict[Name, Reading]](), list[Tensor]()
-    with Progress("sweep", n * count * len(readings), "reading") as progress:
+    with Progress(name, n * count * len(readings), "reading") as progress:
         for start in range(0, n, settings.batch_seqs):
             batch = slice(start, start + settings.batch_seqs)
             resid = bench.backbone.capture(tokens[batch], torch.from_numpy(positions[batch]))
@@ -147,6 +149,7 @@ def facts(bench: Bench, measured: Heldout, block_seqs: int, tokens_per_byte: flo
 
     Args:
         block_seqs: neighbouring sequences that a bootstrap draws together.
+        tokens_per_byte: of the text, where it was recorded.
     """
     count = measured.positions.shape[1]
     edges, ends = strata(measured.seq_len, count), part_ends(count)

@@ -196,6 +196,16 @@ class OtherText(Record):
     tokens_per_byte: Number
 
 
+class TextKl(NamedTuple):
+    """What the tuned lens leaves and saves on one held-out text."""
+
+    name: str
+    text: OtherText
+    tuned: tuple[Estimate, ...]  # KL at the depths of PERCENTILES, bits a token
+    saved: tuple[Estimate, ...]  # there, against the stronger norm lens
+    per_byte: Estimate  # the mean KL over layers 1..L-1, bits a byte
+
+
 class Judgement(Record):
     """One judged lens."""
 
@@ -274,6 +284,24 @@ class Judgement(Record):
         checks = (check for letter in "AB" for check in self.gate(letter).checks)
         return tuple(
             (check, check.model_copy(update={"measured": self.estimate(f"answered_{check.kpi}")})) for check in checks
+        )
+
+    @property
+    def by_text(self) -> tuple[TextKl, ...]:
+        """The held-out text, then those of corpus.also_heldout; empty where tokens per byte were not recorded."""
+        if self.tokens_per_byte is None:
+            return ()
+        whole = OtherText(positions=self.counts.heldout_positions, tokens_per_byte=self.tokens_per_byte)
+        texts = {"heldout": whole} | {f"text_{name}": text for name, text in self.texts.items()}
+        return tuple(
+            TextKl(
+                prefix.removeprefix("text_"),
+                text,
+                tuple(self.estimate(f"{prefix}_kl_{TUNED}_bits_{p}") for p in PERCENTILES),
+                tuple(self.estimate(f"{prefix}_delta_kl_bits_{p}") for p in PERCENTILES),
+                self.estimate(f"{prefix}_kl_{TUNED}_bits_mean").times(text.tokens_per_byte or math.nan),
+            )
+            for prefix, text in texts.items()
         )
 
     def reference_kpis(self) -> dict[str, list[float | None] | float | None]:

@@ -114,7 +114,7 @@ def other_texts(bench: Bench, settings: ModelParams, corpus: Path, out: Path) ->
     """Measure norm and tuned lenses on each text of corpus.also_heldout, and write its two tables."""
     for name, text in corpora.Manifest.read(corpus).also_heldout.items():
         tokens = torch.from_numpy(corpora.read_other(corpus, name)[: settings.sweep.heldout_seqs].astype(np.int64))
-        measured = heldout.measure(bench, tokens, settings.sweep, lenses=ALWAYS)
+        measured = heldout.measure(bench, tokens, settings.sweep, lenses=ALWAYS, name=f"sweep, {name}")
         by_seq, by_position = (out / file.format(name) for file in OTHER_TEXT)
         artifacts.write_csv(by_seq, HELDOUT_COLUMNS, heldout.lines(measured))
         artifacts.write_csv(by_position, POSITION_COLUMNS, heldout.position_lines(bench, measured))
