@@ -13,7 +13,7 @@ last layer, is true by construction: loading a lens and `lensmith verify` prove 
 A new gate is one entry here, its limit in params.yaml (`GatesParams`), and a test.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lensmith.judge.facts import ContextPart
@@ -192,7 +192,11 @@ GATES = (
     ),
 )
 LETTERS = tuple(gate.letter for gate in GATES)
-ALWAYS = tuple(gate.letter for gate in GATES if not gate.optional)
+
+
+def of_table(present: Collection[str]) -> tuple[Gate, ...]:
+    """The gates that a table over several lenses has: none that is optional and whose letter is not `present`."""
+    return tuple(gate for gate in GATES if not gate.optional or gate.letter in present)
 
 
 def judge(kpis: Mapping[str, Estimate], scope: Scope) -> tuple[GateResult, ...]:

@@ -23,8 +23,7 @@ import yaml  # noqa: TID251 (front matter of a card: its only reader, the Hub, r
 
 from lensmith.files import artifacts
 from lensmith.hub.index import INDEX, MODEL_ID
-from lensmith.judge import rank_cost
-from lensmith.judge.gates import GATES
+from lensmith.judge import gates, rank_cost
 from lensmith.judge.judgement import Judgement
 from lensmith.lens import lens_file
 from lensmith.lens.lens_file import RANK_CURVE, WEIGHTS
@@ -246,7 +245,9 @@ def _write(contents: Contents, out: Path) -> None:
 def dataset_card(index: Mapping[str, Mapping[str, Any]]) -> str:
     """The README of a repository of lenses, from its index alone: whoever adds a lens writes it for all."""
     metadata = yaml.safe_dump(CARD_METADATA, sort_keys=False)
-    card = wording.render(__package__, "dataset.md.j2", index=dict(sorted(index.items())), gates=GATES)
+    present = {name.removeprefix("gate_") for entry in index.values() for name in entry.get("verdicts", {})}
+    table = {"index": dict(sorted(index.items())), "gates": gates.of_table(present)}
+    card = wording.render(__package__, "dataset.md.j2", **table)
     return f"---\n{metadata}---\n{card}"
 
 

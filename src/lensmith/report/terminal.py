@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lensmith.files.cache import CacheEntry
 from lensmith.hub.index import IndexEntry
-from lensmith.judge.gates import ALWAYS, LETTERS
+from lensmith.judge import gates
 from lensmith.judge.judgement import Judgement
 from lensmith.lens.depth import PERCENTILES
 from lensmith.process import amounts, wording
@@ -32,7 +32,7 @@ def verdicts(judged: Iterable[tuple[str, Judgement]]) -> Table:
     for percentile in PERCENTILES:
         table.add_column(f"{percentile} %", justify="right", no_wrap=True)
     lines = list(judged)
-    letters = [letter for letter in LETTERS if any(letter in judgement.verdicts for _, judgement in lines)]
+    letters = [gate.letter for gate in gates.of_table({x for _, judgement in lines for x in judgement.verdicts})]
     table.add_column(" ".join(letters), no_wrap=True)  # one column, so that all gates fit into 80
     table.add_column("prefer", no_wrap=True)
     for key, judgement in lines:
@@ -48,15 +48,14 @@ def lenses(index: Mapping[str, IndexEntry], release: str) -> Table:
     """One line for each lens of a release."""
     table = Table(title=Text(shown(release)), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model", overflow="fold")
-    present = {gate for entry in index.values() for gate in entry.verdicts}
-    letters = [letter for letter in LETTERS if letter in ALWAYS or f"gate_{letter}" in present]
-    for column in ("version", "lens", f"gates {' '.join(letters)}", "prefer"):
+    table_gates = gates.of_table({name.removeprefix("gate_") for entry in index.values() for name in entry.verdicts})
+    for column in ("version", "lens", f"gates {' '.join(gate.letter for gate in table_gates)}", "prefer"):
         table.add_column(column, no_wrap=True)
     for model_id, entry in sorted(index.items()):
-        verdicts = {gate: entry.verdicts.get(f"gate_{gate}") for gate in letters}
-        gates = " ".join(wording.symbol(str(v)) if v or gate in ALWAYS else " " for gate, v in verdicts.items())
+        verdicts = ((gate, entry.verdicts.get(f"gate_{gate.letter}")) for gate in table_gates)
+        marks = " ".join(wording.symbol(str(word)) if word or not gate.optional else " " for gate, word in verdicts)
         rank = "?" if entry.rank is None else entry.rank
-        cells = (entry.tl_version or "not sent", f"{entry.kind or '?'}, rank {rank}", gates, entry.preferred or "?")
+        cells = (entry.tl_version or "not sent", f"{entry.kind or '?'}, rank {rank}", marks, entry.preferred or "?")
         # As Text: a string of a stranger's index could hold rich's own markup.
         table.add_row(*(Text(shown(cell)) for cell in (model_id, *cells)))
     return table

@@ -275,8 +275,8 @@ def _pack_other(
 
 def _tokens_per_byte(ids: NDArray[np.uint32], tokenizer: PreTrainedTokenizerBase) -> float:
     """Tokens, special ones included, over the bytes of their text in UTF-8."""
-    text: str = tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return len(ids) / max(1, len(text.encode()))
+    text = tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return len(ids) / max(1, len(str(text).encode()))
 
 
 def _write_sides(settings: ModelParams, pin: ModelPin, text: SourceText, encoder: Encoder) -> tuple[Packed, Packed]:
