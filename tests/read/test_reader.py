@@ -92,8 +92,10 @@ def test_a_direction_is_the_jacobian_at_given_states(parts, reader, resid, n_sta
     assert torch.equal(read.target_ranks[:, 0], (wanted > wanted[:, 3, None]).sum(-1)) and read.entropy_bits is None
 
 
-def test_a_direction_is_what_a_small_step_changes(reader, resid):
-    """The two meanings agree: the state moved by a little v, less the state."""
+@pytest.mark.parametrize("placement", ["normed", "residual"])
+def test_a_direction_is_what_a_small_step_changes(reader, resid, placement):
+    """The two meanings agree: the state moved by a little v, less the state; of Jacobian and imported lenses too."""
+    reader = replace(reader, lens=replace(reader.lens, placement=placement))
     v, state = torch.randn(32, generator=torch.Generator().manual_seed(1)), resid[0, 2]
     moved, still = (reader.read(state + step * v, layer=LAYER, logits=True).logits for step in (1e-2, -1e-2))
     change = reader.read(v, layer=LAYER, as_="direction", at=state, logits=True).logits
