@@ -31,6 +31,7 @@ from benchmarks import (
     pipeline,
     quality_per_second,
     recipe,
+    sampled_text,
     shapes,
     variants,
     vocabulary,
@@ -313,6 +314,20 @@ def test_every_stage_of_the_chain_is_measured(packed, tmp_path):
         "resolve", "prefetch", "fit", "sweep", "suite-eval", "gates", "plots", "publish", "report", "chain"
     ]  # fmt: skip
     assert all(row["cpu_s"] > 0 and row["peak_gib"] > 0 and row["other_cpu_s"] > 0 for row in rows[:-1])
+
+
+def test_lenses_of_sampled_and_of_real_text_are_judged_on_both(packed, tmp_path):
+    """On each text the norm lens, both tuned lenses, and their paired difference."""
+    _, model = packed
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": f"the sea is {i} miles from here " * 20}) + "\n" for i in range(80)))
+    rows = run(sampled_text, tmp_path / "out", model, str(text), "--set", "rank=4", "positions_per_seq=8")
+    kl = {(row["fit_on"], row["judged_on"], row["lens"]): row["kl_bits"] for row in rows}
+
+    assert len(kl) == 8
+    for own, other in (("real", "sampled"), ("sampled", "real")):
+        loss = kl[other, own, "what it loses to the lens of that text"]
+        assert loss == pytest.approx(kl[other, own, "tuned lens"] - kl[own, own, "tuned lens"], abs=1e-5)
 
 
 def test_the_mean_jacobian_of_every_estimator(packed, tmp_path):
