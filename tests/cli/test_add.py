@@ -1,8 +1,9 @@
 """`lensmith add`: one entry more in params.yaml, and every other byte as its author wrote it."""
 
 import pytest
+from ruamel.yaml import YAML
 
-from lensmith.lab import add
+from lensmith.lab import add, doctor, registry
 from lensmith.process.errors import InputError, RemoteError
 from lensmith.settings import params_yaml
 from lensmith.settings.params_yaml import Proposal
@@ -136,6 +137,24 @@ def test_without_a_network_a_model_of_the_hub_is_not_added(file, monkeypatch):
     assert str(error.value).startswith("org/New-Model: no such folder or file, and HF_HUB_OFFLINE is set")
     assert "models.new-model.source.repo, source.revision and publish.base_license" in str(error.value)
     assert file.read_text() == before
+
+
+def test_the_lens_of_an_added_model_becomes_an_artifact_of_dvc(file, tmp_path, monkeypatch):
+    """Where the path leads from the entry's own folder. Who has edited its labels keeps them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.gguf").touch()
+    add.add(file, "tiny.gguf", "one_")
+    written = tmp_path / "lenses/one_/dvc.yaml"
+    lens = YAML(typ="safe").load(written)["artifacts"]["lens"]
+    written.write_text("edited")
+    registry.write(tmp_path, "one_")
+
+    assert (written.parent / lens["path"]).resolve() == tmp_path / "release/one_"
+    assert written.read_text() == "edited"
+
+
+def test_each_model_of_this_lab_has_its_entry():
+    assert list(doctor.lenses(REPOSITORY)) == []
 
 
 def test_a_name_that_makes_no_key_asks_for_one(file):

@@ -15,7 +15,7 @@ import pytest
 from lensmith.lab import doctor, experiments
 from lensmith.process import amounts, environment
 from tests.support import toy
-from tests.support.lab import Lab
+from tests.support.lab import REPOSITORY, Lab
 
 RWLOCK = Path(".dvc/tmp/rwlock")
 
@@ -33,7 +33,8 @@ def lab(tmp_path) -> Lab:
     root = tmp_path / "lab"
     for folder in (".dvc/tmp", ".dvc/cache/files/md5/ab", "metrics", "artifacts/one/lens"):
         (root / folder).mkdir(parents=True)
-    shutil.copy(Path(__file__).parents[2] / "params.yaml", root)
+    shutil.copy(REPOSITORY / "params.yaml", root)
+    shutil.copytree(REPOSITORY / "lenses", root / "lenses")
     (root / "dvc.lock").write_text(LOCK)
     (root / RWLOCK).write_text('{"write": {}, "read": {}}')
     (root / "artifacts/one/lens/weights.safetensors").touch()
@@ -124,12 +125,23 @@ def test_temporary_files_are_deleted_when_they_are_a_day_old(lab):
 
 
 def test_models_that_need_a_missing_gpu_are_named(tmp_path, monkeypatch):
-    text = (Path(__file__).parents[2] / "params.yaml").read_text()
+    text = (REPOSITORY / "params.yaml").read_text()
     assert text.count("device: auto") == 1
     (tmp_path / "params.yaml").write_text(text.replace("device: auto", "device: cuda"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
     assert "params.yaml: atlas, atlas-reference: source.device is cuda" in str(only(doctor.devices, tmp_path))
+
+
+def test_what_is_missing_or_left_over_of_lenses_is_named(lab):
+    """An entry that somebody wrote into params.yaml has no file; one that was removed has left its file."""
+    (lab.root / "lenses/atlas").rename(lab.root / "lenses/old")
+    missing, left = doctor.lenses(lab.root)
+
+    assert "lenses/atlas/dvc.yaml: is missing" in str(missing)
+    assert str(left) == "lenses/old: is left over: params.yaml has no model old. `git rm -r lenses/old`"
+    missing.mend()
+    assert list(doctor.lenses(lab.root)) == [left]
 
 
 def test_a_path_that_leads_to_another_python_is_named(tmp_path, monkeypatch):

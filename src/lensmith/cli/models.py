@@ -1,4 +1,4 @@
-"""`lensmith add`, `fetch`: models into params.yaml, and their weights onto this machine."""
+"""`lensmith add`, `fetch`: models into the lab, and their weights onto this machine."""
 
 from typing import Annotated
 
@@ -16,7 +16,10 @@ def add(
     key: Annotated[str | None, typer.Option(help="Its name in this lab; made from the model's where left out.")] = None,
     file: Annotated[str | None, typer.Option(help="The GGUF file of the repository that is the model.")] = None,
 ) -> None:
-    """Append a model to params.yaml. The Hub is asked for its commit and licence."""
+    """Append a model to params.yaml, and make its lens an artifact of DVC in lenses/.
+
+    The Hub is asked for its commit and licence.
+    """
     from lensmith.lab import add as adding
 
     typer.echo(adding.add(PARAMS, model, key, file), nl=False)

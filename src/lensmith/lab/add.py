@@ -1,4 +1,4 @@
-"""Add a model to params.yaml: one of the Hub with its commit and licence, or a folder or GGUF file of this machine."""
+"""Add a model to a lab: one of the Hub with its commit and licence, or a folder or GGUF file of this machine."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ from huggingface_hub import is_offline_mode
 
 from lensmith.files import names
 from lensmith.hub import models
+from lensmith.lab import registry
 from lensmith.process.errors import InputError, RemoteError
 from lensmith.settings import params_yaml
 from lensmith.settings.params_yaml import MODEL_KEY, UNCHANGED, Proposal
@@ -17,7 +18,7 @@ SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause"
 
 
 def add(params: Path, model: str, key: str | None = None, file: str | None = None) -> str:
-    """Append a model to params.yaml; the text of its entry.
+    """Append a model to params.yaml and make its lens an artifact of DVC; the text of its entry in params.yaml.
 
     Args:
         model: a folder or a GGUF file, relative to the lab or absolute; else a Hub id, org/name.
@@ -30,10 +31,14 @@ def add(params: Path, model: str, key: str | None = None, file: str | None = Non
     """
     params_yaml.read(params)  # a folder that is no lab asks nothing of the Hub
     if Path(model).exists() and file is None:
-        return params_yaml.add(params, of_path(model, key))
-    if not HUB_ID.fullmatch(model):
+        proposal = of_path(model, key)
+    elif HUB_ID.fullmatch(model):
+        proposal = of_repo(model, key, file)
+    else:
         raise InputError(f"{model}: no such folder or GGUF file, and no Hub id, which is org/name. {UNCHANGED}")
-    return params_yaml.add(params, of_repo(model, key, file))
+    entry = params_yaml.add(params, proposal)
+    registry.write(params.parent, proposal.key)
+    return entry
 
 
 def of_path(name: str, key: str | None = None) -> Proposal:

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from lensmith.lab import dvc, layout, remotes
+from lensmith.lab import dvc, layout, registry, remotes
 from lensmith.process import amounts, environment
 from lensmith.process.errors import LensmithError
 from lensmith.settings import params_yaml
@@ -48,7 +48,7 @@ class Finding:
 
 def examine(root: Path) -> Iterator[Finding]:
     """Everything that is wrong with the lab in `root` and with this machine."""
-    for check in (remote_options, rwlock, dvc_lock, queue, leftovers, devices, programs, packages, home, disk):
+    for check in (remote_options, rwlock, dvc_lock, queue, leftovers, devices, lenses, programs, packages, home, disk):
         yield from check(root)
 
 
@@ -155,6 +155,24 @@ def devices(root: Path) -> Iterator[Finding]:
             why = "source.device is cuda, but torch sees no CUDA device here"
             do = "Fit it where there is one (`nvidia-smi` shows it), or set source.device to auto"
             yield Finding(f"{layout.PARAMS}: {', '.join(on_gpu)}", why, do)
+
+
+def lenses(root: Path) -> Iterator[Finding]:
+    """lenses/: a model without a file there, or a file without a model."""
+    try:
+        keys = set(params_yaml.read(root / layout.PARAMS))
+    except LensmithError:
+        return  # `devices` names it
+    for key in sorted(keys):
+        file = registry.entry(root, key)
+        if not file.exists():
+            why = f"is missing, so `dvc artifacts get` and the model registry do not find the lens of {key}"
+            do = "`lensmith doctor --fix` writes it"
+            yield Finding(str(file.relative_to(root)), why, do, partial(registry.write, root, key))
+    for folder in sorted((root / layout.LENSES).glob("*/")):
+        if folder.name not in keys:
+            why = f"is left over: {layout.PARAMS} has no model {folder.name}"
+            yield Finding(str(folder.relative_to(root)), why, f"`git rm -r {folder.relative_to(root)}`")
 
 
 def programs(_root: Path) -> Iterator[Finding]:
