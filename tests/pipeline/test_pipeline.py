@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+import lensmith
 from tests.support import pages, toy
 from tests.support.canaries import GIT_URL, Listener, hits, hits_below
 from tests.support.lab import REPOSITORY, Lab
@@ -106,6 +108,9 @@ ELSEWHERE = {
     "lensmith publish qwen3-8b  ": "sends to the Hub (tests/release)",
     "ray start ": "starts a cluster (tests/fleet)",
     "lensmith fleet run": "needs a cluster (tests/fleet)",
+    "dvc artifacts get https://": "fetches from another lab (below)",
+    "dvc get https://": "fetches from another lab (below)",
+    "dvc import https://": "fetches from another lab (below)",
     "dvc exp run gates -S '++models.atlas.corpus.train_tokens=": "fits; the ranks are enough",
     "dvc exp run gates -S '++models.atlas.fit.kind=": "fits; the ranks are enough",
 }
@@ -151,6 +156,35 @@ def test_the_pages_commands_run_as_printed_in_a_second_clone(lab: Lab, tmp_path,
     assert left_out == set(ELSEWHERE)
     assert second.run("git", "log", "-1", "--format=%s") == "Rank 16\n"
     assert second.run("git", "status", "--porcelain") == "", "no command leaves a file that git would take"
+
+
+def test_another_repository_fetches_a_lens_as_printed(lab: Lab, tmp_path, monkeypatch):
+    """docs/publishing.md: by DVC alone, from a git repository and a remote to which one lens was pushed."""
+    for name in ("AUTHOR_NAME", "AUTHOR_EMAIL", "COMMITTER_NAME", "COMMITTER_EMAIL"):
+        monkeypatch.setenv(f"GIT_{name}", "t")
+    origin, user = toy.clone(lab, tmp_path / "origin"), Lab(tmp_path / "user")
+    shutil.copytree(lab.root / ".dvc/cache", origin.root / ".dvc/cache")
+    origin.run("git", "checkout", "--quiet", "-B", "main")
+    origin.run("dvc", "remote", "add", "--quiet", "--default", "store", str(tmp_path / "store"))
+    origin.commit("a remote")
+    origin.run("dvc", "push", "--quiet", "publish@one")
+    user.root.mkdir()
+    user.run("git", "init", "--quiet")
+    user.run("dvc", "init", "--quiet")
+
+    def local(printed: str) -> str:
+        return printed.replace("https://github.com/org/lab", f"file://{origin.root}").replace("qwen3-8b", "one")
+
+    page, names = REPOSITORY / "docs/publishing.md", dict[str, Any]()
+    for line in pages.commands(page):
+        if line.startswith("gto ") or "https://github.com" in line:
+            (origin if line.startswith("gto ") else user).run("bash", "-c", local(line))
+    exec(local("".join(pages.blocks(page, "python"))), names)
+
+    assert all(lensmith.load(user.root / folder).n_layers == 3 for folder in ("lens", "lens-of-main", "one"))
+    assert names["metrics"] == json.loads((origin.root / "metrics/one.json").read_text())
+    assert names["settings"]["fit"]["rank"] == 4
+    assert names["version"] == {"rev": origin.run("git", "rev-parse", "HEAD").strip(), "path": "release/one"}
 
 
 def test_exactly_what_changed_runs(lab):

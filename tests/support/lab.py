@@ -12,6 +12,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from lensmith.lab import registry
 from tests.support.tiny import save_tiny
 
 REPOSITORY = Path(__file__).parents[2]
@@ -55,7 +56,10 @@ class Lab:
         (root / "suites" / "suite.jsonl").write_text("".join(json.dumps(_prompt(i)) + "\n" for i in range(24)))
         (root / "suites" / "probes.jsonl").write_text(json.dumps(_probe()) + "\n")
         lab = cls(root)
-        lab.write_params(models or {"one": {}, "two": {"fit": {"epochs": 1}}})
+        models = models or {"one": {}, "two": {"fit": {"epochs": 1}}}
+        lab.write_params(models)
+        for key in models:
+            registry.write(root, key)
         lab.run("git", "init", "--quiet")
         lab.commit("a lab")
         return lab
