@@ -1,6 +1,8 @@
 """The scripts of examples/ do what they say, with a scheduler that only starts what it is given."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from lensmith.files import artifacts
 from tests.support.fleet_lab import HEAVY, FleetLab
+from tests.support.lab import Lab
 from tests.support.settings import REPOSITORY
 
 EXAMPLES = REPOSITORY / "examples"
@@ -73,6 +77,28 @@ def test_skypilot_runs_the_chain_of_its_model(lab, tmp_path):
 
     assert ran(lab) == heavy("a")
     assert lab.restored("a") == []
+
+
+def test_the_workflow_posts_what_a_commit_changes(tmp_path):
+    """Its own command, on a lab that has metrics and settings in git and no outputs."""
+    for name in (".dvc", "metrics"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("cache", "tmp"))
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    lab = Lab(tmp_path)
+    lab.run("git", "init", "--quiet")
+    lab.commit("base")
+    metrics = json.loads((tmp_path / "metrics/atlas.json").read_text())
+    artifacts.write_json(tmp_path / "metrics/atlas.json", metrics | {"kl50": 0.125})
+    lab.edit("models.atlas.fit.rank", 3)
+    lab.commit("a pull request")
+    steps = YAML(typ="safe").load(EXAMPLES / "metrics.yaml")["jobs"]["compare"]["steps"]
+    (command,) = (step["run"] for step in steps if step.get("name") == "compare")
+    lab.run("bash", "-euc", command)
+    rows = [[cell.strip() for cell in line.split("|")] for line in (tmp_path / "changes.md").read_text().splitlines()]
+
+    assert ["metrics/atlas.json", "kl50", f"{metrics['kl50']}", "0.125"] in [row[1:5] for row in rows]
+    assert ["params.yaml", "models.atlas.fit.rank", "-", "3"] in [row[1:5] for row in rows]
 
 
 @pytest.mark.long

@@ -169,7 +169,7 @@ def lenses(root: Path) -> Iterator[Finding]:
             why = f"is missing, so `dvc artifacts get` and the model registry do not find the lens of {key}"
             do = "`lensmith doctor --fix` writes it"
             yield Finding(str(file.relative_to(root)), why, do, partial(registry.write, root, key))
-    for folder in sorted((root / layout.LENSES).glob("*/")):
+    for folder in sorted((root / registry.LENSES).glob("*/")):
         if folder.name not in keys:
             why = f"is left over: {layout.PARAMS} has no model {folder.name}"
             yield Finding(str(folder.relative_to(root)), why, f"`git rm -r {folder.relative_to(root)}`")

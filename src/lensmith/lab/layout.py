@@ -15,7 +15,6 @@ ARTIFACTS = Path("artifacts")
 METRICS = Path("metrics")
 PLOTS = Path("plots")
 RELEASES = Path("release")
-LENSES = Path("lenses")
 JUDGEMENTS = PLOTS / "judgement"
 PAGE = PLOTS / "report.html"
 OUTPUTS = (ARTIFACTS, METRICS, PLOTS, RELEASES, RESOLVED)

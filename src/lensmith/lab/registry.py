@@ -7,7 +7,9 @@ them, so each model has a file.
 from pathlib import Path
 
 from lensmith.files import artifacts
-from lensmith.lab.layout import LENSES, RELEASES
+from lensmith.lab.layout import RELEASES
+
+LENSES = Path("lenses")
 
 # A release, as `lensmith.load` reads it. The name is the same in every file: the folder holds the key, of which some
 # are no valid names of artifacts.
