@@ -153,8 +153,9 @@ def test_the_lens_of_an_added_model_becomes_an_artifact_of_dvc(file, tmp_path, m
     assert written.read_text() == "edited"
 
 
-def test_each_model_of_this_lab_has_its_entry():
-    assert list(doctor.lenses(REPOSITORY)) == []
+@pytest.mark.parametrize("lab", [REPOSITORY, REPOSITORY / "real"], ids=lambda lab: lab.name)
+def test_each_model_of_this_lab_has_its_entry(lab):
+    assert list(doctor.lenses(lab)) == []
 
 
 def test_a_name_that_makes_no_key_asks_for_one(file):
