@@ -1,6 +1,6 @@
-"""Draws docs/lens.svg: what the norm lens and the tuned lens read at every layer of the bundled model.
+"""Draws docs/lens.svg: what the norm lens and the tuned lens read at the layers of SmolLM2-135M.
 
-python docs/draw_lens.py        after `make demo`, in the repository's root
+python docs/draw_lens.py        after `make real`, in the repository's root
 """
 
 from dataclasses import dataclass
@@ -8,11 +8,13 @@ from html import escape
 from pathlib import Path
 
 import pandas as pd
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 import lensmith
 
-TEXT = "Remember that the capital of Germany is"
+FOLDER, FILE = "real/models", "SmolLM2-135M-Instruct.Q4_1.gguf"
+TEXT = "The capital of France is"
+MOST_ROWS = 16  # of a deeper model some layers are left out, evenly
 WIDTH, ROW, TOP, PILL = 880, 25, 104, 256  # pixels; TOP is the y of the last layer's row
 STREAM, NORM, TUNED = 160, 304, 600  # x of the residual stream, and of each column's left edge
 RANKS = ((1, "0"), (10, "1 to 9"), (100, "10 to 99"), (10**9, "100 or more"))  # upper bounds of the shades
@@ -50,7 +52,7 @@ def readings(frame: pd.DataFrame, lens: str) -> dict[int, Reading]:
     """The readings of one lens by layer, from a trajectory's frame."""
     last = frame[(frame.lens == lens) & (frame.pos == frame.pos.max()) & (frame.layer > 0)]
     rows = zip(last.layer, last.top1, last.final_token_rank, strict=True)
-    return {int(layer): Reading(top.strip(), int(rank)) for layer, top, rank in rows}
+    return {int(layer): Reading(top.strip() or repr(top)[1:-1], int(rank)) for layer, top, rank in rows}
 
 
 def text(x: float, y: float, words: str, name: str = "", anchor: str = "start") -> str:
@@ -67,10 +69,17 @@ def pill(x: int, y: float, reading: Reading) -> str:
     )
 
 
+def blocks(layer: int, step: int) -> str:
+    """The blocks between a layer and the next one that is drawn."""
+    first = max(layer + step, 0)
+    return f"block {layer - 1}" if first == layer - 1 else f"blocks {first} to {layer - 1}"
+
+
 def draw(norm: dict[int, Reading], tuned: dict[int, Reading]) -> str:
     """The picture as SVG. It has a background of its own, so that it is legible on any page."""
     n_layers = max(tuned)
-    bottom = TOP + n_layers * ROW
+    layers = range(n_layers, 0, -n_layers // MOST_ROWS)
+    bottom = TOP + len(layers) * ROW
     height = bottom + 76
     parts = [
         f'<rect x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8" class="card"/>',
@@ -86,11 +95,11 @@ def draw(norm: dict[int, Reading], tuned: dict[int, Reading]) -> str:
         text(24, (TOP + bottom) / 2 - 18, "residual", "note"),
         text(24, (TOP + bottom) / 2 - 2, "stream", "note"),
     ]
-    for layer in range(1, n_layers + 1):
-        y = TOP + (n_layers - layer) * ROW
+    for row, layer in enumerate(layers):
+        y = TOP + row * ROW
         parts += [
             f'<rect x="{STREAM - 60}" y="{y + 3}" width="120" height="18" rx="3" class="block"/>',
-            text(STREAM, y + 16, f"block {layer - 1}", "note", "middle"),
+            text(STREAM, y + 16, blocks(layer, layers.step), "note", "middle"),
             f'<path d="M{STREAM} {y}H{NORM - 8}" class="line"/>',
             f'<circle cx="{STREAM}" cy="{y}" r="4" class="tip"/>',
             text(NORM - 14, y - 3, f"layer {layer}", "note", "end"),
@@ -112,8 +121,10 @@ def draw(norm: dict[int, Reading], tuned: dict[int, Reading]) -> str:
 
 
 def main() -> None:
-    model, tokenizer = (auto.from_pretrained("demo/atlas") for auto in (AutoModelForCausalLM, AutoTokenizer))
-    reader = lensmith.bind(lensmith.load("release/atlas"), model, tokenizer)
+    plain = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=FILE, quantization_config=plain, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER, gguf_file=FILE)
+    reader = lensmith.bind(lensmith.load("real/release/smollm2"), model, tokenizer)
     frame = reader.trajectory(TEXT).frame()
     Path(__file__).with_name("lens.svg").write_text(draw(readings(frame, "norm"), readings(frame, "tuned")))
 

@@ -9,6 +9,7 @@ import pytest
 import typer
 from ruamel.yaml import YAML
 
+from docs import write_results
 from lensmith.cli.app import app
 from tests.support import pages, tree
 from tests.support.pages import PAGES
@@ -122,3 +123,11 @@ def test_every_environment_variable_is_explained():
     page = (REPOSITORY / "docs" / "settings.md").read_text(encoding="utf-8")
 
     assert set(re.findall(r"^\| `(LENSMITH_\w+)`", page, re.MULTILINE)) == named
+
+
+def test_results_are_those_of_the_files_in_git():
+    """docs/results.md and README's table, by the script that writes them."""
+    again = "run `python docs/write_results.py`"
+
+    assert write_results.page() == write_results.PAGE.read_text(encoding="utf-8"), again
+    assert write_results.readme(README) == README, again
