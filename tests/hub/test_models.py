@@ -381,7 +381,7 @@ def test_a_dataset_that_cannot_be_pinned_gets_one_line_and_its_exit_code(hub, cl
 
 
 # Lenses of the package tuned-lens.
-LENS = {"repo": "them/lenses", "repo_type": "space", "revision": "main", "folder": "lens/tiny"}
+LENS = {"format": "tuned-lens", "repo": "them/lenses", "repo_type": "space", "revision": "main", "folder": "lens/tiny"}
 LENS_FILES: Files = {
     "app.py": b"raise SystemExit",
     "lens/tiny/config.json": b'{"d_model": 32}',
