@@ -12,17 +12,9 @@ from lensmith.process.errors import InputError
 from lensmith.read import reader as reader_module
 from lensmith.source.borrowed import unwrapped
 from lensmith.source.head import Head, Transform
-from tests.support.bench import random_lens
-from tests.support.tiny import tiny_model, tiny_tokenizer
+from tests.support.tiny import tiny_model
 
 LAYER = 2
-
-
-@pytest.fixture(scope="module")
-def parts():
-    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    lens = random_lens(model.config.num_hidden_layers, model.config.hidden_size)
-    return model, tokenizer, lens
 
 
 @pytest.fixture(scope="module")

@@ -26,13 +26,6 @@ TEXT = "The capital of Ostra is Lume."
 
 
 @pytest.fixture(scope="module")
-def parts():
-    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    lens = random_lens(model.config.num_hidden_layers, model.config.hidden_size)
-    return model, tokenizer, lens
-
-
-@pytest.fixture(scope="module")
 def trajectory(parts) -> Trajectory:
     model, tokenizer, lens = parts
     return lensmith.bind(lens, model, tokenizer).trajectory(TEXT)
