@@ -23,7 +23,7 @@ from lensmith.settings.sections import ModelParams
 from lensmith.source.backbone import Backbone
 from tests.support import records
 from tests.support.gguf_models import save_gguf
-from tests.support.scores import passing
+from tests.support.scores import passing, with_other_text
 from tests.support.settings import atlas
 from tests.support.tiny import save_tiny, tiny_model
 
@@ -144,6 +144,15 @@ def test_the_card_says_that_a_gate_failed(bench):
     row = next(line for line in card.splitlines() if line.startswith("| A Closer"))
     assert row == "| A Closer to the model | at 25 % depth, bits | ≥ +0.30 | +3.25 | +3.00 to +3.50 | ✓ pass |"
     assert "At rank 2 the lens leaves 2.00 bits and would leave 3.00 if it were cut to rank 1." in card
+
+
+def test_the_card_has_each_held_out_text_in_bits_a_byte(bench):
+    with_other_text().write(bench.judgement)
+    card = (bench.build() / FOLDER / "README.md").read_text(encoding="utf-8")
+
+    said = "mean over layers and positions, bits a byte"
+    assert f"| KL left on held-out text, {said} (0.25 tokens a byte) | 0.88 " in card
+    assert f"| KL left on code, {said} (0.50 tokens a byte) | 1.50 " in card
 
 
 def test_the_base_models_terms_are_in_the_package_as_they_are(bench):

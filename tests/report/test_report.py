@@ -15,7 +15,7 @@ from lensmith.report import charts, curves
 from lensmith.report.model_detail import ModelDetail
 from tests.support.desk import Desk
 from tests.support.judged import World
-from tests.support.scores import N_LAYERS, interval, passing
+from tests.support.scores import N_LAYERS, interval, passing, with_other_text
 
 FAILING: dict[str, Verdict] = {"B": "fail", "D": "inconclusive"}
 
@@ -221,6 +221,17 @@ def test_answered_prompts_stand_beside_all(desk):
     assert row.index("+3.25") < row.index("+3.75")
     none = passing(kpis={f"answered_median_delta_kl_bits_{p}": None for p in (25, 50, 75)})
     assert "itself answers" not in Desk(desk.root / "none").add("one", none).build()
+
+
+def test_each_held_out_text_has_a_row(desk):
+    """Bits a byte are bits a token times the text's own ratio."""
+    table = Desk(desk.root / "texts").add("one", with_other_text()).build().split("By held-out text")[1]
+    rows = [row.split("</tr>")[0] for row in table.split("</figure>")[0].split('<th scope="row">')[1:]]
+
+    assert [row.split("</th>")[0] for row in rows] == ["heldout", "code"]
+    assert ">0.88" in rows[0] and ">0.25" in rows[0]
+    assert ">2.75" in rows[1] and ">+1.25" in rows[1] and ">1.50" in rows[1]
+    assert "By held-out text" not in desk.add("one").build()
 
 
 def test_the_ladders_chart_has_a_bar_for_each_rung():

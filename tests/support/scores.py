@@ -7,7 +7,7 @@ from typing import Any
 from lensmith.files import artifacts
 from lensmith.judge import gates, plots
 from lensmith.judge.facts import ContextPart, LensIdentity
-from lensmith.judge.judgement import ArtifactScore, Counts, Estimate, Judgement, Verdict
+from lensmith.judge.judgement import ArtifactScore, Counts, Estimate, Judgement, OtherText, Verdict
 from lensmith.lens.depth import PERCENTILES
 from tests.support.settings import atlas
 
@@ -98,6 +98,16 @@ def _passing_kpis() -> dict[str, Estimate]:
     kpis["artifact_score_increase"] = interval(0.02, 0.05)
     kpis["final_rank1_share"] = interval(0.8, 0.05)
     return kpis
+
+
+def with_other_text() -> Judgement:
+    """As `passing`, with a text of corpus.also_heldout; tokens a byte are 0.25 and, of that text, 0.5."""
+    kpis: dict[str, Estimate | None] = {"text_code_kl_tuned_bits_mean": interval(3.0, 0.5)}
+    for percent in PERCENTILES:
+        kpis[f"text_code_kl_tuned_bits_{percent}"] = interval(2.75, 0.25)
+        kpis[f"text_code_delta_kl_bits_{percent}"] = interval(1.25, 0.25)
+    texts = {"code": OtherText(positions=20, tokens_per_byte=0.5)}
+    return passing(kpis=kpis, tokens_per_byte=0.25, texts=texts)
 
 
 def interval(value: float, half: float) -> Estimate:
