@@ -13,7 +13,7 @@ last layer, is true by construction: loading a lens and `lensmith verify` prove 
 A new gate is one entry here, its limit in params.yaml (`GatesParams`), and a test.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lensmith.judge.facts import ContextPart
@@ -60,6 +60,17 @@ class Gate:
     optional: bool = False  # left out where it has nothing to check
 
 
+def _saved_on_prompts(scope: Scope, limits: Mapping[int, float]) -> Iterator[Criterion]:
+    """The median KL saved on prompts, at each depth of `limits` (per cent -> bits)."""
+    for percent, limit in limits.items():
+        yield Criterion(
+            kpi=f"median_delta_kl_bits_{percent}",
+            label=f"at {percent} % depth, bits",
+            limit=limit,
+            min_units=scope.limits.min_prompts,
+        )
+
+
 GATES = (
     Gate(
         "A",
@@ -67,15 +78,7 @@ GATES = (
         "On the median prompt, the tuned lens is closer to the model's final answer than the stronger norm lens, by at "
         "least the limits: in bits, and as a share of the norm lens's KL.",
         lambda scope: (
-            *(
-                Criterion(
-                    kpi=f"median_delta_kl_bits_{percent}",
-                    label=f"at {percent} % depth, bits",
-                    limit=limit,
-                    min_units=scope.limits.min_prompts,
-                )
-                for percent, limit in scope.delta_kl_bits.items()
-            ),
+            *_saved_on_prompts(scope, scope.delta_kl_bits),
             *(
                 Criterion(
                     kpi=f"median_delta_kl_share_{percent}",
@@ -122,15 +125,7 @@ GATES = (
         "D",
         "Nowhere worse",
         "At each depth, the tuned lens loses at most what the limit allows.",
-        lambda scope: (
-            Criterion(
-                kpi=f"median_delta_kl_bits_{percent}",
-                label=f"at {percent} % depth, bits",
-                limit=scope.limits.worst_delta_kl_bits,
-                min_units=scope.limits.min_prompts,
-            )
-            for percent in PERCENTILES
-        ),
+        lambda scope: _saved_on_prompts(scope, dict.fromkeys(PERCENTILES, scope.limits.worst_delta_kl_bits)),
     ),
     Gate(
         "F",
