@@ -127,7 +127,7 @@ def test_the_packaged_provenance_adds_kpis_and_verdicts(bench):
     bench.build()
     record = bench.read(f"{FOLDER}/provenance.json")
 
-    assert record["acceptance"] == {f"gate_{gate}": gate not in "BD" for gate in "ABCDFGH"}
+    assert record["acceptance"] == {f"gate_{gate}": gate not in "BD" for gate in "ABCDFGHJ"}
     assert record["acceptance_verdicts"]["gate_D"] == "inconclusive"
     assert record["kpis"]["median_delta_kl_bits@{25,50,75}%"] == [3.25, 2.5, 1.125]
     assert record["corpus"] == {"content_hash": "c1", "tokens_sha256": "c2", "heldout_sha256": "c3"}

@@ -280,8 +280,8 @@ class Judgement(Record):
 
     @property
     def over_answered(self) -> tuple[tuple[Check, Check], ...]:
-        """The checks of gates A and B, which are over all prompts, each beside its number over those answered."""
-        checks = (check for letter in "AB" for check in self.gate(letter).checks)
+        """The checks of gates A, B and J, which are over all prompts, each beside its number over those answered."""
+        checks = (check for letter in "ABJ" for check in self.gate(letter).checks)
         return tuple(
             (check, check.model_copy(update={"measured": self.estimate(f"answered_{check.kpi}")})) for check in checks
         )
