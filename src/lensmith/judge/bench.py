@@ -12,7 +12,7 @@ from lensmith.files import artifacts
 from lensmith.judge import walk
 from lensmith.judge.facts import LensIdentity
 from lensmith.judge.tables import LENSES, NORM_LENS, NORMS, PRISM, RAW, RUNGS, TUNED, layers
-from lensmith.judge.walk import Name, Reader, Reading
+from lensmith.judge.walk import LensLike, Name, Reading
 from lensmith.lens.lens import Lens
 from lensmith.lens.lens_file import LADDER, WEIGHTS
 from lensmith.lens.lens_file import PRISM as PRISM_FILE
@@ -34,7 +34,7 @@ class Bench:
     lens: Lens
     encode: Encoder
     identity: LensIdentity
-    others: dict[str, Reader] = field(default_factory=dict)  # the ladder and Prism, by name, where they were fit
+    others: dict[str, LensLike] = field(default_factory=dict)  # the ladder and Prism, by name, where they were fit
     raw: bool = False  # whether the residual is also read without a norm
 
     @classmethod
@@ -103,17 +103,17 @@ class Bench:
         return walk.read(self.backbone.head, resid, readings, self.head_reads, **options)
 
     @property
-    def _fitted(self) -> dict[str, Reader]:
+    def _fitted(self) -> dict[str, LensLike]:
         return {**self.others, TUNED: self.lens}
 
 
-def others_beside(lens_dir: Path, lens: Lens, device: torch.device) -> dict[str, Reader]:
+def others_beside(lens_dir: Path, lens: Lens, device: torch.device) -> dict[str, LensLike]:
     """The smaller lenses beside a lens, by kind, and Prism.
 
     Raises:
         IntegrityError: one of them is damaged, of another shape than the lens, or reads through another norm.
     """
-    readers: dict[str, Reader] = {}
+    readers: dict[str, LensLike] = {}
     for kind in RUNGS:
         folder = lens_dir / LADDER / kind
         if not (folder / WEIGHTS).exists():

@@ -26,7 +26,7 @@ from lensmith.files import artifacts
 from lensmith.judge import walk
 from lensmith.judge.bench import Bench
 from lensmith.judge.tables import TRAJECTORIES, Floats
-from lensmith.judge.walk import MEASURED, Reader, Reading
+from lensmith.judge.walk import MEASURED, LensLike, Reading
 from lensmith.lens import divergence
 from lensmith.process.errors import InputError
 from lensmith.process.progress import Progress
@@ -118,7 +118,7 @@ def _packed(reading: LensReading, place: dict[int, int]) -> dict[str, Any]:
 @torch.inference_mode()
 def read(
     backbone: Backbone,
-    lens: Reader,
+    lens: LensLike,
     ids: Sequence[int],
     word: Callable[[int], str],
     *,

@@ -51,13 +51,13 @@ class Reading(NamedTuple):
         return cls(*(torch.cat(tensors).cpu() for tensors in zip(*parts, strict=True)))
 
 
-class Reader(Protocol):
+class LensLike(Protocol):
     """Something fitted that reads a residual stream through the model's head: a lens or Prism."""
 
     def head_reads(self, head: Head, resid: Tensor, layer: int, /) -> HeadInput: ...
 
 
-def head_reads(head: Head, lens: Reader) -> HeadReads:
+def head_reads(head: Head, lens: LensLike) -> HeadReads:
     """What the head reads under the norm lenses, by their names, and under any other name through `lens`."""
 
     def reads(name: str, layer: int, stream: Tensor) -> HeadInput:

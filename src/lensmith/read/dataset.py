@@ -37,7 +37,7 @@ from lensmith.files import artifacts, names, seals
 from lensmith.judge import walk
 from lensmith.judge.bench import Bench
 from lensmith.judge.tables import DISTANCES, layers
-from lensmith.judge.walk import MEASURED, ROWS, Name, Reader, Reading
+from lensmith.judge.walk import MEASURED, ROWS, LensLike, Name, Reading
 from lensmith.lab.layout import ARTIFACTS, RESOLVED
 from lensmith.lens.lens_file import WEIGHTS
 from lensmith.process import stopping
@@ -66,7 +66,7 @@ class Subject:
     """A lens with the model that it was fit to."""
 
     backbone: Backbone
-    lens: Reader
+    lens: LensLike
     encode: Encoder
     weights_sha256: str
 
