@@ -184,7 +184,7 @@ def test_the_card_of_the_repository_has_metadata_and_a_line_for_each_lens(bench)
     front = YAML(typ="safe").load(card.split("---\n")[1])
     assert front["viewer"] is False and front["license"] == "other"
     line = next(line for line in card.splitlines() if line.startswith("| [local/atlas](tuned_lenses/local/atlas) |"))
-    assert "| not sent | low_rank, rank 2 | +3.25, +2.50, +1.12 | ✓ ✓ ✓ ✓ ✓ ✓ ✓ |" in line
+    assert "| not sent | low_rank, rank 2 | +3.25, +2.50, +1.12 | ✓ ✓ ✓ ✓ ✓ ✓ ✓ ✓ |" in line
     assert "| [org/other](tuned_lenses/org/other) | not sent | ?, rank ? |" in card
     assert (bench.out / "README.md").read_text(encoding="utf-8") == package.dataset_card(index)
 
