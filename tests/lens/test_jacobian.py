@@ -9,7 +9,7 @@ from lensmith.files import artifacts
 from lensmith.judge.bench import Bench
 from lensmith.lens import audit, jacobian, stage
 from lensmith.process import stopping
-from lensmith.process.errors import InputError, NumericError
+from lensmith.process.errors import InputError, NumericError, ResourceError
 from lensmith.process.stopping import Interrupted
 from lensmith.source import prefetch, tensor_file
 from lensmith.source.backbone import Backbone
@@ -138,7 +138,7 @@ def test_the_lens_reads_the_head_at_the_mapped_residual(backbone):
 
 
 def test_models_and_texts_that_give_no_lens_are_refused(backbone, monkeypatch):
-    """No backward pass, a gradient that overflows, sequences that are left out as a whole: one line each."""
+    """No backward pass or no memory for it, a gradient that overflows, sequences left out as a whole: one line each."""
     with pytest.raises(InputError, match=r"leaves out the first 16 positions; corpus\.seq_len is 16"):
         jacobian.estimate(backbone, SEQS[:, :16], FIT)
     huge = jacobian.Estimate(torch.full((2, L - 1, D, D), 1e9), 1, T)
@@ -152,8 +152,23 @@ def test_models_and_texts_that_give_no_lens_are_refused(backbone, monkeypatch):
             jacobian.estimate(backbone, SEQS, FIT)
     finally:
         cut.remove()
+    too_large = backbone.anatomy.blocks[1].register_forward_hook(lambda _m, _a, out: out + torch.empty(1 << 50))
+    try:
+        with pytest.raises(ResourceError, match="memory: there is not enough"):
+            jacobian.estimate(backbone, SEQS, FIT)
+    finally:
+        too_large.remove()
     with pytest.raises(ValueError, match="must be final for kind jacobian"):
         fit_params(kind="jacobian", norm="next_input")
+
+
+def test_a_model_of_one_layer_has_no_map(monkeypatch):
+    """Its last layer is the identity, so nothing is estimated."""
+    single = Backbone.from_model(tiny_model("gpt_neox", n_layers=1))
+    monkeypatch.setattr(jacobian, "add", None)
+    estimate = jacobian.estimate(single, SEQS, FIT)
+
+    assert (estimate.seqs, estimate.agreement(), estimate.lens().U.shape) == (0, (), (1, D, D))
 
 
 @pytest.fixture(scope="module")

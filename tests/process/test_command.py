@@ -13,13 +13,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from huggingface_hub import constants
 from ruamel.yaml import YAML
 
 from lensmith.cli import app
 from lensmith.process import command
 from lensmith.process.environment import HOME
+from lensmith.process.errors import ResourceError, explained
 from tests.support.lab import Lab, _probe, _prompt
 from tests.support.settings import REPOSITORY
 from tests.support.tiny import save_tiny
@@ -208,6 +211,16 @@ def test_a_file_that_nests_too_deep_gets_one_line(lab, file):
     code, _, said = forked("stages.prefetch" if file.startswith("demo") else "check")
 
     assert code == 2 and is_one_line(said) and file.rpartition("/")[2] in said
+
+
+def test_memory_that_runs_out_is_the_machines_fault():
+    """Whether Python, NumPy or torch says so; another error of torch is a bug of ours."""
+    for allocate in (np.empty, torch.empty, bytearray):
+        with pytest.raises((MemoryError, RuntimeError)) as raised:
+            allocate(1 << 50)
+        assert isinstance(explained(raised.value), ResourceError)
+    assert isinstance(explained(torch.OutOfMemoryError("CUDA out of memory.")), ResourceError)
+    assert explained(RuntimeError("The size of tensor a (2) must match the size of tensor b (3)")) is None
 
 
 def test_a_bug_of_ours_says_so_and_where_its_traceback_is(lab):

@@ -36,7 +36,7 @@ from lensmith.lens.provenance import JacobianRecord
 from lensmith.lens.training import Fit
 from lensmith.process import environment, stopping
 from lensmith.process.draws import Stream
-from lensmith.process.errors import InputError, IntegrityError, NumericError, first_line
+from lensmith.process.errors import InputError, IntegrityError, NumericError, explained, first_line
 from lensmith.process.progress import Progress
 from lensmith.process.stopping import Interrupted
 from lensmith.settings.sections import FitParams
@@ -72,7 +72,9 @@ class Estimate:
         return tuple(torch.cosine_similarity(even, odd, dim=-1).tolist())
 
     def is_enough(self, settings: FitParams) -> bool:
-        """Whether both halves agree as the settings ask; looked at every CHECK_SEQS sequences."""
+        """Whether both halves agree as the settings ask, at every CHECK_SEQS sequences; true without a layer to map."""
+        if not self.halves.numel():
+            return True
         is_due = self.seqs > 0 and self.seqs % CHECK_SEQS == 0
         return is_due and min(self.agreement()) >= settings.jacobian_agreement
 
@@ -111,7 +113,7 @@ def estimate(backbone: Backbone, tokens: NDArray[np.uint32], settings: FitParams
     Raises:
         InputError: the model has no backward pass, or sequences are too short.
         NumericError: a gradient is not finite.
-        ResourceError: a checkpoint does not fit on the disk.
+        ResourceError: a checkpoint does not fit on the disk, or a backward pass into memory.
         Interrupted: TERM or INT came; there is a checkpoint of the last sequence.
     """
     n_seqs, seq_len = tokens.shape
@@ -169,9 +171,8 @@ def add(so_far: Estimate, backbone: Backbone, tokens: Tensor, seq: int, settings
                 g = gradient[0, LEFT_OUT:].to(total)
                 total.addmm_((g if is_sum else shortened(g)).T, v[LEFT_OUT:].to(total))
     except RuntimeError as error:
-        raise InputError(
-            f"{type(backbone.model).__name__}: its backward pass fails ({first_line(error)}). {UNMADE}"
-        ) from error
+        no_backward = f"{type(backbone.model).__name__}: its backward pass fails ({first_line(error)}). {UNMADE}"
+        raise explained(error) or InputError(no_backward) from error
     so_far.seqs += 1
 
 

@@ -114,7 +114,7 @@ class Lens:
         last = maps.new_ones(1, d_model, dtype=torch.float32)
         c = last.new_zeros(n, d_model) if c is None else c
         scales = torch.cat([last.new_full((n, d_model), scale), last])
-        U, c = torch.cat([maps, torch.zeros_like(maps[:1])]), torch.cat([c, 0 * last])
+        U, c = torch.cat([maps, maps.new_zeros(1, d_model, d_model)]), torch.cat([c, 0 * last])
         return cls(kind, "final", U, None, c, scales, last.new_zeros(n + 1), placement="residual")
 
     @property

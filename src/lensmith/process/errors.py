@@ -5,6 +5,7 @@ own bug, unless the machine or the user explains it (`explained`).
 """
 
 import errno
+import re
 import socket
 import unicodedata
 
@@ -71,6 +72,7 @@ EXHAUSTED = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
 }  # fmt: skip
 KEPT = "What was finished before is kept."
+OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory")  # torch, on a CPU and on a GPU: RuntimeErrors
 
 
 def explained(error: Exception) -> LensmithError | None:
@@ -82,7 +84,7 @@ def explained(error: Exception) -> LensmithError | None:
         where = error.filename if error.filename is not None else "disk, or the output of this command"
         kind = ResourceError if error.errno in EXHAUSTED else InputError
         return kind(f"{where}: {error.strerror}. {KEPT}")
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
         return ResourceError(f"memory: there is not enough for what was asked. {KEPT}")
     if isinstance(error, RecursionError):
         return InputError(f"a file nests deeper than it can be read, some thousand levels. {KEPT}")

@@ -24,7 +24,7 @@ from transformers.utils.quantization_config import GgufConfig
 
 from lensmith.files import cache
 from lensmith.process import environment
-from lensmith.process.errors import InputError, IntegrityError, NumericError, ResourceError, first_line
+from lensmith.process.errors import InputError, IntegrityError, NumericError, ResourceError, explained, first_line
 from lensmith.source import origin, placement
 from lensmith.source.placement import Layout
 from lensmith.source.skeleton import NOT_LOADED
@@ -45,7 +45,7 @@ def load_model(path: Path, name: str, dtype: torch.dtype, layout: Layout, *, tru
         InputError: there are no safetensors, or the architecture is not known without code of the folder.
         IntegrityError: a file is broken, or tensors of model and file do not match one to one.
         NumericError: a weight holds NaN or infinity.
-        ResourceError: weights of a GGUF file would have to stay on the disk.
+        ResourceError: memory does not hold the weights, or those of a GGUF file would have to stay on the disk.
     """
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # in a log file every redraw of a bar is a line
@@ -80,7 +80,8 @@ def load_model(path: Path, name: str, dtype: torch.dtype, layout: Layout, *, tru
     except SafetensorError as error:
         raise IntegrityError(f"{name}: a weight file is not whole safetensors ({error}). {NOT_LOADED}") from None
     except RuntimeError as error:
-        raise IntegrityError(f"{name}: the weights cannot be read ({first_line(error)}). {NOT_LOADED}") from error
+        unreadable = IntegrityError(f"{name}: the weights cannot be read ({first_line(error)}). {NOT_LOADED}")
+        raise explained(error) or unreadable from error
     except (OSError, ValueError, KeyError, ImportError) as error:  # the last: a library that reads quantised weights
         raise InputError(f"{name}: {first_line(error)}. {NOT_LOADED}") from error
     model, info = loaded
