@@ -15,7 +15,7 @@ from lensmith.judge.kpis import first_layers
 from lensmith.lens.depth import depth_layer, scaled_layers
 from lensmith.process.draws import Stream
 from lensmith.process.errors import IntegrityError
-from tests.support.judged import LENSES, World, rows_of, settings
+from tests.support.judged import LENSES, World, settings
 
 
 def width_of(judgement: Judgement, kpi: str) -> float:
@@ -203,6 +203,26 @@ def test_without_probes_gate_h_is_invalid(world: World) -> None:
     assert (found.verdicts["H"], found.preferred) == ("invalid", "norm")
 
 
+def test_a_lens_is_judged_at_the_layers_that_it_has(world: World) -> None:
+    """Of four layers it lacks the second, at 50 %: that KPI is missing and says why, means are over layers 1 and 3."""
+    world.absent = (2,)
+    world.kl = lambda unit, layer, lens: {1: 1.0, 2: 50.0, 3: 3.0}.get(layer, 0.0) + (layer < 4) * (lens != "tuned")
+    world.rank = lambda unit, layer, lens: 0 if layer >= (2 if lens == "tuned" else 4) else 50
+    judged = world.judge()
+    checks = {check.kpi: check for check in judged.gate("A").checks}
+
+    assert judged.estimate("heldout_kl_tuned_bits_50").value is None
+    assert checks["median_delta_kl_bits_50"].verdict == "invalid"
+    assert checks["median_delta_kl_bits_50"].label == "at 50 % depth (this lens lacks layer 2), bits"
+    assert checks["median_delta_kl_bits_25"].verdict == "pass"
+    assert judged.number("heldout_kl_tuned_bits_mean") == 2 and judged.number("heldout_kl_norm_bits_mean") == 3
+    for prefix in ("", "heldout_"):
+        assert judged.number(f"{prefix}earliness_shift_first_rank_le_1_layers") == 1  # 4 - 3: none is read at 2
+        assert judged.number(f"{prefix}rank1_coverage_gain") == pytest.approx(1 / 3)
+    with world.outputs.kl.open() as file:
+        assert [int(row["layer"]) for row in csv.DictReader(file) if row["lens"] == "tuned"] == [1, 3, 4]
+
+
 def test_the_ladder_says_what_each_rung_explains(world: World) -> None:
     """3 -> 2.5 -> 2 -> 1 bits: gains 0.5, 0.5 and 1 of 2 bits."""
     found = world.judge()
@@ -387,13 +407,13 @@ def test_the_median_is_of_prompts_and_the_share_counts_those_at_the_limit(world:
 )
 def test_rank_k_counts_from_one_and_token_rank_from_zero(rank: int, k: int, within: bool) -> None:
     """Rank <= 10 in the reference recipe is token_rank 0..9."""
-    found = first_layers(np.array([[99.0, 99.0, float(rank)]]), k)
+    found = first_layers(np.array([[99.0, 99.0, float(rank)]]), k, [1, 2])
     assert found.tolist() == [2.0 if within else 3.0]
 
 
 def test_the_embedding_does_not_count_for_earliness() -> None:
     """A tuned lens has no layer 0; a norm lens that has the answer there must not win by a layer nobody else has."""
-    assert first_layers(np.array([[0.0, 0.0, 0.0]]), 1).tolist() == [1.0]
+    assert first_layers(np.array([[0.0, 0.0, 0.0]]), 1, [1, 2]).tolist() == [1.0]
 
 
 def test_unaligned_prompts_are_counted_and_left_out_of_ranks(world: World) -> None:
@@ -656,7 +676,7 @@ def test_plots_have_every_lens_and_the_crossings(world: World) -> None:
         rows = list(csv.DictReader(file))
 
     assert list(rows[0]) == ["layer", "lens", "kl_final_lens_bits", "crossing", "lo", "hi", "guide"]
-    wanted = [(lens, layer) for lens in world.lenses for layer in rows_of(lens, 4)]
+    wanted = [(lens, layer) for lens in world.lenses for layer in world.layers(lens)]
     assert [(row["lens"], int(row["layer"])) for row in rows] == wanted
     # Sequences differ by whole bits: the interval is around the mean, and none where all are equal.
     for row in rows:

@@ -188,7 +188,9 @@ def test_the_stage_writes_what_gates_read(tmp_path: Path) -> None:
     assert about["files"] == {source.as_posix(): artifacts.sha256_file(source)}
     assert about["in_training_text"] == []
     assert about["lenses"] == ["norm", "norm_next", "temperature", "bias", "prism", "tuned"]
-    found = curves(tmp_path / "one" / "rows.csv", "id", ("entropy_bits",), about["n_layers"], about["lenses"])
+    found = curves(
+        tmp_path / "one" / "rows.csv", "id", ("entropy_bits",), about["n_layers"], about["lenses"], absent=()
+    )
     assert found.units == ("a", "b", "c")
     with (tmp_path / "one" / "prompts.csv").open() as file:
         rows = list(csv.DictReader(file))

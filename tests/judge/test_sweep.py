@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ import pytest
 import torch
 
 from lensmith.files import artifacts
-from lensmith.judge import calibration, heldout, judging, next_token_row, probes, suite, sweep, walk
+from lensmith.judge import calibration, heldout, judging, next_token_row, probes, suite, sweep, trajectories, walk
 from lensmith.judge.bench import Bench
 from lensmith.judge.facts import RunFacts
 from lensmith.judge.judgement import Judgement
 from lensmith.judge.prompts import Probe
 from lensmith.judge.rows import curves
-from lensmith.judge.tables import HELDOUT_COLUMNS, POSITION_COLUMNS
+from lensmith.judge.tables import FIRST, HELDOUT_COLUMNS, POSITION_COLUMNS
 from lensmith.judge.walk import MEASURED
 from lensmith.lens import temperature, tiles
 from lensmith.process.errors import InputError
@@ -126,10 +127,28 @@ def test_parts_hold_what_they_say(bench: Bench, tokens: torch.Tensor) -> None:
         assert part.first <= min(inside) <= max(inside) <= part.last
 
 
+def test_a_lens_without_a_layer_is_measured_at_the_others(bench: Bench, tokens: torch.Tensor) -> None:
+    """The numbers there are those of the whole lens; where all lenses are compared over layers, none reads that one."""
+    lacking = replace(bench, lens=replace(bench.lens, absent=(2,)))
+    whole, measured = (heldout.measure(each, tokens, few(6, 2)) for each in (bench, lacking))
+    read = read_probes(lacking)
+    shown = trajectories.read(bench.backbone, lacking.lens, [3, 4, 5], str)
+
+    assert whole.values.keys() - measured.values.keys() == {("tuned", 2)}
+    assert all(np.array_equal(values, whole.values[key]) for key, values in measured.values.items())
+    lines = [dict(zip(POSITION_COLUMNS, line, strict=True)) for line in heldout.position_lines(lacking, measured)]
+    assert {line["kl_final_lens_bits_50"] for line in lines} == {None}
+    assert all(2 not in {line[name] for line in lines} for name in FIRST)
+    assert heldout.facts(lacking, measured, 1, None).median_kl_final_lens_bits["tuned"]["p50"] is None
+    assert {row["layer"] for row in rows_of(read, "tuned")} == {1, 3}
+    assert {summary.kl_bits_at_percentiles.tuned["p50"] for summary in read.summaries()} == {None}
+    assert (shown.by_lens["tuned"].layers, shown.by_lens["norm"].layers) == ((1, 3), (0, 1, 2, 3))
+
+
 def test_milestones_are_layers_of_the_lens() -> None:
     """A norm lens has a layer 0, a tuned lens begins at 1; a milestone that is never reached is null."""
-    assert heldout.milestones("norm", [0.1, 0.3, 0.5, 1.0]) == {"ge_0.2": 1, "ge_0.4": 2, "ge_0.6": 3}
-    assert heldout.milestones("tuned", [0.1, 0.3, 0.5]) == {"ge_0.2": 2, "ge_0.4": 3, "ge_0.6": None}
+    assert heldout.milestones({0: 0.1, 1: 0.3, 2: 0.5, 3: 1.0}) == {"ge_0.2": 1, "ge_0.4": 2, "ge_0.6": 3}
+    assert heldout.milestones({1: 0.1, 2: 0.3, 3: 0.5}) == {"ge_0.2": 2, "ge_0.4": 3, "ge_0.6": None}
 
 
 def test_heldout_lines_are_means_over_the_sequence(bench: Bench, tokens: torch.Tensor) -> None:
@@ -328,7 +347,7 @@ def test_the_stage_writes_the_reference_recipes_files(stage: Path) -> None:
     names |= {"output-atlas-pure-next-token-rawlens.csv"}
     assert {path.name for path in (stage / "sweep").iterdir()} == names
     assert about["lenses"] == ["raw", "norm", "norm_next", "temperature", "bias", "prism", "tuned"]
-    found = curves(stage / "sweep" / "heldout.csv", "seq", MEASURED, 3, about["lenses"])
+    found = curves(stage / "sweep" / "heldout.csv", "seq", MEASURED, 3, about["lenses"], absent=())
     assert found.units == tuple("345678")
     assert set(about["heldout"]["median_kl_final_lens_bits"]) == set(about["lenses"])
     assert about["heldout"]["block_seqs"] == 12  # the whole text is one document, and sequences are what it fills

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import pickle
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from lensmith.lens import published, stage, training
 from lensmith.lens.divergence import kl_bits
 from lensmith.lens.lens import Lens
 from lensmith.process.errors import InputError, IntegrityError, NumericError
+from lensmith.release.pretrained import StreamedLens
 from lensmith.settings.sections import ImportedParams
 from lensmith.source import prefetch
 from lensmith.source.backbone import Backbone
@@ -213,10 +215,26 @@ def test_a_jacobian_lens_reads_the_mapped_residual(tmp_path, backbone):
     assert (lens.kind, lens.U.dtype, list(about["files"])) == ("imported", torch.float16, ["lens.pt"])
 
 
+def test_layers_that_a_jacobian_lens_lacks_are_absent(tmp_path, backbone):
+    """They are recorded, kept on disk, refused when they are read, and validated nowhere."""
+    torch.save(maps(J={1: maps()["J"][1]}, source_layers=[1]), tmp_path / "lens.pt")
+    lens, about = read(tmp_path, backbone, "jacobian")
+    lens.save(tmp_path / "saved")
+    validated = training.measured(backbone.head, lens, HeldRows(residuals(backbone)[:, 1:], 12, 12), fit_params())
+
+    assert (lens.absent, lens.layers, about["absent_layers"]) == ((1,), (2, 3), [1])
+    for stored in (Lens.load(tmp_path / "saved"), StreamedLens.open(tmp_path / "saved")):
+        assert stored.layers == (2, 3)
+        with pytest.raises(InputError, match="layer is 1, must be one that the lens has: 2, 3"):
+            stored.logits(backbone.head, torch.ones(1, D), 1)
+    assert [math.isnan(bits) for bits in validated.best.kl_bits] == [True, False, False]
+    assert validated.best.mean == validated.best.kl_bits[1] and validated.log[0].val_kl_bits_25 is None
+
+
 @pytest.mark.parametrize(
     ("saved", "error", "message"),
     [
-        (maps(J={0: maps()["J"][0]}), InputError, r"has no map for block 1; it must have those of the blocks 0\.\.1"),
+        (maps(J={}), InputError, "has no map; it must have that of one block at least"),
         (maps(J=maps()["J"] | {2: maps()["J"][0]}), IntegrityError, "the map of block 2 .* made for another model"),
         (maps(J={0: torch.eye(4), 1: torch.eye(4)}), IntegrityError, r"map of block 0 is \(4, 4\), must be \(32, 32\)"),
         (maps(d_model=64), IntegrityError, "made for a model of d_model 64, this one has 32"),

@@ -46,10 +46,6 @@ KL = {"tuned": 1.0, "bias": 2.0, "temperature": 2.5}  # of World.kl before the l
 PLACES = 4  # positions in a sequence, two in each of two parts of the context
 
 
-def rows_of(lens: str, n_layers: int) -> range:
-    return tables.layers(lens, n_layers)
-
-
 class World:
     """The two folders that gates read, written from functions of (unit, layer, lens)."""
 
@@ -63,6 +59,7 @@ class World:
         self.last_layer: list[float | None] = [0.01] * seqs
         self.lenses: tuple[str, ...] = LENSES
         self.kind, self.block_seqs = "low_rank", 1
+        self.absent: tuple[int, ...] = ()  # layers that the tuned lens lacks
         self.at_position: Callable[[int, str, int], float] = lambda place, lens, percent: 0.0  # added to the KL there
         self.texts: tuple[str, ...] = ("code",)  # of corpus.also_heldout
         self.on_text: Callable[[str, int], float] = lambda lens, percent: 0.0  # added to the KL there
@@ -100,7 +97,10 @@ class World:
 
     @property
     def identity(self) -> LensIdentity:
-        return LensIdentity(weights_sha256="0" * 64, kind=self.kind, norm="final", rank=4)
+        return LensIdentity(weights_sha256="0" * 64, kind=self.kind, norm="final", rank=4, absent=self.absent)
+
+    def layers(self, lens: str) -> tuple[int, ...]:
+        return tables.layers(lens, self.n_layers, self.absent)
 
     def _run_facts(self) -> RunFacts:
         last: dict[str, Any] = dict.fromkeys(LastLayer.model_fields, 0.01) | {
@@ -174,17 +174,20 @@ class World:
     ) -> None:
         heldout = [
             [unit, layer, name, PLACES, self.kl(unit, layer, name), 0, 0, 0.5, 0]
-            for unit in range(self.seqs) for name in lenses for layer in rows_of(name, self.n_layers)
+            for unit in range(self.seqs) for name in lenses for layer in self.layers(name)
         ]  # fmt: skip
         artifacts.write_csv(self.sweep / by_seq, tables.HELDOUT_COLUMNS, heldout)
         lines = []
         for name in lenses:
             for unit, place in np.ndindex(self.seqs, PLACES):
-                ranks = [self.rank(unit, layer, name) for layer in range(1, self.n_layers + 1)]
-                first = [next((i for i, rank in enumerate(ranks, 1) if rank < k), None) for k in (10, 5, 1)]
-                at = [self.kl(unit, depth_layer(self.n_layers, p), name) for p in (25, 50, 75)]
-                kl = [bits + added(place, name, p) for bits, p in zip(at, (25, 50, 75), strict=True)]
-                share = sum(rank < 1 for rank in ranks) / self.n_layers
+                ranks = {layer: self.rank(unit, layer, name) for layer in self.layers("tuned")}
+                first = [next((layer for layer, rank in ranks.items() if rank < k), None) for k in (10, 5, 1)]
+                at = {p: depth_layer(self.n_layers, p) for p in (25, 50, 75)}
+                kl = [
+                    self.kl(unit, layer, name) + added(place, name, p) if layer in self.layers("tuned") else None
+                    for p, layer in at.items()
+                ]
+                share = sum(rank < 1 for rank in ranks.values()) / len(ranks)
                 lines.append([unit, 4 * place, place // 2, name, *first, None, share, *kl])
         artifacts.write_csv(self.sweep / by_position, tables.POSITION_COLUMNS, lines)
 
@@ -193,7 +196,7 @@ class World:
         for unit in range(self.prompts):
             aligned = self.aligned(unit)
             for name in (lens for lens in self.lenses if lens != "raw"):
-                for layer in rows_of(name, self.n_layers):
+                for layer in self.layers(name):
                     rank = self.rank(unit, layer, name) if aligned else None
                     row = [f"p{unit}", "d", self.template(unit), layer, name, self.kl(unit, layer, name)]
                     rows.append([*row, 0, 0, 0.5, rank, 0.1, "x", 0, None])

@@ -1,14 +1,23 @@
 """JSON files whose form is one pydantic class: written whole, read with one clear error."""
 
 import json
+import math
 import re
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from lensmith.files import artifacts
 from lensmith.process.errors import IntegrityError, shown
+
+
+def finite(value: object) -> object:
+    """The same, or None for NaN and infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(finite)]  # None stands for NaN and infinity
 
 
 class Record(BaseModel):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lensmith.files import artifacts
-from lensmith.judge import walk
+from lensmith.judge import tables, walk
 from lensmith.judge.facts import LensIdentity
-from lensmith.judge.tables import LENSES, NORM_LENS, NORMS, PRISM, RAW, RUNGS, TUNED, layers
+from lensmith.judge.tables import LENSES, NORM_LENS, NORMS, PRISM, RAW, RUNGS, TUNED
 from lensmith.judge.walk import LensLike, Name, Reading
 from lensmith.lens.lens import Lens
 from lensmith.lens.lens_file import LADDER, WEIGHTS
@@ -57,7 +57,9 @@ class Bench:
                 "Nothing was measured."
             )
         sha256 = artifacts.sha256_file(lens_dir / WEIGHTS)
-        identity = LensIdentity(weights_sha256=sha256, kind=lens.kind, norm=lens.norm, rank=lens.rank)
+        identity = LensIdentity(
+            weights_sha256=sha256, kind=lens.kind, norm=lens.norm, rank=lens.rank, absent=lens.absent
+        )
         assert backbone.tokenizer is not None  # a loaded model has one
         tokenizer.check_behaviour(backbone.tokenizer, manifest.tokenizer.behaviour_sha256, str(corpus_dir))
         encode = Encoder(backbone.tokenizer, manifest.tokenizer.bos_policy, backbone.model.config)
@@ -76,7 +78,11 @@ class Bench:
     @property
     def decoded(self) -> Iterator[tuple[str, int]]:
         """Every lens at each of its layers, in the order of the tables."""
-        return ((lens, layer) for lens in self.names for layer in layers(lens, self.n_layers))
+        return ((lens, layer) for lens in self.names for layer in self.layers(lens))
+
+    def layers(self, lens: str) -> tuple[int, ...]:
+        """The layers that a lens reads."""
+        return tables.layers(lens, self.n_layers, self.lens.absent)
 
     @property
     def baseline(self) -> str:

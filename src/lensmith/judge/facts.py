@@ -3,20 +3,13 @@
 The keys are those of the project that the CSVs come from. Layers count as in the CSVs; `p25` is 25 % of depth.
 """
 
-import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from lensmith.files.records import Record
+from lensmith.files.records import Number, Record
 
-
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Number = Annotated[float | None, BeforeValidator(_finite)]  # None stands for NaN and infinity
 ByDepth = Mapping[str, Number]  # p25, p50, p75 -> a number
 Tier = Literal["low", "medium", "high"]
 TIERS: tuple[Tier, ...] = ("low", "medium", "high")
@@ -29,6 +22,7 @@ class LensIdentity(Record):
     kind: str
     norm: Literal["final", "next_input"]
     rank: int
+    absent: tuple[int, ...] = ()  # layers that it lacks
 
 
 class ModelStats(Record):

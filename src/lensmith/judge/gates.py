@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from lensmith.judge.facts import ContextPart
 from lensmith.judge.judgement import MISSING, Check, Criterion, Estimate, GateResult, Verdict
-from lensmith.lens.depth import PERCENTILES, scaled_layers
+from lensmith.lens.depth import PERCENTILES, depth_layer, scaled_layers
 from lensmith.process import wording
 from lensmith.settings.sections import GatesParams
 
@@ -33,6 +33,12 @@ class Scope:
     n_layers: int
     parts: tuple[ContextPart, ...] = ()
     texts: tuple[str, ...] = ()  # of corpus.also_heldout, by name
+    absent: tuple[int, ...] = ()  # layers that the lens lacks
+
+    def depth(self, percent: int) -> str:
+        """A depth in words; it says so where the lens has no layer there, and so no number."""
+        layer = depth_layer(self.n_layers, percent)
+        return f"at {percent} % depth" + (f" (this lens lacks layer {layer})" if layer in self.absent else "")
 
     @property
     def delta_kl_bits(self) -> dict[int, float]:
@@ -65,7 +71,7 @@ def _saved_on_prompts(scope: Scope, limits: Mapping[int, float]) -> Iterator[Cri
     for percent, limit in limits.items():
         yield Criterion(
             kpi=f"median_delta_kl_bits_{percent}",
-            label=f"at {percent} % depth, bits",
+            label=f"{scope.depth(percent)}, bits",
             limit=limit,
             min_units=scope.limits.min_prompts,
         )
@@ -122,7 +128,7 @@ GATES = (
         lambda scope: (
             Criterion(
                 kpi=f"heldout_delta_kl_bits_{percent}_vs_{lens}",
-                label=f"{wording.lens(lens)}, {percent} % depth, bits",
+                label=f"{wording.lens(lens)}, {scope.depth(percent)}, bits",
                 limit=scope.limits.ladder_gain_bits,
             )
             for lens in BEATEN
@@ -136,7 +142,7 @@ GATES = (
         lambda scope: (
             Criterion(
                 kpi=f"position_delta_kl_bits_{percent}_part_{number}",
-                label=f"at {percent} % depth, tokens {wording.count(part.first)} to {wording.count(part.last)}, bits",
+                label=f"{scope.depth(percent)}, tokens {wording.count(part.first)} to {wording.count(part.last)}, bits",
                 limit=scope.limits.position_delta_kl_bits,
                 group=f"{percent} %",
             )
@@ -164,7 +170,7 @@ GATES = (
         lambda scope: (
             Criterion(
                 kpi=f"text_{name}_delta_kl_bits_{percent}",
-                label=f"{name}, at {percent} % depth, bits",
+                label=f"{name}, {scope.depth(percent)}, bits",
                 limit=scope.limits.text_delta_kl_bits,
                 group=name,
             )
@@ -181,7 +187,7 @@ GATES = (
         lambda scope: (
             Criterion(
                 kpi=f"median_delta_kl_share_{percent}",
-                label=f"at {percent} % depth, share of the norm lens's KL",
+                label=f"{scope.depth(percent)}, share of the norm lens's KL",
                 limit=scope.limits.delta_kl_share,
                 form="percent",
                 min_units=scope.limits.min_prompts,

@@ -6,7 +6,7 @@ mean over the context. Strata are joined into parts of the context, narrow at it
 and predictions differ most from those further on.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lensmith.judge.bench import Bench
 from lensmith.judge.facts import ContextPart, HeldoutFacts
-from lensmith.judge.tables import RANKS, Floats, layers
+from lensmith.judge.tables import RANKS, TUNED, Floats
 from lensmith.judge.walk import MEASURED, Name, Reading
 from lensmith.lens.depth import PERCENTILES, depth_layer
 from lensmith.process.draws import Stream
@@ -123,13 +123,15 @@ def lines(measured: Heldout) -> Iterator[list[object]]:
 
 
 def position_lines(bench: Bench, measured: Heldout) -> Iterator[list[object]]:
-    """The lines of positions.csv, lens by lens."""
-    parts, n_layers = measured.parts.tolist(), bench.n_layers
+    """The lines of positions.csv, lens by lens. All are compared at the layers that the tuned lens has."""
+    parts, at = measured.parts.tolist(), bench.layers(TUNED)
+    missing = np.full(measured.positions.shape, None)
     for lens in measured.lenses:
-        ranks = np.stack([measured.ranks[lens, layer] for layer in range(1, n_layers + 1)], -1)
-        kl = np.stack([measured.values[lens, layer][..., KL] for layer in range(1, n_layers + 1)], -1)
-        firsts = [first_layer_where(ranks < k) for k in RANKS] + [first_layer_where(kl <= CLOSE_BITS)]
-        at_depth = [kl[..., depth_layer(n_layers, percent) - 1] for percent in PERCENTILES]
+        ranks = np.stack([measured.ranks[lens, layer] for layer in at], -1)
+        kl = {layer: measured.values[lens, layer][..., KL] for layer in at}
+        firsts = [first_layer_where(ranks < k, at) for k in RANKS]
+        firsts.append(first_layer_where(np.stack(list(kl.values()), -1) <= CLOSE_BITS, at))
+        at_depth = [kl.get(depth_layer(bench.n_layers, percent), missing) for percent in PERCENTILES]
         # As Python's own numbers: a CSV shows NumPy's with their types.
         columns = [column.tolist() for column in (*firsts, (ranks < 1).mean(axis=-1), *at_depth)]
         for (seq, stratum), position in np.ndenumerate(measured.positions):
@@ -137,9 +139,9 @@ def position_lines(bench: Bench, measured: Heldout) -> Iterator[list[object]]:
             yield [*where, *(column[seq][stratum] for column in columns)]
 
 
-def first_layer_where(reached: NDArray[np.bool_]) -> NDArray[Any]:
-    """The first layer, counted from 1, where (..., L) is true; None where it never is."""
-    first: NDArray[Any] = (reached.argmax(axis=-1) + 1).astype(object)
+def first_layer_where(reached: NDArray[np.bool_], layers: Sequence[int]) -> NDArray[Any]:
+    """The first of n layers where (..., n) is true; None where it never is."""
+    first: NDArray[Any] = np.array(layers)[reached.argmax(axis=-1)].astype(object)
     first[~reached.any(axis=-1)] = None
     return first
 
@@ -162,14 +164,16 @@ def facts(bench: Bench, measured: Heldout, block_seqs: int, tokens_per_byte: flo
             for a, b in zip([0, *ends[:-1]], ends, strict=True)
         ),
         median_kl_final_lens_bits={
-            lens: {name: float(np.median(measured.values[lens, layer][..., KL])) for name, layer in at.items()}
+            lens: {
+                name: float(np.median(measured.values[lens, layer][..., KL])) if layer in bench.layers(lens) else None
+                for name, layer in at.items()
+            }
             for lens in measured.lenses
         },
         tokens_per_byte=tokens_per_byte,
     )
 
 
-def milestones(lens: str, cosine: Sequence[float]) -> dict[str, int | None]:
-    """The first layer where the cosines of a lens, one for each of its layers, reach each of MILESTONES."""
-    start = layers(lens, 1)[0]
-    return {f"ge_{m}": next((layer for layer, c in enumerate(cosine, start) if c >= m), None) for m in MILESTONES}
+def milestones(cosine: Mapping[int, float]) -> dict[str, int | None]:
+    """The first layer where the cosines of a lens, by layer, reach each of MILESTONES."""
+    return {f"ge_{m}": next((layer for layer, c in cosine.items() if c >= m), None) for m in MILESTONES}

@@ -23,8 +23,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from lensmith.files.records import Record
-from lensmith.judge.facts import ContextPart, LensIdentity, Number, Tier
+from lensmith.files.records import Number, Record
+from lensmith.judge.facts import ContextPart, LensIdentity, Tier
 from lensmith.judge.tables import NORMS, RANKS, TUNED
 from lensmith.lens.depth import PERCENTILES
 from lensmith.process import wording

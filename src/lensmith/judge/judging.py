@@ -57,7 +57,13 @@ def run(settings: ModelParams, sweep: Path, suite: Path, outputs: Outputs) -> No
 def judge(book: Book, settings: ModelParams) -> Judgement:
     """Every KPI, and every gate of the table."""
     measured, run_facts = book.measured, book.measured.run
-    scope = gates.Scope(settings.gates, measured.n_layers, run_facts.heldout.parts, tuple(run_facts.also_heldout))
+    scope = gates.Scope(
+        settings.gates,
+        measured.n_layers,
+        run_facts.heldout.parts,
+        texts=tuple(run_facts.also_heldout),
+        absent=run_facts.lens.absent,
+    )
     kpis = {name: without_rounding(kpi) for name, kpi in _kpis(book, scope)}
     aligned, block_seqs = int(book.aligned.sum()), run_facts.heldout.block_seqs
     return Judgement(
@@ -120,7 +126,7 @@ def _kpis(book: Book, scope: gates.Scope) -> Iterator[tuple[str, Estimate]]:
             layer = depth_layer(measured.n_layers, percent)
             yield f"heldout_kl_{lens}_bits_{percent}", book.heldout_kl(lens, layer)
         # Without the last layer, where every lens is the model itself.
-        yield f"heldout_kl_{lens}_bits_mean", book.heldout_kl(lens, slice(1, max(measured.n_layers, 2)))
+        yield f"heldout_kl_{lens}_bits_mean", book.heldout_kl(lens, measured.layers[:-1] or measured.layers)
     for name, units in book.also_heldout.items():
         yield from _other_kpis(book, name, units)
     yield from ladder.kpis(book)
@@ -131,15 +137,16 @@ def _kpis(book: Book, scope: gates.Scope) -> Iterator[tuple[str, Estimate]]:
 
 def _other_kpis(book: Book, name: str, units: Units) -> Iterator[tuple[str, Estimate]]:
     """The KPIs of a text of corpus.also_heldout."""
-    parts, n_layers = book.measured.also_heldout[name].positions.part, book.measured.n_layers
+    measured, parts = book.measured, book.measured.also_heldout[name].positions.part
     for percent in PERCENTILES:
         yield f"text_{name}_delta_kl_bits_{percent}", units.mean_delta_kl(percent)
         for part in np.unique(parts).tolist():
             yield f"text_{name}_delta_kl_bits_{percent}_part_{part}", units.mean_delta_kl(percent, kept=parts == part)
     for lens in tables.ALWAYS:
         for percent in PERCENTILES:
-            yield f"text_{name}_kl_{lens}_bits_{percent}", book.other_kl(name, lens, depth_layer(n_layers, percent))
-        yield f"text_{name}_kl_{lens}_bits_mean", book.other_kl(name, lens, slice(1, max(n_layers, 2)))
+            layer = depth_layer(measured.n_layers, percent)
+            yield f"text_{name}_kl_{lens}_bits_{percent}", book.other_kl(name, lens, layer)
+        yield f"text_{name}_kl_{lens}_bits_mean", book.other_kl(name, lens, measured.layers[:-1] or measured.layers)
 
 
 def _reference_kpis(
@@ -232,7 +239,7 @@ def depth_curve(book: Book, quantity: str) -> Iterator[tuple[object, ...]]:
     guides = {depth_layer(n_layers, percent): f"{percent} %" for percent in PERCENTILES}
     for lens in book.measured.heldout.lenses:
         crossings = _crossings(book, lens) if lens in (NORMS[0], TUNED) else {}
-        for layer in tables.layers(lens, n_layers):
+        for layer in tables.layers(lens, n_layers, book.measured.run.lens.absent):
             mean = without_rounding(book.heldout_mean(lens, quantity, layer))
             guide = guides.get(layer, "") if lens == TUNED else ""
             yield layer, lens, mean.value, crossings.get(layer, ""), mean.lo, mean.hi, guide

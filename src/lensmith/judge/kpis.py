@@ -54,7 +54,7 @@ class Units:
     kl: Mapping[str, Mapping[int, Floats]]  # percent of depth -> KL(final || lens) in bits, (n,)
     aligned: NDArray[np.bool_]  # (n,): has an answer; the two below are of those alone
     first: Mapping[str, Mapping[int, Floats]]  # k -> first layer within rank k, L + 1 where never
-    share_at_top: Mapping[str, Floats]  # share of layers 1..L that have the answer at rank 1
+    share_at_top: Mapping[str, Floats]  # share of the layers that the tuned lens reads that have the answer at rank 1
 
     def estimate(self, statistic: Statistic, values: Floats, draws: Draws | None = None) -> Estimate:
         """A statistic of values (n, ...) and its interval; `draws` where the values are of some units alone."""
@@ -157,6 +157,7 @@ class Book:
         """Those prompts of the suite that are kept, (n,)."""
         curves = self.measured.suite
         ranks = {lens: curves.at(lens, "answer_token_rank")[kept & self.aligned] for lens in curves.lenses}
+        at_layers = {lens: by_layer[:, self.measured.layers] for lens, by_layer in ranks.items()}
         at = {percent: depth_layer(self.measured.n_layers, percent) for percent in PERCENTILES}
         return Units(
             self.measured.n_layers,
@@ -164,10 +165,10 @@ class Book:
             self._draw("bootstrap-suite", self.clusters).only(kept),
             {lens: {p: curves.at(lens, KL)[kept, layer] for p, layer in at.items()} for lens in curves.lenses},
             self.aligned[kept],
-            {lens: {k: first_layers(ranks[lens], k) for k in RANKS} for lens in curves.lenses},
+            {lens: {k: first_layers(ranks[lens], k, self.measured.layers) for k in RANKS} for lens in curves.lenses},
             {
-                lens: np.where(np.isfinite(by_layer[:, 1:]).all(axis=1), (by_layer[:, 1:] < 1).mean(axis=1), np.nan)
-                for lens, by_layer in ranks.items()
+                lens: np.where(np.isfinite(by_layer).all(axis=1), (by_layer < 1).mean(axis=1), np.nan)
+                for lens, by_layer in at_layers.items()
             },
         )
 
@@ -214,16 +215,16 @@ class Book:
         """Mean of any quantity over held-out positions at one layer."""
         return self._mean(self.measured.heldout.at(lens, quantity)[:, layer], self._heldout_draws)
 
-    def heldout_kl(self, lens: str, layers: int | slice) -> Estimate:
+    def heldout_kl(self, lens: str, layers: int | Sequence[int]) -> Estimate:
         """Mean KL(final || lens) over held-out positions and one or several layers, bits."""
         return self._kl(self.measured.heldout, self._heldout_draws, lens, layers)
 
-    def other_kl(self, name: str, lens: str, layers: int | slice) -> Estimate:
+    def other_kl(self, name: str, lens: str, layers: int | Sequence[int]) -> Estimate:
         """The same on a text of corpus.also_heldout."""
         curves, facts = self.measured.also_heldout[name].curves, self.measured.run.also_heldout[name]
         return self._kl(curves, self._draws_of(curves, facts), lens, layers)
 
-    def _kl(self, curves: Curves, draws: Draws, lens: str, layers: int | slice) -> Estimate:
+    def _kl(self, curves: Curves, draws: Draws, lens: str, layers: int | Sequence[int]) -> Estimate:
         values = curves.at(lens, KL)[:, layers]
         around = self._mean(values.reshape(len(values), -1).mean(axis=1), draws)
         return around.model_copy(update={"value": float(values.mean())}) if around.finite else around
@@ -268,11 +269,11 @@ def _centre(values: Floats, centre: Centre) -> float:
     return float(centre(values)) if values.size and np.isfinite(values).all() else float("inf")
 
 
-def first_layers(ranks: Floats, k: int) -> Floats:
-    """The first layer from 1 on where the answer is within rank k: (n, L + 1) to (n,); L + 1 where it never is.
+def first_layers(ranks: Floats, k: int, layers: Sequence[int]) -> Floats:
+    """The first of some layers where the answer is within rank k: (n, L + 1) to (n,); L + 1 where it never is.
 
-    NaN where a rank is missing. Layer 0 is left out: the tuned lens has none there.
+    NaN where a rank is missing.
     """
-    within = ranks[:, 1:] < k
-    first = np.where(within.any(axis=1), within.argmax(axis=1) + 1.0, ranks.shape[1])
-    return np.where(np.isfinite(ranks[:, 1:]).all(axis=1), first, np.nan)
+    within = ranks[:, layers] < k
+    first = np.where(within.any(axis=1), np.array(layers, dtype=float)[within.argmax(axis=1)], ranks.shape[1])
+    return np.where(np.isfinite(ranks[:, layers]).all(axis=1), first, np.nan)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lensmith.judge.bench import Bench
-from lensmith.judge.tables import NORMS, layers
+from lensmith.judge.tables import NORMS
 from lensmith.lens import divergence
 
 Row = dict[str, Any]
@@ -67,12 +67,12 @@ class LastLogits(NamedTuple):
     @classmethod
     def of(cls, bench: Bench, lens: str, stream: Tensor) -> list["LastLogits"]:
         """For each layer that the lens reads of a residual stream (1, L + 1, d_model), by one product for all."""
-        head, at = bench.backbone.head, layers(lens, bench.n_layers)
+        head, at = bench.backbone.head, bench.layers(lens)
         inputs = [bench.head_reads(lens, layer, stream) for layer in at]
         y = torch.cat([value.y for value in inputs])
         log_tau = y.new_tensor([float(value.log_tau or 0.0) for value in inputs])
         normed = torch.cat([bench.head_reads(bench.baseline, layer, stream).y for layer in at])
-        resid = stream[0, at.start :].float()
+        resid = stream[0, list(at)].float()
         products, raw = torch.nn.functional.linear(y, head.W_U), head.logits(resid)
         whole = cls(y, products, head.logits(y, log_tau), raw, resid, normed)
         return [cls(*parts) for parts in zip(*whole, strict=True)]

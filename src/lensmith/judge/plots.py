@@ -140,7 +140,7 @@ def prompt_rows(measured: Measured, texts: dict[str, str]) -> list[list[object]]
     first = [
         [int(layer) if layer <= measured.n_layers else None for layer in layers.tolist()]
         for k in (10, 1)
-        for layers in (first_layers(suite.at(lens, "answer_token_rank"), k) for lens in (norm, TUNED))
+        for layers in (first_layers(suite.at(lens, "answer_token_rank"), k, measured.layers) for lens in (norm, TUNED))
     ]
     lines: list[list[object]] = []
     for number, prompt in enumerate(measured.prompts):

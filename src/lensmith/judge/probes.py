@@ -29,7 +29,7 @@ from lensmith.judge.bench import Bench
 from lensmith.judge.facts import TIERS, Contrast, ProbeSummary, ProbeText, RawLensCheck
 from lensmith.judge.heldout import milestones
 from lensmith.judge.prompts import Probe, Variant, gold_token
-from lensmith.judge.tables import PRISM, RANKS, RAW, TUNED, layers
+from lensmith.judge.tables import PRISM, RANKS, RAW, TUNED
 from lensmith.judge.trajectories import Shown
 from lensmith.judge.walk import MEASURED, Reading
 from lensmith.lens.depth import PERCENTILES, depth_layer
@@ -73,7 +73,7 @@ class _Milestones(NamedTuple):
 
     cosine: dict[str, int | None]  # the first layers where it is high
     rank: dict[str, int | None]  # the first layers where the answer is within a rank
-    kl_bits: dict[str, float]  # by depth
+    kl_bits: dict[str, float | None]  # by depth
 
 
 @dataclass
@@ -101,7 +101,7 @@ class Probes:
         )
         token = WHERE.index("token")
         for lens in self.lenses:
-            seen, at = next_token_row.Seen(), layers(lens, self.n_layers)
+            seen, at = next_token_row.Seen(), bench.layers(lens)
             records = self.records[lens][-len(at) * len(case.ids) :][len(case.ids) - 1 :: len(case.ids)]
             read = next_token_row.LastLogits.of(bench, lens, stream)
             for layer, record, logits in zip(at, records, read, strict=True):
@@ -148,14 +148,19 @@ class Probes:
         return tuple(summaries)
 
     def _milestones(self, case: int, lens: str) -> "_Milestones":
-        by_layer = {layer: self.facts[case, lens, layer] for layer in layers(lens, self.n_layers)}
+        by_layer = self._by_layer(case, lens)
         ranks = {layer: facts["answer_rank"] for layer, facts in by_layer.items() if facts["answer_rank"] is not None}
         at = {f"p{percent}": depth_layer(self.n_layers, percent) for percent in PERCENTILES}
         return _Milestones(
-            milestones(lens, [facts["cos_to_final"] for facts in by_layer.values()]),
+            milestones({layer: facts["cos_to_final"] for layer, facts in by_layer.items()}),
             {f"le_{k}": next((layer for layer, rank in ranks.items() if rank <= k), None) for k in RANKS},
-            {name: by_layer[layer]["kl_to_final_bits"] for name, layer in at.items()},
+            {name: by_layer[layer]["kl_to_final_bits"] if layer in by_layer else None for name, layer in at.items()},
         )
+
+    def _by_layer(self, case: int, lens: str) -> dict[int, next_token_row.Row]:
+        """The facts of one text under a lens at each layer that it reads."""
+        layers = range(self.n_layers + 1)
+        return {layer: self.facts[case, lens, layer] for layer in layers if (case, lens, layer) in self.facts}
 
     def raw_lens_check(self) -> dict[str, RawLensCheck]:
         """How far each lens departs from decoding the residual without a norm, by the reference recipe's score.
@@ -169,7 +174,7 @@ class Probes:
             if lens == RAW or not self.cases:
                 continue
             by_case = [
-                [self.facts[case, lens, layer] for layer in range(1, self.n_layers + 1)]
+                [facts for layer, facts in self._by_layer(case, lens).items() if layer]
                 for case in range(len(self.cases))
             ]
             together = [facts for by_layer in by_case for facts in by_layer]
@@ -219,7 +224,7 @@ def read(bench: Bench, probes: Iterable[tuple[str, Probe]], temperatures: Sequen
     """
     lenses = tuple(lens for lens in (bench.baseline, TUNED, PRISM, RAW) if lens in bench.names)
     read = Probes(bench.n_layers, bench.baseline, lenses, list(cases(bench, probes)))
-    readings = [(lens, layer) for lens in lenses for layer in layers(lens, bench.n_layers)]
+    readings = [(lens, layer) for lens in lenses for layer in bench.layers(lens)]
     total = len(readings) * sum(len(case.ids) for case in read.cases)
     with Progress("sweep, probes", total, "reading") as progress:
         for index, case in enumerate(read.cases):

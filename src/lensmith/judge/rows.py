@@ -1,7 +1,7 @@
 """What `sweep` and `suite` wrote, as arrays: one curve over depth for each unit, lens and quantity."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lensmith.judge import tables
 from lensmith.judge.facts import RunFacts, SuiteFacts
-from lensmith.judge.tables import ALWAYS, DISTANCES, FIRST, OTHER_TEXT, POSITION_COLUMNS, RAW, RUNGS, Floats, layers
+from lensmith.judge.tables import ALWAYS, DISTANCES, FIRST, OTHER_TEXT, POSITION_COLUMNS, RAW, RUNGS, TUNED, Floats
 from lensmith.process.errors import IntegrityError
 
 
@@ -66,6 +67,11 @@ class Measured:
     suite_facts: SuiteFacts
 
     @property
+    def layers(self) -> list[int]:
+        """The layers that the tuned lens reads: what is over layers is over these, for every lens."""
+        return list(tables.layers(TUNED, self.n_layers, self.run.lens.absent))
+
+    @property
     def rungs(self) -> tuple[str, ...]:
         """The smaller lenses that were measured on held-out text and on the suite."""
         return tuple(lens for lens in RUNGS if lens in self.heldout.lenses)
@@ -89,15 +95,18 @@ def read(sweep: Path, suite: Path) -> Measured:
                 f"{sweep / 'run.json'} and {suite / 'suite.json'} measured different lenses: {name} is {ours} "
                 f"and {other}. Run `dvc repro` so that both measure the same. No metrics were written."
             )
-    heldout = curves(sweep / "heldout.csv", "seq", DISTANCES, n_layers, lenses)
-    rows = curves(suite / "rows.csv", "id", (*DISTANCES, "answer_token_rank"), n_layers, suite_facts.lenses)
+    absent = run.lens.absent
+    heldout = curves(sweep / "heldout.csv", "seq", DISTANCES, n_layers, lenses, absent=absent)
+    rows = curves(
+        suite / "rows.csv", "id", (*DISTANCES, "answer_token_rank"), n_layers, suite_facts.lenses, absent=absent
+    )
     prompts = {row["id"]: row for row in _read_csv(suite / "prompts.csv")}
     if tuple(prompts) != rows.units:
         raise IntegrityError(f"{suite}: rows.csv and prompts.csv do not hold the same prompts")
     found = positions(sweep / "positions.csv", run.heldout.n_positions, n_layers, lenses)
     others = {
         name: OtherText(
-            curves(sweep / OTHER_TEXT[0].format(name), "seq", DISTANCES, n_layers),
+            curves(sweep / OTHER_TEXT[0].format(name), "seq", DISTANCES, n_layers, absent=absent),
             positions(sweep / OTHER_TEXT[1].format(name), text.n_positions, n_layers, ALWAYS),
         )
         for name, text in run.also_heldout.items()
@@ -105,8 +114,16 @@ def read(sweep: Path, suite: Path) -> Measured:
     return Measured(n_layers, heldout, found, others, rows, tuple(prompts.values()), run, suite_facts)
 
 
-def curves(path: Path, unit: str, quantities: Sequence[str], n_layers: int, lenses: Sequence[str] = ALWAYS) -> Curves:
-    """The curves of one CSV: one line for each unit, layer and lens.
+def curves(
+    path: Path,
+    unit: str,
+    quantities: Sequence[str],
+    n_layers: int,
+    lenses: Sequence[str] = ALWAYS,
+    *,
+    absent: Collection[int],
+) -> Curves:
+    """The curves of one CSV: one line for each unit, layer and lens. `absent`: layers that the tuned lens lacks.
 
     Raises:
         IntegrityError: missing, or not exactly one line for each.
@@ -123,7 +140,7 @@ def curves(path: Path, unit: str, quantities: Sequence[str], n_layers: int, lens
         except (TypeError, ValueError, IndexError) as error:
             raise IntegrityError(f"{path}:{number}: {error}") from None
         seen[cell] = True
-    expected = len(places) * sum(len(layers(lens, n_layers)) for lens in lenses)
+    expected = len(places) * sum(len(tables.layers(lens, n_layers, absent)) for lens in lenses)
     if seen.sum() != expected or len(rows) != expected:
         raise IntegrityError(
             f"{path}: {len(rows)} lines, but {len(places)} units at {n_layers} layers need {expected} different ones"

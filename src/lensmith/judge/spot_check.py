@@ -87,12 +87,12 @@ def measure(backbone: Backbone, lens: Lens) -> SpotCheck:
     model_logits = backbone.logits(tokens)[:, 1:].flatten(0, 1)[chosen]
 
     head, last = backbone.head, backbone.n_layers
-    readings = [*((name, layer) for layer in range(1, last) for name in (*NORMS, TUNED)), (TUNED, last)]
+    readings = [*((name, layer) for layer in lens.layers[:-1] for name in (*NORMS, TUNED)), (TUNED, last)]
     with Progress("verify, readings", POSITIONS * len(readings), "reading") as progress:
         read = walk.read(head, resid, readings, walk.head_reads(head, lens), advance=progress.advance)
     kl = {reading: read[reading].measured[:, MEASURED.index("kl_final_lens_bits")] for reading in readings}
     gains: dict[int, Tensor] = {}  # KL saved at each position, against the norm lens of the smaller median KL: (n,)
-    for layer in range(1, last):
+    for layer in lens.layers[:-1]:
         stronger = min((kl[norm, layer] for norm in NORMS), key=lambda bits: float(bits.median()))
         gains[layer] = stronger - kl[TUNED, layer]
     final = head.logits(head.norm(resid[:, last], last))

@@ -1,10 +1,12 @@
 """Names that the tables of `sweep` and `suite-eval` hold: lenses, quantities, columns."""
 
+from collections.abc import Collection
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lensmith.lens import depth
 from lensmith.lens.depth import PERCENTILES
 
 Floats = NDArray[np.float64]
@@ -28,10 +30,17 @@ ANSWER = ("answer_token_rank", "p_answer", "top1", "top1_agree", "p_control")
 ROW_COLUMNS = ("id", "domain", "template", "layer", "lens", *DISTANCES, *ANSWER)
 FIRST_COLUMNS = ("id", "domain", "template", "lens", *FIRST)
 FINAL = ("final_answer_token_rank", "final_p_answer")
+DIRECTIONS = ("lens", "principal", "random")  # along which `causal` changes a residual
+CAUSAL_COLUMNS = ("seq", "layer", "direction", "lens", "cosine", "stimulus_bits", "response_bits")
 TRAJECTORIES = "trajectories.json"  # in both folders: texts read at every position
 PROMPT_COLUMNS = ("id", "domain", "template", "answer", "n_prompt_tokens", "answer_token", "aligned", *FINAL)
 
 
-def layers(lens: str, n_layers: int) -> range:
-    """The layers that a lens reads: a translator belongs to a block, so it reads none at the embedding (layer 0)."""
-    return range(int(lens in (*RUNGS, TUNED)), n_layers + 1)
+def layers(lens: str, n_layers: int, absent: Collection[int]) -> tuple[int, ...]:
+    """The layers that a lens reads: a translator belongs to a block, so it reads none at the embedding (layer 0).
+
+    Args:
+        absent: layers that the tuned lens lacks.
+    """
+    translated = depth.layers(n_layers, absent if lens == TUNED else ())
+    return translated if lens in (*RUNGS, TUNED) else (0, *translated)

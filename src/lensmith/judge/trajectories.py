@@ -26,7 +26,7 @@ from lensmith.files import artifacts
 from lensmith.judge import walk
 from lensmith.judge.bench import Bench
 from lensmith.judge.tables import TRAJECTORIES, Floats
-from lensmith.judge.walk import MEASURED, LensLike, Reading
+from lensmith.judge.walk import MEASURED, LayeredLens, Reading
 from lensmith.lens import divergence
 from lensmith.process.errors import InputError
 from lensmith.process.progress import Progress
@@ -118,7 +118,7 @@ def _packed(reading: LensReading, place: dict[int, int]) -> dict[str, Any]:
 @torch.inference_mode()
 def read(
     backbone: Backbone,
-    lens: LensLike,
+    lens: LayeredLens,
     ids: Sequence[int],
     word: Callable[[int], str],
     *,
@@ -135,8 +135,7 @@ def read(
         word: the text of a token.
         layers: those to read, of 0..L and ascending; None for all. The last one is always read.
         positions: those to read, of range(len(ids)); None for all.
-        advance: called with the number of readings done since the last call, which is len(ids) * (2 L + 1)
-            in all where all are read.
+        advance: called with the number of readings done since the last call, one for each lens, layer and position.
 
     Raises:
         InputError: the text is empty or longer than the model's context.
@@ -148,7 +147,7 @@ def read(
     resid = backbone.capture(torch.tensor([list(ids)]), at[None])[0]
     following = torch.tensor([*ids[1:], 0])[at].to(resid.device)[:, None]
     depths = range(n_layers + 1) if layers is None else sorted({*layers, n_layers})
-    names = [(name, layer) for name in LENSES for layer in depths if layer or name != "tuned"]
+    names = [(name, layer) for name in LENSES for layer in depths if name == "norm" or layer in lens.layers]
     found = walk.read(head, resid, names, walk.head_reads(head, lens), targets=following, top_k=top_k, advance=advance)
     by_lens = {
         name: LensReading.of({layer: found[name, layer] for lens, layer in names if lens == name}, at < len(ids) - 1)
@@ -181,7 +180,7 @@ def write(folder: Path, bench: Bench, texts: Sequence[Shown], name: str) -> None
     Writes `folder`/trajectories.json.
     """
     packed = []
-    total = (2 * bench.n_layers + 1) * sum(len(text.ids) for text in texts)
+    total = (bench.n_layers + 1 + len(bench.lens.layers)) * sum(len(text.ids) for text in texts)
     with Progress(name, total, "reading") as progress:
         for text in texts:
             readings = read(bench.backbone, bench.lens, text.ids, bench.text, advance=progress.advance)

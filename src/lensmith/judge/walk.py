@@ -57,6 +57,13 @@ class LensLike(Protocol):
     def head_reads(self, head: Head, resid: Tensor, layer: int, /) -> HeadInput: ...
 
 
+class LayeredLens(LensLike, Protocol):
+    """A lens, in memory or on disk: it has no translator for the embedding, and may lack other layers."""
+
+    @property
+    def layers(self) -> tuple[int, ...]: ...
+
+
 def head_reads(head: Head, lens: LensLike) -> HeadReads:
     """What the head reads under the norm lenses, by their names, and under any other name through `lens`."""
 

@@ -58,7 +58,7 @@ def audit(settings: ModelParams, code: Path, corpus_dir: Path, lens_dir: Path) -
     path = lens_dir / PROVENANCE
     provenance, log = Provenance.read(path), _read_log(lens_dir / FIT_LOG)
     recorded = dict(_flat(provenance.data()))
-    by_layer = provenance.val_kl_bits_by_layer
+    validation = _validation(provenance)
     expected = dict(_flat(_expected(settings, code, corpus_dir, lens_dir, log=log, recorded=provenance)))
     not_checked = {key for key in recorded if key not in expected or key.split(".")[0] in NOT_CHECKED}
     wrong = [
@@ -66,11 +66,10 @@ def audit(settings: ModelParams, code: Path, corpus_dir: Path, lens_dir: Path) -
         for key, value in expected.items()
         if key.split(".")[0] not in NOT_CHECKED and not _same(key, recorded.get(key), value)
     ]
-    mean, logged = sum(by_layer) / max(1, len(by_layer) - 1), log[-1].kept_kl_bits_mean
-    if by_layer[-1] != 0 or not math.isclose(mean, logged, rel_tol=1e-9, abs_tol=1e-12):
+    mean, last, logged = validation.mean, validation.kl_bits[-1], log[-1].kept_kl_bits_mean
+    if last != 0 or not math.isclose(mean, logged, rel_tol=1e-9, abs_tol=1e-12):
         wrong.append(
-            f"{path}: val_kl_bits_by_layer has mean {mean} and last value {by_layer[-1]}, but fit_log.csv says "
-            f"{logged} and 0"
+            f"{path}: val_kl_bits_by_layer has mean {mean} and last value {last}, but fit_log.csv says {logged} and 0"
         )
     commits, is_checked = _commit_faults(provenance)
     wrong += [f"{path}: {fault}" for fault in commits]
@@ -110,7 +109,8 @@ def _expected(
     expected: Any = record.data()
     # A fit keeps each layer of its best validation.
     expected["val_kl_bits@{25,50,75}%"] = [
-        min(getattr(row, f"val_kl_bits_{depth}") for row in log) for depth in PERCENTILES
+        min((getattr(row, f"val_kl_bits_{depth}") for row in log), key=lambda bits: math.inf if bits is None else bits)
+        for depth in PERCENTILES
     ]
     if settings.fit.bank == "stream":  # counted as they passed; a bank forwards each token once
         expected["measured"].pop("tokens_forwarded")
@@ -136,13 +136,17 @@ def _fit(
         schedule=schedule,
         positions_used=mean_of.positions if mean_of else steps * schedule.batch_seqs * ran.positions_per_seq,
         tokens_forwarded=mean_of.sequences * manifest.seq_len if mean_of else by_steps * n_seqs * manifest.seq_len,
-        best=Validation(recorded.val_kl_bits_by_layer),
+        best=_validation(recorded),
         settings=ran,
         vocabulary=ran.vocabulary,
         products=ran.products,
         ridge=None,
         jacobian=mean_of,
     )
+
+
+def _validation(recorded: Provenance) -> Validation:
+    return Validation(tuple(math.nan if bits is None else bits for bits in recorded.val_kl_bits_by_layer))
 
 
 def _read_log(path: Path) -> list[LogRow]:

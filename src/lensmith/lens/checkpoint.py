@@ -41,9 +41,9 @@ class LogRow:
     positions: int  # trained on so far, repeats counted
     lr: float
     train_kl_bits: float | None
-    val_kl_bits_25: float
-    val_kl_bits_50: float
-    val_kl_bits_75: float
+    val_kl_bits_25: float | None  # None where the lens lacks the layer
+    val_kl_bits_50: float | None
+    val_kl_bits_75: float | None
     val_kl_bits_mean: float
     best: int
     kept_kl_bits_mean: float  # of the layers that are kept so far

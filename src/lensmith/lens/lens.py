@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lensmith.files import artifacts
+from lensmith.lens import depth
 from lensmith.lens.lens_file import TENSORS, WEIGHTS, TranslatorPlacement, check_shapes, read_header
 from lensmith.process.draws import Stream
 from lensmith.process.errors import InputError, IntegrityError
@@ -70,7 +71,8 @@ def rank_of(settings: FitParams, d_model: int) -> int:
 class Lens:
     """The translators of all L blocks, stacked. float32; U of a Jacobian lens is float16.
 
-    U, V: (L, d_model, rank), V None where it is 1; c, scale: (L, d_model); log_tau: (L,).
+    U, V: (L, d_model, rank), V None where it is 1; c, scale: (L, d_model); log_tau: (L,). What stands at an absent
+    layer is never read.
     """
 
     kind: str
@@ -83,6 +85,7 @@ class Lens:
     placement: TranslatorPlacement = "normed"
     w_u_sha256: str | None = None  # of the head that it was fit to; None where unknown
     fit_dtype: str | None = None  # of the weights that it was fit on; None where unknown
+    absent: tuple[int, ...] = ()  # layers without a translator, which an imported lens may lack
 
     def __repr__(self) -> str:
         where = "" if self.placement == "normed" else f", placement={self.placement}"
@@ -103,23 +106,31 @@ class Lens:
         return cls(settings.kind, settings.norm, U, V, c, scale=torch.ones(n_layers, d_model), log_tau=log_tau)
 
     @classmethod
-    def of_maps(cls, kind: str, maps: Tensor, *, scale: float, c: Tensor | None = None) -> "Lens":
+    def of_maps(
+        cls, kind: str, maps: Tensor, *, scale: float, c: Tensor | None = None, absent: tuple[int, ...] = ()
+    ) -> "Lens":
         """A lens that reads N(h * scale + h @ map + c) of the residuals h (n, d_model).
 
         Args:
-            maps: (L - 1, d_model, d_model), of all layers but the last.
+            maps: (L - 1, d_model, d_model), of all layers but the last; zero at those that are absent.
             c: (L - 1, d_model); zero where it is None.
+            absent: layers without a map.
         """
         n, d_model = maps.shape[:2]
         last = maps.new_ones(1, d_model, dtype=torch.float32)
         c = last.new_zeros(n, d_model) if c is None else c
         scales = torch.cat([last.new_full((n, d_model), scale), last])
         U, c = torch.cat([maps, maps.new_zeros(1, d_model, d_model)]), torch.cat([c, 0 * last])
-        return cls(kind, "final", U, None, c, scales, last.new_zeros(n + 1), placement="residual")
+        return cls(kind, "final", U, None, c, scales, last.new_zeros(n + 1), "residual", absent=absent)
 
     @property
     def n_layers(self) -> int:
         return len(self.log_tau)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers of 1..L that it reads."""
+        return depth.layers(self.n_layers, self.absent)
 
     @property
     def d_model(self) -> int:
@@ -136,10 +147,9 @@ class Lens:
         """y of x (n, d_model), what the translator of `layer` reads, `layer` in 1..L.
 
         Raises:
-            InputError: another layer. Layer 0, the embedding, has no translator.
+            InputError: another layer, or an absent one. Layer 0, the embedding, has no translator.
         """
-        if not 1 <= layer <= self.n_layers:
-            raise InputError(f"layer is {layer}, must be in 1..{self.n_layers}: a lens has no other translators")
+        depth.check_layer(layer, self.n_layers, self.absent)
         block = layer - 1
         # Two thin products: forming U V^T first would cost d_model**2 memory.
         update = x @ self.U[block].to(x.dtype)
@@ -206,7 +216,8 @@ class Lens:
             IntegrityError: the last block is not the identity, or a number is not finite.
         """
         self._check(folder / WEIGHTS)
-        form = {"kind": self.kind, "norm": self.norm, "placement": self.placement, "schema": 1}
+        form: dict[str, Any] = {"kind": self.kind, "norm": self.norm, "placement": self.placement, "schema": 1}
+        form |= {"absent": self.absent} if self.absent else {}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
         with artifacts.replacing(folder / WEIGHTS) as temporary:
             save_file(tensors, temporary, metadata={"lensmith": artifacts.canonical_json(form)})

@@ -29,7 +29,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def read_header(path: Path) -> tuple[Shapes, dict[str, Any]]:
-    """Shapes of a lens file's tensors by name, and its kind, norm and placement, as arguments of Lens. Reads no number.
+    """Shapes of a lens file's tensors by name; kind, norm, placement and absent, as arguments of Lens. Reads no number.
 
     Raises:
         IntegrityError: the file is not whole, holds other tensors than a lens has, or does not say what kind it is.
@@ -43,7 +43,10 @@ def read_header(path: Path) -> tuple[Shapes, dict[str, Any]]:
     for name, allowed in FORMS.items():
         if form[name] not in allowed:
             raise IntegrityError(f"{path}: {name} is {shown(form[name])!r}, must be one of {', '.join(allowed)}")
-    return shapes, form
+    absent, inner = about.get("absent", []), range(1, shapes["U"][0])
+    if type(absent) is not list or any(type(layer) is not int or layer not in inner for layer in absent):
+        raise IntegrityError(f"{path}: absent is {shown(absent)}, must be a list of layers 1..{len(inner)}")
+    return shapes, form | {"absent": tuple(absent)}
 
 
 def check_shapes(shapes: Shapes, path: Path) -> None:

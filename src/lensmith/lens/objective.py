@@ -11,6 +11,7 @@ Depth is smoothed on the map U V^T. A penalty on U and V apart, as in the refere
 parameters, by three products for all layers at once.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ Gradients = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Validation:
-    """Held-out KL(final || lens) by layer, in bits: (L,)."""
+    """Held-out KL(final || lens) by layer, in bits: (L,); NaN at layers that the lens lacks."""
 
     kl_bits: tuple[float, ...]
 
@@ -47,7 +48,8 @@ class Validation:
     @property
     def mean(self) -> float:
         """Over the layers that a lens translates: all but the last, where it is 0."""
-        return sum(self.kl_bits) / max(1, len(self.kl_bits) - 1)
+        present = [bits for bits in self.kl_bits if not math.isnan(bits)]
+        return sum(present) / max(1, len(present) - 1)
 
     @property
     def score(self) -> float:
@@ -106,13 +108,14 @@ def layer_gradients(
 
 
 def validate(linear_kl: LinearKL, lens: Lens, held_out: Residuals) -> Validation:
-    """KL of every layer over all positions, in bits."""
-    total = torch.zeros(lens.n_layers, dtype=torch.float64)
-    blocks = list(range(lens.n_layers - 1))  # the last one is the model
+    """KL of every layer that the lens reads over all positions, in bits."""
+    blocks = [layer - 1 for layer in lens.layers[:-1]]  # the last one is the model
+    total = torch.full((lens.n_layers,), torch.nan, dtype=torch.float64)
+    total[[*blocks, -1]] = 0
     for batch in read(linear_kl.head, held_out) if blocks else ():
         y = head_inputs(linear_kl.head, lens, batch.resid, blocks)
-        kl = linear_kl.value(teacher_of(linear_kl.head, batch), y, lens.log_tau[:-1])
-        total[:-1] += kl.double().sum(1).cpu()
+        kl = linear_kl.value(teacher_of(linear_kl.head, batch), y, lens.log_tau[blocks])
+        total[blocks] += kl.double().sum(1).cpu()
     return Validation(tuple((total / (held_out.n_seqs * held_out.positions_per_seq) * BITS).tolist()))
 
 

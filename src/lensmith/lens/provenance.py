@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from lensmith.files.records import Record
+from lensmith.files.records import Number, Record
 from lensmith.hub.pins import ModelPin
 from lensmith.source.corpus import TokenizerFacts
 
@@ -153,8 +153,8 @@ class Provenance(Record):
     products: str  # dtype of the head's products
     temperatures: tuple[float, ...]  # by layer
     measured: FitRecord
-    val_kl_bits: tuple[float, float, float] = Field(alias="val_kl_bits@{25,50,75}%")
-    val_kl_bits_by_layer: tuple[float, ...]
+    val_kl_bits: tuple[Number, Number, Number] = Field(alias="val_kl_bits@{25,50,75}%")
+    val_kl_bits_by_layer: tuple[Number, ...]  # None where the lens lacks the layer
     prism: PrismRecord | None
     imported: Json | None  # a published lens: its pin, its configuration, what was left out
     jacobian: JacobianRecord | None

@@ -8,7 +8,8 @@ identity. Translator 0, which reads the embedding, is left out: our lenses have 
     config.json   d_model, num_hidden_layers, bias, unembed_hash, lens_type, base_model_name_or_path, …
     params.pt     a dictionary of tensors as torch saves it, <i>.weight and <i>.bias
 
-Map i of a Jacobian lens reads resid_post[i]. It is our U = J_i^T, scale 0 at block i. The last block has no map.
+Map i of a Jacobian lens reads resid_post[i]. It is our U = J_i^T, scale 0 at block i. The last block has no map, others
+may have none: their layers are absent.
 
     z = g( N(h J_i^T) W_U + bias )                  J_i (d_model, d_model)
     lens.pt       {"J": {i: J_i, in float16}, "n_prompts": …, "source_layers": [i, …], "d_model": …} as torch saves it
@@ -38,7 +39,7 @@ def load(pin: LensPin | None, backbone: Backbone) -> tuple[Lens, dict[str, Any]]
     """The lens of a pin, and where it comes from, for its provenance.
 
     Raises:
-        InputError: not a linear lens of tuned-lens, or a Jacobian lens without the map of a layer.
+        InputError: not a linear lens of tuned-lens, or a Jacobian lens without a map.
         IntegrityError: a file is broken or changed, the lens is another model's, or prefetch pinned none.
         NumericError: a number is not finite.
     """
@@ -78,20 +79,21 @@ def _jacobian(folder: Path, backbone: Backbone) -> tuple[Lens, dict[str, Any]]:
     maps, facts = torch_file.read_beside_facts(folder / LENS_MAPS, SLACK + LARGEST_NUMBER * n * d_model**2, "J")
     if facts.get("d_model", d_model) != d_model:
         raise IntegrityError(f"made for a model of d_model {shown(facts['d_model'])}, this one has {d_model}")
-    if missing := sorted(set(range(n)) - maps.keys()):
-        blocks = ", ".join(map(str, missing))
-        raise InputError(f"{LENS_MAPS} has no map for block {blocks}; it must have those of the blocks 0..{n - 1}")
+    if not maps:
+        raise InputError(f"{LENS_MAPS} has no map; it must have that of one block at least")
     for block, tensor in maps.items():
         if block >= n or block < 0 or tensor.shape != (d_model, d_model):
             raise IntegrityError(
                 f"{LENS_MAPS}: the map of block {block} is {tuple(tensor.shape)}, must be {(d_model, d_model)} for a "
                 f"block of 0..{n - 1}: made for another model"
             )
-    stacked = torch.stack([maps[block].T for block in range(n)])
+    nothing = torch.zeros_like(next(iter(maps.values())))
+    stacked = torch.stack([maps.get(block, nothing).T for block in range(n)])
     if not (stacked.abs() <= LARGEST).all():  # so that NaN fails
         raise NumericError(f"{LENS_MAPS} holds a number that is not finite, or above {LARGEST:g}")
     stacked = stacked if stacked.dtype == torch.float16 else stacked.float()
-    return Lens.of_maps("imported", stacked, scale=0.0), {"config": facts}
+    absent = tuple(block + 1 for block in range(n) if block not in maps)
+    return Lens.of_maps("imported", stacked, scale=0.0, absent=absent), {"config": facts, "absent_layers": list(absent)}
 
 
 def unembed_hash(W_U: Tensor) -> str:

@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lensmith.files import records
 from lensmith.lens import closed_form, objective, optimizers
 from lensmith.lens.checkpoint import Checkpoints, LogRow, State
 from lensmith.lens.closed_form import Solution
 from lensmith.lens.coordinates import Coordinates
+from lensmith.lens.depth import PERCENTILES
 from lensmith.lens.divergence import BITS, LinearKL
 from lensmith.lens.lens import Lens, rank_of
 from lensmith.lens.objective import Validation
@@ -154,7 +156,7 @@ def measured(
         NumericError: KL is not finite.
     """
     best = objective.validate(LinearKL(head), lens, held_out)
-    check_finite(best, step=0)
+    check_finite(lens, best, step=0)
     return Fit(
         lens=lens,
         log=[log_row(best, is_best=True, kept=best)],
@@ -354,14 +356,15 @@ def judge(task: Task, state: State, lens: Lens, progress: Progress) -> None:
 def validate(task: Task, lens: Lens, step: int) -> Validation:
     """Held-out KL of a lens. Raises NumericError where it is not finite."""
     validation = objective.validate(task.exact_kl, lens, task.held_out)
-    check_finite(validation, step)
+    check_finite(lens, validation, step)
     return validation
 
 
-def check_finite(validation: Validation, step: int) -> None:
-    """NumericError where held-out KL is not finite."""
-    if not math.isfinite(validation.score):
-        raise NumericError(f"fit: held-out KL is {validation.score} at step {step}. No lens was written.")
+def check_finite(lens: Lens, validation: Validation, step: int) -> None:
+    """NumericError where held-out KL of a layer that the lens reads is not finite."""
+    for layer in lens.layers:
+        if not math.isfinite(bits := validation.kl_bits[layer - 1]):
+            raise NumericError(f"fit: held-out KL is {bits} at step {step}, layer {layer}. No lens was written.")
 
 
 def record(task: Task, state: State, validation: Validation, *, is_best: bool) -> None:
@@ -386,9 +389,7 @@ def log_row(validation: Validation, *, is_best: bool, kept: Validation) -> LogRo
         positions=0,
         lr=0.0,
         train_kl_bits=None,
-        val_kl_bits_25=validation.at(25),
-        val_kl_bits_50=validation.at(50),
-        val_kl_bits_75=validation.at(75),
+        **{f"val_kl_bits_{percent}": records.finite(validation.at(percent)) for percent in PERCENTILES},
         val_kl_bits_mean=validation.mean,
         best=int(is_best),
         kept_kl_bits_mean=kept.mean,

@@ -36,8 +36,8 @@ from torch import Tensor
 from lensmith.files import artifacts, names, seals
 from lensmith.judge import walk
 from lensmith.judge.bench import Bench
-from lensmith.judge.tables import DISTANCES, layers
-from lensmith.judge.walk import MEASURED, ROWS, LensLike, Name, Reading
+from lensmith.judge.tables import DISTANCES, TUNED
+from lensmith.judge.walk import MEASURED, ROWS, LayeredLens, Name, Reading
 from lensmith.lab.layout import ARTIFACTS, RESOLVED
 from lensmith.lens.lens_file import WEIGHTS
 from lensmith.process import stopping
@@ -66,9 +66,13 @@ class Subject:
     """A lens with the model that it was fit to."""
 
     backbone: Backbone
-    lens: LensLike
+    lens: LayeredLens
     encode: Encoder
     weights_sha256: str
+
+    def layers(self, lens: str) -> Sequence[int]:
+        """The layers of 0..L that a lens reads."""
+        return self.lens.layers if lens == TUNED else range(self.backbone.n_layers + 1)
 
     @classmethod
     def load(cls, model: str, revision: str | None = None) -> Self:
@@ -199,7 +203,7 @@ def _table(subject: Subject, request: Request, files: Sequence[str], part: Seque
     following = [next(iter(ids[text][pos + 1 : pos + 2]), None) for text, pos in places]
     tables = []
     for lens in request.lenses if places else ():
-        at = layers(lens, backbone.n_layers)
+        at = subject.layers(lens)
         final = found[lens, at[-1]].top.tolist()
         words = {token: word(backbone, token) for token in {*itertools.chain(*ids), *final}}
         columns = {
@@ -225,7 +229,7 @@ def _table(subject: Subject, request: Request, files: Sequence[str], part: Seque
 def _read(subject: Subject, request: Request, ids: Sequence[Sequence[int]]) -> tuple[list[Place], dict[Name, Reading]]:
     """Every lens at every layer of the positions that are wanted, in the order of the places."""
     backbone, head = subject.backbone, subject.backbone.head
-    readings = [(lens, layer) for lens in request.lenses for layer in layers(lens, backbone.n_layers)]
+    readings = [(lens, layer) for lens in request.lenses for layer in subject.layers(lens)]
     places, streams, parts = list[Place](), list[Tensor](), list[dict[Name, Reading]]()
 
     def walk_over(waiting: list[Tensor], at: Sequence[Place]) -> None:
@@ -276,15 +280,15 @@ def _capture(
     return resid[is_text.to(resid.device)], [Place(text, pos) for text in batch for pos in range(len(ids[text]))]
 
 
-def _columns(readings: Sequence[Reading], at: range, following: Sequence[int | None]) -> dict[str, pa.Array]:
+def _columns(readings: Sequence[Reading], at: Sequence[int], following: Sequence[int | None]) -> dict[str, pa.Array]:
     """The columns of numbers of one lens at its layers, of n positions with the tokens that follow there."""
-    n, n_layers = len(following), at.stop  # with the embedding
-    unread = np.zeros((n, n_layers), dtype=bool)
-    unread[:, : at.start] = True
+    n, n_layers = len(following), at[-1] + 1  # with the embedding
+    unread = np.ones((n, n_layers), dtype=bool)
+    unread[:, at] = False
 
     def by_layer(values: list[Tensor], kind: type[np.generic], absent: NDArray[np.bool_] = unread) -> pa.Array:
         table = np.zeros((n, n_layers, *values[0].shape[1:]), dtype=kind)
-        table[:, at.start :] = torch.stack(values, 1).numpy()
+        table[:, at] = torch.stack(values, 1).numpy()
         mask = np.broadcast_to(absent.reshape(*absent.shape, *[1] * (table.ndim - 2)), table.shape)
         array = pa.array(table.ravel(), mask=mask.ravel())
         for length in table.shape[:0:-1]:
@@ -297,7 +301,7 @@ def _columns(readings: Sequence[Reading], at: range, following: Sequence[int | N
     depths = {"prediction_depth": agrees} | {f"commitment_depth_{bits}_bits": kl <= bits for bits in COMMITTED_BITS}
     at_end = unread | np.array([token is None for token in following])[:, None]
     return {
-        **{name: pa.array(at.start + settled(holds), type=pa.int16()) for name, holds in depths.items()},
+        **{name: pa.array(np.append(at, n_layers)[settled(holds)], type=pa.int16()) for name, holds in depths.items()},
         **{name: by_layer(values, np.float32) for name, values in measured.items()},
         "next_token_rank": by_layer([reading.ranks[:, 1] for reading in readings], np.int32, at_end),
         "top_ids": by_layer([reading.top_ids for reading in readings], np.int32),

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lensmith.judge import trajectories
 from lensmith.lens import divergence
+from lensmith.lens.depth import check_layer
 from lensmith.lens.lens import Lens
 from lensmith.process.errors import InputError
 from lensmith.read.text import NOTHING, Text, word
@@ -215,11 +216,10 @@ class Reader:
         return ids
 
     def _check_layer(self, layer: int) -> None:
-        if type(layer) is not int or not 1 <= layer <= self.lens.n_layers:
-            raise InputError(
-                f"read: layer is {layer!r}, must be in 1..{self.lens.n_layers}; layer i is the stream after block "
-                f"i - 1. {NOTHING}"
-            )
+        try:
+            check_layer(layer, self.lens.n_layers, self.lens.absent)
+        except InputError as error:
+            raise InputError(f"read: {error}. {NOTHING}") from None
 
     def _rows(self, name: str, vectors: object) -> Tensor:
         """Vectors (..., d_model) as rows (n, d_model) on the head's device."""

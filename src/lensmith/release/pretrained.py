@@ -19,10 +19,11 @@ from lensmith.hub import models, releases
 from lensmith.hub.index import PROVENANCE, Sha256
 from lensmith.hub.pins import ModelPin
 from lensmith.judge.judgement import Estimate
+from lensmith.lens import depth
 from lensmith.lens.divergence import kl_bits
 from lensmith.lens.lens import Lens, check_head, check_identity, check_numbers
 from lensmith.lens.lens_file import WEIGHTS, read_header
-from lensmith.process.errors import InputError, IntegrityError
+from lensmith.process.errors import IntegrityError
 from lensmith.settings.sections import Dtype, SourceParams
 from lensmith.source.backbone import Backbone, Head
 from lensmith.source.head import HeadInput
@@ -162,7 +163,7 @@ class StreamedLens:
     """A lens that stays on disk: each call reads one layer. For lenses that are larger than memory."""
 
     path: Path
-    form: dict[str, Any]  # kind, norm and placement, as arguments of Lens
+    form: dict[str, Any]  # kind, norm, placement and absent, as arguments of Lens
     n_layers: int
     d_model: int
     w_u_sha256: str | None = None  # of the head that it was fit to, where that is known
@@ -182,6 +183,16 @@ class StreamedLens:
         check_identity({name: tensor[0] for name, tensor in streamed._read(streamed.n_layers).items()}, path)
         return streamed
 
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """As `Lens.absent`."""
+        return tuple(self.form["absent"])
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """As `Lens.layers`."""
+        return depth.layers(self.n_layers, self.absent)
+
     def check_head(self, head: Head) -> None:
         """As `Lens.check_head`."""
         check_head(head, self.n_layers, self.d_model, self.w_u_sha256)
@@ -194,11 +205,10 @@ class StreamedLens:
         """A lens that is right at `layer`, 1..n_layers, and nowhere else.
 
         Raises:
-            InputError: there is no such layer.
+            InputError: the lens does not read this layer.
             IntegrityError: the layer holds a number that no lens has.
         """
-        if not 1 <= layer <= self.n_layers:
-            raise InputError(f"StreamedLens: layer is {layer}, must be in 1..{self.n_layers}")
+        depth.check_layer(layer, self.n_layers, self.absent)
         # One layer seen as if every layer were it, which takes no memory: the code of Lens then finds it at its index.
         tensors: dict[str, Any] = {
             name: tensor.expand(self.n_layers, *tensor.shape[1:]) for name, tensor in self._read(layer).items()
