@@ -1,7 +1,7 @@
 """Stage `gates`: KPIs, their intervals, and the verdict of each gate.
 
 Reads   --settings, resolved settings of the model; --sweep; --suite
-Writes  --judgement, all of it; --metrics, a few numbers of it; --kl and --cosine, curves by depth;
+Writes  --judgement, all of it; --metrics, a few numbers of it; --kl, --cosine and --causal, curves by depth;
         --verdicts, what each gate measured; --seal, their sha256
 """
 
@@ -13,7 +13,7 @@ def main() -> None:
     from lensmith.judge import judging
     from lensmith.settings import sections
 
-    outputs = ("judgement", "metrics", "kl", "cosine", "verdicts")
+    outputs = ("judgement", "metrics", "kl", "cosine", "causal", "verdicts")
     args = command.paths(__doc__, "settings", "sweep", "suite", *outputs, "seal")
     settings = sections.read_resolved(args.settings)
     seals.check(args.sweep, args.suite)

@@ -1,7 +1,7 @@
 """Stage `publish`: the lens as the folder that leaves the lab, and to the Hub where the settings name a repository.
 
-Reads   --settings, resolved settings of the model; --corpus; --lens; --judgement; --kl, --cosine, --earliness,
-        --training, --rank_curve and --detail, what the report draws; --judged and --drawn, the sha256 of those
+Reads   --settings, resolved settings of the model; --corpus; --lens; --judgement; --kl, --cosine, --causal,
+        --earliness, --training, --rank_curve and --detail, what the report draws; --judged and --drawn, their sha256
 Writes  --release, that folder with its index and receipt
 """
 
@@ -20,7 +20,7 @@ def main() -> None:
     drawn = [field.name for field in fields(page.ReportFolders) if field.name != "resolved"]
     args = command.paths(__doc__, "settings", "corpus", "lens", *drawn, "judged", "drawn", "release")
     seals.check(args.corpus, args.lens)
-    seals.check_files(args.judged, (args.judgement, args.kl, args.cosine))
+    seals.check_files(args.judged, (args.judgement, args.kl, args.cosine, args.causal))
     seals.check_files(args.drawn, (args.earliness, args.training, args.rank_curve, args.detail))
     settings = sections.read_resolved(args.settings)
     if settings.publish.repo is not None:

@@ -54,6 +54,7 @@ class World:
         self.n_layers, self.prompts, self.seqs = n_layers, prompts, seqs
         self.kl: Cell = lambda unit, layer, lens: 0.0 if layer == n_layers else KL.get(lens, 3.0)
         self.rank: Cell = lambda unit, layer, lens: 0 if layer >= (1 if lens == "tuned" else n_layers) else 50
+        self.cosine: Cell = lambda seq, layer, lens: 0.5  # of what a lens says that a change does with what it does
         self.template: Callable[[int], str] = lambda unit: f"t{unit}"
         self.aligned: Callable[[int], bool] = lambda unit: True
         self.last_layer: list[float | None] = [0.01] * seqs
@@ -74,7 +75,7 @@ class World:
 
     @property
     def outputs(self) -> judging.Outputs:
-        names = ("judgement.json", "metrics.json", "kl.csv", "cosine.csv", "verdicts.csv")
+        names = ("judgement.json", "metrics.json", "kl.csv", "cosine.csv", "causal.csv", "verdicts.csv")
         return judging.Outputs(*(self.folder / name for name in names))
 
     def write(self) -> None:
@@ -90,6 +91,12 @@ class World:
         self._run_facts().write(self.sweep / "run.json")
         suite.write(self.suite / "suite.json")
         self._write_text(self.lenses, "heldout.csv", "positions.csv", self.at_position)
+        changes = [
+            [seq, layer, direction, name, self.cosine(seq, layer, name), 1.0, 1.0]
+            for layer in range(1, self.n_layers) for direction in tables.DIRECTIONS for name in self.lenses
+            if layer in self.layers(name) for seq in range(self.seqs)
+        ]  # fmt: skip
+        artifacts.write_csv(self.sweep / "causal.csv", tables.CAUSAL_COLUMNS, changes)
         for text in self.texts:
             names = (file.format(text) for file in tables.OTHER_TEXT)
             self._write_text(tables.ALWAYS, *names, lambda place, lens, percent: self.on_text(lens, percent))

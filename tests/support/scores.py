@@ -128,6 +128,7 @@ def write_drawn(root: Path, key: str, about: dict[str, Any] | None = None, **cur
     """Everything that `gates` and `plots` write of one model for a report to draw; `about` in place of `detail`."""
     write_curves(root / "kl" / f"{key}.csv", "kl_final_lens_bits", **curve)
     write_curves(root / "cosine" / f"{key}.csv", "cos_to_final", **curve)
+    write_curves(root / "causal" / f"{key}.csv", "causal_cosine", **curve)
     shifts = [(shift, "rank ≤ 10", 10 - shift, 50.0) for shift in range(-1, 4)]
     artifacts.write_csv(root / "earliness" / f"{key}.csv", plots.EARLINESS_COLUMNS, shifts)
     log = [(step, name, 4.0 / (1 + step), 0) for name in plots.CURVES for step in range(3)]

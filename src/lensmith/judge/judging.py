@@ -1,6 +1,6 @@
 """Stage `gates`: rows in; KPIs, verdicts and curves out. No torch: this stage takes seconds."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from lensmith.settings.sections import ModelParams
 
 ROUNDING = 1e-6  # of numbers that are computed from float32 logits
 VERDICT_COLUMNS = ("gate", "verdict", "check", "kpi", "value", "lo", "hi", "limit")
+ByLayer = Mapping[str, Mapping[int, Estimate]]  # lens -> layer -> a mean
 CURVE_COLUMNS = ("layer", "lens", "{quantity}", "crossing", "lo", "hi", "guide")
 
 
@@ -28,6 +29,7 @@ class Outputs:
     metrics: Path
     kl: Path
     cosine: Path
+    causal: Path
     verdicts: Path
 
 
@@ -48,9 +50,17 @@ def run(settings: ModelParams, sweep: Path, suite: Path, outputs: Outputs) -> No
     judged = judge(book, settings)
     judged.write(outputs.judgement)
     artifacts.write_json(outputs.metrics, metrics(judged))
-    for path, quantity in ((outputs.kl, KL), (outputs.cosine, "cos_to_final")):
+    causal = {
+        lens: {layer: book.causal_cosine(lens, [layer]) for layer in by_layer}
+        for lens, by_layer in measured.changes.cosine.items()
+    }
+    for path, quantity, means in (
+        (outputs.kl, KL, heldout_means(book, KL)),
+        (outputs.cosine, "cos_to_final", heldout_means(book, "cos_to_final")),
+        (outputs.causal, "causal_cosine", causal),
+    ):
         columns = [name.format(quantity=quantity) for name in CURVE_COLUMNS]
-        artifacts.write_csv(path, columns, depth_curve(book, quantity), digits=artifacts.TRACKED_DIGITS)
+        artifacts.write_csv(path, columns, depth_curve(book, means), digits=artifacts.TRACKED_DIGITS)
     artifacts.write_csv(outputs.verdicts, VERDICT_COLUMNS, verdicts(judged), digits=artifacts.TRACKED_DIGITS)
 
 
@@ -129,10 +139,18 @@ def _kpis(book: Book, scope: gates.Scope) -> Iterator[tuple[str, Estimate]]:
         yield f"heldout_kl_{lens}_bits_mean", book.heldout_kl(lens, measured.layers[:-1] or measured.layers)
     for name, units in book.also_heldout.items():
         yield from _other_kpis(book, name, units)
+    yield from _causal_kpis(book)
     yield from ladder.kpis(book)
     yield "last_layer_kl_after_temp_bits", book.last_layer_kl()
     yield "artifact_score_increase", book.artifact_score_increase()
     yield "final_rank1_share", book.final_rank1_share()
+
+
+def _causal_kpis(book: Book) -> Iterator[tuple[str, Estimate]]:
+    for lens in book.measured.changes.cosine:
+        yield f"causal_cosine_{lens}", book.causal_cosine(lens, book.measured.layers)
+        for direction in tables.DIRECTIONS:
+            yield f"causal_cosine_{direction}_{lens}", book.causal_cosine(lens, book.measured.layers, (direction,))
 
 
 def _other_kpis(book: Book, name: str, units: Units) -> Iterator[tuple[str, Estimate]]:
@@ -229,18 +247,26 @@ def without_rounding(estimate: Estimate) -> Estimate:
     )
 
 
-def depth_curve(book: Book, quantity: str) -> Iterator[tuple[object, ...]]:
-    """CURVE_COLUMNS of each lens: the mean over held-out positions by layer, and its interval. Empty: not finite.
+def heldout_means(book: Book, quantity: str) -> ByLayer:
+    """The mean of a quantity over held-out positions, of each lens at each layer that it reads."""
+    n_layers, absent = book.measured.n_layers, book.measured.run.lens.absent
+    return {
+        lens: {layer: book.heldout_mean(lens, quantity, layer) for layer in tables.layers(lens, n_layers, absent)}
+        for lens in book.measured.heldout.lenses
+    }
+
+
+def depth_curve(book: Book, means: ByLayer) -> Iterator[tuple[object, ...]]:
+    """CURVE_COLUMNS of each lens: a mean by layer, and its interval. Empty: not finite.
 
     `crossing` names the ranks that half of the suite's answers have reached by that layer, at the layer where they do;
     `guide` the depths that the gates read, once for all lenses.
     """
-    n_layers = book.measured.n_layers
-    guides = {depth_layer(n_layers, percent): f"{percent} %" for percent in PERCENTILES}
-    for lens in book.measured.heldout.lenses:
+    guides = {depth_layer(book.measured.n_layers, percent): f"{percent} %" for percent in PERCENTILES}
+    for lens, by_layer in means.items():
         crossings = _crossings(book, lens) if lens in (NORMS[0], TUNED) else {}
-        for layer in tables.layers(lens, n_layers, book.measured.run.lens.absent):
-            mean = without_rounding(book.heldout_mean(lens, quantity, layer))
+        for layer, measured in by_layer.items():
+            mean = without_rounding(measured)
             guide = guides.get(layer, "") if lens == TUNED else ""
             yield layer, lens, mean.value, crossings.get(layer, ""), mean.lo, mean.hi, guide
 

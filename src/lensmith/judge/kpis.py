@@ -9,7 +9,7 @@ Signs: of differences and shifts, a positive number is in favour of the tuned le
 lens should not have. "Rank k" counts from 1: the answer is within rank k where its token_rank is below k.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -22,7 +22,7 @@ from lensmith.judge.bootstrap import Draws, Statistic
 from lensmith.judge.facts import HeldoutFacts
 from lensmith.judge.judgement import MISSING, Estimate
 from lensmith.judge.rows import Curves, Measured, Positions
-from lensmith.judge.tables import NORM_LENS, NORMS, RANKS, TUNED, Floats
+from lensmith.judge.tables import DIRECTIONS, NORM_LENS, NORMS, RANKS, TUNED, Floats
 from lensmith.lens.depth import PERCENTILES, depth_layer
 from lensmith.process.draws import Stream
 from lensmith.settings.sections import GatesParams
@@ -223,6 +223,17 @@ class Book:
         """The same on a text of corpus.also_heldout."""
         curves, facts = self.measured.also_heldout[name].curves, self.measured.run.also_heldout[name]
         return self._kl(curves, self._draws_of(curves, facts), lens, layers)
+
+    def causal_cosine(self, lens: str, layers: Collection[int], directions: Collection[str] = DIRECTIONS) -> Estimate:
+        """Mean cosine of what a lens says that a change does with what it does, over some layers and directions."""
+        changes = self.measured.changes
+        cosines = [
+            values
+            for layer, by_direction in changes.cosine[lens].items() if layer in layers
+            for direction, values in by_direction.items() if direction in directions
+        ]  # fmt: skip
+        draws = self._draw("bootstrap-heldout", _runs(changes.seqs, self.measured.run.heldout))
+        return self._mean(np.mean(cosines, axis=0), draws) if cosines else MISSING
 
     def _kl(self, curves: Curves, draws: Draws, lens: str, layers: int | Sequence[int]) -> Estimate:
         values = curves.at(lens, KL)[:, layers]

@@ -46,6 +46,14 @@ class Positions:
         return self.values[lens][:, POSITION_COLUMNS.index(column) - 4]
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What changes of a residual did to the answer, as far as the lenses said so: causal.csv."""
+
+    seqs: NDArray[np.int64]  # (n,), of held-out text, one change a direction and layer
+    cosine: Mapping[str, Mapping[int, Mapping[str, Floats]]]  # lens -> layer -> direction -> (n,)
+
+
 class OtherText(NamedTuple):
     """What was measured of a text of corpus.also_heldout."""
 
@@ -61,6 +69,7 @@ class Measured:
     heldout: Curves
     positions: Positions
     also_heldout: Mapping[str, OtherText]  # by name
+    changes: Changes
     suite: Curves
     prompts: tuple[Mapping[str, str], ...]  # rows of prompts.csv, in the order of suite.units
     run: RunFacts
@@ -111,7 +120,8 @@ def read(sweep: Path, suite: Path) -> Measured:
         )
         for name, text in run.also_heldout.items()
     }
-    return Measured(n_layers, heldout, found, others, rows, tuple(prompts.values()), run, suite_facts)
+    changed = changes(sweep / "causal.csv")
+    return Measured(n_layers, heldout, found, others, changed, rows, tuple(prompts.values()), run, suite_facts)
 
 
 def curves(
@@ -169,6 +179,31 @@ def positions(path: Path, n_positions: int, n_layers: int, lenses: Sequence[str]
         raise IntegrityError(f"{path}: must hold each of {n_positions} positions once for each of {', '.join(lenses)}")
     seq, _, part = np.array(one, dtype=np.int64).reshape(-1, 3).T
     return Positions(seq, part, {lens: np.array(found) for lens, found in values.items()})
+
+
+def changes(path: Path) -> Changes:
+    """The lines of causal.csv. IntegrityError where it is missing, or not of the same sequences throughout."""
+    cosine: dict[str, dict[int, dict[str, dict[int, float]]]] = {}
+    for number, row in enumerate(_read_csv(path), 2):
+        try:
+            by_layer = cosine.setdefault(row["lens"], {}).setdefault(int(row["layer"]), {})
+            by_layer.setdefault(row["direction"], {})[int(row["seq"])] = float(row["cosine"] or "nan")
+        except (TypeError, ValueError, KeyError) as error:
+            raise IntegrityError(f"{path}:{number}: no line of a change ({error})") from None
+    by_seq = [values for by_layer in cosine.values() for cells in by_layer.values() for values in cells.values()]
+    seqs = list(by_seq[0]) if by_seq else []
+    if any(list(values) != seqs for values in by_seq):
+        raise IntegrityError(f"{path}: must hold the same sequences for each lens, layer and direction")
+    return Changes(
+        np.array(seqs, dtype=np.int64),
+        {
+            lens: {
+                layer: {direction: np.array(list(values.values())) for direction, values in cells.items()}
+                for layer, cells in by_layer.items()
+            }
+            for lens, by_layer in cosine.items()
+        },
+    )
 
 
 def _read_csv(path: Path) -> Iterator[dict[str, str]]:

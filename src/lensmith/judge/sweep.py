@@ -4,6 +4,7 @@ Writes into one folder (columns: `tables.py`, `probes.py`)
     heldout.csv                                 a line for each sequence, layer and lens; means over its positions
     positions.csv                               a line for each held-out position and lens
     heldout-<name>.csv, positions-<name>.csv    the same of a text of corpus.also_heldout, of ALWAYS alone
+    causal.csv                                  what each lens says that a change of a residual does, and what it does
     output-<key>-records[-<lens>].csv           each position of each probe
     output-<key>-pure-next-token[-<lens>].csv   its last position, with everything that probes.py says
     output-<key>-pure-next-token-rawlens.csv    there, the norm lens beside no norm; where sweep.raw asks
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from lensmith.files import artifacts
-from lensmith.judge import calibration, heldout, probes, trajectories
+from lensmith.judge import calibration, causal, heldout, probes, trajectories
 from lensmith.judge.bench import Bench
 from lensmith.judge.facts import (
     HeldoutFacts,
@@ -31,7 +32,7 @@ from lensmith.judge.facts import (
     TunedLensFacts,
 )
 from lensmith.judge.prompts import read_probes
-from lensmith.judge.tables import ALWAYS, HELDOUT_COLUMNS, OTHER_TEXT, POSITION_COLUMNS, TUNED
+from lensmith.judge.tables import ALWAYS, CAUSAL_COLUMNS, HELDOUT_COLUMNS, OTHER_TEXT, POSITION_COLUMNS, TUNED
 from lensmith.lens import temperature
 from lensmith.lens.provenance import PROVENANCE, Provenance
 from lensmith.process.errors import InputError
@@ -54,6 +55,10 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
     lines = read_probes(settings.sweep.probes)
     bench = Bench.load(settings, corpus, lens, raw=settings.sweep.raw)
     text, last, temperatures = held_out_text(bench, settings, corpus, out)
+    first = settings.fit.validation_seqs
+    tokens = corpora.read_heldout(corpus)[first:][: settings.sweep.causal_positions].astype(np.int64)
+    changes = causal.lines(bench, torch.from_numpy(tokens), settings.sweep.seed, first)
+    artifacts.write_csv(out / "causal.csv", CAUSAL_COLUMNS, changes)
     read = probes.read(bench, lines, temperatures.by_layer, settings.sweep.top_k)
     read.write(out, f"output-{settings.key}")
     trajectories.write(out, bench, read.shown(), "sweep, trajectories")

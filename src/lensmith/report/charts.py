@@ -58,6 +58,14 @@ def cosine(curves: LayerCurves, judgement: Judgement) -> PlainFigure:
     return _plain(figure.update_layout(showlegend=False), HALF)
 
 
+def causal(curves: LayerCurves, judgement: Judgement) -> PlainFigure | None:
+    """Cosine of what a lens says that changes of a layer do with what they do. None where nothing was changed."""
+    if not curves.lenses:
+        return None
+    figure = _over_layers(curves, judgement, "cosine of predicted and real change", words=False)
+    return _plain(figure.update_layout(showlegend=False), HALF)
+
+
 def gains(judgement: Judgement) -> PlainFigure | None:
     """Bars of KL(norm) - KL(tuned) with intervals and the limits of gate A. None where nothing was measured."""
     figure = go.Figure()

@@ -51,6 +51,7 @@ class ModelSection:
     judgement: Judgement
     kl: LayerCurves
     cosine: LayerCurves
+    causal: LayerCurves
     earliness: curves.Earliness
     training: curves.Training
     rank_curve: RankCurves
@@ -61,6 +62,7 @@ class ModelSection:
         return {
             "kl": charts.kl(self.kl, self.judgement),
             "cosine": charts.cosine(self.cosine, self.judgement),
+            "causal": charts.causal(self.causal, self.judgement),
             "gains": charts.gains(self.judgement),
             "ladder": charts.ladder(self.judgement),
             "earliness": charts.earliness(self.earliness),
@@ -117,6 +119,7 @@ class ReportFolders:
     judgement: Path
     kl: Path
     cosine: Path
+    causal: Path
     earliness: Path
     training: Path
     rank_curve: Path
@@ -160,6 +163,7 @@ def _read(file: Path, folders: ReportFolders) -> ModelSection:
         judgement.read(folders.judgement / f"{key}.json"),
         curves.read_layers(folders.kl / f"{key}.csv", "kl_final_lens_bits"),
         curves.read_layers(folders.cosine / f"{key}.csv", "cos_to_final"),
+        curves.read_layers(folders.causal / f"{key}.csv", "causal_cosine"),
         curves.read_earliness(folders.earliness / f"{key}.csv"),
         curves.read_training(folders.training / f"{key}.csv"),
         curves.read_ranks(folders.rank_curve / f"{key}.csv"),

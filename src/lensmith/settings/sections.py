@@ -185,7 +185,8 @@ class SweepParams(Section):
 
     heldout_seqs: Count  # sequences measured
     positions_per_seq: Count  # one in each of as many equal stretches of a sequence
-    seed: Seed  # of these positions
+    causal_positions: NonNegativeInt  # residuals that are changed to see what a lens causes, one a sequence
+    seed: Seed  # of these positions and changes
     raw: bool  # read the residual without a norm as well
     batch_seqs: Count
     probes: list[Word]  # .jsonl of probe prompts, suites/README.md has the form
