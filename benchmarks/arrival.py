@@ -21,6 +21,7 @@ from lensmith.judge.facts import SuiteFacts
 from lensmith.judge.kpis import first_layers
 from lensmith.judge.prompts import Prompt, read_suite
 from lensmith.judge.tables import DISTANCES, NORMS, TUNED, Floats
+from lensmith.lens import depth
 
 
 def arrival_ranks(folder: str, prompts: list[Prompt]) -> Floats:
@@ -58,19 +59,21 @@ def main() -> None:
     folder, suite_file, measured = sys.argv[1:]
     facts = SuiteFacts.read(Path(measured) / "suite.json")
     quantities = (*DISTANCES, "answer_token_rank")
-    curves = rows.curves(Path(measured) / "rows.csv", "id", quantities, facts.n_layers, facts.lenses)
+    curves = rows.curves(
+        Path(measured) / "rows.csv", "id", quantities, facts.n_layers, facts.lenses, absent=facts.lens.absent
+    )
     prompts = [line for _, line in read_suite([suite_file]).lines]
     if tuple(prompt.id for prompt in prompts) != curves.units:
         raise SystemExit(f"{measured}: was not measured on the prompts of {suite_file}. Nothing was computed.")
-    arrived = arrival_ranks(folder, prompts)
+    arrived, layers = arrival_ranks(folder, prompts), depth.layers(facts.n_layers, facts.lens.absent)
     for k in (10, 5):
-        first = {lens: first_layers(curves.at(lens, "answer_token_rank"), k) for lens in (*NORMS, TUNED)}
-        norm = min((first[lens] for lens in NORMS), key=lambda layers: float(layers.mean()))
-        arrival, reached = first_layers(arrived, k), np.minimum(norm, first[TUNED]) <= facts.n_layers
+        first = {lens: first_layers(curves.at(lens, "answer_token_rank"), k, layers) for lens in (*NORMS, TUNED)}
+        norm = min((first[lens] for lens in NORMS), key=lambda reached: float(reached.mean()))
+        arrival, reached = first_layers(arrived, k, layers), np.minimum(norm, first[TUNED]) <= facts.n_layers
         print(f"rank <= {k}, {reached.sum()} prompts")
-        for name, layers in (("arrived", arrival), ("norm lens", norm), ("tuned lens", first[TUNED])):
-            shares = ", ".join(f"{100 * np.mean((norm - layers)[reached] >= n):.1f} %" for n in (1, 2, 3))
-            print(f"  {name:10s} median layer {np.median(layers[reached]):g}; 1, 2, 3 layers earlier: {shares}")
+        for name, by_prompt in (("arrived", arrival), ("norm lens", norm), ("tuned lens", first[TUNED])):
+            shares = ", ".join(f"{100 * np.mean((norm - by_prompt)[reached] >= n):.1f} %" for n in (1, 2, 3))
+            print(f"  {name:10s} median layer {np.median(by_prompt[reached]):g}; 1, 2, 3 layers earlier: {shares}")
 
 
 if __name__ == "__main__":

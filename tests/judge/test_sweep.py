@@ -342,7 +342,7 @@ def test_the_stage_writes_the_reference_recipes_files(stage: Path) -> None:
 
     ends = ("", "-prism", "-raw", "-tuned")
     names = {f"output-atlas-{kind}{end}.csv" for kind in ("pure-next-token", "records") for end in ends}
-    names |= {"heldout.csv", "positions.csv", "run.json", "trajectories.json"}
+    names |= {"heldout.csv", "positions.csv", "causal.csv", "run.json", "trajectories.json"}
     names |= {"heldout-code.csv", "positions-code.csv"}
     names |= {"output-atlas-pure-next-token-rawlens.csv"}
     assert {path.name for path in (stage / "sweep").iterdir()} == names
@@ -373,7 +373,7 @@ def test_running_twice_gives_the_same_bytes(stage: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Progress, "__exit__", lambda bar, *_: bars.append((bar._name, bar._total, bar._done)))
     params = stage_settings(stage)
     sweep.run(params, stage / "corpus", stage / "lens", stage / "again")
-    parts = ("", ", last layer", ", temperatures", ", probes", ", trajectories", ", code")
+    parts = ("", ", last layer", ", temperatures", ", causal", ", probes", ", trajectories", ", code")
     assert [name for name, _, _ in bars] == [f"sweep{part}" for part in parts]
     assert all(total == done > 0 for _, total, done in bars)
     assert artifacts.sha256_tree(stage / "again") == artifacts.sha256_tree(stage / "sweep")
@@ -381,7 +381,7 @@ def test_running_twice_gives_the_same_bytes(stage: Path, monkeypatch: pytest.Mon
 
 def test_gates_judge_what_sweep_and_suite_wrote(stage: Path) -> None:
     """The three stages of this room fit together; a random lens is refused on its merits, not for its files."""
-    outputs = judging.Outputs(*(stage / name for name in ("j.json", "m.json", "k.csv", "c.csv", "v.csv")))
+    outputs = judging.Outputs(*(stage / name for name in ("j.json", "m.json", "k.csv", "c.csv", "w.csv", "v.csv")))
     judging.run(stage_settings(stage), stage / "sweep", stage / "suite", outputs)
     found = Judgement.read(outputs.judgement)
     with (stage / "sweep" / "heldout.csv").open() as file:
@@ -406,7 +406,7 @@ def test_a_text_of_another_kind_is_measured_as_the_held_out_text_is(stage: Path)
     measured = heldout.measure(bench, tokens, stage_settings(stage).sweep)
     with (stage / "sweep" / "heldout-code.csv").open() as file:
         rows = list(csv.DictReader(file))
-    outputs = judging.Outputs(*(stage / name for name in ("j2.json", "m.json", "k.csv", "c.csv", "v.csv")))
+    outputs = judging.Outputs(*(stage / name for name in ("j2.json", "m.json", "k.csv", "c.csv", "w.csv", "v.csv")))
     judging.run(stage_settings(stage), stage / "sweep", stage / "suite", outputs)
     found = Judgement.read(outputs.judgement)
 

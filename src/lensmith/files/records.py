@@ -12,12 +12,11 @@ from lensmith.files import artifacts
 from lensmith.process.errors import IntegrityError, shown
 
 
-def finite(value: object) -> object:
-    """The same, or None for NaN and infinity."""
+def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-Number = Annotated[float | None, BeforeValidator(finite)]  # None stands for NaN and infinity
+Number = Annotated[float | None, BeforeValidator(_finite)]  # None stands for NaN and infinity
 
 
 class Record(BaseModel):

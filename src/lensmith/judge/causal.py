@@ -102,8 +102,8 @@ def directions(bench: Bench, resid: Tensor, p: Tensor, layer: int, seed: int) ->
         with torch.enable_grad():
             h = resid[:, -1].float().requires_grad_()
             z = bench.lens.logits(bench.backbone.head, h, layer)
-            (z * (contrast - p * contrast.sum(-1, keepdim=True))).sum().backward()
-        directions["lens"] = h.grad
+            contrasted = (z * (contrast - p * contrast.sum(-1, keepdim=True))).sum()
+        (directions["lens"],) = torch.autograd.grad(contrasted, h)
     for name, direction in directions.items():
         yield name, step * nn.functional.normalize(direction, dim=-1)
 

@@ -5,6 +5,7 @@ paired difference.
 """
 
 import re
+from collections.abc import Sequence
 
 from lensmith.judge import bootstrap, rows
 from lensmith.judge.facts import RunFacts
@@ -14,7 +15,7 @@ from lensmith.judge.kpis import KL
 from lensmith.judge.rows import Curves
 from lensmith.judge.tables import Floats
 from lensmith.lab.experiments import LabVariant
-from lensmith.lens.depth import depth_layer
+from lensmith.lens.depth import depth_layer, layers
 from lensmith.process.draws import Stream
 from lensmith.process.errors import IntegrityError
 
@@ -37,17 +38,20 @@ def kl_difference(variant: LabVariant, base: LabVariant, model: str, kpi: str) -
     if match is None or _population(variant, model) != _population(base, model):
         return MISSING
     try:
-        (ours, block_seqs), (theirs, _) = _rows(variant, model), _rows(base, model)
+        (ours, run), (theirs, base_run) = _rows(variant, model), _rows(base, model)
     except (IntegrityError, KeyError):
         return MISSING
     lens, depth = match.groups()
     if ours.units != theirs.units or lens not in ours.lenses or lens not in theirs.lenses:
         return MISSING
+    if run.lens.absent != base_run.lens.absent:
+        return MISSING
     # The mean leaves out the last layer, where every lens is the model itself.
-    layers = slice(1, max(ours.n_layers, 2)) if depth == "mean" else depth_layer(ours.n_layers, int(depth))
-    by_seq = _mean_of(ours, lens, layers) - _mean_of(theirs, lens, layers)
+    read = layers(ours.n_layers, run.lens.absent)
+    at = read[:-1] or read if depth == "mean" else (depth_layer(ours.n_layers, int(depth)),)
+    by_seq = _mean_of(ours, lens, at) - _mean_of(theirs, lens, at)
     limits = {name: base.settings[model][f"gates.{name}"] for name in ("bootstrap_samples", "seed", "confidence")}
-    runs = [int(seq) // block_seqs for seq in ours.units]
+    runs = [int(seq) // run.heldout.block_seqs for seq in ours.units]
     draws = bootstrap.draw(runs, limits["bootstrap_samples"], Stream(limits["seed"], "bootstrap-heldout"))
     return bootstrap.estimate(bootstrap.mean, by_seq, draws, limits["confidence"])
 
@@ -60,16 +64,15 @@ def _population(variant: LabVariant, model: str) -> tuple[object, ...]:
     return text, source, *(settings.get(name) for name in POSITIONS)
 
 
-def _rows(variant: LabVariant, model: str) -> tuple[Curves, int]:
-    """The KL in heldout.csv, and how many neighbouring sequences a bootstrap draws together."""
+def _rows(variant: LabVariant, model: str) -> tuple[Curves, RunFacts]:
+    """The KL in heldout.csv, and what the sweep says beside it."""
     files = variant.files[model]
     run = RunFacts.read(files["sweep/run.json"])
-    curves = rows.curves(files["sweep/heldout.csv"], "seq", (KL,), run.model_stats.num_layers, run.lenses)
-    return curves, run.heldout.block_seqs
+    n_layers, absent = run.model_stats.num_layers, run.lens.absent
+    return rows.curves(files["sweep/heldout.csv"], "seq", (KL,), n_layers, run.lenses, absent=absent), run
 
 
-def _mean_of(curves: Curves, lens: str, layers: int | slice) -> Floats:
-    """The mean over layers of each sequence's KL, (n_seqs,)."""
-    values = curves.at(lens, KL)[:, layers]
-    means: Floats = values.reshape(len(values), -1).mean(axis=1)
+def _mean_of(curves: Curves, lens: str, at: Sequence[int]) -> Floats:
+    """The mean over some layers of each sequence's KL, (n_seqs,)."""
+    means: Floats = curves.at(lens, KL)[:, at].mean(axis=1)
     return means

@@ -14,12 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lensmith.files import records
 from lensmith.lens import closed_form, objective, optimizers
 from lensmith.lens.checkpoint import Checkpoints, LogRow, State
 from lensmith.lens.closed_form import Solution
 from lensmith.lens.coordinates import Coordinates
-from lensmith.lens.depth import PERCENTILES
 from lensmith.lens.divergence import BITS, LinearKL
 from lensmith.lens.lens import Lens, rank_of
 from lensmith.lens.objective import Validation
@@ -384,12 +382,15 @@ def record(task: Task, state: State, validation: Validation, *, is_best: bool) -
 
 def log_row(validation: Validation, *, is_best: bool, kept: Validation) -> LogRow:
     """The line of a validation before any step; `kept` is that of the layers which are kept so far."""
+    quarter, half, three_quarters = (bits if math.isfinite(bits) else None for bits in validation.at_depths)
     return LogRow(
         step=0,
         positions=0,
         lr=0.0,
         train_kl_bits=None,
-        **{f"val_kl_bits_{percent}": records.finite(validation.at(percent)) for percent in PERCENTILES},
+        val_kl_bits_25=quarter,
+        val_kl_bits_50=half,
+        val_kl_bits_75=three_quarters,
         val_kl_bits_mean=validation.mean,
         best=int(is_best),
         kept_kl_bits_mean=kept.mean,
