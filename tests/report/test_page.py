@@ -79,7 +79,7 @@ def test_it_draws_everything_and_asks_for_nothing(browser, plain, width, dark):
     assert browser.errors == [] and asked_for(browser) == []
     assert browser.run("document.documentElement.scrollWidth") <= width
     assert browser.run(f"[...document.querySelectorAll('.chart, .heat')].filter({WIDER}).length") == 0
-    assert browser.run("document.querySelectorAll('.chart').length") == 8
+    assert browser.run("document.querySelectorAll('.chart').length") == 9
     colour = browser.run("getComputedStyle(document.body).backgroundColor")
     assert colour == ("rgb(13, 17, 21)" if dark else "rgb(246, 247, 249)")
 
