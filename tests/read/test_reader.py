@@ -64,6 +64,24 @@ def test_states_read_as_written_out_in_fp64(parts, reader, resid):
         assert torch.equal(read.target_ranks[..., k], (q > q[..., token, None]).sum(-1))
 
 
+@pytest.mark.parametrize("placement", ["normed", "residual"])
+def test_vectors_are_carried_to_the_last_layer(parts, resid, placement):
+    """In fp64: y of a tuned lens; of a Jacobian lens J h, without norm and bias. Layer and shape stay; grads pass."""
+    model, tokenizer, lens = parts
+    maps = torch.randn(lens.n_layers - 1, 32, 32, generator=torch.Generator().manual_seed(4))
+    jacobian = lensmith.Lens.of_maps("jacobian", maps, scale=0.0)
+    reader = lensmith.bind(lens if placement == "normed" else jacobian, model, tokenizer)
+    leaf = resid.clone().requires_grad_()
+    carried = reader.transport(leaf, LAYER)
+    h = resid.double()
+    expected = head_input(parts, h) if placement == "normed" else h @ maps[LAYER - 1].double()
+
+    torch.testing.assert_close(carried.detach().double(), expected, rtol=1e-4, atol=1e-4)
+    assert torch.autograd.grad(carried.sum(), leaf)[0].any()
+    with pytest.raises(InputError, match=r"read: layer is 0, must be in 1\.\."):
+        reader.transport(resid, 0)
+
+
 @pytest.mark.parametrize("n_states", [1, 3])
 def test_a_direction_is_the_jacobian_at_given_states(parts, reader, resid, n_states):
     """By torch.autograd.functional.jvp in fp64, the mean over the states."""

@@ -162,11 +162,19 @@ class Lens:
         maps = self.U.float() if self.V is None else self.U @ self.V.mT
         return tuple(maps.flatten(1).norm(dim=1).tolist())
 
+    def transport(self, head: Head, resid: Tensor, layer: int) -> Tensor:
+        """y of resid (n, d_model) at `layer` in 1..L: (n, d_model), float32. Raises as `translate`.
+
+        With placement `residual` it stands where the last layer's residual does, before the norm; with `normed` where
+        that residual stands after it.
+        """
+        x = resid.float() if self.placement == "residual" else head.norm(resid, layer, self.norm)
+        return self.translate(x, layer)
+
     def head_input(self, head: Head, resid: Tensor, layer: int) -> Tensor:
-        """What W_U reads of resid (n, d_model) at `layer` in 1..L: (n, d_model), float32. Raises like `translate`."""
-        if self.placement == "residual":
-            return head.norm(self.translate(resid.float(), layer), layer, self.norm)
-        return self.translate(head.norm(resid, layer, self.norm), layer)
+        """What W_U reads of resid (n, d_model) at `layer` in 1..L: (n, d_model), float32. Raises as `translate`."""
+        y = self.transport(head, resid, layer)
+        return head.norm(y, layer, self.norm) if self.placement == "residual" else y
 
     def head_reads(self, head: Head, resid: Tensor, layer: int) -> HeadInput:
         """What the head reads of resid (n, d_model) at `layer`, with the lens's temperature. Raises as `translate`."""

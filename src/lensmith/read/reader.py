@@ -149,6 +149,27 @@ class Reader:
         words = {token: word(self.backbone, token) for token in {*target_ids, *tables["top_ids"].unique().tolist()}}
         return VectorReading(kind=as_, words=words, target_ids=tuple(target_ids), **tables)
 
+    def transport(self, vectors: Tensor, layer: int) -> Tensor:
+        """Residuals of a layer, carried to the last layer by the lens, before any token is read.
+
+            reader.transport(resid, 8) @ model.lm_head.weight[token]    # of a tuned lens, but for its temperature
+
+        Args:
+            vectors: (..., d_model), of any float type, on any device.
+            layer: 1 to the number of blocks; layer i is the stream after block i - 1.
+
+        Returns:
+            (..., d_model), float32, on the head's device; gradients pass through. A Jacobian lens gives J h, and an
+            imported one h A^T + h + b, in place of the last layer's residual: the final norm comes next. A tuned lens
+            gives y, in place of that residual after its norm: W_U comes next.
+
+        Raises:
+            InputError: `vectors` is no tensor of finite floats of the model's width, or the lens lacks the layer.
+        """
+        self._check_layer(layer)
+        rows = self._rows("vectors", vectors)
+        return self.lens.transport(self.backbone.head, rows, layer).reshape(vectors.shape)
+
     def trajectory(
         self,
         text: str | Sequence[int] | Sequence[dict[str, Any]],

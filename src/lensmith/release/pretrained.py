@@ -215,11 +215,17 @@ class StreamedLens:
         }
         return Lens(**self.form, **{"V": None, **tensors}, w_u_sha256=self.w_u_sha256)
 
+    def transport(self, head: Head, resid: Tensor, layer: int) -> Tensor:
+        """y of resid (n, d_model) at `layer`, as `Lens.transport`."""
+        return self._on(head, layer).transport(head, resid, layer)
+
     def head_reads(self, head: Head, resid: Tensor, layer: int) -> HeadInput:
         """What the head reads of resid (n, d_model) at `layer`, as `Lens.head_reads`."""
-        lens, device = self.layer(layer), head.W_U.device
-        # Moved as one layer: `to` would copy each of the views.
-        return lens.map_tensors(lambda t: t[:1].to(device).expand_as(t)).head_reads(head, resid, layer)
+        return self._on(head, layer).head_reads(head, resid, layer)
+
+    def _on(self, head: Head, layer: int) -> Lens:
+        """`layer` on the head's device, moved as one layer: `to` would copy each of the views."""
+        return self.layer(layer).map_tensors(lambda t: t[:1].to(head.W_U.device).expand_as(t))
 
     def logits(self, head: Head, resid: Tensor, layer: int) -> Tensor:
         """What the lens reads in resid (n, d_model) at `layer`: (n, d_vocab), as `Lens.logits`."""
