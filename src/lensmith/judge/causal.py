@@ -30,8 +30,8 @@ from lensmith.source import ranks
 from lensmith.source.backbone import Backbone
 from lensmith.source.watching import hidden_out
 
-CONTEXT = 32  # tokens of a text, the last of which is changed
-SAMPLED = 16  # of them, the last ones: their residuals say how far and where those of a layer spread
+CONTEXT = 16  # tokens of a text, the last of which is changed; each change is a forward pass over them
+SAMPLED = 8  # of them, the last ones: their residuals say how far and where those of a layer spread
 PARTS = 8  # of the depth; layers at their borders are changed
 STEP = 0.1
 COMPONENTS = 8
@@ -56,13 +56,15 @@ def lines(bench: Bench, tokens: Tensor, seed: int, first: int) -> Iterator[list[
     log_p = bench.final(resid[:, -1]).log_softmax(-1)
     with Progress("sweep, causal", len(at) * len(DIRECTIONS), "change") as progress:
         for layer in at:
+            lenses = [lens for lens in bench.names if layer in bench.layers(lens)]
+            log_q = {lens: _log_q(bench, lens, layer, resid[:, -1]) for lens in lenses}
             for name, direction in directions(bench, resid[:, :, layer], log_p.exp(), layer, seed):
                 stream = resid[:, -1].clone()
                 stream[:, layer] += direction.to(stream.dtype)
                 final = run_on(bench.backbone, text, layer, stream[:, layer])
                 response = head.logits(head.norm(final, bench.n_layers)).log_softmax(-1) - log_p
-                for lens in (lens for lens in bench.names if layer in bench.layers(lens)):
-                    stimulus = _log_q(bench, lens, layer, stream) - _log_q(bench, lens, layer, resid[:, -1])
+                for lens in lenses:
+                    stimulus = _log_q(bench, lens, layer, stream) - log_q[lens]
                     for seq, numbers in enumerate(alignment(log_p.exp(), stimulus, response).tolist(), first):
                         yield [seq, layer, name, lens, *numbers]
                 progress.advance()
