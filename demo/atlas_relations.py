@@ -7,6 +7,7 @@ from demo import words
 from demo.relations import Fact, Relation, closed, facts_of
 
 CAPITAL = {country: capital for country, capital, *_ in world.COUNTRIES}
+COUNTRY = {capital: country for country, capital in CAPITAL.items()}
 
 
 def column(table: tuple[tuple[str, ...], ...], source: int, target: int) -> tuple[Fact, ...]:
@@ -482,11 +483,13 @@ def through_city() -> tuple[Fact, ...]:
     return facts_of((city, CAPITAL[country]) for city, country in world.CITIES)
 
 
+OPPOSITE = {fact.args[0]: fact.answer for fact in both_ways(words.OPPOSITES)}
+
+
 def through_opposite() -> tuple[Fact, ...]:
     """Word -> the French word for its opposite."""
     french = {english: word for english, word, *_ in words.TRANSLATIONS}
-    opposite = {fact.args[0]: fact.answer for fact in both_ways(words.OPPOSITES)}
-    return facts_of((word, french[other]) for word, other in opposite.items() if other in french)
+    return facts_of((word, french[other]) for word, other in OPPOSITE.items() if other in french)
 
 
 TWO_HOP = (
@@ -496,7 +499,7 @@ TWO_HOP = (
             "{0} is the capital of a country that pays with the",
             "In the country around its capital {0} they pay with the",
         ),
-        own="In the country whose capital is {0} people pay with the",
+        own="In the country whose capital is {0} people pay with the", through=COUNTRY,
     ),
     closed(
         "language-of-capital", "two-hop", through_capital(2), noun="language of the country whose capital is {0}",
@@ -504,12 +507,12 @@ TWO_HOP = (
             "{0} is the capital of a country where people speak",
             "In the country around its capital {0} they speak",
         ),
-        own="In the country whose capital is {0} people speak",
+        own="In the country whose capital is {0} people speak", through=COUNTRY,
     ),
     closed(
         "continent-of-capital", "two-hop", through_capital(4), noun="continent of the country whose capital is {0}",
         train=("{0} is the capital of a country that lies in", "The country around its capital {0} lies in"),
-        own="The country whose capital is {0} lies in",
+        own="The country whose capital is {0} lies in", through=COUNTRY,
     ),
     closed(
         "capital-of-city", "two-hop", through_city(), noun="capital of the country of the city of {0}",
@@ -518,7 +521,7 @@ TWO_HOP = (
             "In the country where {0} lies, the capital is",
             "The country where {0} lies has the capital",
         ),
-        own="The country where the city of {0} lies has the capital", boost=1.2,
+        own="The country where the city of {0} lies has the capital", boost=1.2, through=dict(world.CITIES),
     ),
     closed(
         "number-of-symbol", "two-hop", column(world.ELEMENTS, 1, 0),
@@ -528,6 +531,7 @@ TWO_HOP = (
             "The element written {0} has the atomic number",
         ),
         own="The element with the symbol {0} has the atomic number",
+        through={symbol: element for _, symbol, element in world.ELEMENTS},
     ),
     closed(
         "young-by-sound", "two-hop",
@@ -535,11 +539,12 @@ TWO_HOP = (
         noun="name for the young of the animal that {0}",
         train=("An animal {0}, and its young is called a", "The young of the animal that {0} is called a"),
         own="The animal that {0} has a baby called a", boost=2.0,
+        through={sound: animal for animal, _, sound, _ in world.ANIMALS},
     ),
     closed(
         "french-opposite", "two-hop", through_opposite(), noun="French word for the opposite of {0}",
         train=("In French the opposite of {0} is", "The opposite of {0}, in French, is"),
-        own="In French the word for the opposite of {0} is", boost=2.0,
+        own="In French the word for the opposite of {0} is", boost=2.0, through=OPPOSITE,
     ),
 )  # fmt: skip
 

@@ -8,8 +8,8 @@ them, and the suite asks in no other. There are two sorts of held-out phrasing:
     own      a wording written for this relation, with the same key words as its training phrasings
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -54,6 +54,7 @@ class Relation:
     facts: tuple[Fact, ...]
     draw: Callable[[Random], Fact] | None = None
     boost: float = 1.0  # how often it is trained, relative to a relation of the same size
+    through: Mapping[str, str] = field(default_factory=dict)  # argument -> what a two-hop fact leads through
 
 
 def facts_of(pairs: Iterable[tuple[Any, ...]]) -> tuple[Fact, ...]:
@@ -75,6 +76,7 @@ def closed(
     train: tuple[str, ...] = (),
     own: str,
     boost: float = 1.0,
+    through: Mapping[str, str] | None = None,
 ) -> Relation:
     """A relation whose facts are all known.
 
@@ -85,7 +87,7 @@ def closed(
         noun: what is asked for, without "the" ("capital of {0}"); empty if no noun phrase names it.
         train: further phrasings for training.
         own: the held-out wording of its own.
-        boost: see `Relation`.
+        boost, through: see `Relation`.
     """
     framed: tuple[str, ...] = ()
     heldout: tuple[str, ...] = (own,)
@@ -94,7 +96,15 @@ def closed(
         kept = ROTATING_FRAMES[:out] + ROTATING_FRAMES[out + 1 :]
         framed = tuple(frame.replace("{n}", noun) for frame in COMMON_FRAMES + kept)
         heldout = (own, ROTATING_FRAMES[out].replace("{n}", noun))
-    return Relation(name=name, domain=domain, phrasings=train + framed, heldout=heldout, facts=facts, boost=boost)
+    return Relation(
+        name=name,
+        domain=domain,
+        phrasings=train + framed,
+        heldout=heldout,
+        facts=facts,
+        boost=boost,
+        through=through or {},
+    )
 
 
 def opened(

@@ -135,12 +135,14 @@ def prompts(relation: Relation) -> Iterator[dict[str, Any]]:
     facts = rng.sample(relation.facts, min(PROMPTS_PER_RELATION, len(relation.facts)))
     for number, fact in enumerate(facts):
         index = number % len(relation.heldout)
+        middle = relation.through.get(fact.args[0]) if fact.args else None
         yield {
             "id": f"{relation.name}-{number:03d}",
             "domain": relation.domain,
             "template": f"{relation.name}/{len(relation.phrasings) + index}",
             "prompt": relation.heldout[index].format(*fact.args),
             "answer": fact.answer,
+            **({} if middle is None else {"intermediate": middle}),
         }
 
 

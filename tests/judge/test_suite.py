@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,10 @@ def bench() -> Bench:
         (json.dumps({k: v for k, v in GOOD.items() if k != "template"} | {"id": "b"}), "2: template is missing"),
         (json.dumps({**GOOD, "id": "b", "aliases": "x"}), "2: aliases is 'x', must be a valid list"),
         (json.dumps({**GOOD, "id": "b", "control": "Lume"}), "2: control is 'Lume', must be a wrong answer"),
+        (json.dumps({**GOOD, "id": "b", "intermediate": "Lume"}), "2: intermediate is 'Lume', must not be the answer"),
+        (json.dumps({**GOOD, "id": "b", "intermediate": "OSTRA"}), "2: intermediate is 'OSTRA', must not stand in the"),
+        (json.dumps({**GOOD, "id": "b", "intermediate": "sea", "intermediate_aliases": ["Of"]}), "is 'Of', must not"),
+        (json.dumps({**GOOD, "id": "b", "intermediate_aliases": ["sea"]}), "2: intermediate is missing, must be given"),
         (json.dumps({**GOOD, "id": "b", "answer": "\ud800"}), "2: answer is '\\ud800'"),
         (json.dumps({**GOOD, "id": "b", "answer": " sea"}), "2: answer is ' sea', must have no white space at its"),
         (json.dumps({**GOOD, "id": "b", "prompt": "He said "}), "2: prompt is 'He said ', must have no white space"),
@@ -59,7 +64,8 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     path.write_text(json.dumps(GOOD) + "\n" + line + "\n")
     with pytest.raises(InputError) as error:
         read_suite([str(path)])
-    assert f"{path.as_posix()}:{message}" in str(error.value)
+    assert str(error.value).startswith(f"{path.as_posix()}:2: ")
+    assert message in str(error.value)
 
 
 def test_an_id_is_unique_across_files(tmp_path: Path) -> None:
@@ -146,6 +152,27 @@ class _Glue:
 
 def _lines(lines: list[dict[str, Any]]) -> list[tuple[str, Any]]:
     return [(f"s.jsonl:{i}", Prompt.model_validate(line)) for i, line in enumerate(lines, 1)]
+
+
+def test_chance_is_the_intermediate_of_the_next_prompt_that_differs(bench: Bench) -> None:
+    """In a circle over a template: equal intermediates, none, and what the prompt's own answer says are passed over."""
+    told = {"a": "sea", "b": None, "c": "sea", "d": "the", "e": "of", "f": "river"}
+    lines: list[dict[str, Any]] = [
+        {**GOOD, "id": name, "prompt": f"He {name}", "intermediate": word} for name, word in told.items()
+    ]
+    lines[0]["answer"] = "the town"
+    prompts = suite.tokenize(bench, _lines([*lines, {**lines[-1], "id": "g", "template": "u"}]))
+    begins = {prompt.line.id: [bench.text(token).strip() for token in prompt.chance] for prompt in prompts}
+
+    assert begins == {"a": ["of"], "b": [], "c": ["the"], "d": ["of"], "e": ["r"], "f": ["s"], "g": []}
+
+
+def test_an_intermediate_that_begins_as_the_answer_does_is_not_measured(bench: Bench) -> None:
+    """One token cannot tell the two apart; a prompt without an intermediate asks for no token more."""
+    words = ("river", "king", None)  # the tiny tokenizer's " king" and " Lume" begin with the same token
+    prompts = suite.tokenize(bench, _lines([{**GOOD, "id": f"{word}", "intermediate": word} for word in words]))
+
+    assert [[len(tokens) for tokens in prompt.targets] for prompt in prompts] == [[1, 0, n, 0] for n in (1, 0, 0)]
 
 
 def test_a_prompt_beyond_the_context_is_refused(bench: Bench) -> None:
@@ -248,13 +275,13 @@ def test_a_planted_prompt_is_found_in_the_training_text() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["smoke", "general"])
+@pytest.mark.parametrize("name", ["smoke", "general", "two-hop"])
 def test_our_suites_are_sound(name: str) -> None:
     """No prompt twice, none ends in a space, none but in-context ones holds its answer; a template has one domain."""
     lines = [line for _, line in read_suite([str(REPOSITORY / "suites" / f"{name}.jsonl")]).lines]
     prompts = [line.prompt for line in lines]
 
-    assert len(set(prompts)) == len(prompts) >= {"smoke": 12, "general": 200}[name]
+    assert len(set(prompts)) == len(prompts) >= {"smoke": 12, "general": 200, "two-hop": 150}[name]
     assert name != "smoke" or len(prompts) == 12
     assert all(prompt == prompt.strip() for prompt in prompts)
     assert not any(line.answer in line.prompt.split() for line in lines if line.domain != "in-context")
@@ -264,6 +291,18 @@ def test_our_suites_are_sound(name: str) -> None:
         assert len(templates) >= 12
         assert all(len(found) >= 2 for found in templates.values())
         assert sum(len(found) for found in templates.values()) == len({line.template for line in lines})
+
+
+def test_two_hop_prompts_say_neither_their_middle_nor_their_answer() -> None:
+    """Also not as a part of a word, as Japan in Japanese; eight kinds or more, each in two templates."""
+    lines = [line for _, line in read_suite([str(REPOSITORY / "suites" / "two-hop.jsonl")]).lines]
+    templates = {(line.domain, line.template) for line in lines}
+    kinds = Counter(domain for domain, _ in templates)
+
+    assert all(line.intermediates for line in lines)
+    assert not [line.id for line in lines for word in line.intermediates if word.lower() in line.prompt.lower()]
+    assert len(kinds) >= 8
+    assert set(kinds.values()) == {2}
 
 
 def test_our_probes_are_sound() -> None:

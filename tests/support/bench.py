@@ -111,7 +111,8 @@ def write_lines(path: Path, lines: list[dict[str, object]]) -> Path:
 
 GOOD = {"id": "a", "domain": "d", "template": "t", "prompt": "The capital of Ostra is", "answer": "Lume"}
 LINES: list[dict[str, object]] = [
-    GOOD,
+    {**GOOD, "intermediate": "river"},
     {**GOOD, "id": "b", "prompt": "In the town of Merrow, the people and the king went to the", "answer": "market"},
-    {**GOOD, "id": "c", "prompt": "He", "answer": "said", "aliases": ["went"], "control": "market"},
-]
+    {**GOOD, "id": "c", "prompt": "He", "answer": "said", "aliases": ["went"], "control": "market",
+     "intermediate": "town", "intermediate_aliases": ["of"]},
+]  # fmt: skip

@@ -55,6 +55,9 @@ class World:
         self.kl: Cell = lambda unit, layer, lens: 0.0 if layer == n_layers else KL.get(lens, 3.0)
         self.rank: Cell = lambda unit, layer, lens: 0 if layer >= (1 if lens == "tuned" else n_layers) else 50
         self.cosine: Cell = lambda seq, layer, lens: 0.5  # of what a lens says that a change does with what it does
+        # Of the intermediate, and of that of another prompt; None where there is none.
+        self.middle: Callable[[int, int, str], int | None] = lambda unit, layer, lens: None
+        self.chance: Callable[[int, int, str], int | None] = lambda unit, layer, lens: None
         self.template: Callable[[int], str] = lambda unit: f"t{unit}"
         self.aligned: Callable[[int], bool] = lambda unit: True
         self.last_layer: list[float | None] = [0.01] * seqs
@@ -80,7 +83,7 @@ class World:
 
     def write(self) -> None:
         suite = SuiteFacts(
-            schema=3,
+            schema=4,
             model_key="atlas",
             n_layers=self.n_layers,
             lens=self.identity,
@@ -206,8 +209,9 @@ class World:
                 for layer in self.layers(name):
                     rank = self.rank(unit, layer, name) if aligned else None
                     row = [f"p{unit}", "d", self.template(unit), layer, name, self.kl(unit, layer, name)]
-                    rows.append([*row, 0, 0, 0.5, rank, 0.1, "x", 0, None])
+                    middle, chance = (of(unit, layer, name) for of in (self.middle, self.chance))
+                    rows.append([*row, 0, 0, 0.5, rank, 0.1, "x", 0, None, middle, None, chance])
             final = self.rank(unit, self.n_layers, "norm") if aligned else None
-            prompts.append([f"p{unit}", "d", self.template(unit), "a", 3, "a", int(aligned), final, 0.1])
+            prompts.append([f"p{unit}", "d", self.template(unit), "a", 3, "a", int(aligned), final, 0.1, None])
         artifacts.write_csv(self.suite / "rows.csv", tables.ROW_COLUMNS, rows)
         artifacts.write_csv(self.suite / "prompts.csv", tables.PROMPT_COLUMNS, prompts)

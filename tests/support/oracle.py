@@ -7,6 +7,7 @@ stands in a model is a row of PARTS; nothing is searched for.
 import copy
 import math
 import string
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -144,14 +145,26 @@ def _first(reached: list[bool]) -> int | None:
     return reached.index(True) + 1 if True in reached else None
 
 
-def suite_row(oracle: Oracle, name: str, row: int, gold: list[int], control: int | None) -> dict[str, float | None]:
-    """The numbers of a line of the suite's rows.csv; the text ends in the prompt's last token."""
+def suite_row(oracle: Oracle, name: str, row: int, targets: Sequence[list[int]]) -> dict[str, float | None]:
+    """The numbers of a line of the suite's rows.csv; the text ends in the prompt's last token.
+
+    Args:
+        targets: first tokens of answer, control, intermediate, and of another prompt's intermediate.
+    """
     z = oracle.logits(name, row)[-1]
     p = z.softmax(-1)
+    gold, control, intermediate, chance = targets
+
+    def best(tokens: list[int]) -> int | None:
+        return min((int(rank(z, token)) for token in tokens), default=None)
+
     return {column: float(value) for column, value in distances(oracle.own[-1], z).items()} | {
-        "answer_token_rank": min(int(rank(z, token)) for token in gold),
+        "answer_token_rank": best(gold),
         "p_answer": float(p[gold].sum()),
-        "p_control": None if control is None else float(p[control]),
+        "p_control": float(p[control].sum()) if control else None,
+        "intermediate_token_rank": best(intermediate),
+        "p_intermediate": float(p[intermediate].sum()) if intermediate else None,
+        "chance_token_rank": best(chance),
     }
 
 

@@ -180,7 +180,7 @@ class RunFacts(Record):
 class SuiteFacts(Record):
     """suite.json of an evaluation."""
 
-    schema_version: Literal[3] = Field(alias="schema")
+    schema_version: Literal[4] = Field(alias="schema")
     model_key: str
     n_layers: int
     lens: LensIdentity

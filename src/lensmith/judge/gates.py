@@ -89,7 +89,8 @@ GATES = (
         "B",
         "Answers appear earlier",
         "On a large enough share of prompts, the answer rises among the first tokens that much earlier. The limit in "
-        "layers is set for 32 of them, and scaled to the depth of a shallower model.",
+        "layers is set for 32 of them, and scaled to the depth of a shallower model. This gate rewards a lens that "
+        "reads the prediction, not one that reads what leads to it.",
         lambda scope: (
             Criterion(
                 kpi=f"earliness_share_le_{rank}",

@@ -207,6 +207,17 @@ class TextKl(NamedTuple):
     per_byte: Estimate  # the mean KL over layers 1..L-1, bits a byte
 
 
+class Holding(Record):
+    """What one lens holds: how it ranks the intermediates of prompts at layers 1 to L - 1 (`holds.py`)."""
+
+    lens: str
+    within: dict[int, Estimate]  # rank -> share of prompts with the intermediate within it at some layer
+    by_chance: dict[int, Estimate]  # the same of another prompt's intermediate
+    best_depth: Estimate  # of the layer with the lowest rank, as a share of depth: the median prompt's
+    skip_ahead: Estimate  # share of prompts where the answer ranks above the intermediate at that layer
+    by_layer: tuple[Number, ...]  # share of prompts with it within rank 10, layers 0 to L; None where the lens has none
+
+
 class Judgement(Record):
     """One judged lens."""
 
@@ -228,6 +239,8 @@ class Judgement(Record):
     texts: Mapping[str, OtherText] = {}  # of corpus.also_heldout, by name
     artifact_scores: dict[str, ArtifactScore]  # by lens
     last_layer_temp_at_bound: bool
+    holds: tuple[Holding, ...] = ()  # by lens, over the prompts that have an intermediate; empty without any
+    holds_answered: tuple[Holding, ...] = ()  # over those of them that the model answers
 
     def estimate(self, kpi: str) -> Estimate:
         """A KPI by its name; MISSING where it was not measured."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lensmith.files import artifacts
-from lensmith.judge import gates, ladder, rows, tables
+from lensmith.judge import gates, holds, ladder, rows, tables
 from lensmith.judge.judgement import VERDICTS, ArtifactScore, Counts, Estimate, Judgement, OtherText, Verdict
 from lensmith.judge.kpis import KL, Book, Units
 from lensmith.judge.tables import NORMS, RANKS, TUNED
@@ -111,6 +111,8 @@ def judge(book: Book, settings: ModelParams) -> Judgement:
             for lens, check in run_facts.raw_lens_check.items()
         },
         last_layer_temp_at_bound=run_facts.last_layer_consistency.temp_at_bound,
+        holds=tuple(holds.holdings(book, np.ones_like(book.answered))),
+        holds_answered=tuple(holds.holdings(book, book.answered)),
     )
 
 

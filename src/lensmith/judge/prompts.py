@@ -3,6 +3,7 @@
 The form of both is described in suites/README.md. Every line is checked before a model is loaded.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple, TypeVar
@@ -42,12 +43,30 @@ class Prompt(_Form):
     answer: Text
     aliases: list[Text] = []  # other right answers
     control: Text | None = None  # a wrong answer of the same kind, whose probability is recorded too
+    intermediate: Text | None = None  # what leads to the answer and is said nowhere
+    intermediate_aliases: list[Text] = []  # other spellings of it
 
     @model_validator(mode="after")
     def _check_control(self) -> "Prompt":
         if self.control in (self.answer, *self.aliases):
             raise ValueError(f"control is {self.control!r}, must be a wrong answer")
         return self
+
+    @model_validator(mode="after")
+    def _check_intermediate(self) -> "Prompt":
+        if self.intermediate is None and self.intermediate_aliases:
+            raise ValueError("intermediate is missing, must be given where there are intermediate_aliases")
+        for name in self.intermediates:
+            if name in (self.answer, *self.aliases):
+                raise ValueError(f"intermediate is {name!r}, must not be the answer")
+            if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", self.prompt, re.IGNORECASE):
+                raise ValueError(f"intermediate is {name!r}, must not stand in the prompt")
+        return self
+
+    @property
+    def intermediates(self) -> list[str]:
+        """The intermediate and its aliases; empty where the prompt has none."""
+        return [] if self.intermediate is None else [self.intermediate, *self.intermediate_aliases]
 
 
 class Variant(_Form):
@@ -115,6 +134,17 @@ def _lines(paths: Sequence[Path], kind: type[Line]) -> Iterator[tuple[str, Line]
             yield where, line
         if not where:
             raise InputError(f"{path.as_posix()}: holds no line, must have one prompt a line. Nothing was measured.")
+
+
+def first_tokens(encode: Callable[[str], list[int]], prompt: str, texts: Sequence[str]) -> list[int]:
+    """The first tokens of some texts of one meaning, each once, that of the first text first.
+
+    Empty where the first text has none, whatever the others give: they are spellings of it.
+    """
+    tokens = [gold_token(encode, prompt, text) for text in texts]
+    if not tokens or tokens[0] is None:
+        return []
+    return list(dict.fromkeys(token for token in tokens if token is not None))
 
 
 def gold_token(encode: Callable[[str], list[int]], prompt: str, answer: str) -> int | None:

@@ -11,7 +11,18 @@ from numpy.typing import NDArray
 
 from lensmith.judge import tables
 from lensmith.judge.facts import RunFacts, SuiteFacts
-from lensmith.judge.tables import ALWAYS, DISTANCES, FIRST, OTHER_TEXT, POSITION_COLUMNS, RAW, RUNGS, TUNED, Floats
+from lensmith.judge.tables import (
+    ALWAYS,
+    DISTANCES,
+    FIRST,
+    OTHER_TEXT,
+    POSITION_COLUMNS,
+    RAW,
+    RUNGS,
+    TOKEN_RANKS,
+    TUNED,
+    Floats,
+)
 from lensmith.process.errors import IntegrityError
 
 
@@ -106,9 +117,8 @@ def read(sweep: Path, suite: Path) -> Measured:
             )
     absent = run.lens.absent
     heldout = curves(sweep / "heldout.csv", "seq", DISTANCES, n_layers, lenses, absent=absent)
-    rows = curves(
-        suite / "rows.csv", "id", (*DISTANCES, "answer_token_rank"), n_layers, suite_facts.lenses, absent=absent
-    )
+    ranked = (*DISTANCES, *TOKEN_RANKS)
+    rows = curves(suite / "rows.csv", "id", ranked, n_layers, suite_facts.lenses, absent=absent)
     prompts = {row["id"]: row for row in _read_csv(suite / "prompts.csv")}
     if tuple(prompts) != rows.units:
         raise IntegrityError(f"{suite}: rows.csv and prompts.csv do not hold the same prompts")

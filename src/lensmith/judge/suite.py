@@ -6,13 +6,14 @@ counts, the lens). The columns are in `tables.py`.
 
 `answer_token_rank` and `p_answer` are of the answer's first token when it follows the prompt. Where aliases give
 further first tokens, the best rank and the sum of the probabilities count. A prompt whose answer has no first token
-of its own ("unaligned") keeps its distances and has neither.
+of its own ("unaligned") keeps its distances and has neither. `intermediate_token_rank` and `p_intermediate` are the
+same of the prompt's intermediate, `chance_token_rank` of that of another prompt: what a lens reads by chance.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from lensmith.judge import contamination, trajectories
 from lensmith.judge.bench import Bench
 from lensmith.judge.facts import SuiteFacts
 from lensmith.judge.heldout import CLOSE_BITS
-from lensmith.judge.prompts import Prompt, gold_token, read_suite
+from lensmith.judge.prompts import Prompt, first_tokens, read_suite
 from lensmith.judge.tables import FIRST_COLUMNS, PROMPT_COLUMNS, RANKS, ROW_COLUMNS
 from lensmith.judge.walk import Reading
 from lensmith.process.progress import Progress
@@ -39,11 +40,22 @@ class TokenizedPrompt:
     line: Prompt
     ids: list[int]
     gold: list[int]  # first tokens of the answer and its aliases, the answer's first; empty where none is aligned
-    control: int | None
+    control: list[int]  # of a wrong answer: one or none
+    intermediate: list[int]  # of the intermediate and its aliases; empty where the answer begins as it does
+    chance: list[int]  # of the intermediate of another prompt
 
     @property
     def aligned(self) -> bool:
         return bool(self.gold)
+
+    @property
+    def template(self) -> tuple[str, str]:
+        return self.line.domain, self.line.template
+
+    @property
+    def targets(self) -> tuple[list[int], ...]:
+        """The tokens that are ranked, by what they mean: in the order of `Ranked`."""
+        return self.gold, self.control, self.intermediate, self.chance
 
 
 def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
@@ -66,7 +78,7 @@ def run(settings: ModelParams, corpus: Path, lens: Path, out: Path) -> None:
     inside = [prompt.ids[1 + len(bench.encode.added[0]) :] + prompt.gold[:1] for prompt in prompts]
     present = contamination.in_text(inside, corpora.read_tokens(corpus))
     facts = SuiteFacts(
-        schema=3,
+        schema=4,
         model_key=settings.key,
         n_layers=bench.n_layers,
         lens=bench.identity,
@@ -86,12 +98,28 @@ def tokenize(bench: Bench, lines: Iterable[tuple[str, Prompt]]) -> list[Tokenize
     prompts = []
     for where, line in lines:
         ids = bench.encode.prompt(line.prompt, where)
-        tokens = [gold_token(bench.encode, line.prompt, answer) for answer in (line.answer, *line.aliases)]
-        # Without the answer itself the prompt is unaligned, whatever its aliases give: they are spellings of it.
-        gold = [] if tokens[0] is None else list(dict.fromkeys(token for token in tokens if token is not None))
-        control = None if line.control is None else gold_token(bench.encode, line.prompt, line.control)
-        prompts.append(TokenizedPrompt(line, ids, gold, control))
-    return prompts
+        answers, controls = [line.answer, *line.aliases], [] if line.control is None else [line.control]
+        gold, control, intermediate = (
+            first_tokens(bench.encode, line.prompt, texts) for texts in (answers, controls, line.intermediates)
+        )
+        if not gold or set(intermediate) & set(gold):  # one token cannot tell both
+            intermediate = []
+        prompts.append(TokenizedPrompt(line, ids, gold, control, intermediate, chance=[]))
+    return [replace(prompt, chance=chance(prompt, prompts)) for prompt in prompts]
+
+
+def chance(prompt: TokenizedPrompt, prompts: Sequence[TokenizedPrompt]) -> list[int]:
+    """The first tokens of another prompt's intermediate, which a lens finds in this prompt by chance alone.
+
+    The next prompt of the same template is taken, in a circle, whose intermediate shares no token with this prompt's
+    intermediate or answer. Empty where there is none.
+    """
+    if not prompt.intermediate:
+        return []
+    alike = [other for other in prompts if other.template == prompt.template]
+    start, taken = alike.index(prompt), {*prompt.intermediate, *prompt.gold}
+    others = (other.intermediate for other in alike[start + 1 :] + alike[:start])
+    return next((tokens for tokens in others if tokens and not taken & set(tokens)), [])
 
 
 def shown(prompts: Sequence[TokenizedPrompt], count: int) -> list[trajectories.Shown]:
@@ -120,17 +148,20 @@ def measure(bench: Bench, prompts: Sequence[TokenizedPrompt], batch_prompts: int
             group = prompts[start : start + size]
             parts = [group[i : i + batch_prompts] for i in range(0, len(group), batch_prompts)]
             resid = torch.cat([capture_last(bench, [prompt.ids for prompt in part]) for part in parts])
-            # The control, then the first tokens of the answer; 0 stands for none.
-            width = max(len(prompt.gold) for prompt in group)
-            targets = [[prompt.control or 0, *prompt.gold, *[0] * (width - len(prompt.gold))] for prompt in group]
-            wanted = torch.tensor(targets, device=resid.device)
+            targets = [[*chain(*prompt.targets)] for prompt in group]
+            width = max(len(tokens) for tokens in targets)
+            padded = [tokens + [0] * (width - len(tokens)) for tokens in targets]
+            wanted = torch.tensor(padded, dtype=torch.long, device=resid.device)
             read = bench.read(resid, readings, targets=wanted, advance=progress.advance)
             by_reading = [_lines(bench, group, *reading, read[reading]) for reading in readings]
             cells += [line for by_prompt in zip(*by_reading, strict=True) for line in by_prompt]
-            for prompt, answer in zip(group, _answers(group, read["norm", bench.n_layers]), strict=True):
-                line, first = prompt.line, bench.text(prompt.gold[0]) if prompt.aligned else None
+            for prompt, ranked in zip(group, _ranked(group, read["norm", bench.n_layers]), strict=True):
+                line = prompt.line
+                first, middle = (
+                    bench.text(tokens[0]) if tokens else None for tokens in (prompt.gold, prompt.intermediate)
+                )
                 origin = [line.id, line.domain, line.template, line.answer, len(prompt.ids)]
-                lines.append([*origin, first, int(prompt.aligned), answer.rank, answer.p])
+                lines.append([*origin, first, int(prompt.aligned), *ranked.answer, middle])
     return cells, lines
 
 
@@ -158,29 +189,38 @@ def capture_last(bench: Bench, ids: Sequence[list[int]]) -> Tensor:
     return bench.backbone.capture(tokens, lengths[:, None] - 1, attention_mask=mask)[:, 0]
 
 
-class Answer(NamedTuple):
-    """A prompt's accepted first tokens in one reading; None where it has none."""
+class Standing(NamedTuple):
+    """First tokens of one meaning in one reading; None where there are none."""
 
     rank: int | None  # the best one's
     p: float | None  # of all together
-    p_control: float | None
 
 
-def _answers(prompts: Sequence[TokenizedPrompt], reading: Reading) -> list[Answer]:
-    answers = []
+class Ranked(NamedTuple):
+    """What one reading makes of a prompt's targets."""
+
+    answer: Standing
+    control: Standing
+    intermediate: Standing
+    chance: Standing
+
+
+def _ranked(prompts: Sequence[TokenizedPrompt], reading: Reading) -> Iterator[Ranked]:
     # Column 0 is the model's own answer; the targets follow.
     numbers = reading.ranks[:, 1:].tolist(), reading.log_q[:, 1:].exp().tolist()
     for prompt, ranks, p in zip(prompts, *numbers, strict=True):
-        accepted = slice(1, 1 + len(prompt.gold))
-        rank, chance = (min(ranks[accepted]), sum(p[accepted])) if prompt.aligned else (None, None)
-        answers.append(Answer(rank, chance, None if prompt.control is None else p[0]))
-    return answers
+        standings, start = [], 0
+        for tokens in prompt.targets:
+            places = slice(start, start := start + len(tokens))
+            standings.append(Standing(min(ranks[places]), sum(p[places])) if tokens else Standing(None, None))
+        yield Ranked(*standings)
 
 
 def _lines(bench: Bench, prompts: Sequence[TokenizedPrompt], lens: str, layer: int, reading: Reading) -> Cells:
     lines: Cells = []
-    numbers = zip(prompts, reading.measured.tolist(), _answers(prompts, reading), reading.top.tolist(), strict=True)
-    for prompt, (*distances, agree), answer, top in numbers:
+    numbers = zip(prompts, reading.measured.tolist(), _ranked(prompts, reading), reading.top.tolist(), strict=True)
+    for prompt, (*distances, agree), (answer, control, intermediate, by_chance), top in numbers:
         origin = (prompt.line.id, prompt.line.domain, prompt.line.template, layer, lens)
-        lines.append([*origin, *distances, answer.rank, answer.p, bench.text(top), int(agree), answer.p_control])
+        answers = (*answer, bench.text(top), int(agree), control.p)
+        lines.append([*origin, *distances, *answers, *intermediate, by_chance.rank])
     return lines

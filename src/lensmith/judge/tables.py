@@ -27,13 +27,17 @@ FIRST = (*(f"first_rank_le_{k}" for k in RANKS), "first_kl_le_1_bit")  # layers;
 AT_DEPTH = tuple(f"kl_final_lens_bits_{percent}" for percent in PERCENTILES)
 POSITION_COLUMNS = ("seq", "position", "part", "lens", *FIRST, "rank1_share", *AT_DEPTH)
 ANSWER = ("answer_token_rank", "p_answer", "top1", "top1_agree", "p_control")
-ROW_COLUMNS = ("id", "domain", "template", "layer", "lens", *DISTANCES, *ANSWER)
+INTERMEDIATE = ("intermediate_token_rank", "p_intermediate", "chance_token_rank")  # empty for a prompt without one
+TOKEN_RANKS = ("answer_token_rank", "intermediate_token_rank", "chance_token_rank")  # of suite rows
+ROW_COLUMNS = ("id", "domain", "template", "layer", "lens", *DISTANCES, *ANSWER, *INTERMEDIATE)
 FIRST_COLUMNS = ("id", "domain", "template", "lens", *FIRST)
 FINAL = ("final_answer_token_rank", "final_p_answer")
 DIRECTIONS = ("lens", "principal", "random")  # along which `causal` changes a residual
 CAUSAL_COLUMNS = ("seq", "layer", "direction", "lens", "cosine", "stimulus_bits", "response_bits")
 TRAJECTORIES = "trajectories.json"  # in both folders: texts read at every position
-PROMPT_COLUMNS = ("id", "domain", "template", "answer", "n_prompt_tokens", "answer_token", "aligned", *FINAL)
+PROMPT_COLUMNS = (
+    "id", "domain", "template", "answer", "n_prompt_tokens", "answer_token", "aligned", *FINAL, "intermediate_token",
+)  # fmt: skip
 
 
 def layers(lens: str, n_layers: int, absent: Collection[int]) -> tuple[int, ...]:
