@@ -45,7 +45,7 @@ def test_an_entry_goes_to_the_end_of_models_wherever_that_is(file):
 
     assert file.read_text().startswith(head + entry + comment)
     assert entry.splitlines()[1] == "    new:"
-    assert list(params_yaml.read(file)) == ["atlas", "atlas-reference", "new"]
+    assert list(params_yaml.read(file)) == ["atlas", "atlas-reference", "atlas-jacobian", "new"]
 
 
 def test_a_file_without_a_last_newline_gets_one(file):

@@ -30,7 +30,7 @@ def test_check_reads_every_setting_and_file_without_torch():
     done = lensmith("check")
 
     assert done.returncode == 0
-    assert "2 models, every setting and every file is valid: atlas, atlas-reference" in done.stdout
+    assert "3 models, every setting and every file is valid: atlas, atlas-reference, atlas-jacobian" in done.stdout
     assert not any(line.endswith((" torch", " transformers")) for line in done.stderr.splitlines())
 
 
@@ -61,7 +61,7 @@ def test_check_says_which_files_a_queued_experiment_lacks(tmp_path, monkeypatch,
         check.check()
         said = capsys.readouterr().out
 
-        assert said.endswith("2 models, every setting and every file is valid: atlas, atlas-reference\n")
+        assert said.endswith("3 models, every setting and every file is valid: atlas, atlas-reference, atlas-jacobian\n")
         line = f"models.atlas.source names {path}/config.json, which git does not track, and 1 more like it: a queued"
         assert (line in said, said.count("\n") - 1) == (bool(others), others)
 
@@ -98,7 +98,7 @@ def test_publish_refuses_a_model_without_a_target(tmp_path):
     assert (plain.returncode, dry.returncode, unknown.returncode) == (2, 2, 2)
     assert "models.atlas.publish.repo is not set, so nothing would be sent" in plain.stderr
     assert "no INDEX.json" in dry.stderr
-    assert "no model atlantis; there is atlas, atlas-reference. Nothing was sent." in unknown.stderr
+    assert "no model atlantis; there is atlas, atlas-reference, atlas-jacobian. Nothing was sent." in unknown.stderr
 
 
 @pytest.mark.parametrize(("code", "text"), [(0, "org/lenses@v2026.11.29, commit abc"), (3, ""), (255, "")])
@@ -128,7 +128,7 @@ def test_verify_of_a_lab_without_lenses_says_how_to_get_them(tmp_path):
     assert (whole.returncode, one.returncode, unknown.returncode) == (2, 2, 2)
     assert "error: artifacts: holds no lens yet. `dvc repro` fits it" in whole.stderr
     assert "error: artifacts/atlas: holds no lens yet" in one.stderr
-    assert "no model atlantis; there is atlas, atlas-reference" in unknown.stderr
+    assert "no model atlantis; there is atlas, atlas-reference, atlas-jacobian" in unknown.stderr
     assert not any(line.endswith(" torch") for done in (whole, one, unknown) for line in done.stderr.splitlines())
 
 

@@ -6,6 +6,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from lensmith.lab import dvc
+from lensmith.settings import params_yaml
 from tests.support.settings import REPOSITORY
 
 REAL = REPOSITORY / "real"
@@ -31,9 +32,23 @@ def test_the_real_model_has_the_default_recipe_but_for_its_budget():
     models = params["models"]
     changed = {section: set(values) for section, values in models["smollm2"].items()}
 
-    assert params["defaults"] == "../params.yaml" and list(models) == ["smollm2"]
+    assert params["defaults"] == "../params.yaml"
     assert changed.pop("source") == {"path"} and changed.pop("publish") == {"base_license"}
+    assert changed.pop("suite") == {"files"}
     assert all(names <= BUDGET[section] for section, names in changed.items())
+
+
+@pytest.mark.parametrize(("lab", "model"), [(REPOSITORY, "atlas"), (REAL, "smollm2")])
+def test_a_jacobian_lens_is_measured_as_the_tuned_lens_beside_it(lab, model):
+    """On the same text and prompts, from the same bank: only what is fit differs."""
+    models = params_yaml.read(lab / "params.yaml")
+    tuned, jacobian = models[model], models[f"{model}-jacobian"]
+
+    for section in ("source", "corpus", "sweep", "suite", "gates"):
+        assert getattr(jacobian, section) == getattr(tuned, section), section
+    assert jacobian.fit.kind == "jacobian"
+    for name in ("positions_per_seq", "batch_seqs", "validation_seqs", "ladder", "norm"):
+        assert getattr(jacobian.fit, name) == getattr(tuned.fit, name), name
 
 
 def test_git_ignores_in_both_labs_the_same_outputs():

@@ -31,7 +31,7 @@ def test_the_shipped_file_is_valid_and_an_entry_overrides_only_what_it_names(tmp
     """A model's settings are the defaults with its entry laid over them, value by value."""
     models = read(tmp_path, TEXT)
 
-    assert list(models) == ["atlas", "atlas-reference"]
+    assert list(models) == ["atlas", "atlas-reference", "atlas-jacobian"]
     reference, ours = models["atlas-reference"].fit, models["atlas"].fit
     assert (reference.norm, reference.positions_per_seq, reference.lr) == ("next_input", 8, 1e-3)
     assert reference.patience == ours.patience

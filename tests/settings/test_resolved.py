@@ -124,7 +124,7 @@ def test_a_removed_model_leaves_no_settings_behind(tmp_path, monkeypatch):
     monkeypatch.chdir(repository)
 
     resolved.write(repository / "params.yaml", repository, out)
-    assert {path.stem for path in (out / "models").iterdir()} == {"atlas", "atlas-reference"}
+    assert {path.stem for path in (out / "models").iterdir()} == {"atlas", "atlas-reference", "atlas-jacobian"}
     stages = {path.stem for path in (repository / "stages").glob("*.py")} - {"__init__", "resolve"}
     assert {path.stem for path in (out / "code").iterdir()} == stages
     assert json.loads((out / "models/atlas.json").read_text())["fit"]["lr"] > 0
