@@ -2,7 +2,7 @@
 
 Reads   --settings, resolved settings of the model; --sweep; --suite
 Writes  --judgement, all of it; --metrics, a few numbers of it; --kl, --cosine and --causal, curves by depth;
-        --verdicts, what each gate measured; --seal, their sha256
+        --verdicts, what each gate measured; --lenses, all lenses side by side; --seal, their sha256
 """
 
 from lensmith.process import command
@@ -13,7 +13,7 @@ def main() -> None:
     from lensmith.judge import judging
     from lensmith.settings import sections
 
-    outputs = ("judgement", "metrics", "kl", "cosine", "causal", "verdicts")
+    outputs = ("judgement", "metrics", "kl", "cosine", "causal", "verdicts", "lenses")
     args = command.paths(__doc__, "settings", "sweep", "suite", *outputs, "seal")
     settings = sections.read_resolved(args.settings)
     seals.check(args.sweep, args.suite)

@@ -61,7 +61,9 @@ def test_check_says_which_files_a_queued_experiment_lacks(tmp_path, monkeypatch,
         check.check()
         said = capsys.readouterr().out
 
-        assert said.endswith("3 models, every setting and every file is valid: atlas, atlas-reference, atlas-jacobian\n")
+        assert said.endswith(
+            "3 models, every setting and every file is valid: atlas, atlas-reference, atlas-jacobian\n"
+        )
         line = f"models.atlas.source names {path}/config.json, which git does not track, and 1 more like it: a queued"
         assert (line in said, said.count("\n") - 1) == (bool(others), others)
 

@@ -728,6 +728,25 @@ def test_verdicts_are_in_a_table_that_git_keeps(world: World) -> None:
     assert last["limit"].startswith("≤ 0.05")
 
 
+def test_the_lenses_stand_side_by_side_in_a_table_that_git_keeps(world: World) -> None:
+    """KL of each lens that was measured; what it holds only where prompts have an intermediate."""
+
+    def table() -> dict[tuple[str, str], str]:
+        world.judge()
+        with world.outputs.lenses.open() as file:
+            return {(row["lens"], row["number"]): row["value"] for row in csv.DictReader(file)}
+
+    without = table()
+    assert list(dict.fromkeys(lens for lens, _ in without)) == list(LENSES)
+    assert {number for _, number in without} == {"kl_25", "kl_50", "kl_75", "kl_mean"}
+    assert [float(without[lens, "kl_50"]) for lens in LENSES] == [3.0, 3.0, 2.5, 2.0, 1.0]
+    world.middle = lambda unit, layer, lens: 0 if lens == "bias" else 7
+    told = table()
+    assert [float(told[lens, "within_5"]) for lens in LENSES] == [0, 0, 0, 1, 0]
+    assert [float(told[lens, "answered_within_10"]) for lens in LENSES] == [1] * 5
+    assert told["bias", "chance_1"] == ""
+
+
 def test_a_judgement_is_read_as_it_was_written(world: World) -> None:
     """Full precision, also of its intervals; a file of another form is refused with the field that is wrong."""
     found = world.judge()

@@ -130,7 +130,9 @@ def test_models_that_need_a_missing_gpu_are_named(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(text.replace("device: auto", "device: cuda"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
-    assert "params.yaml: atlas, atlas-reference, atlas-jacobian: source.device is cuda" in str(only(doctor.devices, tmp_path))
+    assert "params.yaml: atlas, atlas-reference, atlas-jacobian: source.device is cuda" in str(
+        only(doctor.devices, tmp_path)
+    )
 
 
 def test_what_is_missing_or_left_over_of_lenses_is_named(lab):

@@ -78,8 +78,8 @@ class World:
 
     @property
     def outputs(self) -> judging.Outputs:
-        names = ("judgement.json", "metrics.json", "kl.csv", "cosine.csv", "causal.csv", "verdicts.csv")
-        return judging.Outputs(*(self.folder / name for name in names))
+        tables = ("kl.csv", "cosine.csv", "causal.csv", "verdicts.csv", "lenses.csv")
+        return judging.Outputs(*(self.folder / name for name in ("judgement.json", "metrics.json", *tables)))
 
     def write(self) -> None:
         suite = SuiteFacts(

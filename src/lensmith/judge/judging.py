@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lensmith.files import artifacts
-from lensmith.judge import gates, holds, ladder, rows, tables
+from lensmith.judge import gates, holds, ladder, rows, side_by_side, tables
 from lensmith.judge.judgement import VERDICTS, ArtifactScore, Counts, Estimate, Judgement, OtherText, Verdict
 from lensmith.judge.kpis import KL, Book, Units
 from lensmith.judge.tables import NORMS, RANKS, TUNED
@@ -31,6 +31,7 @@ class Outputs:
     cosine: Path
     causal: Path
     verdicts: Path
+    lenses: Path
 
 
 def run(settings: ModelParams, sweep: Path, suite: Path, outputs: Outputs) -> None:
@@ -62,6 +63,8 @@ def run(settings: ModelParams, sweep: Path, suite: Path, outputs: Outputs) -> No
         columns = [name.format(quantity=quantity) for name in CURVE_COLUMNS]
         artifacts.write_csv(path, columns, depth_curve(book, means), digits=artifacts.TRACKED_DIGITS)
     artifacts.write_csv(outputs.verdicts, VERDICT_COLUMNS, verdicts(judged), digits=artifacts.TRACKED_DIGITS)
+    lines = side_by_side.lines(judged)
+    artifacts.write_csv(outputs.lenses, side_by_side.COLUMNS, lines, digits=artifacts.TRACKED_DIGITS)
 
 
 def judge(book: Book, settings: ModelParams) -> Judgement:

@@ -1,0 +1,46 @@
+"""The lenses of one judgement side by side: what each leaves of the KL, and what it holds.
+
+    kl_<p>, kl_mean            KL(final || lens) on held-out text at p % of depth, over layers 1..L-1, bits
+    within_<k>, chance_<k>     share of prompts with the intermediate, or another prompt's, within rank k
+    best_depth                 the layer where the intermediate ranks best, as a share of depth
+    skip_ahead                 share of prompts where the answer ranks above it there
+    answered_<any but kl>      the same on prompts whose answer the model itself has on top
+
+Stage `gates` writes them for git, `dvc plots` and the pages that compare lenses.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from lensmith.judge.judgement import Estimate, Holding, Judgement
+from lensmith.judge.tables import LENSES, RANKS
+from lensmith.lens.depth import PERCENTILES
+
+COLUMNS = ("lens", "number", "value", "lo", "hi", "units")
+
+
+def numbers(judged: Judgement) -> dict[str, dict[str, Estimate]]:
+    """Lens -> number -> what was measured, in the order of tables; a number that was not measured has no key."""
+    measured: dict[str, dict[str, Estimate]] = {}
+    for lens in LENSES:
+        kl = {f"kl_{depth}": f"heldout_kl_{lens}_bits_{depth}" for depth in (*PERCENTILES, "mean")}
+        known = {name: judged.kpis[kpi] for name, kpi in kl.items() if kpi in judged.kpis}
+        if known := known | _held(judged.holds, lens, "") | _held(judged.holds_answered, lens, "answered_"):
+            measured[lens] = known
+    return measured
+
+
+def _held(holdings: Sequence[Holding], lens: str, prefix: str) -> dict[str, Estimate]:
+    for holding in holdings:
+        if holding.lens == lens:
+            within = {f"{prefix}within_{k}": holding.within[k] for k in RANKS}
+            chance = {f"{prefix}chance_{k}": holding.by_chance[k] for k in RANKS}
+            ahead = {f"{prefix}best_depth": holding.best_depth, f"{prefix}skip_ahead": holding.skip_ahead}
+            return within | chance | ahead
+    return {}
+
+
+def lines(judged: Judgement) -> Iterator[tuple[object, ...]]:
+    """The same as lines of COLUMNS."""
+    for lens, known in numbers(judged).items():
+        for name, estimate in known.items():
+            yield lens, name, estimate.value, estimate.lo, estimate.hi, estimate.units
