@@ -15,7 +15,7 @@ from lensmith.report import charts, curves
 from lensmith.report.model_detail import ModelDetail
 from tests.support.desk import Desk
 from tests.support.judged import World
-from tests.support.scores import N_LAYERS, interval, passing, with_other_text
+from tests.support.scores import N_LAYERS, interval, passing, with_intermediates, with_other_text
 
 FAILING: dict[str, Verdict] = {"B": "fail", "D": "inconclusive"}
 
@@ -232,6 +232,33 @@ def test_each_held_out_text_has_a_row(desk):
     assert ">0.88" in rows[0] and ">0.25" in rows[0]
     assert ">2.75" in rows[1] and ">+1.25" in rows[1] and ">1.50" in rows[1]
     assert "By held-out text" not in desk.add("one").build()
+
+
+def test_what_lenses_hold_stands_over_all_prompts_and_over_the_answered(desk):
+    """A row for each lens with intervals, the judged one by its kind; no such part without intermediates."""
+    text = Desk(desk.root / "holds").add("one", with_intermediates()).build()
+    table = text[text.index("What each lens holds") :].split("</table>")[0]
+    every, answered = table.split('scope="rowgroup"')[1:]
+
+    assert "216 prompts in the suite" in every and "40 prompts that the model answers" in answered
+    for part in (every, answered):
+        assert part.index("norm lens") < part.index("full-rank lens") < part.index("Jacobian lens")
+        judged = part[part.index("Jacobian lens") :]
+        for value, bounds in (("51 %", "38 % to 64 %"), ("6 %", "3 % to 9 %"), ("50 %", "38 % to 62 %")):
+            assert f'>{value}<span class="interval">{bounds}</span>' in judged
+    assert "What each lens holds" not in desk.add("one").build()
+
+
+def test_the_chart_of_what_lenses_hold_has_a_line_for_each():
+    """By layer from the first that a lens has."""
+    drawn = charts.holds(with_intermediates())
+    assert drawn is not None
+
+    lines = {line["name"]: line for line in drawn["data"] if line.get("name")}
+    assert [*lines] == ["norm lens", "full-rank lens", "Jacobian lens"]
+    assert lines["norm lens"]["x"] == list(range(N_LAYERS + 1))
+    assert lines["Jacobian lens"]["x"] == list(range(1, N_LAYERS + 1)) and lines["Jacobian lens"]["y"][-1] == 0.5
+    assert charts.holds(passing()) is None
 
 
 def test_the_ladders_chart_has_a_bar_for_each_rung():

@@ -7,7 +7,7 @@ from typing import Any
 from lensmith.files import artifacts
 from lensmith.judge import gates, plots
 from lensmith.judge.facts import ContextPart, LensIdentity
-from lensmith.judge.judgement import ArtifactScore, Counts, Estimate, Judgement, OtherText, Verdict
+from lensmith.judge.judgement import ArtifactScore, Counts, Estimate, Holding, Judgement, OtherText, Verdict
 from lensmith.lens.depth import PERCENTILES
 from tests.support.settings import atlas
 
@@ -110,8 +110,26 @@ def with_other_text() -> Judgement:
     return passing(kpis=kpis, tokens_per_byte=0.25, texts=texts)
 
 
-def interval(value: float, half: float) -> Estimate:
-    return Estimate(value=value, lo=value - half, hi=value + half, units=216)
+def with_intermediates() -> Judgement:
+    """As `passing`, with what three lenses hold of intermediates; the judged one is a Jacobian lens."""
+
+    def holding(lens: str, share: float, units: int) -> Holding:
+        numbers = {k: interval(share + k / 100, 0.125, units) for k in (10, 5, 1)}
+        by_chance = {k: interval(0.0625, 0.03125, units) for k in (10, 5, 1)}
+        by_layer = (0.0 if lens == "norm" else None, *(share * layer / N_LAYERS for layer in range(1, N_LAYERS + 1)))
+        ahead = {"best_depth": interval(0.75, 0.125, units), "skip_ahead": interval(1 - share, 0.125, units)}
+        return Holding(lens=lens, within=numbers, by_chance=by_chance, by_layer=by_layer, **ahead)
+
+    shares = (("norm", 0.25), ("full", 0.375), ("tuned", 0.5))
+    return passing(
+        lens=LensIdentity(weights_sha256="0" * 64, kind="jacobian", norm="final", rank=4),
+        holds=tuple(holding(lens, share, 216) for lens, share in shares),
+        holds_answered=tuple(holding(lens, share, 40) for lens, share in shares),
+    )
+
+
+def interval(value: float, half: float, units: int = 216) -> Estimate:
+    return Estimate(value=value, lo=value - half, hi=value + half, units=units)
 
 
 def write_curves(path: Path, quantity: str, crossing: str = "rank<=10/5") -> None:

@@ -255,6 +255,10 @@ class Judgement(Record):
         stronger = min(norms, key=lambda norm: math.inf if norm.value is None else norm.value)
         return stronger, self.estimate(f"heldout_kl_{TUNED}_bits_{percent}")
 
+    def lens_name(self, lens: str) -> str:
+        """A lens in words; the judged one by its kind."""
+        return wording.lens(wording.JUDGED.get(self.lens.kind, lens) if lens == TUNED else lens)
+
     @property
     def preferred(self) -> Literal["tuned", "norm"]:
         """The lens that summaries should read: the tuned one where every gate passes."""

@@ -19,6 +19,7 @@ LENSES = {
     "full": "full-rank lens",
     "tuned": "tuned lens",
 }
+JUDGED = {"jacobian": "Jacobian lens", "imported": "imported lens"}  # by kind, where it is not fit to the output
 KINDS = {
     "identity": "norm lens",
     "temperature": "+ temperature",

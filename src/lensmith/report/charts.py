@@ -14,9 +14,8 @@ import plotly.graph_objects as go
 from lensmith.judge.judgement import Estimate, Judgement
 from lensmith.judge.rank_cost import RankCurves
 from lensmith.lens.depth import PERCENTILES
-from lensmith.process import wording
 from lensmith.report import palette
-from lensmith.report.curves import Earliness, LayerCurves, Training
+from lensmith.report.curves import Earliness, LayerCurves, Point, Training
 
 CROSSED = ("norm", "tuned")  # lenses whose first ranks are marked
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -88,6 +87,20 @@ def gains(judgement: Judgement) -> PlainFigure | None:
     figure.update_layout(bargap=0.35, bargroupgap=0.08, barcornerradius=3)
     figure.update_xaxes(title="depth", type="category")
     figure.update_yaxes(title="KL saved, bits", zeroline=True, rangemode="tozero")
+    return _plain(figure, HALF)
+
+
+def holds(judgement: Judgement) -> PlainFigure | None:
+    """Share of prompts with the intermediate among the first ten tokens, over layers. None where no prompt has one."""
+    if not judgement.holds:
+        return None
+    shares = {holding.lens: enumerate(holding.by_layer) for holding in judgement.holds}
+    curves = LayerCurves({
+        lens: tuple(Point(layer, share) for layer, share in by_layer if share is not None)
+        for lens, by_layer in shares.items()
+    })  # fmt: skip
+    figure = _over_layers(curves, judgement, "prompts with the intermediate in the top 10", words=False)
+    figure.update_yaxes(rangemode="tozero", tickformat=".0%")
     return _plain(figure, HALF)
 
 
@@ -204,7 +217,7 @@ def _over_layers(
 
     figure = go.Figure()
     for lens in curves.lenses:
-        points, name, colour = curves.points(lens), wording.lens(lens), palette.LENSES[lens]
+        points, name, colour = curves.points(lens), judgement.lens_name(lens), palette.LENSES[lens]
         known = [point for point in points if point.lo is not None and point.hi is not None]
         layers = [point.layer for point in known]
         figure.add_scatter(
@@ -220,7 +233,7 @@ def _over_layers(
             hovertemplate=f"{name}<br>%{{customdata:.3f}} at layer %{{x}}<extra></extra>",
         )  # fmt: skip
         if lens in CROSSED:
-            _crossings(figure, curves, lens, height, words=words)
+            _crossings(figure, curves, lens, name, height, words=words)
     L = curves.n_layers
     for percent in PERCENTILES:
         # The layer that the gates read, not the exact share: a quarter of six layers is read at layer 2.
@@ -233,7 +246,7 @@ def _over_layers(
     return figure
 
 
-def _crossings(figure: go.Figure, curves: LayerCurves, lens: str, height: Height, *, words: bool) -> None:
+def _crossings(figure: go.Figure, curves: LayerCurves, lens: str, name: str, height: Height, *, words: bool) -> None:
     """Diamonds where half of the answers have reached a rank; words on the side away from the other curve."""
     points = [point for point in curves.points(lens) if point.crossing]
     values = [None if point.value is None else height(point.value) for point in points]
@@ -249,7 +262,7 @@ def _crossings(figure: go.Figure, curves: LayerCurves, lens: str, height: Height
         mode="markers+text" if words else "markers", textposition=side,
         textfont={"color": palette.LENSES[lens], "size": 12}, cliponaxis=False,
         marker={"symbol": "diamond", "size": 12, "color": palette.LENSES[lens]},
-        hovertemplate=f"{wording.lens(lens)}: half of the answers at rank %{{text}}<br>by layer %{{x}}<extra></extra>",
+        hovertemplate=f"{name}: half of the answers at rank %{{text}}<br>by layer %{{x}}<extra></extra>",
     )  # fmt: skip
 
 

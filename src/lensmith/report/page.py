@@ -64,6 +64,7 @@ class ModelSection:
             "cosine": charts.cosine(self.cosine, self.judgement),
             "causal": charts.causal(self.causal, self.judgement),
             "gains": charts.gains(self.judgement),
+            "holds": charts.holds(self.judgement),
             "ladder": charts.ladder(self.judgement),
             "earliness": charts.earliness(self.earliness),
             "training": charts.training(self.training),
