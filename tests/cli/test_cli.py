@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lensmith.cli import check, releases
+from lensmith.cli import check, lenses, releases
 from lensmith.fleet import work
+from lensmith.process.errors import InputError
 from tests.support.released import save_release
+from tests.support.scores import passing, with_intermediates
 
 REPOSITORY = Path(__file__).parents[2]
 RUN = "import sys; from lensmith.cli import app; sys.argv[0] = 'lensmith'; app.run()"
@@ -75,6 +77,30 @@ def test_report_of_a_lab_without_judgements_says_how_to_get_them(tmp_path):
 
     assert done.returncode == 2
     assert "error: plots/judgement: holds no judgement yet. `dvc repro` writes them." in done.stderr
+
+
+def test_lenses_of_entries_are_compared(tmp_path, monkeypatch, capsys):
+    """A row for each lens; the norm lens that two entries share stands once. JSON has every number and its interval."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
+    for key, judged in (("atlas", passing()), ("atlas-jacobian", with_intermediates())):
+        judged.write(tmp_path / f"plots/judgement/{key}.json")
+    lenses.compare_lenses(["atlas", "atlas-jacobian"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip().startswith("atlas")]
+
+    assert [row[:3] for row in rows] == [
+        ["atlas", "norm", "lens"], ["atlas", "tuned", "lens"], ["atlas-jacobian", "norm", "lens"],
+        ["atlas-jacobian", "full-rank", "lens"], ["atlas-jacobian", "Jacobian", "lens"],
+    ]  # fmt: skip
+    assert rows[0][3:] == ["4.00", "4.00", "4.00", "3.50", *["n/a"] * 5]
+    assert " ".join(rows[4][3:]).endswith("3.50 51 (38 to 64) 55 (42 to 68) 60 (48 to 72) 6 (3 to 9) 50 (38 to 62)")
+
+    lenses.compare_lenses(["atlas-jacobian"], as_json=True)
+    alone = json.loads(capsys.readouterr().out)
+    assert [row["lens"] for row in alone] == ["norm lens", "full-rank lens", "Jacobian lens"]
+    assert alone[2]["numbers"]["answered_within_10"] == {"value": 0.6, "lo": 0.475, "hi": 0.725, "units": 40}
+    with pytest.raises(InputError, match="no model atlantis; there is atlas, .*. Nothing was compared"):
+        lenses.compare_lenses(["atlas", "atlantis"])
 
 
 def test_add_writes_an_entry_and_says_so(tmp_path):

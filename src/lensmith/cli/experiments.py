@@ -1,16 +1,13 @@
 """`lensmith compare`: the variants that `dvc exp run` made, side by side."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 app = typer.Typer()
 
 COMPARISON = Path("plots/compare.html")
-PIPED = 140  # columns of a table that goes into a file
 
 
 @app.command()
@@ -29,10 +26,11 @@ def compare(
     """
     from lensmith.lab import compare as comparing
     from lensmith.lab import experiments
+    from lensmith.report import terminal
 
     lab = experiments.read(Path.cwd(), rev)
     models = model or sorted({name for variant in lab.variants for name in variant.metrics})
-    console = Console() if sys.stdout.isatty() else Console(width=PIPED)
+    console = terminal.console()
     n_shown = 0
     for comparison in [comparing.compare(lab.variants, name, kpi or ()) for name in models]:
         # Variants of one model say nothing about the others: those are left out unless they were asked for.

@@ -9,12 +9,14 @@
 Stage `gates` writes them for git, `dvc plots` and the pages that compare lenses.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from lensmith.judge.judgement import Estimate, Holding, Judgement
-from lensmith.judge.tables import LENSES, RANKS
+from lensmith.judge.tables import LENSES, NORMS, RANKS, TUNED
 from lensmith.lens.depth import PERCENTILES
 
+COMPARED = (NORMS[0], "full", TUNED)
 COLUMNS = ("lens", "number", "value", "lo", "hi", "units")
 
 
@@ -44,3 +46,22 @@ def lines(judged: Judgement) -> Iterator[tuple[object, ...]]:
     for lens, known in numbers(judged).items():
         for name, estimate in known.items():
             yield lens, name, estimate.value, estimate.lo, estimate.hi, estimate.units
+
+
+class Row(NamedTuple):
+    """One lens of one entry."""
+
+    entry: str
+    lens: str  # in words
+    numbers: dict[str, Estimate]
+
+
+def rows(judged: Iterable[tuple[str, Judgement]]) -> Iterator[Row]:
+    """Norm lens, full-rank lens and the judged one of each entry; a baseline that entries share stands once."""
+    known: list[tuple[str, str, dict[str, Estimate]]] = []
+    for entry, judgement in judged:
+        for lens, measured in numbers(judgement).items():
+            baseline = judgement.model_id, lens, measured
+            if lens in COMPARED and baseline not in known:
+                known.append(baseline)
+                yield Row(entry, judgement.lens_name(lens), measured)

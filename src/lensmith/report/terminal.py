@@ -1,23 +1,33 @@
 """Tables for a terminal: the verdicts of all models, the lenses of a release, what the cache holds."""
 
 import datetime as dt
+import sys
 from collections.abc import Iterable, Mapping
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lensmith.files.cache import CacheEntry
 from lensmith.hub.index import IndexEntry
 from lensmith.judge import gates
-from lensmith.judge.judgement import Judgement
+from lensmith.judge.judgement import MISSING, Judgement
+from lensmith.judge.side_by_side import Row
+from lensmith.judge.tables import RANKS
 from lensmith.lens.depth import PERCENTILES
 from lensmith.process import amounts, wording
 from lensmith.process.errors import shown
 from lensmith.report import palette
 
+PIPED = 140  # columns of a wide table that goes into a file
 SHORT = 12  # characters of a bank's key, which is a hash
 LEGEND = ", ".join(f"{wording.SYMBOLS[verdict]} {verdict}" for verdict in palette.VERDICTS_IN_A_TERMINAL)
+
+
+def console() -> Console:
+    """Where wide tables are printed: as wide as the terminal, or as PIPED says."""
+    return Console() if sys.stdout.isatty() else Console(width=PIPED)
 
 
 def verdicts(judged: Iterable[tuple[str, Judgement]]) -> Table:
@@ -42,6 +52,31 @@ def verdicts(judged: Iterable[tuple[str, Judgement]]) -> Table:
         changes = (f"{wording.number(norm.value)} → {wording.number(tuned.value)}" for norm, tuned in kls)
         table.add_row(key, *changes, " ".join(marks), judgement.preferred)
     return table
+
+
+def side_by_side(rows: Iterable[Row]) -> Table:
+    """One line for each lens: KL at three depths and its mean; what it holds, over all prompts with an intermediate."""
+    table = Table(
+        title="KL(final, lens) in bits on held-out text; % of prompts with the intermediate in the top k",
+        caption="chance: another prompt's intermediate, top 10; ahead: the answer ranks above it at its best layer",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    kl = {f"kl_{percent}": f"{percent} %" for percent in PERCENTILES} | {"kl_mean": "mean"}
+    shares = {f"within_{k}": f"top {k}" for k in reversed(RANKS)} | {"chance_10": "chance", "skip_ahead": "ahead"}
+    for title in ("entry", "lens"):
+        table.add_column(title, overflow="fold")
+    for title in (*kl.values(), *shares.values()):
+        table.add_column(title, justify="right")
+    for row in rows:
+        bits = (wording.number(row.numbers.get(name, MISSING).value) for name in kl)
+        held = (row.numbers.get(name, MISSING).text(_in_percent) for name in shares)
+        table.add_row(row.entry, row.lens, *bits, *held)
+    return table
+
+
+def _in_percent(share: float | None) -> str:
+    return wording.percent(share).removesuffix(" %")
 
 
 def lenses(index: Mapping[str, IndexEntry], release: str) -> Table:
