@@ -99,7 +99,7 @@ def test_lenses_of_entries_are_compared(tmp_path, monkeypatch, capsys):
     alone = json.loads(capsys.readouterr().out)
     assert [row["lens"] for row in alone] == ["norm lens", "full-rank lens", "Jacobian lens"]
     assert alone[2]["numbers"]["answered_within_10"] == {"value": 0.6, "lo": 0.475, "hi": 0.725, "units": 40}
-    with pytest.raises(InputError, match="no model atlantis; there is atlas, .*. Nothing was compared"):
+    with pytest.raises(InputError, match=r"no model atlantis; there is atlas, .*\. Nothing was compared"):
         lenses.compare_lenses(["atlas", "atlantis"])
 
 
