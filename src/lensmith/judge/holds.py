@@ -27,8 +27,9 @@ def holdings(book: Book, kept: NDArray[np.bool_]) -> Iterator[Holding]:
 
     def share(ranks: Floats, k: int) -> Estimate:
         """Share of prompts that are within rank k at some layer; a prompt without ranks is left out."""
-        has = np.isfinite(ranks).any(axis=1)
-        return book.suite.estimate(bootstrap.mean, (ranks[has] < k).any(axis=1).astype(np.float64), draws.only(has))
+        has = np.asarray(np.isfinite(ranks).any(axis=1), dtype=np.bool_)
+        reached = np.asarray((ranks[has] < k).any(axis=1), dtype=np.float64)
+        return book.suite.estimate(bootstrap.mean, reached, draws.only(has))
 
     for lens in curves.lenses:
         ranks = {name: curves.at(lens, f"{name}_token_rank")[measured] for name in ("intermediate", "chance", "answer")}
