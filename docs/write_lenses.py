@@ -8,6 +8,7 @@ Every number and every comparison is computed here, so that a new fit needs no e
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from docs.write_results import ROOT, Model, models, table
@@ -92,71 +93,64 @@ def held(measured: Iterable[Lens], prefix: str) -> str:
     return table(["%", *HELD.values()], rows)
 
 
-def ranked(measured: Iterable[Lens], name: str, *, high: bool) -> list[Lens]:
-    """The lenses that have a number, the best first."""
-    known = [lens for lens in measured if name in lens.numbers]
-    return sorted(known, key=lambda lens: lens.numbers[name].value, reverse=high)
-
-
 def finding(measured: Iterable[Lens], name: str, question: str, unit: tuple[float, int, str], *, high: bool) -> str:
-    """Which lens answers a question best and which worst, and whether they are apart."""
-    order = ranked(measured, name, high=high)
+    """The lenses in the order in which they answer a question, and whether the first is apart from the second."""
+    known = [lens for lens in measured if name in lens.numbers]
+    order = sorted(known, key=lambda lens: lens.numbers[name].value, reverse=high)
     said = [f"{lens.name} {lens.numbers[name].text(*unit[:2])}{unit[2]}" for lens in order]
     first, second = (lens.numbers[name] for lens in order[:2])
-    apart = first.lo > second.hi or first.hi < second.lo
-    words = "apart from the next" if apart else "not apart from the next"
-    return f"- {question} Best: {said[0]}, {words}. Then: {', '.join(said[1:])}."
+    words = "apart" if first.lo > second.hi or first.hi < second.lo else "not apart"
+    return f"- {question} Best: {said[0]}, {words} from the next. Then: {', '.join(said[1:])}."
 
 
 def beyond_chance(measured: Iterable[Lens], prefix: str) -> str:
-    """Which lenses find the intermediate no more often than that of another prompt."""
-    no_better = [
-        lens.name
-        for lens in measured
-        if prefix + "chance_10" in lens.numbers
-        and lens.numbers[prefix + "within_10"].lo <= lens.numbers[prefix + "chance_10"].hi
-    ]
-    verdict = f"not for {', '.join(no_better)}" if no_better else "for every lens"
-    return f"- Is that more than chance? In the top 10, with intervals apart: {verdict}."
+    """The lenses that find the intermediate no more often than that of another prompt."""
+    within, chance = f"{prefix}within_10", f"{prefix}chance_10"
+    known = [lens for lens in measured if chance in lens.numbers]
+    no_better = ", ".join(lens.name for lens in known if lens.numbers[within].lo <= lens.numbers[chance].hi)
+    return f"- Is that more than chance, in the top 10? {f'Not for {no_better}' if no_better else 'For every lens'}."
 
 
 def findings(measured: Sequence[Lens], prefix: str) -> Iterator[str]:
     """The questions that a reader of middle layers has, answered from the tables."""
-    share = (100.0, 0, " %")
-    yield finding(measured, "kl_mean", "What will the model say?", (1.0, 2, " bits"), high=False)
+    bits, share = (1.0, 2, " bits"), (100.0, 0, " %")
+    yield finding(measured, "kl_mean", "What will the model say?", bits, high=False)
     for k in (1, 10):
-        question = f"What does it think of on the way, in the top {k}?"
+        question = f"What does it hold on the way to the answer, in the top {k}?"
         yield finding(measured, f"{prefix}within_{k}", question, share, high=True)
     yield beyond_chance(measured, prefix)
-    yield finding(measured, f"{prefix}best_depth", "Where is the intermediate clearest? Earliest is", share, high=False)
-    yield finding(
-        measured, f"{prefix}skip_ahead", "Which lens skips least to the answer where it reads the intermediate best?",
-        share, high=False,
-    )  # fmt: skip
+    yield finding(measured, f"{prefix}best_depth", "How early is that clearest?", share, high=False)
+    question = "Where it is clearest, how often does the answer rank above it all the same?"
+    yield finding(measured, f"{prefix}skip_ahead", question, share, high=False)
 
 
 def section(entries: Sequence[Model]) -> str:
+    """One model: its tables, then what they say."""
     measured = lenses(entries)
-    counts = {prefix: measured[0].numbers[f"{prefix}skip_ahead"].units for prefix in ("", ANSWERED)
-              if f"{prefix}skip_ahead" in measured[0].numbers}  # fmt: skip
     kl = [[lens.name, *(lens.numbers[name].text(1, 2) for name in KL)] for lens in measured]
     parts = [
         f"## {entries[0].key}",
         "KL to the model's final distribution, bits, on held-out text:",
         table(["bits", *KL.values()], kl),
     ]
-    for prefix, n in counts.items():
+    units = {
+        prefix: measured[0].numbers[f"{prefix}skip_ahead"].units
+        for prefix in ("", ANSWERED)
+        if f"{prefix}skip_ahead" in measured[0].numbers
+    }
+    for prefix, n in units.items():
         whose = "that the model answers" if prefix else "with an intermediate"
         parts += [f"Intermediates, over the {n} prompts {whose}:", held(measured, prefix)]
-    # Of a prompt that is not answered nobody knows whether the model went through its intermediate.
-    prefix = list(counts)[-1]
-    whose = "of the answered prompts" if prefix else "of all prompts"
-    parts += [f"In words, the shares being those {whose}:", "\n".join(findings(measured, prefix))]
-    return "\n\n".join(parts)
+    prefix, n = list(units.items())[-1]
+    parts.append(
+        f"In words, over the last {n} prompts. Use the best lens for its question; where it is not apart from the next, "
+        "these prompts do not decide."
+    )
+    return "\n\n".join([*parts, "\n".join(findings(measured, prefix))])
 
 
-def page() -> str:
-    known = [model for model in models() if any(row["number"] == "within_10" for row in model.rows("lenses"))]
+def page(root: Path = ROOT) -> str:
+    known = [model for model in models(root) if any(row["number"] == "within_10" for row in model.rows("lenses"))]
 
     def of_model(model: Model) -> tuple[str, str]:
         return str(model.lab), json.dumps([settings(model)[name] for name in ("source", "suite")])

@@ -9,7 +9,7 @@ import pytest
 import typer
 from ruamel.yaml import YAML
 
-from docs import write_results
+from docs import write_lenses, write_results
 from lensmith.cli.app import app
 from tests.support import pages, tree
 from tests.support.pages import PAGES
@@ -131,3 +131,10 @@ def test_results_are_those_of_the_files_in_git():
 
     assert write_results.page() == write_results.PAGE.read_text(encoding="utf-8"), again
     assert write_results.readme(README) == README, again
+
+
+def test_the_page_of_lenses_is_that_of_the_files_in_git():
+    """docs/lenses.md, by the script that writes it."""
+    again = "run `python -m docs.write_lenses`"
+
+    assert write_lenses.page() == write_lenses.PAGE.read_text(encoding="utf-8"), again

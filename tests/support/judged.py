@@ -1,5 +1,6 @@
 """The folders that gates read, written from functions: hand-made rows with known KPIs."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,9 @@ class World:
 
     @property
     def outputs(self) -> judging.Outputs:
-        tables = ("kl.csv", "cosine.csv", "causal.csv", "verdicts.csv", "lenses.csv")
-        return judging.Outputs(*(self.folder / name for name in ("judgement.json", "metrics.json", *tables)))
+        ends = {"judgement": "json", "metrics": "json"}
+        fields = dataclasses.fields(judging.Outputs)
+        return judging.Outputs(*(self.folder / f"{field.name}.{ends.get(field.name, 'csv')}" for field in fields))
 
     def write(self) -> None:
         suite = SuiteFacts(
