@@ -143,8 +143,8 @@ def section(entries: Sequence[Model]) -> str:
         parts += [f"Intermediates, over the {n} prompts {whose}:", held(measured, prefix)]
     prefix, n = list(units.items())[-1]
     parts.append(
-        f"In words, over the last {n} prompts. Use the best lens for its question; where it is not apart from the next, "
-        "these prompts do not decide."
+        f"In words, over the last {n} prompts. Where the best lens is not apart from the next, these prompts do not "
+        "decide between them."
     )
     return "\n\n".join([*parts, "\n".join(findings(measured, prefix))])
 

@@ -66,7 +66,7 @@ def test_check_says_which_files_a_queued_experiment_lacks(tmp_path, monkeypatch,
         assert said.endswith(
             "3 models, every setting and every file is valid: atlas, atlas-reference, atlas-jacobian\n"
         )
-        line = f"models.atlas.source names {path}/config.json, which git does not track, and 1 more like it: a queued"
+        line = f"models.atlas.source names {path}/config.json, which git does not track, and 2 more like it: a queued"
         assert (line in said, said.count("\n") - 1) == (bool(others), others)
 
 
@@ -93,7 +93,7 @@ def test_lenses_of_entries_are_compared(tmp_path, monkeypatch, capsys):
         ["atlas-jacobian", "full-rank", "lens"], ["atlas-jacobian", "Jacobian", "lens"],
     ]  # fmt: skip
     assert rows[0][3:] == ["4.00", "4.00", "4.00", "3.50", *["n/a"] * 5]
-    assert " ".join(rows[4][3:]).endswith("3.50 51 (38 to 64) 55 (42 to 68) 60 (48 to 72) 6 (3 to 9) 50 (38 to 62)")
+    assert " ".join(rows[4][3:]).endswith("3.50 51 (38 to 64) 55 (43 to 68) 60 (48 to 72) 6 (3 to 9) 50 (38 to 62)")
 
     lenses.compare_lenses(["atlas-jacobian"], as_json=True)
     alone = json.loads(capsys.readouterr().out)

@@ -197,7 +197,7 @@ def test_shown_prompts_take_turns_between_domains():
     """Twelve prompts of a suite that is sorted by domain would all be capitals."""
     domains = "aaaabbc"
     lines = [Prompt(id=str(i), domain=d, template="t", prompt="The", answer="x") for i, d in enumerate(domains)]
-    asked = [suite.TokenizedPrompt(line, [1], [1], None) for line in lines]
+    asked = [suite.TokenizedPrompt(line, [1], [1], [], [], []) for line in lines]
 
     assert [one.id for one in suite.shown(asked, 5)] == ["0", "4", "6", "1", "5"]
     assert len(suite.shown(asked, 100)) == len(domains)
