@@ -521,7 +521,8 @@ TWO_HOP = (
             "In the country where {0} lies, the capital is",
             "The country where {0} lies has the capital",
         ),
-        own="The country where the city of {0} lies has the capital", boost=1.2, through=dict(world.CITIES),
+        own="The country where the city of {0} lies has the capital", boost=1.2,
+        through={city: country for city, country, *_ in world.CITIES},
     ),
     closed(
         "number-of-symbol", "two-hop", column(world.ELEMENTS, 1, 0),
