@@ -155,7 +155,8 @@ def page(root: Path = ROOT) -> str:
     def of_model(model: Model) -> tuple[str, str]:
         return str(model.lab), json.dumps([settings(model)[name] for name in ("source", "suite")])
 
-    groups = [list(group) for _, group in itertools.groupby(sorted(known, key=of_model), key=of_model)]
+    known.sort(key=lambda model: (*of_model(model), model.key))
+    groups = [list(group) for _, group in itertools.groupby(known, key=of_model)]
     return "\n\n".join([INTRODUCTION, *map(section, reversed(groups))]) + "\n"
 
 
