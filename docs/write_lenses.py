@@ -27,6 +27,7 @@ both labs, and `lensmith compare-lenses` prints the same numbers for any entries
 works](how-it-works.md#what-a-lens-holds) says how they are measured, [suites](../suites/README.md) what the prompts
 are. Brackets are intervals of 95 %; two lenses are called apart where their intervals share no number."""
 
+CAUSAL = "causal_cosine"
 KL = {"kl_25": "25 % of depth", "kl_50": "50 % of depth", "kl_75": "75 % of depth", "kl_mean": "mean over layers"}
 HELD = {
     "within_1": "top 1",
@@ -36,6 +37,9 @@ HELD = {
     "best_depth": "best at depth",
     "skip_ahead": "answer ranks above it",
 }
+
+KL_AND_CAUSES = """KL to the model's final distribution, bits, on held-out text. The cosine is that of the changes which a lens
+predicts, where a layer is changed, with [the changes that come](how-it-works.md#what-a-lens-causes)."""
 
 
 class Number(NamedTuple):
@@ -113,8 +117,9 @@ def beyond_chance(measured: Iterable[Lens], prefix: str) -> str:
 
 def findings(measured: Sequence[Lens], prefix: str) -> Iterator[str]:
     """The questions that a reader of middle layers has, answered from the tables."""
-    bits, share = (1.0, 2, " bits"), (100.0, 0, " %")
+    bits, share, cosine = (1.0, 2, " bits"), (100.0, 0, " %"), (1.0, 2, "")
     yield finding(measured, "kl_mean", "What will the model say?", bits, high=False)
+    yield finding(measured, CAUSAL, "What would a change of this layer do to it?", cosine, high=True)
     for k in (1, 10):
         question = f"What does it hold on the way to the answer, in the top {k}?"
         yield finding(measured, f"{prefix}within_{k}", question, share, high=True)
@@ -127,11 +132,14 @@ def findings(measured: Sequence[Lens], prefix: str) -> Iterator[str]:
 def section(entries: Sequence[Model]) -> str:
     """One model: its tables, then what they say."""
     measured = lenses(entries)
-    kl = [[lens.name, *(lens.numbers[name].text(1, 2) for name in KL)] for lens in measured]
+    kl = [
+        [lens.name, *(lens.numbers[name].text(1, 2) if name in lens.numbers else "" for name in (*KL, CAUSAL))]
+        for lens in measured
+    ]
     parts = [
         f"## {entries[0].key}",
-        "KL to the model's final distribution, bits, on held-out text:",
-        table(["bits", *KL.values()], kl),
+        KL_AND_CAUSES,
+        table(["bits", *KL.values(), "cosine of changes"], kl),
     ]
     units = {
         prefix: measured[0].numbers[f"{prefix}skip_ahead"].units

@@ -27,7 +27,7 @@ def entry(lab: Path, key: str, kind: str, numbers: dict[str, dict[str, tuple[flo
 
 
 def numbers(kl: float, within: float, chance: float = 0.05, depth: float = 0.5) -> dict[str, tuple[float, float]]:
-    kls = dict.fromkeys(("kl_25", "kl_50", "kl_75", "kl_mean"), (kl, 0.5))
+    kls = dict.fromkeys(("kl_25", "kl_50", "kl_75", "kl_mean"), (kl, 0.5)) | {"causal_cosine": (within / 2, 0.125)}
     shares = dict.fromkeys(("within_1", "within_5", "within_10"), (within, 0.1)) | dict.fromkeys(
         ("chance_1", "chance_5", "chance_10"), (chance, 0.05)
     )
@@ -59,6 +59,7 @@ def test_words_follow_the_numbers(page: str) -> None:
     """Who wins, who loses, what is not apart, and what is no better than chance."""
     words = page.split("In words")[1]
 
+    assert "do to it? Best: Jacobian lens `one-jacobian` 0.40 [0.28 0.53], not apart from the next." in words
     assert "- What will the model say? Best: tuned lens `one` 2.00 [1.50 2.50] bits, apart from the next." in words
     assert "Then: Jacobian lens `one-jacobian` 7.00 [6.50 7.50] bits, norm lens 9.00 [8.50 9.50] bits." in words
     assert "in the top 10? Best: Jacobian lens `one-jacobian` 80 [70 90] %, apart" in words

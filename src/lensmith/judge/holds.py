@@ -1,9 +1,9 @@
 """What a lens holds: whether it reads a prompt's intermediate, which is said nowhere, before the last layer.
 
-Of "The currency used in the country whose capital city is Tokyo is the" the intermediate is Japan. Layer 0 and the last
-layer are left out: a tuned lens has none at the first, and at the last every lens is the model itself. The best layer
-is the first of those where the intermediate has its lowest rank. Chance is the intermediate of another prompt of the
-same template, at the same layers.
+Of "The currency used in the country whose capital city is Tokyo is the" the intermediate is Japan. Every lens is asked
+at the layers that the tuned lens reads, without the last, where every lens is the model itself. The best layer is the
+first of those where the intermediate has its lowest rank. Chance is the intermediate of another prompt of the same
+template, at the same layers.
 """
 
 from collections.abc import Iterator
@@ -20,8 +20,9 @@ from lensmith.judge.tables import RANKS, Floats
 def holdings(book: Book, kept: NDArray[np.bool_]) -> Iterator[Holding]:
     """What each lens holds, over those of the kept prompts (n,) that have an intermediate; nothing without any."""
     curves, n_layers = book.measured.suite, book.measured.n_layers
+    layers = [layer for layer in book.measured.layers if layer < n_layers]
     measured = kept & np.isfinite(curves.at(curves.lenses[0], "intermediate_token_rank")).any(axis=1)
-    if n_layers < 2 or not measured.any():
+    if not layers or not measured.any():
         return
     draws = book.suite.draws.only(measured)
 
@@ -33,9 +34,8 @@ def holdings(book: Book, kept: NDArray[np.bool_]) -> Iterator[Holding]:
 
     for lens in curves.lenses:
         ranks = {name: curves.at(lens, f"{name}_token_rank")[measured] for name in ("intermediate", "chance", "answer")}
-        intermediate, chance, answer = (by_layer[:, 1:n_layers] for by_layer in ranks.values())
-        # A layer that the lens lacks is NaN: it comes behind every rank.
-        best = np.nan_to_num(intermediate, nan=np.inf).argmin(axis=1)
+        intermediate, chance, answer = (by_layer[:, layers] for by_layer in ranks.values())
+        best = intermediate.argmin(axis=1)
         at_best = np.arange(len(best)), best
         skipped = (answer[at_best] < intermediate[at_best]).astype(np.float64)
         by_layer = np.where(np.isnan(ranks["intermediate"]), np.nan, ranks["intermediate"] < max(RANKS)).mean(axis=0)
@@ -43,7 +43,7 @@ def holdings(book: Book, kept: NDArray[np.bool_]) -> Iterator[Holding]:
             lens=lens,
             within={k: share(intermediate, k) for k in RANKS},
             by_chance={k: share(chance, k) for k in RANKS},
-            best_depth=book.suite.estimate(bootstrap.median, (1.0 + best) / n_layers, draws),
+            best_depth=book.suite.estimate(bootstrap.median, np.array(layers)[best] / n_layers, draws),
             skip_ahead=book.suite.estimate(bootstrap.mean, skipped, draws),
             by_layer=tuple(by_layer.tolist()),
         )

@@ -208,7 +208,7 @@ class TextKl(NamedTuple):
 
 
 class Holding(Record):
-    """What one lens holds: how it ranks the intermediates of prompts at layers 1 to L - 1 (`holds.py`)."""
+    """What one lens holds: how it ranks the intermediates of prompts at the layers between both ends (`holds.py`)."""
 
     lens: str
     within: dict[int, Estimate]  # rank -> share of prompts with the intermediate within it at some layer

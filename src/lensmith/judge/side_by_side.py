@@ -1,10 +1,11 @@
-"""The lenses of one judgement side by side: what each leaves of the KL, and what it holds.
+"""The lenses of one judgement side by side: what each leaves of the KL, what it holds, and what it causes.
 
     kl_<p>, kl_mean            KL(final || lens) on held-out text at p % of depth, over layers 1..L-1, bits
     within_<k>, chance_<k>     share of prompts with the intermediate, or another prompt's, within rank k
     best_depth                 the layer where the intermediate ranks best, as a share of depth
     skip_ahead                 share of prompts where the answer ranks above it there
-    answered_<any but kl>      the same on prompts whose answer the model itself has on top
+    answered_<one of these>    the same on prompts whose answer the model itself has on top
+    causal_cosine              of what the lens says that changes of a layer do with what they do
 
 Stage `gates` writes them for git, `dvc plots` and the pages that compare lenses.
 """
@@ -24,8 +25,9 @@ def numbers(judged: Judgement) -> dict[str, dict[str, Estimate]]:
     """Lens -> number -> what was measured, in the order of tables; a number that was not measured has no key."""
     measured: dict[str, dict[str, Estimate]] = {}
     for lens in LENSES:
-        kl = {f"kl_{depth}": f"heldout_kl_{lens}_bits_{depth}" for depth in (*PERCENTILES, "mean")}
-        known = {name: judged.kpis[kpi] for name, kpi in kl.items() if kpi in judged.kpis}
+        kpis = {f"kl_{depth}": f"heldout_kl_{lens}_bits_{depth}" for depth in (*PERCENTILES, "mean")}
+        kpis["causal_cosine"] = f"causal_cosine_{lens}"
+        known = {name: judged.kpis[kpi] for name, kpi in kpis.items() if kpi in judged.kpis}
         if known := known | _held(judged.holds, lens, "") | _held(judged.holds_answered, lens, "answered_"):
             measured[lens] = known
     return measured

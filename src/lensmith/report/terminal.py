@@ -55,10 +55,11 @@ def verdicts(judged: Iterable[tuple[str, Judgement]]) -> Table:
 
 
 def side_by_side(rows: Iterable[Row]) -> Table:
-    """One line for each lens: KL at three depths and its mean; what it holds, over all prompts with an intermediate."""
+    """One line for each lens: KL at three depths and its mean; what it holds, over all prompts; what it causes."""
     table = Table(
         title="KL(final, lens) in bits on held-out text; % of prompts with the intermediate in the top k",
-        caption="chance: another prompt's intermediate, top 10; ahead: the answer ranks above it at its best layer",
+        caption="chance: another prompt's intermediate, top 10; ahead: the answer ranks above it at its best layer; "
+        "causes: cosine of what a lens says that changes do with what they do",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -66,12 +67,13 @@ def side_by_side(rows: Iterable[Row]) -> Table:
     shares = {f"within_{k}": f"top {k}" for k in reversed(RANKS)} | {"chance_10": "chance", "skip_ahead": "ahead"}
     for title in ("entry", "lens"):
         table.add_column(title, overflow="fold")
-    for title in (*kl.values(), *shares.values()):
+    for title in (*kl.values(), *shares.values(), "causes"):
         table.add_column(title, justify="right")
     for row in rows:
         bits = (wording.number(row.numbers.get(name, MISSING).value) for name in kl)
         held = (row.numbers.get(name, MISSING).text(_in_percent) for name in shares)
-        table.add_row(row.entry, row.lens, *bits, *held)
+        causes = row.numbers.get("causal_cosine", MISSING).text(wording.number)
+        table.add_row(row.entry, row.lens, *bits, *held, causes)
     return table
 
 
