@@ -381,7 +381,9 @@ def test_running_twice_gives_the_same_bytes(stage: Path, monkeypatch: pytest.Mon
 
 def test_gates_judge_what_sweep_and_suite_wrote(stage: Path) -> None:
     """The three stages of this room fit together; a random lens is refused on its merits, not for its files."""
-    outputs = judging.Outputs(*(stage / name for name in ("j.json", "m.json", "k.csv", "c.csv", "w.csv", "v.csv")))
+    outputs = judging.Outputs(
+        *(stage / name for name in ("j.json", "m.json", "k.csv", "c.csv", "w.csv", "v.csv", "l.csv"))
+    )
     judging.run(stage_settings(stage), stage / "sweep", stage / "suite", outputs)
     found = Judgement.read(outputs.judgement)
     with (stage / "sweep" / "heldout.csv").open() as file:
@@ -406,7 +408,9 @@ def test_a_text_of_another_kind_is_measured_as_the_held_out_text_is(stage: Path)
     measured = heldout.measure(bench, tokens, stage_settings(stage).sweep)
     with (stage / "sweep" / "heldout-code.csv").open() as file:
         rows = list(csv.DictReader(file))
-    outputs = judging.Outputs(*(stage / name for name in ("j2.json", "m.json", "k.csv", "c.csv", "w.csv", "v.csv")))
+    outputs = judging.Outputs(
+        *(stage / name for name in ("j2.json", "m.json", "k.csv", "c.csv", "w.csv", "v.csv", "l.csv"))
+    )
     judging.run(stage_settings(stage), stage / "sweep", stage / "suite", outputs)
     found = Judgement.read(outputs.judgement)
 
