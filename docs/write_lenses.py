@@ -38,8 +38,8 @@ HELD = {
     "skip_ahead": "answer ranks above it",
 }
 
-KL_AND_CAUSES = """KL to the model's final distribution, bits, on held-out text. The cosine is that of the changes that a
-lens predicts, where a layer is changed, with [those that come](how-it-works.md#what-a-lens-causes)."""
+KL_AND_CAUSES = """KL to the model's final distribution, bits, on held-out text. The cosine is that of the changes that
+a lens predicts, where a layer is changed, with [those that come](how-it-works.md#what-a-lens-causes)."""
 
 
 class Number(NamedTuple):
