@@ -111,7 +111,7 @@ def with_other_text() -> Judgement:
 
 
 def with_intermediates() -> Judgement:
-    """As `passing`, with what three lenses hold of intermediates; the judged one is a Jacobian lens."""
+    """As `passing`, with what three lenses hold of intermediates and the judged one, a Jacobian lens, causes."""
 
     def holding(lens: str, share: float, units: int) -> Holding:
         numbers = {k: interval(share + k / 100, 0.125, units) for k in (10, 5, 1)}
@@ -122,6 +122,7 @@ def with_intermediates() -> Judgement:
 
     shares = (("norm", 0.25), ("full", 0.375), ("tuned", 0.5))
     return passing(
+        kpis={"causal_cosine_tuned": interval(0.5, 0.125)},
         lens=LensIdentity(weights_sha256="0" * 64, kind="jacobian", norm="final", rank=4),
         holds=tuple(holding(lens, share, 216) for lens, share in shares),
         holds_answered=tuple(holding(lens, share, 40) for lens, share in shares),

@@ -20,7 +20,7 @@ from lensmith.process import amounts, wording
 from lensmith.process.errors import shown
 from lensmith.report import palette
 
-PIPED = 140  # columns of a wide table that goes into a file
+PIPED = 160  # columns of a wide table that goes into a file
 SHORT = 12  # characters of a bank's key, which is a hash
 LEGEND = ", ".join(f"{wording.SYMBOLS[verdict]} {verdict}" for verdict in palette.VERDICTS_IN_A_TERMINAL)
 
