@@ -34,8 +34,7 @@ from lensmith.lens.lens_file import TENSORS, WEIGHTS, TranslatorPlacement, check
 from lensmith.process.draws import Stream
 from lensmith.process.errors import InputError, IntegrityError
 from lensmith.settings.sections import FitParams
-from lensmith.source.backbone import Head, NormKind
-from lensmith.source.head import HeadInput
+from lensmith.source.head import Head, HeadInput, NormKind
 
 # No fit comes near these, and within them every product that leads to the logits stays finite in float32.
 LARGEST = 1e8

@@ -27,8 +27,7 @@ from torch import Tensor
 from lensmith.files import artifacts
 from lensmith.lens.lens_file import PRISM_TENSORS
 from lensmith.process.errors import IntegrityError, NumericError
-from lensmith.source.backbone import Head
-from lensmith.source.head import HeadInput
+from lensmith.source.head import Head, HeadInput
 from lensmith.source.residuals import Residuals
 
 MAX_DIRECTIONS = 512

@@ -25,8 +25,8 @@ from lensmith.lens.lens import Lens, check_head, check_identity, check_numbers
 from lensmith.lens.lens_file import WEIGHTS, read_header
 from lensmith.process.errors import IntegrityError
 from lensmith.settings.sections import Dtype, SourceParams
-from lensmith.source.backbone import Backbone, Head
-from lensmith.source.head import HeadInput
+from lensmith.source.backbone import Backbone
+from lensmith.source.head import Head, HeadInput
 from lensmith.source.proof import proof_tokens
 
 
