@@ -16,7 +16,7 @@ from lensmith.hub.index import IndexEntry
 from lensmith.process.errors import IntegrityError, shown
 from lensmith.settings.params_yaml import MODEL_KEY
 from lensmith.settings.sections import FitParams
-from lensmith.source import documents, prefetch
+from lensmith.source import documents, packing
 from lensmith.source.documents import SourceRow
 from tests.support.bundles import PATHS
 from tests.support.settings import fit_params
@@ -135,7 +135,7 @@ def test_packing_lays_the_documents_end_to_end_and_counts_every_row(texts, budge
     """Against the same thing said in two lines: what is text, joined and cut."""
     rows = [SourceRow(0, number, value) for number, value in enumerate(texts)]
     encoder = SimpleNamespace(documents=lambda batch, rendered=False: [[ord(c) for c in t] for t in batch])
-    packed = prefetch.pack(documents.clean(rows, most), encoder, budget)  # type: ignore[arg-type]
+    packed = packing.pack(documents.clean(rows, most), encoder, budget)  # type: ignore[arg-type]
 
     usable = [t[:most] for t in texts if is_text(t, most)]
     assert packed.ids[: packed.filled].tolist() == [ord(c) for c in "".join(usable)][:budget]

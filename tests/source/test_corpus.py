@@ -28,8 +28,8 @@ from lensmith.files import artifacts
 from lensmith.hub import models as hub_models
 from lensmith.process.errors import InputError, IntegrityError, LensmithError, RemoteError
 from lensmith.settings.sections import ModelParams
-from lensmith.source import corpus, documents, prefetch
-from lensmith.source.skeleton import read_config
+from lensmith.source import corpus, documents, packing, prefetch
+from lensmith.source.configuration import read_config
 from lensmith.source.tokenizer import Encoder, check_behaviour, load_tokenizer
 from tests.support.loopback_hub import CUT, SHORT, Client, Fault, LoopbackHub, settings_of
 
@@ -171,7 +171,7 @@ def test_tokens_are_the_ids_of_the_documents_end_to_end(model, bos):
     all_ids = [i for text in texts(600) for i in encoder.documents([text])[0]]
     n_tokens = len(all_ids) // 2
 
-    packed = prefetch.pack(iter(stream), encoder, n_tokens)
+    packed = packing.pack(iter(stream), encoder, n_tokens)
 
     assert packed.ids.tolist() == all_ids[:n_tokens]
     assert (all_ids[0] == BOS) == (bos == "tokenizer")
@@ -184,7 +184,7 @@ def test_the_same_settings_give_the_same_bytes(model, tmp_path, monkeypatch):
         write_jsonl(tmp_path / f"{number}.jsonl", texts(200, number))
     params = settings(model, files=[str(tmp_path / "*.jsonl")])
     prefetch.build(params, tmp_path / "a")
-    monkeypatch.setattr(prefetch, "BATCH", 7)
+    monkeypatch.setattr(packing, "BATCH", 7)
     prefetch.build(params, tmp_path / "b")
 
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
@@ -430,7 +430,7 @@ def test_a_text_of_another_kind_that_cannot_be_used_is_refused(model, tmp_path, 
 
 def test_a_source_that_only_repeats_itself_ends_in_an_error(model, tmp_path, monkeypatch):
     world(monkeypatch, lambda _: itertools.cycle(texts(5)))
-    monkeypatch.setattr(prefetch, "MAX_IDLE", 1000)
+    monkeypatch.setattr(packing, "MAX_IDLE", 1000)
 
     with pytest.raises(InputError, match=r"got 0 of 3200 train tokens .*duplicate_of_heldout"):
         prefetch.build(settings(model, kind="atlas"), tmp_path / "out")

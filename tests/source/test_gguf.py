@@ -1,9 +1,5 @@
 """GGUF files: a whole model in one file, read as plain weights, and recorded in the provenance."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GgufConfig
@@ -14,12 +10,12 @@ from lensmith.lens import stage
 from lensmith.process.errors import InputError, IntegrityError, ResourceError
 from lensmith.source import prefetch
 from lensmith.source.backbone import Backbone
+from lensmith.source.configuration import read_config
 from lensmith.source.loading import load_model
 from lensmith.source.placement import Layout
-from lensmith.source.skeleton import read_config
 from lensmith.source.tokenizer import load_tokenizer
 from tests.support.gguf_models import save_gguf
-from tests.support.settings import REPOSITORY, atlas
+from tests.support.settings import atlas
 from tests.support.tiny import TEXT, tiny_tokenizer
 
 TOKENS = torch.arange(40).view(2, 20) % 97
@@ -135,14 +131,3 @@ def test_a_log_gets_no_bar_of_the_gguf_reader(tmp_path, capfd):
     load(tmp_path)
 
     assert "GGUF tensors" not in capfd.readouterr().err
-
-
-def test_two_processes_share_a_gguf_model(tmp_path):
-    """On gloo: every layer, the model's own logits, and the very same head."""
-    save_gguf(tmp_path / "tiny.gguf", "Q8_0")
-    program = [sys.executable, "-m", "tests.support.ranks_program", str(tmp_path)]
-    done = subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    differences = json.loads(done.stdout)
-
-    assert 0 < differences["resid"] <= 1e-5 and differences["logits"] <= 1e-5 and differences["head"]

@@ -12,7 +12,7 @@ import pytest
 
 from lensmith.files import artifacts, seals
 from lensmith.process.errors import InputError
-from lensmith.source import prefetch, remote_code, skeleton
+from lensmith.source import configuration, prefetch, remote_code
 from tests.support.lab import SENTENCES
 from tests.support.loopback_hub import Client, LoopbackHub
 from tests.support.settings import atlas
@@ -79,7 +79,7 @@ def test_a_file_that_names_code_from_elsewhere_is_refused_before_it_is_read(fold
     name, content, message = BAD[case]
     (folder / name).write_text(json.dumps(CONFIG | content if isinstance(content, dict) else content))
 
-    for read in (remote_code.check, skeleton.read_config):
+    for read in (remote_code.check, configuration.read_config):
         with pytest.raises(InputError, match=message) as caught:
             read(folder, "org/x")
         assert f"org/x: {name}" in str(caught.value) and "Nothing of the model was read." in str(caught.value)
@@ -116,7 +116,7 @@ def test_fields_of_ordinary_models_are_accepted(folder, content):
     (folder / "config.json").write_text(json.dumps(CONFIG | content))
 
     remote_code.check(folder, "org/x")
-    assert skeleton.read_config(folder, "org/x").model_type == "llama"
+    assert configuration.read_config(folder, "org/x").model_type == "llama"
     assert not (folder.parent / "ran").exists()
 
 

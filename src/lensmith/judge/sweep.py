@@ -38,8 +38,8 @@ from lensmith.lens.provenance import PROVENANCE, Provenance
 from lensmith.process.errors import InputError
 from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus as corpora
+from lensmith.source.configuration import max_length
 from lensmith.source.corpus import CorpusSide
-from lensmith.source.skeleton import max_length
 
 # Limits of the reference recipe: a gain that a temperature explains is no gain of a lens.
 ROTATION_BITS, CALIBRATION_SHARE = 0.2, 0.8

@@ -31,7 +31,7 @@ from lensmith.lens import divergence
 from lensmith.process.errors import InputError
 from lensmith.process.progress import Progress
 from lensmith.source.backbone import Backbone
-from lensmith.source.skeleton import max_length
+from lensmith.source.configuration import max_length
 
 Ints = NDArray[np.int64]
 

@@ -49,9 +49,9 @@ from lensmith.settings import params_yaml, sections
 from lensmith.source import documents, text_files
 from lensmith.source.backbone import Backbone
 from lensmith.source.chats import ChatRenderer
+from lensmith.source.configuration import max_length
 from lensmith.source.documents import Document, SourceRow
 from lensmith.source.residuals import CAPTURE_TOKENS
-from lensmith.source.skeleton import max_length
 from lensmith.source.tokenizer import Encoder
 
 PART_TEXTS = 256

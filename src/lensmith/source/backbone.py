@@ -17,11 +17,12 @@ from lensmith.hub.pins import ModelPin
 from lensmith.process.errors import InputError, NumericError
 from lensmith.settings.sections import SourceParams
 from lensmith.source import loading, placement, ranks
+from lensmith.source.configuration import max_length
 from lensmith.source.discovery import Anatomy, dissect
 from lensmith.source.head import Head
 from lensmith.source.placement import NO_LENS, LensMemory
 from lensmith.source.proof import Proof, proof_tokens, prove
-from lensmith.source.skeleton import Skeleton, max_length
+from lensmith.source.skeleton import Skeleton
 from lensmith.source.tokenizer import load_tokenizer
 from lensmith.source.watching import check_finite, hidden_in, hidden_out
 

@@ -20,9 +20,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from lensmith.process.errors import InputError
+from lensmith.source.configuration import is_quantised
 from lensmith.source.head import Head, Transform
 from lensmith.source.placement import detached_copy
-from lensmith.source.skeleton import block_lists, is_quantised
+from lensmith.source.skeleton import block_lists
 from lensmith.source.watching import Call, Trace, check_finite, is_same, watch
 
 # Settings by which a family scales its logits. Their names do not tell how: `logits_scaling` divides in Granite and

@@ -26,8 +26,8 @@ from lensmith.files import cache
 from lensmith.process import environment
 from lensmith.process.errors import InputError, IntegrityError, NumericError, ResourceError, explained, first_line
 from lensmith.source import origin, placement
+from lensmith.source.configuration import NOT_LOADED
 from lensmith.source.placement import Layout
-from lensmith.source.skeleton import NOT_LOADED
 
 
 def load_model(path: Path, name: str, dtype: torch.dtype, layout: Layout, *, trusted: bool = False) -> PreTrainedModel:

@@ -25,7 +25,8 @@ from lensmith.process.amounts import GIB
 from lensmith.process.environment import RANKS
 from lensmith.process.errors import InputError, ResourceError
 from lensmith.settings.sections import Placement
-from lensmith.source.skeleton import NOT_LOADED, Skeleton, block_lists
+from lensmith.source.configuration import NOT_LOADED
+from lensmith.source.skeleton import Skeleton, block_lists
 
 WORKING = 2 * GIB  # activations of a pass and chunks of logits, on each device that runs blocks
 

@@ -18,9 +18,9 @@ from torch.func import functional_call
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lensmith.process.errors import NumericError
+from lensmith.source.configuration import max_length
 from lensmith.source.discovery import REFUSED, Anatomy, n_embeddings
 from lensmith.source.head import Head
-from lensmith.source.skeleton import max_length
 from lensmith.source.watching import hidden_out
 
 PROOF_LIMIT_BITS = 1e-4

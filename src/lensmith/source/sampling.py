@@ -17,6 +17,8 @@ A finished tile lies in <LENSMITH_HOME>/text/<key>/tile-00000.safetensors, and a
 
 import hashlib
 import itertools
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -36,14 +38,15 @@ from lensmith.settings.sections import CorpusParams, ModelParams
 from lensmith.source import tensor_file
 from lensmith.source.backbone import Backbone
 from lensmith.source.chats import ChatRenderer
-from lensmith.source.documents import NO_FILE, Document, SourceText, clean
+from lensmith.source.documents import DUPLICATE, NO_FILE, Document, SourceText, clean
+from lensmith.source.packing import UNWRITTEN, Packed
 from lensmith.source.proof import proof_tokens
 from lensmith.source.tokenizer import Encoder
 from lensmith.source.watching import hidden_out
 
 Side = Literal["heldout", "train"]
 SIDES: tuple[Side, ...] = ("heldout", "train")
-UNWRITTEN = "Nothing was written."
+MIN_VARIETY = 64  # texts after which half of them must be new: a low temperature repeats itself forever
 MOST_DISTANCE = 0.05  # bfloat16 rounds a share of a percent; without its cache a model reads a single token
 ROWS = 32  # with more, weights are read less often, and more is lost where a run is killed
 
@@ -117,7 +120,10 @@ class Writer:
                         tile = self._write(number, advance)
                         artifacts.write_json(folder / "key.json", self.key)
                         tensor_file.write(path, tile, {})
-                yield from self._documents(number, tile)
+                rows = zip(tile["tokens"].tolist(), tile["lengths"].tolist(), strict=True)
+                for document, (ids, length) in enumerate(rows, number * ROWS):
+                    prompt, is_cut = self._prompt(document), length == self.corpus.seq_len
+                    yield Written(ids[prompt.unrecorded : length + prompt.is_chat], is_cut, prompt.is_chat)
 
     @property
     def n_ids(self) -> int:
@@ -127,13 +133,6 @@ class Writer:
 
     def _prompt(self, document: int) -> Prompt:
         return self.prompts[document % len(self.prompts)]
-
-    def _documents(self, number: int, tile: dict[str, Tensor]) -> Iterator[Written]:
-        rows = zip(tile["tokens"].tolist(), tile["lengths"].tolist(), strict=True)
-        for document, (ids, length) in enumerate(rows, number * ROWS):
-            prompt = self._prompt(document)
-            is_cut = length == self.corpus.seq_len
-            yield Written(ids[prompt.unrecorded : length + prompt.is_chat], is_cut, prompt.is_chat)
 
     @torch.inference_mode()
     def _write(self, number: int, advance: Callable[[int], None]) -> dict[str, Tensor]:
@@ -168,6 +167,38 @@ class Writer:
         words = np.stack([draws.words(self.corpus.seq_len, step=document) for document in documents])
         # 52 bits: u · Σ p stays below Σ p when it is rounded.
         return torch.from_numpy((words >> np.uint64(12)).astype(np.float64) * 2.0**-52)
+
+
+def sides(settings: ModelParams, pin: ModelPin, text: SourceText, encoder: Encoder) -> tuple[Packed, Packed]:
+    """The held-out and the training side of a corpus that the model of `pin` writes, from the prompts of `text`.
+
+    Raises:
+        InputError: the model only repeats itself, or as `writers`.
+        IntegrityError, NumericError, ResourceError: as `writers`.
+    """
+    of_side, corpus = writers(settings, pin, text, encoder), settings.corpus
+    heldout = _pack(of_side["heldout"], corpus.heldout_tokens)
+    return heldout, _pack(of_side["train"], corpus.train_tokens, heldout)
+
+
+def _pack(writer: Writer, budget: int, heldout: Packed | None = None) -> Packed:
+    """Lay documents that a model wrote end to end; those of the packed held-out side are left out."""
+    seq_len = writer.corpus.seq_len
+    packed = Packed(np.empty(budget // seq_len * seq_len, np.uint32))
+    packed.rows = Counter(prompt.file for prompt in writer.prompts if prompt.file != NO_FILE)
+    for number, (ids, cut, is_chat) in enumerate(writer.documents(len(packed.ids))):
+        sha256 = hashlib.sha256(json.dumps(ids).encode()).digest()
+        is_known = heldout is not None and sha256 in heldout.seen
+        document = Document(NO_FILE, number, "", sha256, cut, DUPLICATE if is_known else "", is_chat)
+        packed.add(document, None if is_known else ids)
+        if packed.is_full:
+            break
+        if packed.read >= MIN_VARIETY and len(packed.seen) < packed.read / 2:
+            raise InputError(
+                f"corpus: of {packed.read} {writer.side} texts that the model wrote, {len(packed.seen)} are new; raise "
+                f"corpus.temperature or corpus.top_p, or name prompts (corpus.files). {UNWRITTEN}"
+            )
+    return packed
 
 
 def writers(settings: ModelParams, pin: ModelPin, text: SourceText, encoder: Encoder) -> dict[Side, Writer]:

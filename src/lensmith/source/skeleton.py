@@ -10,36 +10,17 @@ from typing import Self
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from lensmith.files import gguf_file
 from lensmith.hub.pins import ModelPin, model_path
-from lensmith.process.errors import InputError, first_line
 from lensmith.settings.sections import SourceParams
-from lensmith.source import origin, remote_code
+from lensmith.source.configuration import is_quantised, read_config
 
 # `auto` leaves smaller models on a CPU in float32: it costs little there and avoids the rounding of bfloat16.
 _BF16_MIN_PARAMETERS = 200_000_000
 
 # CPU capabilities with bfloat16 products. Without them torch emulates bfloat16, far slower than float32.
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
-
-# Names that configurations use for the number of tokens that a model reads at once; the first one present counts.
-_WINDOWS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "max_seq_length",
-    "max_sequence_length",
-    "model_max_length",
-    "seq_length",
-    "seq_len",
-    "n_ctx",
-    "context_length",
-    "max_target_positions",
-)
-
-NOT_LOADED = "The model was not loaded."
 
 
 @dataclass(frozen=True)
@@ -71,32 +52,6 @@ class Skeleton:
             stored = [path / file for file in pin.files if file.endswith(".safetensors")]
             _shrink_blocks(model, sum(file.stat().st_size for file in stored))
         return cls(path, pin.place, device, dtype, trusted, model)
-
-
-def read_config(path: Path, name: str, *, trusted: bool = False) -> PretrainedConfig:
-    """The configuration of the model at `path`, a folder or a GGUF file; `name` is the model's in messages.
-
-    Raises:
-        InputError: the configuration is broken; this version of transformers does not know the architecture, and code
-            of the folder is not `trusted`; a file names code of another repository; or the package gguf is missing.
-        IntegrityError: the GGUF file is not whole.
-    """
-    remote_code.check(path, name)
-    with origin.arguments(path, trusted=trusted) as arguments:
-        try:
-            config: PretrainedConfig = AutoConfig.from_pretrained(**arguments)
-        except Exception as error:
-            if path.is_file():
-                gguf_file.read_facts(path)  # a file that is not whole is named as such
-            file = "its header" if path.is_file() else "config.json"
-            raise InputError(f"{name}: {file} cannot be used ({first_line(error)}). {NOT_LOADED}") from error
-    return config
-
-
-def max_length(config: PretrainedConfig) -> int | None:
-    """The most tokens that a model reads at once; None where its configuration has no limit."""
-    values = (getattr(config.get_text_config(), name, None) for name in _WINDOWS)
-    return next((value for value in values if isinstance(value, int) and value > 0), None)
 
 
 def pick_device(device: str) -> torch.device:
@@ -138,11 +93,6 @@ def meta_model(config: PretrainedConfig, dtype: torch.dtype, *, trusted: bool = 
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted)
     model.tie_weights()
     return model
-
-
-def is_quantised(config: PretrainedConfig) -> bool:
-    """Whether weights are stored in fewer bits than the configuration's dtype has."""
-    return getattr(config, "quantization_config", None) is not None
 
 
 def block_lists(model: PreTrainedModel) -> list[tuple[str, tuple[nn.Module, ...]]]:

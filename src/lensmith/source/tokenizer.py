@@ -17,7 +17,7 @@ from lensmith.hub.pins import REPACK
 from lensmith.process.errors import InputError, IntegrityError, first_line, shown
 from lensmith.settings.sections import BosPolicy
 from lensmith.source import origin
-from lensmith.source.skeleton import max_length
+from lensmith.source.configuration import max_length
 
 # Texts on which versions of tokenizers have differed.
 TEXTS = (

@@ -1,0 +1,57 @@
+"""A model's configuration, read without the code that runs a model."""
+
+from pathlib import Path
+
+from transformers import AutoConfig, PretrainedConfig
+
+from lensmith.files import gguf_file
+from lensmith.process.errors import InputError, first_line
+from lensmith.source import origin, remote_code
+
+# Names that configurations use for the number of tokens that a model reads at once; the first one present counts.
+_WINDOWS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "max_seq_length",
+    "max_sequence_length",
+    "model_max_length",
+    "seq_length",
+    "seq_len",
+    "n_ctx",
+    "context_length",
+    "max_target_positions",
+)
+
+NOT_LOADED = "The model was not loaded."
+
+
+def read_config(path: Path, name: str, *, trusted: bool = False) -> PretrainedConfig:
+    """The configuration of the model at `path`, a folder or a GGUF file; `name` is the model's in messages.
+
+    Raises:
+        InputError: the configuration is broken; this version of transformers does not know the architecture, and code
+            of the folder is not `trusted`; a file names code of another repository; or the package gguf is missing.
+        IntegrityError: the GGUF file is not whole.
+    """
+    remote_code.check(path, name)
+    with origin.arguments(path, trusted=trusted) as arguments:
+        try:
+            config: PretrainedConfig = AutoConfig.from_pretrained(**arguments)
+        except Exception as error:
+            if path.is_file():
+                gguf_file.read_facts(path)  # a file that is not whole is named as such
+            file = "its header" if path.is_file() else "config.json"
+            raise InputError(f"{name}: {file} cannot be used ({first_line(error)}). {NOT_LOADED}") from error
+    return config
+
+
+def max_length(config: PretrainedConfig) -> int | None:
+    """The most tokens that a model reads at once; None where its configuration has no limit."""
+    values = (getattr(config.get_text_config(), name, None) for name in _WINDOWS)
+    return next((value for value in values if isinstance(value, int) and value > 0), None)
+
+
+def is_quantised(config: PretrainedConfig) -> bool:
+    """Whether weights are stored in fewer bits than the configuration's dtype has."""
+    return getattr(config, "quantization_config", None) is not None
