@@ -48,6 +48,54 @@ def test_a_log_gets_one_line_every_half_minute():
     ]
 
 
+COSTS = {  # seconds of: preparations, a unit, an extra; units after which an extra comes; whether one comes first
+    "a fit that is validated at its start, three times on its way, and at its end": (90, 1.0, 40.0, 120, True),
+    "a rung of few steps, validated at both ends": (90, 0.5, 20.0, 480, True),
+    "a sweep in three batches, each captured first": (0, 0.01, 3.0, 160, True),
+    "probes, each followed by work on its last position": (0, 0.1, 2.0, 24, False),
+    "units alone": (0, 1.0, 0.0, 480, False),
+}
+
+
+@pytest.mark.parametrize("case", COSTS)
+def test_the_time_left_holds_from_a_tenth_of_the_way_on(case):
+    """Within 30 % of what was in fact left, wherever two kinds of work of unequal costs alternate."""
+    prepare, unit, extra, every, is_first = COSTS[case]
+    clock, said = Clock(), list[tuple[float, float]]()
+    units = 480
+    bar = Progress("fit", units, "step", extras=units // every + is_first, clock=clock, stream=io.StringIO())
+
+    def pause() -> None:
+        with bar.extra():
+            clock.now += extra
+
+    clock.now += prepare
+    if is_first:
+        pause()
+    for done in range(1, units + 1):
+        clock.now += unit
+        bar.advance()
+        if done >= units / 10:
+            said.append((clock.now, bar.seconds_left() or 0.0))
+        if done % every == 0:
+            pause()
+
+    assert len(said) > 400
+    for now, left in said[:-1]:
+        assert left == pytest.approx(clock.now - now, rel=0.3, abs=2 * unit), now
+
+
+def test_work_that_goes_on_from_a_checkpoint_is_timed_anew():
+    """The steps of an earlier process took no time of this one: two steps of ten seconds, six are left."""
+    clock = Clock()
+    bar = Progress("fit", 10, "step", done=2, clock=clock, stream=io.StringIO())
+    assert bar.seconds_left() is None
+    for _ in range(2):
+        clock.now += 10
+        bar.advance()
+    assert bar.seconds_left() == pytest.approx(60)
+
+
 def test_short_work_writes_nothing_to_a_log():
     """Ten steps of 2.9 s are less than half a minute."""
     assert run(2.9) == []

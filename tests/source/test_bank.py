@@ -156,14 +156,15 @@ def test_a_full_disk_is_an_error_before_the_capture(backbone, monkeypatch):
     assert shards() == []
 
 
-def test_a_capture_reports_shards_and_tokens_in_whole_lines(backbone, monkeypatch, capsys):
-    """Five sequences in shards of two: three shards. A log gets no carriage return, and a hit says nothing."""
+def test_a_capture_reports_sequences_and_tokens_in_whole_lines(backbone, monkeypatch, capsys):
+    """A shard may take long, so sequences are counted. A log gets no carriage return, and a hit says nothing."""
     monkeypatch.setattr(progress, "EVERY", 0.0)
     residuals(backbone)
     printed = capsys.readouterr().err
 
     assert "\r" not in printed and "iB of residuals into" in printed
-    assert "capture: 1 of 3 shards, " in printed and "tokens/s" in printed and "capture: 3 of 3 shards in" in printed
+    assert "capture: 2 of 5 sequences, " in printed and "tokens/s" in printed
+    assert "capture: 5 of 5 sequences in" in printed
     residuals(backbone)
     assert capsys.readouterr().err == ""
 

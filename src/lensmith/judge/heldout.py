@@ -96,10 +96,12 @@ def measure(
     positions = draw_positions(seq_len, count, range(first, first + n), settings.seed)
     readings = [reading for reading in bench.decoded if lenses is None or reading[0] in lenses]
     cells, streams = list[dict[Name, Reading]](), list[Tensor]()
-    with Progress(name, n * count * len(readings), "reading") as progress:
-        for start in range(0, n, settings.batch_seqs):
+    starts = range(0, n, settings.batch_seqs)
+    with Progress(name, n * count * len(readings), "reading", extras=len(starts)) as progress:
+        for start in starts:
             batch = slice(start, start + settings.batch_seqs)
-            resid = bench.backbone.capture(tokens[batch], torch.from_numpy(positions[batch]))
+            with progress.extra():
+                resid = bench.backbone.capture(tokens[batch], torch.from_numpy(positions[batch]))
             streams.append(resid[: max(0, resid_seqs - start)])
             cells.append(bench.read(resid.flatten(0, 1), readings, advance=progress.advance))
     whole = {key: Reading.cat([part[key] for part in cells]) for key in readings}

@@ -226,13 +226,14 @@ def read(bench: Bench, probes: Iterable[tuple[str, Probe]], temperatures: Sequen
     read = Probes(bench.n_layers, bench.baseline, lenses, list(cases(bench, probes)))
     readings = [(lens, layer) for lens in lenses for layer in bench.layers(lens)]
     total = len(readings) * sum(len(case.ids) for case in read.cases)
-    with Progress("sweep, probes", total, "reading") as progress:
+    with Progress("sweep, probes", total, "reading", extras=len(read.cases)) as progress:
         for index, case in enumerate(read.cases):
             resid = bench.backbone.capture(torch.tensor([case.ids]), torch.arange(len(case.ids))[None])[0]
             found = bench.read(resid, readings, top_k=top_k, advance=progress.advance)
             for (lens, layer), reading in found.items():
                 read.records.setdefault(lens, []).extend(_records(bench, case, layer, reading))
-            read.add_last_position(bench, index, resid[-1:], temperatures)
+            with progress.extra():
+                read.add_last_position(bench, index, resid[-1:], temperatures)
     return read
 
 

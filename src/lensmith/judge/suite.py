@@ -143,11 +143,13 @@ def measure(bench: Bench, prompts: Sequence[TokenizedPrompt], batch_prompts: int
     lines: Cells = []
     size = batch_prompts * max(1, 256 // batch_prompts)
     readings = list(bench.decoded)
-    with Progress("suite-eval", len(prompts) * len(readings), "reading") as progress:
-        for start in range(0, len(prompts), size):
+    starts = range(0, len(prompts), size)
+    with Progress("suite-eval", len(prompts) * len(readings), "reading", extras=len(starts)) as progress:
+        for start in starts:
             group = prompts[start : start + size]
             parts = [group[i : i + batch_prompts] for i in range(0, len(group), batch_prompts)]
-            resid = torch.cat([capture_last(bench, [prompt.ids for prompt in part]) for part in parts])
+            with progress.extra():
+                resid = torch.cat([capture_last(bench, [prompt.ids for prompt in part]) for part in parts])
             targets = [[*chain(*prompt.targets)] for prompt in group]
             width = max(len(tokens) for tokens in targets)
             padded = [tokens + [0] * (width - len(tokens)) for tokens in targets]

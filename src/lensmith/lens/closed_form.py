@@ -13,7 +13,7 @@ Each layer takes the ridge of RIDGES whose A has the lowest held-out KL. One dec
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ from lensmith.lens.divergence import LinearKL
 from lensmith.lens.lens import Lens
 from lensmith.process.draws import Stream
 from lensmith.process.errors import NumericError
+from lensmith.process.progress import Progress, track
 from lensmith.source.head import Head
 from lensmith.source.residuals import Batch, Residuals
 from lensmith.source.teacher import Teacher
@@ -133,8 +134,8 @@ def solve(linear_kl: LinearKL, train: Residuals, held_out: Residuals, start: Len
         inputs = moments.inputs()
         best = _best_ridges(linear_kl, moments, inputs, held_out, start)
         factors += [
-            _factors(spectrum.inverse_root(ridge), cross, fisher, start.rank)
-            for spectrum, cross, ridge in zip(inputs, moments.cross, best, strict=True)
+            _factors(inputs[i].inverse_root(best[i]), moments.cross[i], fisher, start.rank)
+            for i in track(range(len(blocks)), "closed form, factors", "layer")
         ]
         means.append(moments.mean.float())
         ridges += best
@@ -165,20 +166,23 @@ class Moments:
         total = head.W_U.new_zeros(len(blocks) + 1, d, dtype=torch.float64)
         cov, cross = (total.new_zeros(len(blocks), d, d) for _ in range(2))
         shift: Tensor | None = None
-        for batch in objective.read(head, train):
-            resid = batch.resid
-            f = head.norm(resid[:, -1], start.n_layers, "final")
-            x = torch.cat([objective.normed(head, resid, blocks, start.norm), f[None]])
-            # Nearly centred, by the mean of the first chunk: the subtraction at the end then loses few digits.
-            shift = x.mean(1, keepdim=True) if shift is None else shift
-            x -= shift
-            total += x.sum(1)
-            for i in range(len(blocks)):
-                cov[i] += x[i].T @ x[i]
-                cross[i] += x[i].T @ x[-1]
-            if with_fisher:
-                fisher.add(f[::FISHER_EVERY])
-            n += len(f)
+        n_positions = train.n_seqs * train.positions_per_seq
+        with Progress("closed form, moments", n_positions, "position") as progress:
+            for batch in objective.read(head, train):
+                resid = batch.resid
+                f = head.norm(resid[:, -1], start.n_layers, "final")
+                x = torch.cat([objective.normed(head, resid, blocks, start.norm), f[None]])
+                # Nearly centred, by the mean of the first chunk: the subtraction at the end then loses few digits.
+                shift = x.mean(1, keepdim=True) if shift is None else shift
+                x -= shift
+                total += x.sum(1)
+                for i in range(len(blocks)):
+                    cov[i] += x[i].T @ x[i]
+                    cross[i] += x[i].T @ x[-1]
+                if with_fisher:
+                    fisher.add(f[::FISHER_EVERY])
+                n += len(f)
+                progress.advance(len(f))
         assert shift is not None
         for i, block in enumerate(blocks):
             if not cov[i].isfinite().all():
@@ -191,8 +195,8 @@ class Moments:
     def inputs(self) -> list[Spectrum]:
         """S of each block."""
         return [
-            Spectrum.of(cov, CONSTANT * float(mean.square().mean()))
-            for cov, mean in zip(self.cov, self.mean[:-1], strict=True)
+            Spectrum.of(self.cov[i], CONSTANT * float(self.mean[i].square().mean()))
+            for i in track(range(len(self.blocks)), "closed form, eigenvectors", "layer")
         ]
 
 
@@ -229,7 +233,7 @@ def _best_ridges(
     teacher = objective.teacher_of(linear_kl.head, batch)
     x = objective.normed(linear_kl.head, batch.resid, moments.blocks, start.norm) - mean[:-1, None]
     kl = []
-    for ridge in RIDGES:
+    for ridge in track(RIDGES, "closed form, ridges", "ridge"):
         roots = [spectrum.inverse_root(ridge) for spectrum in inputs]
         A = torch.stack([(root @ (root @ C)).float() for root, C in zip(roots, moments.cross, strict=True)])
         kl.append(linear_kl.value(teacher, mean[-1] + x + x @ A, x.new_zeros(len(x))).mean(1))
@@ -265,7 +269,7 @@ def few_positions(head: Head, residuals: Residuals) -> Batch:
     return batch.at(slice(None, None, -(-len(batch.resid) // FEW_POSITIONS)))
 
 
-def temperatures(head: Head, lens: Lens, train: Residuals, blocks: Sequence[int] | None = None) -> Tensor:
+def temperatures(head: Head, lens: Lens, train: Residuals, blocks: Iterable[int] | None = None) -> Tensor:
     """log tau (L,) with the lowest KL at a few positions, for some blocks of a lens; 0 for the others.
 
     Args:

@@ -27,6 +27,7 @@ from torch import Tensor
 from lensmith.files import artifacts
 from lensmith.lens.lens_file import PRISM_TENSORS
 from lensmith.process.errors import IntegrityError, NumericError
+from lensmith.process.progress import track
 from lensmith.source.head import Head, HeadInput
 from lensmith.source.residuals import Residuals
 
@@ -55,7 +56,8 @@ class Prism:
         """
         total = torch.zeros(head.W_U.shape[1], dtype=torch.float64, device=head.W_U.device)
         second, n = total.new_zeros(len(total), len(total)), 0
-        for seqs in np.array_split(np.arange(train.n_seqs), max(1, train.n_seqs // READ_SEQS)):
+        parts = np.array_split(np.arange(train.n_seqs), max(1, train.n_seqs // READ_SEQS))
+        for seqs in track(parts, "prism", "part"):
             resid = train.read(seqs).resid
             for block in range(resid.shape[1]):
                 x = head.norm(resid[:, block].to(head.W_U.device), block + 1, "final")

@@ -20,6 +20,7 @@ from lensmith.lens.closed_form import Solution
 from lensmith.lens.coordinates import through
 from lensmith.lens.divergence import BITS, LinearKL
 from lensmith.lens.lens import Lens
+from lensmith.process.progress import track
 from lensmith.source.residuals import Residuals
 
 # Of the lowest KL, by which that of the chosen rank may be above it. Little: training gains more at a larger rank.
@@ -39,7 +40,7 @@ def of_closed_form(linear_kl: LinearKL, solution: Solution, held_out: Residuals,
     batch, head = closed_form.few_positions(linear_kl.head, held_out), linear_kl.head
     teacher, blocks = objective.teacher_of(head, batch), objective.depth_blocks(start.n_layers)
     curve = {}
-    for rank in ranks_up_to(start.rank):
+    for rank in track(ranks_up_to(start.rank), "rank curve of the closed form", "rank"):
         y = objective.head_inputs(head, solution.lens(start, rank), batch.resid, blocks)
         curve[rank] = float(linear_kl.value(teacher, y, y.new_zeros(len(y))).mean()) * BITS
     return curve
@@ -55,7 +56,7 @@ def of_lens(linear_kl: LinearKL, solution: Solution, lens: Lens, train: Residual
     U, V = torch.linalg.solve(P, factors["U"][blocks]), torch.linalg.solve(R, factors["V"][blocks])
     left, size, right = torch.linalg.svd(U @ V.mT, full_matrices=False)
     whole = through(mean, factors["U"][blocks], factors["V"][blocks])
-    for rank in ranks_up_to(lens.rank):
+    for rank in track(ranks_up_to(lens.rank), "rank curve of the lens", "rank"):
         root = size[:, None, :rank].sqrt()
         tensors = {name: tensor.clone() for name, tensor in factors.items()}
         tensors["U"], tensors["V"] = (torch.zeros_like(lens.U) for _ in range(2))

@@ -27,7 +27,7 @@ from lensmith.lens.schedule import Schedule
 from lensmith.lens.vocabulary import SampledVocabulary
 from lensmith.process import stopping
 from lensmith.process.errors import NumericError
-from lensmith.process.progress import Progress
+from lensmith.process.progress import Progress, track
 from lensmith.process.stopping import Interrupted
 from lensmith.settings.sections import FitParams
 from lensmith.source import skeleton
@@ -124,8 +124,9 @@ def fit(
     checkpoints = checkpoints or Checkpoints()
     state = checkpoints.newest(start)
     if state is None or not state.finished:
-        done = 0 if state is None else state.step
-        with Progress(f"fit {settings.kind}", schedule.total_steps, "step", done=done) as progress:
+        done, total = 0 if state is None else state.step, schedule.total_steps
+        validations = (state is None) + sum(map(schedule.is_judged, range(done + 1, total + 1)))
+        with Progress(f"fit {settings.kind}", total, "step", done=done, extras=validations) as progress:
             state = train_steps(task, start, checkpoints, state=state, progress=progress)
     # The fits of a ladder share `train`: the next one counts on from here, also where this one was finished before.
     train.tokens_forwarded = state.tokens_forwarded
@@ -214,7 +215,7 @@ def train_steps(task: Task, start: Lens, checkpoints: Checkpoints, *, state: Sta
     if solution is None and task.names and needs_solution(settings):
         solution = closed_form.solve(task.exact_kl, task.train, task.held_out, start)
     coordinates = coordinates_of(task, start, solution)
-    resumed, state = state, state or first_state(task, start, coordinates, solution)
+    resumed, state = state, state or first_state(task, start, coordinates, solution, progress)
     # Contiguous, as in a checkpoint: the last bits of a product depend on the memory layout of its factors.
     state.trained = {name: tensor.to(device).contiguous() for name, tensor in state.trained.items()}
     # Views of the stacked tensors, one a layer: an optimizer skips a layer without a gradient.
@@ -267,14 +268,18 @@ def coordinates_of(task: Task, start: Lens, solution: Solution | None) -> Coordi
     return Coordinates.plain(start)
 
 
-def first_state(task: Task, start: Lens, coordinates: Coordinates, solution: Solution | None) -> State:
+def first_state(
+    task: Task, start: Lens, coordinates: Coordinates, solution: Solution | None, progress: Progress
+) -> State:
     """The state before the first step; the start is the best lens so far."""
     settings, is_closed_form = task.settings, task.settings.start == "closed_form"
     if is_closed_form and task.names and solution is not None:
         start = solution.lens(start)
     if settings.temperature and settings.kind != "identity" and (is_closed_form or settings.kind == "temperature"):
-        start = start.with_tensors({"log_tau": closed_form.temperatures(task.head, start, task.train)})
-    best = validate(task, start, step=0)
+        blocks = track(range(start.n_layers - 1), f"fit {settings.kind}, temperatures", "layer")
+        start = start.with_tensors({"log_tau": closed_form.temperatures(task.head, start, task.train, blocks)})
+    with progress.extra():
+        best = validate(task, start, step=0)
     if is_closed_form and task.below is not None:
         start, best = best_by_layer((start, best), (start.with_map_of(task.below.lens), task.below.best))
     state = State(
@@ -334,7 +339,8 @@ def judge(task: Task, state: State, lens: Lens, progress: Progress) -> None:
     Raises:
         NumericError: its KL is not finite, or above DIVERGED times the best.
     """
-    validation, before = validate(task, lens, state.step), state.best.score
+    with progress.extra():
+        validation, before = validate(task, lens, state.step), state.best.score
     state.best_lens, state.best = best_by_layer((state.best_lens, state.best), (lens, validation))
     is_better = state.best.score < before
     record(task, state, validation, is_best=is_better)

@@ -168,31 +168,37 @@ def _capture_shards(
     need = n_seqs * source.positions_per_seq * (resid_bytes + teacher_bytes)
     cache.reserve(folder, need)
     artifacts.write_json(folder / "key.json", key)
-    with Progress("capture", len(shards), "shard") as progress, ThreadPoolExecutor(max_workers=1) as writer:
+    total = sum(len(_seqs(shard, source)) for shard in shards)
+    with Progress("capture", total, "sequence") as progress, ThreadPoolExecutor(max_workers=1) as writer:
         progress.note(f"capture: {amounts.size(need)} of residuals into {folder}")
         writing: Future[None] | None = None
         for shard in shards:
-            tensors, n_tokens[shard] = _capture_shard(shard, source)
+            tensors, n_tokens[shard] = _capture_shard(shard, source, progress)
             if writing is not None:
                 writing.result()  # raises its error here; and no more than two shards are in memory
             writing = writer.submit(tensor_file.write, _path(folder, shard), tensors, {"tokens": n_tokens[shard]})
-            progress.advance(tokens=n_tokens[shard])
         if writing is not None:
             writing.result()
     return n_tokens
 
 
-def _capture_shard(shard: int, source: StreamedResiduals) -> tuple[dict[str, Tensor], int]:
+def _seqs(shard: int, source: StreamedResiduals) -> NDArray[np.int64]:
+    return np.arange(shard * SHARD_SEQS, min((shard + 1) * SHARD_SEQS, source.n_seqs))
+
+
+def _capture_shard(shard: int, source: StreamedResiduals, progress: Progress) -> tuple[dict[str, Tensor], int]:
     """The tensors of a shard, and the tokens forwarded for it."""
     before, head = source.tokens_forwarded, source.backbone.head
-    seqs = np.arange(shard * SHARD_SEQS, min((shard + 1) * SHARD_SEQS, source.n_seqs))
+    seqs, seq_len = _seqs(shard, source), source.tokens.shape[1]
     parts: dict[str, list[Tensor]] = {}
     for start in range(0, len(seqs), source.capture_seqs):
-        resid = source.read(seqs[start : start + source.capture_seqs]).resid
+        chunk = seqs[start : start + source.capture_seqs]
+        resid = source.read(chunk).resid
         teacher = Teacher.from_head_input(head, head.norm(resid[:, -1], resid.shape[1], "final"))
         for name, tensor in (("resid_post", resid), ("teacher", teacher.packed), ("likely", teacher.likely)):
             if tensor is not None:
                 parts.setdefault(name, []).append(tensor.cpu())
+        progress.advance(len(chunk), tokens=len(chunk) * seq_len)
     shape = (len(seqs), source.positions_per_seq)
     tensors = {name: torch.cat(part).unflatten(0, shape).contiguous() for name, part in parts.items()}
     return tensors, source.tokens_forwarded - before
