@@ -1,11 +1,14 @@
 """`resolve` writes settings in full, the hashes of the files that they name, and fingerprints."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lensmith.files import artifacts
 from lensmith.process.errors import InputError
 from lensmith.settings import resolved
 from tests.support.settings import atlas
@@ -96,6 +99,32 @@ def test_the_error_for_a_missing_file_has_its_key(lab):
     """`resolve` finds it, before a later stage needs it."""
     with pytest.raises(InputError, match=r"^params.yaml: models\.atlas\.source names demo/none, which does not exist"):
         resolved.with_inputs({"atlas": atlas(source={"path": "demo/none"})})
+
+
+@pytest.mark.parametrize("case", OUTSIDE)
+def test_a_clone_without_a_file_keeps_what_is_recorded_of_it(lab, capsys, case):
+    """What it names makes nothing stale, all else is watched, and one line says so. Other settings need the file."""
+    section, values, file = OUTSIDE[case]
+    sections = {section: values} | ({"fit": {"kind": "imported", "prism": "off"}} if section == "imported" else {})
+    models = {"atlas": atlas(**sections), "other": atlas().model_copy(update={"key": "other"})}
+    for key, data in (before := resolved.with_inputs(models, lab)).items():
+        artifacts.write_json(lab / f"{key}.json", data)
+    top = Path(Path(file).parts[0])
+    shutil.rmtree(top) if top.is_dir() else top.unlink()
+    Path("demo/atlas/config.json").write_text("edited")
+    Path("suites/atlas.jsonl").write_text("edited")
+    after = resolved.with_inputs(models, lab)
+
+    assert after["atlas"][section] == before["atlas"][section]
+    for key, name in (("atlas", "suite"), ("other", "suite"), ("other", "source")):
+        assert (after[key][name] == before[key][name]) == ((key, name) == ("atlas", section)), (key, name)
+    said, absent = capsys.readouterr().err, r"which (does not exist|matches no file)\. What was made with it stays;"
+    assert re.fullmatch(
+        rf"params\.yaml: models\.atlas\.{section} names \S+, {absent} stages that read it fail\.\n", said
+    )
+    models["atlas"] = models["atlas"].model_copy(update={"gates": atlas(gates={"seed": 1}).gates})
+    with pytest.raises(InputError, match=rf"models\.atlas\.{section} names"):
+        resolved.with_inputs(models, lab)
 
 
 def test_a_folder_without_a_model_is_refused(lab):

@@ -13,6 +13,16 @@ from pathlib import Path
 from lensmith.process.errors import InputError
 
 UNCHANGED = "Nothing was changed."
+
+
+class AbsentError(InputError):
+    """A name that stands for nothing on this machine. A clone has only the files that git tracks."""
+
+    def __init__(self, fact: str) -> None:
+        super().__init__(f"{fact}. {UNCHANGED}")
+        self.fact = fact
+
+
 GGUF = ".gguf"
 
 
@@ -20,7 +30,8 @@ def files(patterns: Iterable[str], where: str) -> list[Path]:
     """The files of names and patterns, each file once; those of one pattern are sorted. Folders match no pattern.
 
     Raises:
-        InputError: a name or pattern has no file, or names a folder. `where` is the setting that holds it.
+        AbsentError: a name or pattern has no file. `where` is the setting that holds it.
+        InputError: a name is that of a folder.
     """
     paths = dict[Path, None]()
     for name in patterns:
@@ -36,26 +47,28 @@ def files(patterns: Iterable[str], where: str) -> list[Path]:
             new = [path for match in matches if (path := literal / match).is_file()]
         if not new:
             problem = "matches no file" if glob.has_magic(pattern) else _absence(name)
-            raise InputError(f"{where} names {name}, which {problem}. {UNCHANGED}")
+            raise AbsentError(f"{where} names {name}, which {problem}")
         paths |= dict.fromkeys(new)
     return list(paths)
 
 
 def folder(name: str, where: str) -> Path:
-    """The folder of a name, which is taken literally. InputError where there is no such folder."""
+    """The folder of a name, which is taken literally. AbsentError where it does not exist, InputError for a file."""
     with _explaining(name, where):
         path = Path(name)
         if path.is_dir():
             return path
-        problem = "is a file; it takes a folder" if path.exists() else _absence(name)
-    raise InputError(f"{where} names {name}, which {problem}. {UNCHANGED}")
+        if path.exists():
+            raise InputError(f"{where} names {name}, which is a file; it takes a folder. {UNCHANGED}")
+    raise AbsentError(f"{where} names {name}, which {_absence(name)}")
 
 
 def model(name: str, where: str) -> Path:
     """What a model is read from: its folder, or its GGUF file, which is named itself or is the only one of its folder.
 
     Raises:
-        InputError: there is no such file or folder, or it holds no model, or more than one GGUF file.
+        AbsentError: there is no such file or folder.
+        InputError: it holds no model, or more than one GGUF file.
     """
     with _explaining(name, where):
         path = Path(name)
