@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -68,6 +69,37 @@ def test_check_says_which_files_a_queued_experiment_lacks(tmp_path, monkeypatch,
         )
         line = f"models.atlas.source names {path}/config.json, which git does not track, and 2 more like it: a queued"
         assert (line in said, said.count("\n") - 1) == (bool(others), others)
+
+
+def test_check_says_how_many_documents_a_text_has(tmp_path, monkeypatch, capsys):
+    """What a document of a .txt is, is easily mistaken; a large text is counted to a limit, and its form checked."""
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    shutil.copytree(REPOSITORY / "suites", "suites")
+    shutil.copytree(REPOSITORY / "demo/atlas", "demo/atlas")
+    Path("data/a.txt").write_text("one\ntwo\n\nthree\n")
+    Path("data/b.txt").write_text("four\n")
+    settings = (REPOSITORY / "params.yaml").read_text()
+    form = "kind: files\n      files:\n      - data/*.txt\n      sample_by: {}\n      train_tokens: 98304"
+    for sample_by, most, said in (
+        ("line", 10, "4 documents"),
+        ("paragraph", 10, "3 documents"),
+        ("document", 10, "2 documents"),
+        ("line", 3, "at least 3 documents"),
+    ):
+        monkeypatch.setattr(check, "ENOUGH", most)
+        text = settings.replace("kind: atlas\n      train_tokens: 98304", form.format(sample_by), 1)
+        Path("params.yaml").write_text(text)
+        check.check()
+        assert f"params.yaml: corpus.files (data/*.txt): {said}\n" in capsys.readouterr().out
+    Path("data/b.txt").write_bytes(b"caf\xe9")
+    monkeypatch.setattr(check, "ENOUGH", 10)
+    with pytest.raises(InputError, match=r"data/b\.txt: is not UTF-8"):
+        check.check()
+    for name in ("a", "b"):
+        Path("data", f"{name}.txt").write_text("\n")
+    with pytest.raises(InputError, match=r"corpus\.files \(data/\*\.txt\): no document; is corpus\.text_column 'text'"):
+        check.check()
 
 
 def test_report_of_a_lab_without_judgements_says_how_to_get_them(tmp_path):

@@ -313,6 +313,7 @@ def corpus(**changes: Any) -> dict[str, Any]:
         "also_heldout": {},
         "temperature": 1.0,
         "top_p": 1.0,
+        "sample_by": "paragraph",
         "max_document_chars": 1000,
     }
     return base | changes

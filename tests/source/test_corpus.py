@@ -104,6 +104,7 @@ def section(**changes: Any) -> dict[str, Any]:
         "also_heldout": {},
         "temperature": 1.0,
         "top_p": 1.0,
+        "sample_by": "paragraph",
         "max_document_chars": 1000,
     }
     return base | changes
@@ -268,7 +269,8 @@ def test_without_bos_no_document_begins_with_it(model, tmp_path):
 # --- documents, kinds
 
 
-SUFFIXES = [".txt", ".jsonl", ".parquet", ".csv", ".json", ".jsonl.gz", ".txt.gz", ".jsonl.zst", ".csv.zst"]
+PLAIN = [".txt", ".jsonl", ".parquet", ".csv", ".json", ".ndjson", ".TXT"]
+SUFFIXES = [*PLAIN, ".jsonl.gz", ".txt.gz", ".jsonl.zst", ".csv.zst", ".Jsonl.GZ"]
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
@@ -277,20 +279,40 @@ SUFFIXES = [".txt", ".jsonl", ".parquet", ".csv", ".json", ".jsonl.gz", ".txt.gz
 def test_every_file_format_gives_the_same_documents(tmp_path, suffix, column, mark):
     """Lines of a paragraph stay together; BOM, zero-width and right-to-left characters survive, but for a first BOM."""
     values = ["one line", "  two\n  lines ", "\ufeffbom \u200d \u202e rtl \x00 e\u0301", "last"]
-    content = {
-        ".txt": "\n\n \n".join(values).encode() + b"\n\n",
-        ".jsonl": b"\n".join(json.dumps(nested(column, value)).encode() for value in values) + b"\n\n",
-        ".parquet": as_parquet([nested(column, value) for value in values]),
-        ".csv": as_csv(column, values),
-    }[{".json": ".jsonl"}.get(suffix, f".{suffix.split('.')[1]}")]
+    as_text = {
+        "txt": "\n\n \n".join(values).encode() + b"\n\n",
+        "json": b"\n".join(json.dumps(nested(column, value)).encode() for value in values) + b"\n\n",
+        "parquet": as_parquet([nested(column, value) for value in values]),
+        "csv": as_csv(column, values),
+    }
+    _, form, *packed = suffix.lower().split(".")
+    content = as_text["json" if "json" in form else form]
     content = content if suffix == ".parquet" else mark + content
     path = tmp_path / f"text{suffix}"
-    pack = {"gz": gzip.compress, "zst": partial(pa.compress, codec="zstd", asbytes=True)}.get(suffix.split(".")[-1])
+    pack = {"gz": gzip.compress, "zst": partial(pa.compress, codec="zstd", asbytes=True)}.get("".join(packed))
     path.write_bytes(pack(content) if pack else content)
 
     opened = documents.open_text(settings(tmp_path, files=[str(path)], text_column=column).corpus)
 
     assert [document.text for document in documents.clean(opened.train, 1000)] == values
+
+
+@pytest.mark.parametrize(
+    ("sample_by", "documents_of"),
+    [
+        ("line", ["one", "  two", "three", "four"]),
+        ("paragraph", ["one\n  two", "three\nfour"]),
+        ("document", ["one\n  two\n\n \nthree\nfour"]),
+    ],
+)
+def test_a_document_of_a_plain_text_is_what_the_setting_says(tmp_path, sample_by, documents_of):
+    """A line, a paragraph, or the whole file, by the names of the text loader of `datasets`. None is empty."""
+    (tmp_path / "a.txt").write_text("one\n  two\n\n \nthree\nfour\n\n")
+    (tmp_path / "empty.txt").write_text("")
+    params = settings(tmp_path, files=[str(tmp_path / "*.txt")], sample_by=sample_by).corpus
+
+    read = documents.clean(documents.open_text(params).train, 1000)
+    assert sorted(document.text for document in read if not document.skipped) == sorted(documents_of)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -326,14 +348,21 @@ TEMPLATE = (
 )
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_chats_are_rendered_by_the_chat_template_and_the_manifest_says_so(tmp_path, suffix):
-    """With its special tokens once, the same text on every day; a chat that it refuses is skipped and counted."""
+@pytest.mark.parametrize(
+    ("suffix", "keys"),
+    [(".jsonl", ("role", "content")), (".parquet", ("role", "content")), (".jsonl", ("from", "value"))],
+)
+def test_chats_are_rendered_by_the_chat_template_and_the_manifest_says_so(tmp_path, suffix, keys):
+    """With its special tokens once, the same text on every day; a chat that it refuses is skipped and counted.
+
+    ShareGPT calls the roles human and gpt.
+    """
     folder = write_model(tmp_path / "model")
     (folder / "chat_template.jinja").write_text(TEMPLATE)
-    chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}] for text in texts(200)]
-    bad = [[{"role": "tool", "content": "x"}], [{"role": "user", "content": None}]]
-    rows = [{"messages": chat} for chat in bad + chats]
+    user, assistant = ("user", "assistant") if keys == ("role", "content") else ("human", "gpt")
+    pairs = [[(user, text), (assistant, "Yes.")] for text in texts(200)]
+    bad = [[("tool", "x")], [(user, None)]]
+    rows = [{"messages": [dict(zip(keys, pair, strict=True)) for pair in chat]} for chat in bad + pairs]
     content = as_parquet(rows) if suffix == ".parquet" else b"\n".join(json.dumps(row).encode() for row in rows)
     (tmp_path / f"chats{suffix}").write_bytes(content)
     params = settings(folder, files=[str(tmp_path / f"chats{suffix}")], text_column="messages")
@@ -501,9 +530,9 @@ def bad_text(folder: Path, case: str) -> dict[str, Any]:
         ("column.csv", ["column.csv", "no column 'text'", "it has: body;title"]),
         ("quote.csv", ["quote.csv:2", "not CSV", "unexpected end of data"]),
         ("table.xlsx", ["table.xlsx cannot be read", "allowed: .parquet"]),
-        ("lines.txt", ["of 1 documents used", "in a .txt blank lines separate documents"]),
-        ("one-line.txt", ["of 1 documents used", "cut: ", "in a .txt blank lines separate documents"]),
-        ("chats.jsonl", ["the tokenizer has no chat template", "corpus.text_column must name text"]),
+        ("lines.txt", ["of 1 documents used", "of a .txt each paragraph is a document (corpus.sample_by)"]),
+        ("one-line.txt", ["of 1 documents used", "cut: ", "of a .txt each paragraph is a document"]),
+        ("chats.jsonl", ["the tokenizer has no chat template, so texts must be strings, not lists of messages"]),
         ("nothing-*.txt", ["corpus.files names", "nothing-*.txt, which matches no file"]),
     ],
 )
@@ -512,7 +541,7 @@ def test_unusable_text_is_refused_by_name_and_nothing_is_written(model, tmp_path
     with pytest.raises(LensmithError) as caught:
         prefetch.build(settings(model, **bad_text(tmp_path, case)), tmp_path / "out")
 
-    assert type(caught.value) is InputError and caught.value.exit_code == 2
+    assert isinstance(caught.value, InputError) and caught.value.exit_code == 2
     for word in words:
         assert word in str(caught.value)
     assert "Nothing was" in str(caught.value)

@@ -33,6 +33,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Placement = Literal["single", "auto", "tp"]
 CorpusKind = Literal["hf", "files", "sampled", "atlas"]
 BosPolicy = Literal["tokenizer", "never"]
+SampleBy = Literal["line", "paragraph", "document"]
 
 
 class Checked(BaseModel):
@@ -94,7 +95,8 @@ class CorpusParams(Section):
     split: Word  # hf
     revision: Revision  # hf: branch, tag or commit; prefetch pins it
     text_column: Word  # hf, and every file but .txt: text, or chats as lists of messages; `meta.text` is nested
-    files: list[Word]  # files: .txt (a document a paragraph), .jsonl, .csv, .parquet; globs allowed. sampled: prompts
+    files: list[Word]  # files: .txt, .jsonl, .csv, .parquet; globs allowed. sampled: prompts
+    sample_by: SampleBy  # of a .txt: what a document is
     temperature: Annotated[float, Field(gt=0, le=10)]  # sampled
     top_p: Annotated[float, Field(gt=0, le=1)]  # sampled: tokens are drawn from the likeliest that have this share
     seed: Seed

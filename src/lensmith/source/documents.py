@@ -32,6 +32,7 @@ NO_FILE = -1  # the file index of rows that a generator made
 FAULTS = ("none", "not_text", "surrogate", "not_rendered")
 DUPLICATE = "duplicate_of_heldout"
 OTHER_SIDE = "other_side"
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # other roles have the names of chat templates
 
 
 class SourceRow(NamedTuple):
@@ -75,7 +76,7 @@ class SourceText:
 
         def rows(indices: Iterable[int]) -> Generator[SourceRow]:
             open_file = partial(datasets.open_dataset_file, pin)
-            return _rows(pin.files, indices, open_file, corpus.text_column, f"{pin.repo}/")
+            return _rows(pin.files, indices, open_file, corpus, f"{pin.repo}/")
 
         return cls(
             name=f"{pin.repo}@{pin.commit}, split {pin.split}",
@@ -99,7 +100,7 @@ class SourceText:
         order = [int(index) for index in Stream(corpus.seed, "corpus/files").permutation(len(files), 0)]
 
         def rows() -> Generator[SourceRow]:
-            return _rows(files, order, lambda index: Path(files[index]).open("rb"), corpus.text_column, "")
+            return _rows(files, order, lambda index: Path(files[index]).open("rb"), corpus, "")
 
         return cls(
             name=", ".join(patterns),
@@ -162,8 +163,8 @@ def clean(
     """Rows as documents, long ones cut to `max_chars` characters; `render` gives a chat's text, or None."""
     for file, row, value in rows:
         whole, is_chat = value, False
-        if isinstance(value, list) and all(isinstance(message, dict) for message in value):
-            whole, is_chat = render(value), True
+        if text_files.is_chat(value):
+            whole, is_chat = render([_as_message(message) for message in value]), True
         if not isinstance(whole, str) or not whole:
             reason = "empty" if value == "" else "none" if value is None else "not_rendered" if is_chat else "not_text"
             yield Document(file, row, "", b"", False, reason)
@@ -175,6 +176,14 @@ def clean(
             yield Document(file, row, "", b"", False, "surrogate")
             continue
         yield Document(file, row, text, digest, len(text) < len(whole), "", is_chat)
+
+
+def _as_message(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as chat templates take it; ShareGPT's has the keys `from` and `value`."""
+    if message.keys() & {"role", "content"} or not message.keys() >= {"from", "value"}:
+        return message
+    role = next((role for name, role in SHAREGPT_ROLES.items() if name == message["from"]), message["from"])
+    return {"role": role, "content": message["value"]}
 
 
 def only_side(documents: Iterable[Document], share: float, *, heldout: bool) -> Iterator[Document]:
@@ -201,12 +210,13 @@ def _rows(
     files: tuple[str, ...],
     order: Iterable[int],
     open_file: Callable[[int], AbstractContextManager[BinaryIO]],
-    column: str,
+    corpus: CorpusParams,
     prefix: str,
 ) -> Generator[SourceRow]:
     """Rows of the files, one file after the other; `prefix` stands before their names in messages."""
     for index in order:
         name = files[index]
         with open_file(index) as file:
-            for number, value in enumerate(text_files.values(file, prefix + name, column)):
+            values = text_files.values(file, prefix + name, corpus.text_column, corpus.sample_by)
+            for number, value in enumerate(values):
                 yield SourceRow(index, number, value)

@@ -142,7 +142,8 @@ def pack_side(
     _check_text(packed, side, text, corpus.text_column)
     if not packed.is_full:
         split = f" ({heldout_share:.1%} of them are held out)" if text.shared else ""
-        separator = "; in a .txt blank lines separate documents" if ".txt" in map(text_files.form, text.files) else ""
+        is_plain = ".txt" in map(text_files.form, text.files)
+        separator = f"; of a .txt each {corpus.sample_by} is a document (corpus.sample_by)" if is_plain else ""
         raise InputError(
             f"corpus: got {packed.filled} of {len(packed.ids)} {side} tokens from {text.name}, {packed.documents} of "
             f"{packed.read} documents used{split}, cut: {packed.cut}, skipped: "

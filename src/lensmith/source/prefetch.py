@@ -16,6 +16,7 @@ from lensmith.files import artifacts
 from lensmith.hub import models, published
 from lensmith.hub.pins import LensPin, ModelPin
 from lensmith.process.errors import InputError
+from lensmith.process.progress import Progress
 from lensmith.settings.sections import CorpusParams, ModelParams
 from lensmith.source import configuration, documents, packing
 from lensmith.source.chats import ChatRenderer
@@ -144,7 +145,7 @@ def _manifest(
     sides = {side: tokens.side(text, corpus.seq_len) for side, tokens in packed.items()}
     # The revision's name is left out: a tag and a branch on the same commit are the same text.
     identity = source | {side: [file.model_dump(mode="json") for file in value.files] for side, value in sides.items()}
-    identity |= {"text_column": corpus.text_column, "max_document_chars": corpus.max_document_chars}
+    identity |= {key: getattr(corpus, key) for key in ("text_column", "sample_by", "max_document_chars")}
     sampled, model = None, pins["model"]
     if corpus.kind == "sampled" and model is not None:
         sampled = Sampled(temperature=corpus.temperature, top_p=corpus.top_p)

@@ -1,31 +1,33 @@
 """Files of text: the values of one column, row by row.
 
-    .txt               a row is a paragraph: blank lines separate documents
-    .jsonl, .json      an object a line
+    .txt               a row is a line, a paragraph (between blank lines) or the whole document, as the caller says
+    .jsonl, .ndjson, .json      an object a line
     .csv               with a header
     .parquet
 
-All but parquet also with .gz or .zst, in UTF-8 with or without a byte order mark, with the line ends of any system.
+All but parquet also with .gz or .zst, in UTF-8 with or without a byte order mark, with the line ends of any system. The
+case of an ending does not matter.
 """
 
 import csv
 import gzip
 import io
-import itertools
 import sys
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lensmith.files.artifacts import parse_jsonl
 from lensmith.process.errors import InputError
+from lensmith.settings.sections import SampleBy
 
 UNCHANGED = "Nothing was changed."
-FORMS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+FORMS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 PACKED = (".gz", ".zst")
 
 
@@ -35,32 +37,55 @@ def check_readable(name: str, place: str) -> None:
     Raises:
         InputError: the form cannot be read.
     """
-    if form(name) not in FORMS or name.endswith((".parquet.gz", ".parquet.zst")):
+    if form(name) not in FORMS or (form(name) == ".parquet" and packing(name)):
         raise InputError(
-            f"{place}: {name} cannot be read; allowed: .parquet, and .jsonl, .json (an object a line), .csv or .txt, "
-            f"also with .gz or .zst. {UNCHANGED}"
+            f"{place}: {name} cannot be read; allowed: .parquet, and .jsonl, .ndjson, .json (an object a line), .csv, "
+            f".txt, also with .gz or .zst. {UNCHANGED}"
         )
+
+
+def count(files: Iterable[Path], where: str, column: str, sample_by: SampleBy, limit: int) -> int:
+    """Rows of some files that hold text or a chat, counted up to `limit`; `where` is the setting that names the files.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    rows = chain.from_iterable(_rows(path, where, column, sample_by) for path in files)
+    return sum(1 for _ in islice((row for row in rows if row and (isinstance(row, str) or is_chat(row))), limit))
+
+
+def is_chat(value: object) -> TypeGuard[list[dict[str, Any]]]:
+    """Whether a value is a list of messages."""
+    return isinstance(value, list) and all(isinstance(message, dict) for message in value)
 
 
 def form(name: str) -> str:
     """The suffix that tells how a file is read: that of a.jsonl.gz is .jsonl."""
-    path = Path(name)
-    return Path(path.stem).suffix if path.suffix in PACKED else path.suffix
+    return Path(name.lower().removesuffix(packing(name))).suffix
 
 
-def values(file: BinaryIO, name: str, column: str) -> Iterator[object]:
-    """The value of a column in each row; of a .txt, each paragraph. None where a JSON object lacks the key.
+def packing(name: str) -> str:
+    """The suffix that tells how a file is compressed, in lower case; "" for none."""
+    suffix = Path(name).suffix.lower()
+    return suffix if suffix in PACKED else ""
 
-    `meta.text` is the key `text` of the object `meta`, unless a column has that whole name.
+
+def values(file: BinaryIO, name: str, column: str, sample_by: SampleBy = "paragraph") -> Iterator[object]:
+    """The value of a column in each row. None where a JSON object lacks the key.
+
+    `meta.text` is the key `text` of the object `meta`, unless a column has that whole name. A .txt has no column, and
+    `sample_by` says what a row of it is.
 
     Raises:
         InputError: the file is damaged, not UTF-8, or has no such column.
     """
     match form(name):
         case ".txt":
-            for is_blank, block in itertools.groupby(_lines(file, name), key=lambda line: not line.strip()):
-                if not is_blank:
-                    yield "".join(block).rstrip("\r\n")
+            lines = groupby(_lines(file, name), key=lambda line: sample_by == "document" or bool(line.strip()))
+            for has_text, block in lines:
+                if has_text:
+                    texts = block if sample_by == "line" else ["".join(block)]
+                    yield from (text.rstrip("\r\n") for text in texts)
         case ".csv":
             csv.field_size_limit(sys.maxsize)  # a cell holds a document
             rows = csv.DictReader(_lines(file, name), strict=True)
@@ -77,6 +102,12 @@ def values(file: BinaryIO, name: str, column: str) -> Iterator[object]:
                 yield _value(row, column)
 
 
+def _rows(path: Path, where: str, column: str, sample_by: SampleBy) -> Iterator[object]:
+    check_readable(path.as_posix(), where)
+    with path.open("rb") as file:
+        yield from values(file, path.as_posix(), column, sample_by)
+
+
 def _value(row: Mapping[str, Any], column: str) -> object:
     if column in row:
         return row[column]
@@ -90,9 +121,9 @@ def _lines(file: BinaryIO, name: str) -> Iterator[str]:
     """Lines of a text file, with their line ends."""
     number = 0
     plain: Any = file
-    if name.endswith(".gz"):
+    if packing(name) == ".gz":
         plain = gzip.GzipFile(fileobj=file)
-    elif name.endswith(".zst"):
+    elif packing(name) == ".zst":
         plain = pa.CompressedInputStream(file, "zstd")
     try:
         with io.TextIOWrapper(plain, encoding="utf-8-sig", newline="") as lines:
@@ -104,7 +135,7 @@ def _lines(file: BinaryIO, name: str) -> Iterator[str]:
     except (OSError, EOFError, zlib.error) as error:
         if plain is file or not _is_damage(error):
             raise
-        kind = "gzip" if name.endswith(".gz") else "zstd"
+        kind = "gzip" if packing(name) == ".gz" else "zstd"
         raise InputError(f"{name}: not a whole {kind} file ({error}). {UNCHANGED}") from None
 
 
@@ -124,7 +155,7 @@ def _parquet(file: BinaryIO, name: str, column: str) -> Iterator[object]:
 
 def _check_column(column: str, columns: Collection[str], name: str) -> None:
     if column not in columns:
-        names = ", ".join(columns)
+        names = ", ".join(columns) or "none"
         raise InputError(f"{name}: has no column {column!r} (corpus.text_column), it has: {names}. {UNCHANGED}")
 
 
