@@ -101,8 +101,14 @@ def test_held_out_kl_is_compared_in_pairs_of_sequences(tmp_path):
         assert difference.value == pytest.approx(-0.25) and -0.27 < difference.lo < difference.hi < -0.23, kpi
     assert paired.kl_difference(base, base, "one", "kl").text(wording.signed) == "0"
     console = Console(width=140, record=True, file=io.StringIO())
-    console.print(compare.differences(compare.compare([base, better], "one")))
-    assert console.export_text().count("(−0.26 to −0.24)") == 3  # noqa: RUF001, a minus
+    worse = measured(tmp_path / "worse", lambda unit: 1.5 + unit)
+    noisy = measured(tmp_path / "noisy", lambda unit: 1.0 + unit + 0.3 * (-1) ** unit)
+    console.print(compare.differences(compare.compare([base, better, worse, noisy, base], "one")))
+    title, *lines = (line.strip() for line in console.export_text().splitlines() if line.strip())
+    assert title == "one: held-out KL minus that of main, bits, over the same 12 sequences"
+    judged = {line.split()[0]: line for line in lines}
+    assert judged["better"].count("(−0.26 to −0.24) better") == 3  # noqa: RUF001, a minus
+    assert judged["worse"].count("+0.50 worse") == judged["noisy"].count("same") == judged["main"].count("0 same") == 3
 
 
 @pytest.mark.parametrize("other", ["text", "model", "positions", "sequences", "rows", "KPI", "unknown text"])

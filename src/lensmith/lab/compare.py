@@ -113,7 +113,9 @@ def table(comparison: Comparison) -> Table:
 
 
 def differences(comparison: Comparison, kpis: Sequence[str] = ()) -> Table | None:
-    """Held-out KL of each other variant minus that of the first, in pairs of sequences; None if none can be paired.
+    """Held-out KL of each other variant minus that of the first, in pairs of sequences, and whether it is better.
+
+    None if none can be paired.
 
     Args:
         kpis: what to compare; PLOTTED by default. KPIs that are not held-out KLs are left out.
@@ -125,10 +127,11 @@ def differences(comparison: Comparison, kpis: Sequence[str] = ()) -> Table | Non
     }
     if all(difference == MISSING for line in by_variant.values() for difference in line):
         return None
+    units = max(difference.units for line in by_variant.values() for difference in line)
     drawn = Table(
-        title=f"{comparison.model}: held-out KL minus that of {base.name}, bits; below 0 the variant is better",
-        caption="of the same sequences, with the interval of the paired difference; n/a: another model, text or "
-        "choice of positions, or rows that are not in DVC's cache",
+        title=f"{comparison.model}: held-out KL minus that of {base.name}, bits, over the same {units} sequences",
+        caption="with the interval of the paired difference; better or worse: all of it is below or above 0; same: it "
+        "holds 0; n/a: another model, text or choice of positions, or rows that are not in DVC's cache",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -136,8 +139,19 @@ def differences(comparison: Comparison, kpis: Sequence[str] = ()) -> Table | Non
     for name in names:
         drawn.add_column(name, justify="right")
     for variant, line in by_variant.items():
-        drawn.add_row(Text(variant), *(difference.text(wording.signed) for difference in line))
+        drawn.add_row(Text(variant), *map(_judged, line))
     return drawn
+
+
+def _judged(difference: Estimate) -> Text:
+    """A difference of KL, and what its interval says of the variant."""
+    if difference.value is None or difference.lo is None or difference.hi is None:
+        return Text("n/a")
+    verdict, colour = "same", ""
+    if difference.hi < 0 or difference.lo > 0:
+        verdict, gate = ("better", "pass") if difference.hi < 0 else ("worse", "fail")
+        colour = palette.VERDICTS_IN_A_TERMINAL[gate]
+    return Text.assemble(difference.text(wording.signed), " ", (verdict, colour))
 
 
 def _written(value: object) -> str:
