@@ -1,5 +1,8 @@
 """`lensmith add`: one entry more in params.yaml, and every other byte as its author wrote it."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 from ruamel.yaml import YAML
 
@@ -118,6 +121,27 @@ def test_a_gguf_file_is_added_by_its_name_or_by_the_folder_that_it_is_alone_in(f
     (tmp_path / "models/Tiny.Q8_0.gguf").touch()
 
     assert f"tiny-q8_0:\n    source:\n      path: {name}\n" in add.add(file, name)
+
+
+def test_a_gguf_file_is_chosen_of_a_repository_or_of_a_folder(file, tmp_path, monkeypatch):
+    """Both hold one model with blocks of several sizes."""
+    monkeypatch.chdir(tmp_path)
+    hub = SimpleNamespace(commit="1" * 40, licence="apache-2.0", gated=False)
+    monkeypatch.setattr(add, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(add.models, "describe_model", lambda repo: hub)
+    add.add(file, "org/Tiny-GGUF", file="Tiny.Q4_K_M.gguf")
+    Path("models").mkdir()
+    for name in ("Tiny.Q4_0.gguf", "Tiny.Q8_0.gguf"):
+        Path("models", name).touch()
+    add.add(file, "models", file="Tiny.Q8_0.gguf")
+    lab = params_yaml.read(file)
+
+    source, publish = lab["tiny-q4_k_m"].source, lab["tiny-q4_k_m"].publish
+    assert (source.repo, source.file, source.revision) == ("org/Tiny-GGUF", "Tiny.Q4_K_M.gguf", "1" * 40)
+    assert publish.base_license == "Apache-2.0"
+    assert lab["tiny-q8_0"].source.path == "models/Tiny.Q8_0.gguf"
+    with pytest.raises(InputError, match=r"names models/Tiny\.Q2_K\.gguf, which does not exist"):
+        add.add(file, "models", file="Tiny.Q2_K.gguf")
 
 
 @pytest.mark.parametrize("word", ["./atlsa", "atlsa", "/nowhere/atlas", "a/b/c"])

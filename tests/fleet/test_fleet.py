@@ -424,10 +424,15 @@ def test_a_missing_commit_or_lab_is_named(lab):
 
 
 def test_the_head_refuses_a_lab_that_nodes_cannot_clone_or_return_to(lab, monkeypatch):
-    """An edit, a commit that is not pushed, no remote, a remote that is another folder in each clone."""
+    """A lower folder, an edit, a commit that is not pushed, no remote, one that is another folder in each clone."""
     head.check_remote(lab.root)
+    (lab.root / "lower").mkdir()
     (lab.root / "untracked").touch()
     assert head.lab_commit(None).url == str(lab.root)
+    monkeypatch.chdir(lab.root / "lower")
+    with pytest.raises(InputError, match="this lab is a folder of its repository"):
+        head.lab_commit(None)
+    monkeypatch.chdir(lab.root)
     with (lab.root / "stage.py").open("a") as file:
         file.write("# edited\n")
     with pytest.raises(InputError, match=r"git: stage.py is not as committed"):

@@ -55,6 +55,8 @@ def bench() -> Bench:
         (json.dumps({**GOOD, "id": "b", "prompt": "He said "}), "2: prompt is 'He said ', must have no white space"),
         (json.dumps({**GOOD, "id": "b", "prompt": "Yes.\n"}), "2: prompt is 'Yes.\\n', must have no white space"),
         (json.dumps({**GOOD, "id": "b", "aliases": ["a", "sea\u00a0"]}), "2: aliases.1 is 'sea\\xa0', must have no"),
+        (json.dumps({**GOOD, "id": "b", "answer": "\u200bsea"}), "2: answer is '\\u200bsea', must have no white space"),
+        (json.dumps({**GOOD, "id": "b", "answer": "\ufeff"}), "2: answer is empty"),
         (json.dumps({**GOOD, "id": "b", "control": "\tx"}), "2: control is '\\tx', must have no white space"),
     ],
 )  # fmt: skip

@@ -21,6 +21,14 @@ def test_every_variable_that_code_or_docs_name_is_in_the_table():
     assert named <= TABLE and {environment.HOME, environment.BANK_GIB} <= TABLE
 
 
+def test_the_home_of_a_user_may_be_written_as_a_shell_does(monkeypatch):
+    """What sets the variable may be no shell, and leave the ~; a folder of that name would lie in the lab."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for value, folder in {"~/cache": "/home/somebody/cache", "": "/home/somebody/.cache/lensmith", "it": "it"}.items():
+        monkeypatch.setenv(environment.HOME, value)
+        assert environment.home() == Path(folder)
+
+
 @pytest.mark.parametrize(("text", "value"), [("", 7.0), (" 2.5 ", 2.5), ("0", 0.0)])
 def test_a_variable_is_a_number_or_its_default(monkeypatch, text, value):
     monkeypatch.setenv(environment.BANK_GIB, text)

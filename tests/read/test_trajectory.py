@@ -180,11 +180,14 @@ def test_what_cannot_be_read_is_refused(parts):
         lensmith.bind(random_lens(2, lens.d_model), model, tokenizer).trajectory(TEXT)
 
 
-@pytest.mark.parametrize("texts", [[TEXT], (TEXT, TEXT), None, b"text", [], [{"role": "user"}], [1.5]])
+NO_IDS = (np.array([5, 9]), torch.ones(1, 2), [1.5])
+
+
+@pytest.mark.parametrize("texts", [[TEXT], (TEXT, TEXT), None, b"text", [], [{"role": "user"}], "\ud800", *NO_IDS])
 def test_what_is_no_text_is_refused_in_one_line(parts, texts):
     """A tokenizer would make a batch of a list."""
     model, tokenizer, lens = parts
-    with pytest.raises(InputError, match=r"^(trajectory: the text is|.*no chat template).*\.$"):
+    with pytest.raises(InputError, match=r"^(trajectory: the text is|the text holds '.ud800'|.*no chat template).*\.$"):
         lensmith.bind(lens, model, tokenizer).trajectory(texts)
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,17 @@ def test_documents_are_those_of_a_plain_draw_from_the_model(folder, family):
     assert {len(ids) for ids in documents} >= {SEQ_LEN, 5}, "some texts end early, and some do not"
     for number in range(0, len(documents), 7):
         assert documents[number] == written_naively(writer, number)
+
+
+def test_ids_that_the_tokenizer_does_not_know_are_never_drawn(writer, monkeypatch):
+    """A model may have more embeddings than its tokenizer has tokens: those ids are no text, however likely."""
+    logits_of, beyond = sampling.next_logits, torch.arange(97) >= 90
+    monkeypatch.setattr(sampling, "next_logits", lambda *args: logits_of(*args) + 100 * beyond)
+    monkeypatch.setattr(sampling, "ROWS", 4)
+    smaller = replace(writer, backbone=Backbone.from_model(writer.backbone.model, tiny_tokenizer(90)))
+    ids = [token for document in itertools.islice(smaller.documents(1), 4) for token in document.ids]
+
+    assert max(ids) < 90 and len(ids) > 10
 
 
 def test_the_same_ids_come_out_of_tiles_of_any_height(writer, monkeypatch, tmp_path):

@@ -15,13 +15,15 @@ from lensmith.files.records import explain
 from lensmith.process.errors import InputError, shown
 from lensmith.settings.sections import ModelParams
 
+UNSEEN = "\u200b\u2060\ufeff"  # spaces of no width, which tokenizers read and `str.strip` leaves
+
 
 def _check_text(text: str) -> str:
-    if not text.strip():
+    if not text.strip().strip(UNSEEN):
         raise ValueError("is empty, must hold text")
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise ValueError(f"is {text!r}, must hold no lone surrogate: no tokenizer reads one")
-    if text != text.strip():
+    if text != text.strip().strip(UNSEEN):
         raise ValueError(f"is {shown(repr(text))}, must have no white space at its ends: a space is put between texts")
     return text
 

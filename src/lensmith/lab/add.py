@@ -23,15 +23,15 @@ def add(params: Path, model: str, key: str | None = None, file: str | None = Non
     Args:
         model: a folder or a GGUF file, relative to the lab or absolute; else a Hub id, org/name.
         key: its name in the lab; by default made from the model's name.
-        file: the GGUF file of the repository that is the model.
+        file: the GGUF file of the folder or repository that is the model.
 
     Raises:
         InputError: there is no such folder or model, or the entry would not be valid.
         RemoteError: the Hub refused, or cannot be asked. Nothing is added then.
     """
     params_yaml.read(params)  # a folder that is no lab asks nothing of the Hub
-    if Path(model).exists() and file is None:
-        proposal = of_path(model, key)
+    if Path(model).exists():
+        proposal = of_path(model if file is None else f"{model}/{file}", key)
     elif HUB_ID.fullmatch(model):
         proposal = of_repo(model, key, file)
     else:

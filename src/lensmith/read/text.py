@@ -31,7 +31,7 @@ class Text:
         if isinstance(text, Tensor) and not text.is_floating_point() and text.dim() == 1:
             text = text.tolist()
         if not isinstance(text, str | list | tuple) or not text:
-            kind = f"a {type(text).__name__}" if text or not isinstance(text, str | list | tuple) else "empty"
+            kind = "empty" if isinstance(text, str | list | tuple) else f"a {type(text).__name__}"
             raise InputError(
                 f"trajectory: the text is {kind}, must be one text, the ids of one, or a list of messages. {NOTHING}"
             )

@@ -33,8 +33,8 @@ class ChatRenderer:
             return str(self.tokenizer.get_chat_template())
         except ValueError:
             raise InputError(
-                f"{self.tokenizer.name_or_path}: the tokenizer has no chat template, so corpus.text_column must name "
-                "text, not lists of messages. Nothing was written."
+                f"{self.tokenizer.name_or_path or 'the model'}: the tokenizer has no chat template, so texts must be "
+                "strings, not lists of messages. Nothing was written."
             ) from None
 
     def __call__(self, messages: list[dict[str, Any]], *, opens_answer: bool = False) -> str | None:

@@ -94,7 +94,13 @@ class Encoder:
         return self._encode(texts, special=self.bos == "tokenizer" and not rendered)
 
     def __call__(self, text: str) -> list[int]:
-        """The ids of a prompt. Raises as `documents`."""
+        """The ids of a prompt. Raises as `documents`, and InputError for half of a surrogate pair."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the text holds {text[error.start]!r}, half a character, which no tokenizer reads. Nothing was read."
+            ) from None
         (ids,) = self.documents([text])
         return ids[: len(ids) - len(self.added[1])]
 
