@@ -125,6 +125,16 @@ def test_vocabulary_and_merges_without_tokenizer_json_are_enough(tmp_path, model
     assert [encoder(text) for text in TEXT] == [whole(text, add_special_tokens=False)["input_ids"] for text in TEXT]
 
 
+def test_a_tokenizer_that_fails_on_some_text_is_refused_when_it_is_read(tmp_path):
+    """Not in the middle of a corpus: its vocabulary lacks the token that it gives for unknown words."""
+    words = Tokenizer(models.WordLevel({"hello": 0}, unk_token="<unk>"))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path)
+
+    with pytest.raises(InputError, match=r"cannot be read \(WordLevel error: Missing \[UNK\] .* Nothing was written"):
+        load_tokenizer(tmp_path, "here")
+
+
 def test_files_that_name_no_kind_of_tokenizer_are_refused_with_what_would_do(tmp_path):
     """A vocabulary and merges do not say how text is split before they are used."""
     tiny_tokenizer().backend_tokenizer.model.save(str(tmp_path))

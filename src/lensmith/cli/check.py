@@ -41,7 +41,7 @@ def check(file: Annotated[Path, typer.Argument(help="The settings to check.")] =
         )
     names = remotes.check(Path.cwd())
     typer.echo(
-        f"{file}: {amounts.many(len(models), 'model')}, every setting and every file is valid: {', '.join(models)}"
+        f"{file}: {amounts.many(len(present), 'model')}, every setting and every file is valid: {', '.join(present)}"
     )
     if names:
         typer.echo(
