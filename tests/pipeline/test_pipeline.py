@@ -261,7 +261,7 @@ def test_plots_draw_without_a_network(lab):
     assert "<script src" not in page and "vegaEmbed" in page
     assert all(word in page for word in ("one.csv", "two.csv", '"lens": "tuned"', '"lens": "norm"'))
     # A random model never has the answer among ten: its earliness is empty, and DVC leaves that chart out.
-    names = ("kl", "cosine", "causal", "delta_kl", "training", "rank_curve")
+    names = ("kl", "cosine", "causal", "verdicts", "lenses", "delta_kl", "training", "rank_curve")
     assert all(f"plots/{name}/one.csv" in page for name in names)
 
 
