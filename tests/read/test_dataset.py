@@ -13,7 +13,7 @@ import lensmith
 from lensmith.cli.app import app
 from lensmith.process import stopping
 from lensmith.process.errors import InputError
-from lensmith.read import dataset
+from lensmith.read import dataset, parts
 from lensmith.read.dataset import Request, Subject, settled
 from lensmith.source.residuals import CAPTURE_TOKENS
 from lensmith.source.tokenizer import Encoder
@@ -47,8 +47,8 @@ def rows(frame: pd.DataFrame, **where: object) -> pd.DataFrame:
 
 def test_rows_are_the_trajectories_of_their_texts(subject, request_, tmp_path, monkeypatch):
     """Position by position and layer by layer, though texts of other lengths shared the forward pass."""
-    monkeypatch.setattr(dataset, "CAPTURE_TOKENS", CAPTURE_TOKENS._replace(cpu=64))
-    monkeypatch.setattr(dataset, "PART_TEXTS", 2)
+    monkeypatch.setattr(parts, "CAPTURE_TOKENS", CAPTURE_TOKENS._replace(cpu=64))
+    monkeypatch.setattr(parts, "PART_TEXTS", 2)
     counts = dataset.write(tmp_path / "rows.parquet", subject, request_)
     written = pd.read_parquet(tmp_path / "rows.parquet")
     reader = lensmith.Reader(subject.lens, subject.backbone, "")
@@ -100,7 +100,7 @@ def test_the_last_position_alone_has_the_same_numbers(subject, request_, tmp_pat
 
 def test_a_run_that_was_stopped_goes_on(subject, request_, tmp_path, monkeypatch):
     """The file is the same, byte for byte, and no text is read twice."""
-    monkeypatch.setattr(dataset, "PART_TEXTS", 2)
+    monkeypatch.setattr(parts, "PART_TEXTS", 2)
     dataset.write(tmp_path / "whole.parquet", subject, request_)
     out, table, made = tmp_path / "rows.parquet", dataset._table, []
 
