@@ -278,7 +278,7 @@ def test_markup_that_escaping_had_missed_runs_nothing(browser, plain, tmp_path, 
 
 
 def test_no_template_says_that_a_value_is_safe():
-    """What is markup in a page stands in a template, or in the one line of page.py that ruff points at."""
+    """What is markup in a page stands in a template, or in the one line of html.py that ruff points at."""
     for template in (REPOSITORY / "src/lensmith").glob("*/templates/*"):
         text = template.read_text(encoding="utf-8")
         assert not re.search(r"\|\s*safe\b", text), template

@@ -29,26 +29,24 @@ Height = Callable[[float], float]  # where a number stands on the y axis
 
 
 def kl(curves: LayerCurves, judgement: Judgement) -> PlainFigure:
-    """KL(final, lens) over layers; diamonds where half of the answers reach a rank; guides at the gates' layers.
-
-    Heights are log2(1 + bits): the norm lens can be a hundred bits off where the others are a few, and the last layer
-    is zero.
-    """
-
-    def height(bits: float) -> float:
-        return math.log2(1 + bits)
-
-    figure = _over_layers(curves, judgement, KL_AXIS, height=height)
-    values = [point.value for lens in curves.lenses for point in curves.points(lens) if point.value is not None]
-    top = height(max(values, default=1.0))
-    ticks = [0.0, *(bits for power in range(-6, 12) if 0.06 * top <= height(bits := 2.0**power) <= top)]
+    """KL(final, lens) over layers; diamonds where half of the answers reach a rank; guides at the gates' layers."""
+    figure = _over_layers(curves, judgement, KL_AXIS, height=_log_height)
+    _log_axis(figure, [point for lens in curves.lenses for point in curves.points(lens)])
     # Room for the words below and beside the last layers' diamonds.
     figure.update_layout(margin_r=RIGHT_OF_WORDS)
-    figure.update_yaxes(
-        range=[-0.12 * top, 1.05 * top], zeroline=False,
-        tickvals=[height(bits) for bits in ticks], ticktext=[f"{bits:g}" for bits in ticks],
-    )  # fmt: skip
     return _plain(figure, WIDE)
+
+
+def bits_by_layer(curves: Sequence[tuple[str, Sequence[Point]]], title: str) -> PlainFigure:
+    """Named curves of bits over layers 1..L, each in the band of its interval."""
+    figure = go.Figure()
+    for (name, points), colour in zip(curves, palette.SERIES, strict=False):
+        _curve(figure, html.escape(name, quote=False), colour, points, _log_height)
+    points = [point for _, each in curves for point in each]
+    _log_axis(figure, points)
+    _layer_axis(figure, max(point.layer for point in points))
+    figure.update_yaxes(title=title)
+    return _plain(figure, HALF)
 
 
 def cosine(curves: LayerCurves, judgement: Judgement) -> PlainFigure:
@@ -211,39 +209,62 @@ def _over_layers(
     curves: LayerCurves, judgement: Judgement, title: str, *, words: bool = True, height: Height = float
 ) -> go.Figure:
     """A line for each lens in the band of its interval; diamonds, with words or without, at the first ranks."""
+    figure = go.Figure()
+    for lens in curves.lenses:
+        name = judgement.lens_name(lens)
+        _curve(figure, name, palette.LENSES[lens], curves.points(lens), height)
+        if lens in CROSSED:
+            _crossings(figure, curves, lens, name, height, words=words)
+    for percent in PERCENTILES:
+        # The layer that the gates read, not the exact share: a quarter of six layers is read at layer 2.
+        _guide(figure, judgement.layers[percent], f"{percent} %")
+    _layer_axis(figure, curves.n_layers)
+    figure.update_yaxes(title=title)
+    return figure
+
+
+def _curve(figure: go.Figure, name: str, colour: str, points: Sequence[Point], height: Height) -> None:
+    """A line through the points in the band of their intervals."""
 
     def heights(values: Iterable[float | None]) -> list[float | None]:
         return [None if value is None else height(value) for value in values]
 
-    figure = go.Figure()
-    for lens in curves.lenses:
-        points, name, colour = curves.points(lens), judgement.lens_name(lens), palette.LENSES[lens]
-        known = [point for point in points if point.lo is not None and point.hi is not None]
-        layers = [point.layer for point in known]
-        figure.add_scatter(
-            x=layers + layers[::-1],
-            y=heights([*(point.hi for point in known), *(point.lo for point in reversed(known))]),
-            fill="toself", fillcolor=colour, opacity=0.18, line={"width": 0}, mode="lines", hoverinfo="skip",
-            showlegend=False,
-        )  # fmt: skip
-        figure.add_scatter(
-            x=[point.layer for point in points], y=heights(point.value for point in points), name=name,
-            customdata=[point.value for point in points], mode="lines+markers", marker={"size": 5},
-            line={"color": colour, "width": 2.5},
-            hovertemplate=f"{name}<br>%{{customdata:.3f}} at layer %{{x}}<extra></extra>",
-        )  # fmt: skip
-        if lens in CROSSED:
-            _crossings(figure, curves, lens, name, height, words=words)
-    L = curves.n_layers
-    for percent in PERCENTILES:
-        # The layer that the gates read, not the exact share: a quarter of six layers is read at layer 2.
-        _guide(figure, judgement.layers[percent], f"{percent} %")
-    # About ten labels, the last layer among them where that is possible.
-    steps = [step for step in range(1, L + 1) if L / step <= 12]
-    tick = next((step for step in steps[:4] if L % step == 0), steps[0] if steps else 1)
-    figure.update_xaxes(title="layer", range=[-0.02 * L, 1.03 * L + 0.2], tick0=0, dtick=tick)
-    figure.update_yaxes(title=title)
-    return figure
+    known = [point for point in points if point.lo is not None and point.hi is not None]
+    layers = [point.layer for point in known]
+    figure.add_scatter(
+        x=layers + layers[::-1],
+        y=heights([*(point.hi for point in known), *(point.lo for point in reversed(known))]),
+        fill="toself", fillcolor=colour, opacity=0.18, line={"width": 0}, mode="lines", hoverinfo="skip",
+        showlegend=False,
+    )  # fmt: skip
+    figure.add_scatter(
+        x=[point.layer for point in points], y=heights(point.value for point in points), name=name,
+        customdata=[point.value for point in points], mode="lines+markers", marker={"size": 5},
+        line={"color": colour, "width": 2.5},
+        hovertemplate=f"{name}<br>%{{customdata:.3f}} at layer %{{x}}<extra></extra>",
+    )  # fmt: skip
+
+
+def _log_height(bits: float) -> float:
+    """log2(1 + bits): one lens can be a hundred bits off where another is a few, and the last layer is zero."""
+    return math.log2(1 + bits)
+
+
+def _log_axis(figure: go.Figure, points: Iterable[Point]) -> None:
+    """An axis of bits whose heights are `_log_height`."""
+    top = _log_height(max((point.value for point in points if point.value is not None), default=1.0)) or 1.0
+    ticks = [0.0, *(bits for power in range(-6, 12) if 0.06 * top <= _log_height(bits := 2.0**power) <= top)]
+    figure.update_yaxes(
+        range=[-0.12 * top, 1.05 * top], zeroline=False,
+        tickvals=[_log_height(bits) for bits in ticks], ticktext=[f"{bits:g}" for bits in ticks],
+    )  # fmt: skip
+
+
+def _layer_axis(figure: go.Figure, n_layers: int) -> None:
+    """Layers from 0; about ten labels, the last layer among them where that is possible."""
+    steps = [step for step in range(1, n_layers + 1) if n_layers / step <= 12]
+    tick = next((step for step in steps[:4] if n_layers % step == 0), steps[0] if steps else 1)
+    figure.update_xaxes(title="layer", range=[-0.02 * n_layers, 1.03 * n_layers + 0.2], tick0=0, dtick=tick)
 
 
 def _crossings(figure: go.Figure, curves: LayerCurves, lens: str, name: str, height: Height, *, words: bool) -> None:

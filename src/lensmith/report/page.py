@@ -9,9 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import plotly.offline
-from markupsafe import Markup
-
 from lensmith.files import artifacts
 from lensmith.judge import judgement, rank_cost
 from lensmith.judge.judgement import VERDICTS, Estimate, Judgement
@@ -19,7 +16,7 @@ from lensmith.judge.rank_cost import RankCurves
 from lensmith.lens.depth import PERCENTILES
 from lensmith.process import wording
 from lensmith.process.errors import InputError
-from lensmith.report import charts, curves, heatmap, palette
+from lensmith.report import charts, curves, heatmap, html
 from lensmith.report.curves import LayerCurves
 from lensmith.report.model_detail import ModelDetail
 from lensmith.settings import sections
@@ -127,7 +124,7 @@ class ReportFolders:
     detail: Path
 
 
-def build(folders: ReportFolders, html: Path, overview: Path) -> None:
+def build(folders: ReportFolders, page: Path, overview: Path) -> None:
     """Write the page and the table of all tuned curves.
 
     Raises:
@@ -140,14 +137,14 @@ def build(folders: ReportFolders, html: Path, overview: Path) -> None:
             f"{folders.resolved}: holds no model. `dvc repro resolve` writes one file for each. Nothing was changed."
         )
     models = [_read(file, folders) for file in files]
-    page = _page(models)
     rows = [
         (model.key, point.layer, 100 * point.layer / model.kl.n_layers, point.value)
         for model in models
         for point in model.kl.points("tuned")
     ]
+    text = _page(models)
     artifacts.write_csv(overview, OVERVIEW_COLUMNS, rows, digits=artifacts.TRACKED_DIGITS)
-    artifacts.write_text(html, page)
+    artifacts.write_text(page, text)
 
 
 def page_of(settings: Path, folders: ReportFolders) -> str:
@@ -174,19 +171,14 @@ def _read(file: Path, folders: ReportFolders) -> ModelSection:
 
 def _page(models: list[ModelSection]) -> str:
     verdicts = Counter(gate.verdict for model in models for gate in model.judgement.gates)
-    plotly_script = plotly.offline.get_plotlyjs()
-    budget = (PAGE_BYTES - len(plotly_script.encode())) // len(models) - MODEL_BYTES
-    return wording.render(
-        __package__,
+    budget = (PAGE_BYTES - len(html.plotly_script().encode())) // len(models) - MODEL_BYTES
+    return html.page(
         "report.html.j2",
+        "scripts.js.j2",
         models=models,
         details={model.key: model.detail.page_data(budget) for model in models},
         colours=heatmap.colours_as_data(),
-        light=palette.css_variables(palette.LIGHT),
-        dark=palette.css_variables(palette.DARK),
         percentiles=PERCENTILES,
         verdicts=[(word, verdicts[word]) for word in VERDICTS if verdicts[word]],
         overview=charts.overview({model.key: model.kl for model in models}),
-        # Plotly's script and our own, in which no value stands.
-        scripts=[Markup(text) for text in (plotly_script, wording.render(__package__, "scripts.js.j2"))],  # noqa: S704
     )
