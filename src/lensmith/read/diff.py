@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -105,18 +106,18 @@ def write(out: Path, pair: Pair, texts: Sequence[str], column: str, top_k: int) 
     table = partial(_table, pair, top_k)
     counts = parts.write(out / POSITIONS, texts, column, tokenizer, request=request, table=table)
     found = summarise(out / POSITIONS, pair, counts)
-    rows = [
+    layers = [
         (name, layer, estimate.value, estimate.lo, estimate.hi)
         for name, curve in found.by_layer.items()
         for layer, estimate in enumerate(curve, 1)
     ]
-    artifacts.write_csv(out / LAYERS, ("quantity", "layer", "mean", "lo", "hi"), rows)
-    rows = [
+    artifacts.write_csv(out / LAYERS, ("quantity", "layer", "mean", "lo", "hi"), layers)
+    kept = [
         (name, side, estimate.value, estimate.lo, estimate.hi)
         for name, by_side in found.depths.items()
         for side, estimate in by_side.items()
     ]
-    artifacts.write_csv(out / DEPTHS_TABLE, ("quantity", "model", "mean", "lo", "hi"), rows)
+    artifacts.write_csv(out / DEPTHS_TABLE, ("quantity", "model", "mean", "lo", "hi"), kept)
     artifacts.write_text(out / PAGE, difference.page(found))
     return found
 
@@ -146,7 +147,7 @@ def _table(pair: Pair, top_k: int, part: Part) -> pa.Table:
 
 
 @torch.inference_mode()
-def _read(pair: Pair, top_k: int, ids: Sequence[Sequence[int]]) -> tuple[list[Place], dict[str, NDArray[np.generic]]]:
+def _read(pair: Pair, top_k: int, ids: Sequence[Sequence[int]]) -> tuple[list[Place], dict[str, NDArray[Any]]]:
     """Both models at every position, in the order of the places: columns (n, L) by layer 1..L, or (n, top_k)."""
     backbones = [side.backbone for side in pair.sides]
     rows = max(1, LOGITS_BYTES.of(backbones[0].device) // (4 * backbones[0].d_vocab))

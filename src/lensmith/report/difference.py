@@ -100,8 +100,10 @@ def page(difference: Difference) -> str:
 
 def terminal_tables(difference: Difference) -> list[Table]:
     """The means at a quarter, half and three quarters of depth and at the end; the depths."""
-    style = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
-    by_layer = Table(title="mean over positions, in bits (interval over texts)", **style)
+    by_layer, depths = (
+        Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for title in ("mean over positions, bits (interval over texts)", "the first layer from which on …, mean")
+    )
     layers = [*(depth_layer(difference.n_layers, percent) for percent in PERCENTILES), difference.n_layers]
     by_layer.add_column("at layer", overflow="fold")
     for layer in layers:
@@ -109,7 +111,6 @@ def terminal_tables(difference: Difference) -> list[Table]:
     for name, curve in difference.by_layer.items():
         form = wording.percent if name == SAME_TOP else wording.number
         by_layer.add_row(Text(difference.title(name)), *(_stacked(curve[layer - 1], form) for layer in layers))
-    depths = Table(title="the first layer from which on …, mean", **style)
     for column in ("", *map(shown, difference.names), "second less first"):
         depths.add_column(Text(column), justify="right" if column else "left", overflow="fold")
     for name, words in DEPTHS.items():
