@@ -1,5 +1,6 @@
 """Checkpoints and their folders. test_resume shows that a fit resumes bit for bit."""
 
+import csv
 import fcntl
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from lensmith.files import cache
-from lensmith.lens import checkpoint, stage
+from lensmith.lens import checkpoint, optimizers, stage, training
 from lensmith.lens.checkpoint import Checkpoints, State
 from lensmith.lens.lens import Lens
 from lensmith.lens.objective import Validation
@@ -16,6 +17,7 @@ from lensmith.process import environment
 from lensmith.process.errors import InputError, ResourceError
 from lensmith.source import tensor_file
 from tests.support.settings import fit_params
+from tests.support.toy_fit import D, L, toy, toy_head
 
 START = Lens.start(fit_params(rank=2), n_layers=3, d_model=4)
 
@@ -63,6 +65,25 @@ def test_the_newest_two_stay_and_the_last_outlives_the_fit(tmp_path):
     checkpoints.save(state(3, finished=True))
     assert names(tmp_path) == [checkpoint.FINISHED]
     assert set(tensor_file.read(tmp_path / checkpoint.FINISHED)[0]) == {f"best/{name}" for name in START.tensors()}
+
+
+def test_the_log_grows_while_a_fit_runs(tmp_path, monkeypatch):
+    """fit_log.csv has each validation before the next step is taken; nothing of a checkpoint depends on it."""
+    settings = fit_params(rank=2, batch_seqs=8, validate_every=2, epochs=1, lr=0.02)
+    start, lengths, take_step = Lens.start(settings, L, D), [], optimizers.take_step
+
+    def counted(*arguments):
+        lengths.append(len((tmp_path / "fit_log.csv").read_text().splitlines()) - 1)
+        return take_step(*arguments)
+
+    monkeypatch.setattr(optimizers, "take_step", counted)
+    fit = training.fit(toy_head(), toy(64, seed=1), toy(16, seed=2), settings, start, checkpoints=Checkpoints(tmp_path))
+    written = list(csv.DictReader((tmp_path / "fit_log.csv").read_text().splitlines()))
+
+    assert lengths == [1 + step // 2 for step in range(8)]
+    assert [(int(row["step"]), float(row["val_kl_bits_mean"])) for row in written] == [
+        (row.step, row.val_kl_bits_mean) for row in fit.log
+    ]
 
 
 def test_the_clock_says_when_and_the_environment_how_often(tmp_path, monkeypatch):

@@ -10,12 +10,26 @@ from typing import Annotated
 import typer
 
 import lensmith
-from lensmith.cli import cache, check, diff, doctor, experiments, fleet, lenses, models, read, releases, report, verify
+from lensmith.cli import (
+    cache,
+    check,
+    diff,
+    doctor,
+    experiments,
+    fleet,
+    lenses,
+    models,
+    read,
+    releases,
+    report,
+    verify,
+    watch,
+)
 from lensmith.process import command
 from lensmith.process.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-for subject in (models, check, report, lenses, experiments, read, diff, verify, releases, doctor):
+for subject in (models, check, report, lenses, experiments, watch, read, diff, verify, releases, doctor):
     app.add_typer(subject.app)
 app.add_typer(cache.app, name="cache")
 app.add_typer(fleet.app, name="fleet")

@@ -23,7 +23,7 @@ from lensmith.judge.prompts import read_suite
 from lensmith.judge.rows import Measured
 from lensmith.judge.tables import RANKS, TRAJECTORIES, TUNED
 from lensmith.lens.depth import depth_layer
-from lensmith.lens.lens_file import RANK_CURVE
+from lensmith.lens.lens_file import FIT_LOG, RANK_CURVE
 from lensmith.lens.provenance import PROVENANCE, Provenance
 from lensmith.process.errors import IntegrityError
 from lensmith.settings.sections import ModelParams
@@ -63,7 +63,7 @@ def run(  # noqa: PLR0917 (a stage takes as many paths as it has)
     book = Book(measured, settings.gates)
     artifacts.write_csv(delta_kl, DELTA_COLUMNS, delta_rows(measured), digits=artifacts.TRACKED_DIGITS)
     artifacts.write_csv(earliness, EARLINESS_COLUMNS, earliness_rows(book), digits=artifacts.TRACKED_DIGITS)
-    log = curve_rows(lens / "fit_log.csv", CURVES, "positions", "best")
+    log = curve_rows(lens / FIT_LOG, CURVES, "positions", "best")
     artifacts.write_csv(training, TRAINING_COLUMNS, log, digits=artifacts.TRACKED_DIGITS)
     ranks = curve_rows(lens / RANK_CURVE, RANK_CURVES, "rank")
     artifacts.write_csv(rank_curve, RANK_COLUMNS, ranks, digits=artifacts.TRACKED_DIGITS)

@@ -18,12 +18,12 @@ from lensmith.lens import published, recording, training
 from lensmith.lens.checkpoint import LogRow
 from lensmith.lens.depth import PERCENTILES
 from lensmith.lens.lens import Lens
-from lensmith.lens.lens_file import PRISM, WEIGHTS
+from lensmith.lens.lens_file import FIT_LOG, PRISM, WEIGHTS
 from lensmith.lens.objective import Validation
 from lensmith.lens.prism import Prism
 from lensmith.lens.provenance import PROVENANCE, Provenance
 from lensmith.lens.schedule import Schedule, scaled_to_vocabulary
-from lensmith.lens.stage import FIT_LOG, prism_record_of
+from lensmith.lens.stage import prism_record_of
 from lensmith.process import git
 from lensmith.process.errors import IntegrityError
 from lensmith.settings import fingerprint

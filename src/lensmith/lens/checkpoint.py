@@ -2,6 +2,7 @@
 
     <folder>/step-00000450.safetensors    trained/<name>, best/<name>, optimizer/<i>/<leaf>/<name>; facts
     <folder>/finished.safetensors         best/<name>; facts
+    <folder>/fit_log.csv                  the validations so far, for `lensmith watch`
 
 No random state is kept: batches, draws and learning rate are functions of the step. The moment of a checkpoint changes
 no bit of a fit, so the clock decides: every LENSMITH_CHECKPOINT_SECONDS, in the background, one at a time. The newest
@@ -12,17 +13,18 @@ and the fit is then not run again.
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, InstanceOf
 from torch import Tensor
 
-from lensmith.files import cache
+from lensmith.files import artifacts, cache
 from lensmith.lens.lens import Lens
+from lensmith.lens.lens_file import FIT_LOG
 from lensmith.lens.objective import Validation
 from lensmith.process import amounts, environment
 from lensmith.process.errors import IntegrityError, ResourceError
@@ -114,6 +116,11 @@ class Checkpoints:
                 "prune --keep 0` frees others; or set LENSMITH_HOME to a larger disk. No step was taken."
             )
 
+    def show(self, log: Sequence[LogRow]) -> None:
+        """Write the validations so far. They are no part of a checkpoint; people watch them."""
+        if self.folder is not None:
+            write_log(self.folder, log)
+
     @property
     def is_due(self) -> bool:
         """Whether it is time for a checkpoint and the last one is written."""
@@ -159,6 +166,11 @@ class Checkpoints:
         if self.folder is None:
             return []
         return [*sorted(self.folder.glob("step-*.safetensors")), *self.folder.glob(FINISHED)]
+
+
+def write_log(folder: Path, log: Sequence[LogRow]) -> None:
+    """fit_log.csv of a folder. Raises ResourceError where it cannot be written."""
+    artifacts.write_csv(folder / FIT_LOG, [field.name for field in fields(LogRow)], map(astuple, log))
 
 
 def _packed(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:

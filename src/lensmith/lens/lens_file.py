@@ -22,6 +22,7 @@ FORMS = {
 
 LADDER = "ladder"  # folder of the smaller kinds, beside the lens
 RANK_CURVE = "rank_curve.csv"
+FIT_LOG = "fit_log.csv"
 PRISM = "prism.safetensors"
 PRISM_TENSORS = ("mean", "inv_scale", "rotation")
 

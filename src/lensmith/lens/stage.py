@@ -5,14 +5,13 @@ for each kind of `fit.ladder`, fit on the same residuals by the same code; and p
 for it. A lens of kind `jacobian` is a mean over text, and one of kind `imported` is read: both are validated, not fit.
 """
 
-from dataclasses import astuple, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lensmith.files import artifacts, cache
 from lensmith.lens import closed_form, jacobian, published, rank_curve, recording, training
-from lensmith.lens.checkpoint import Checkpoints, LogRow
+from lensmith.lens.checkpoint import Checkpoints, write_log
 from lensmith.lens.divergence import LinearKL
 from lensmith.lens.lens import Lens
 from lensmith.lens.lens_file import LADDER, PRISM, RANK_CURVE, WEIGHTS
@@ -27,7 +26,6 @@ from lensmith.source.backbone import Backbone
 from lensmith.source.placement import LensMemory
 from lensmith.source.residuals import Residuals
 
-FIT_LOG = "fit_log.csv"
 # Steps and peak rate for a bias. They need no setting: in whitened coordinates a step has one scale for all models.
 BIAS_STEPS, BIAS_LR = 96, 1e-2
 KINDS = ("identity", "temperature", "bias", "low_rank", "full")  # each has the parameters of those before it
@@ -80,7 +78,7 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
         for kind, fit in fits.items():
             folder = out if kind == scaled.kind else out / LADDER / kind
             fit.lens.save(folder)
-            artifacts.write_csv(folder / FIT_LOG, [field.name for field in fields(LogRow)], map(astuple, fit.log))
+            write_log(folder, fit.log)
             recording.provenance_of(
                 fit,
                 settings.model_copy(update={"fit": rung(settings.fit, kind, train)}),

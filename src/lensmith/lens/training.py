@@ -228,6 +228,7 @@ def train_steps(task: Task, start: Lens, checkpoints: Checkpoints, *, state: Sta
         task.train.tokens_forwarded = state.tokens_forwarded
         optimizers.restore(layer_optimizers, state.optimizers)
     progress.advance(0, kl_bits=state.best.at_depths)
+    checkpoints.show(state.log)
 
     def save(*, wait: bool = False) -> None:
         state.optimizers = [optimizer.state_dict()["state"] for optimizer in layer_optimizers]
@@ -245,6 +246,7 @@ def train_steps(task: Task, start: Lens, checkpoints: Checkpoints, *, state: Sta
             progress.advance()
             if schedule.is_judged(state.step):
                 judge(task, state, coordinates.leave(state.trained, state.best_lens), progress)
+                checkpoints.show(state.log)
                 if state.waited >= settings.patience:
                     break
             if stop.signal is not None:

@@ -190,9 +190,7 @@ def depths(top: NDArray[Any], kl_final_lens_bits: NDArray[Any], at: Sequence[int
     return {name: pa.array(layers[settled(each)], type=pa.int16()) for name, each in zip(DEPTHS, holds, strict=True)}
 
 
-def by_layer(
-    values: NDArray[Any], kind: type[np.generic], at: Sequence[int], absent: ArrayLike = False
-) -> pa.Array:
+def by_layer(values: NDArray[Any], kind: type[np.generic], at: Sequence[int], absent: ArrayLike = False) -> pa.Array:
     """A column of lists by layer 0..L, from values (n, len(at), ...) at the layers that were read, L the last of them.
 
     Args:

@@ -1,8 +1,9 @@
-"""Tables for a terminal: the verdicts of all models, the lenses of a release, what the cache holds."""
+"""Tables for a terminal: verdicts of all models, lenses of a release, entries of the cache, curves of a fit."""
 
 import datetime as dt
+import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -21,6 +22,8 @@ from lensmith.process.errors import shown
 from lensmith.report import palette
 
 PIPED = 160  # columns of a wide table that goes into a file
+BARS = "▁▂▃▄▅▆▇█"
+CURVE = 40  # validations that a curve shows
 SHORT = 12  # characters of a bank's key, which is a hash
 LEGEND = ", ".join(f"{wording.SYMBOLS[verdict]} {verdict}" for verdict in palette.VERDICTS_IN_A_TERMINAL)
 
@@ -107,3 +110,23 @@ def cache_entries(entries: Iterable[CacheEntry]) -> Table:
         used = dt.datetime.fromtimestamp(entry.used).astimezone().strftime("%Y-%m-%d %H:%M")
         table.add_row(entry.kind, entry.key[:SHORT], amounts.size(entry.size), used, entry.contents())
     return table
+
+
+def fits(logs: Mapping[str, Sequence[Mapping[str, str]]]) -> Table:
+    """One line for each kind of lens, from the lines of its fit_log.csv."""
+    table = Table(title="KL(final, lens), bits", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("kind", "step", "training", "held out"):
+        table.add_column(column, justify="left" if column == "kind" else "right", no_wrap=True)
+    table.add_column("held out so far", no_wrap=True)
+    for kind, rows in logs.items():
+        last, means = rows[-1], [float(row["val_kl_bits_mean"]) for row in rows]
+        trained = wording.number(float(last["train_kl_bits"])) if last["train_kl_bits"] else ""
+        table.add_row(kind, last["step"], trained, wording.number(means[-1]), sparkline(means[-CURVE:]))
+    return table
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Numbers above zero as bars, by their logarithms: the lowest has the lowest bar."""
+    logs = [math.log(max(value, 1e-9)) for value in values]
+    low, span = min(logs), max(logs) - min(logs)
+    return "".join(BARS[round((len(BARS) - 1) * (each - low) / span) if span else 0] for each in logs)
