@@ -89,10 +89,10 @@ def test_means_are_over_positions_of_all_texts(compared):
     assert found.counts == {"read": 4, "empty": 1} and found.n_positions == len(rows)
     for name in diff.DISTANCES:
         wanted = np.stack(rows[name])[:, 1:].astype(float).mean(0)
-        np.testing.assert_allclose([each.value for each in found.by_layer[name]], wanted, rtol=1e-6)
-        assert all(each.lo <= each.value <= each.hi and each.units == 4 for each in found.by_layer[name])
+        np.testing.assert_allclose([each.value for each in found.by_layer[name].values()], wanted, rtol=1e-6)
+        assert all(each.lo <= each.value <= each.hi and each.units == 4 for each in found.by_layer[name].values())
     same = [np.mean([a[at] == b[at] for a, b in zip(rows.top_id_a, rows.top_id_b, strict=True)]) for at in (1, 2, 3)]
-    np.testing.assert_allclose([each.value for each in found.by_layer["same_top"]], same)
+    np.testing.assert_allclose([each.value for each in found.by_layer["same_top"].values()], same)
     depth = found.depths["commitment_depth_0.5_bits"]
     means = [rows[f"commitment_depth_0.5_bits_{side}"].mean() for side in "ab"]
     np.testing.assert_allclose([depth[name].value for name in ("a", "b", "b_less_a")], [*means, means[1] - means[0]])
@@ -105,8 +105,8 @@ def test_many_texts_share_clusters(compared, pair, texts, monkeypatch):
     fewer = diff.summarise(out / "positions.parquet", pair, found.counts)
 
     for name, curve in found.by_layer.items():
-        np.testing.assert_allclose([each.value for each in fewer.by_layer[name]], [each.value for each in curve])
-    assert fewer.by_layer["same_top"][0].units == 2
+        np.testing.assert_allclose([fewer.by_layer[name][at].value for at in curve], [e.value for e in curve.values()])
+    assert fewer.by_layer["same_top"][1].units == 2
 
 
 def test_the_widest_positions_come_first_with_their_context(compared, monkeypatch):
@@ -125,9 +125,21 @@ def test_a_model_and_itself_do_not_differ(pair, texts, tmp_path):
     same = Pair(("first", "first"), (pair.sides[0], pair.sides[0]))
     found = diff.write(tmp_path / "out", same, [texts], "text", 1)
 
-    assert all(each.value == 0 for name in ("kl_a_b_bits", "kl_b_a_bits") for each in found.by_layer[name])
-    assert all(each.value == 1 for each in found.by_layer["same_top"])
+    assert all(each.value == 0 for name in ("kl_a_b_bits", "kl_b_a_bits") for each in found.by_layer[name].values())
+    assert all(each.value == 1 for each in found.by_layer["same_top"].values())
     assert all(by_side["b_less_a"].value == 0 for by_side in found.depths.values())
+
+
+def test_layers_that_one_lens_lacks_are_left_out(pair, texts, tmp_path):
+    """A published lens may have no map of some; depths are over the layers that both read."""
+    a, b = pair.sides
+    lacking = replace(pair, sides=(a, replace(b, lens=replace(b.lens, absent=(2,)))))
+    found = diff.write(tmp_path / "out", lacking, [texts], "text", 1)
+    rows = pd.read_parquet(tmp_path / "out" / "positions.parquet")
+
+    assert all(list(curve) == [1, 3] for curve in found.by_layer.values())
+    assert np.isnan(np.stack(rows.kl_a_b_bits).astype(float)[:, [0, 2]]).all()
+    assert {*rows.prediction_depth_a, *rows.prediction_depth_b} <= {1, 3}
 
 
 def test_models_that_cannot_be_compared_are_refused(pair, texts, tmp_path):

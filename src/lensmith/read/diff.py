@@ -9,8 +9,9 @@ A row of positions.parquet is one position of one text, with `parts.COLUMNS` and
     kl_a_b_bits            by layer: KL(lens of a || lens of b); at the last layer of the models themselves
     kl_b_a_bits            by layer: the other way round
 
-Lists begin with layer 0, the embedding, which no tuned lens reads. Means and intervals are computed from that file, a
-part at a time. An interval resamples texts: neighbouring positions of a text are alike.
+Lists begin with layer 0, the embedding. They are empty there, and at layers that one of the lenses does not read. Means
+and intervals are computed from that file, a part at a time. An interval resamples texts: neighbouring positions of a
+text are alike.
 """
 
 import heapq
@@ -77,6 +78,12 @@ class Pair:
     def n_layers(self) -> int:
         return self.sides[0].backbone.n_layers
 
+    @property
+    def layers(self) -> list[int]:
+        """The layers that both lenses read; the last one is among them."""
+        ours, theirs = (side.lens.layers for side in self.sides)
+        return sorted({*ours} & {*theirs})
+
     def encode(self, part: Part) -> list[list[int]]:
         """The ids of each text, which must be the same for both. InputError where they are not."""
         ours, theirs = (part.encode(side.encode) for side in self.sides)
@@ -109,7 +116,7 @@ def write(out: Path, pair: Pair, texts: Sequence[str], column: str, top_k: int) 
     layers = [
         (name, layer, estimate.value, estimate.lo, estimate.hi)
         for name, curve in found.by_layer.items()
-        for layer, estimate in enumerate(curve, 1)
+        for layer, estimate in curve.items()
     ]
     artifacts.write_csv(out / LAYERS, ("quantity", "layer", "mean", "lo", "hi"), layers)
     kept = [
@@ -137,18 +144,18 @@ def _table(pair: Pair, top_k: int, part: Part) -> pa.Table:
     columns = part.columns(places, whole, following, words)
     for side, backbone in zip(SIDES, backbones, strict=True):
         top, kl = found[f"top_id_{side}"], found[f"kl_final_lens_bits_{side}"]
-        columns |= {f"{name}_{side}": values for name, values in depths(top, kl, 1).items()}
+        columns |= {f"{name}_{side}": values for name, values in depths(top, kl, pair.layers).items()}
         columns[f"final_token_{side}"] = [word(backbone, token) for token in top[:, -1].tolist()]
-        columns[f"top_id_{side}"] = by_layer(top, np.int32, 1)
+        columns[f"top_id_{side}"] = by_layer(top, np.int32, pair.layers)
         columns[f"top_ids_{side}"] = found[f"top_ids_{side}"].tolist()
         columns[f"top_p_{side}"] = found[f"top_p_{side}"].tolist()
-    columns |= {name: by_layer(found[name], np.float32, 1) for name in DISTANCES}
+    columns |= {name: by_layer(found[name], np.float32, pair.layers) for name in DISTANCES}
     return pa.table(columns, schema=schema).sort_by([("text", "ascending"), ("pos", "ascending")])
 
 
 @torch.inference_mode()
 def _read(pair: Pair, top_k: int, ids: Sequence[Sequence[int]]) -> tuple[list[Place], dict[str, NDArray[Any]]]:
-    """Both models at every position, in the order of the places: columns (n, L) by layer 1..L, or (n, top_k)."""
+    """Both models at every position, in the order of the places: columns (n, layers), or (n, top_k)."""
     backbones = [side.backbone for side in pair.sides]
     rows = max(1, LOGITS_BYTES.of(backbones[0].device) // (4 * backbones[0].d_vocab))
     wider = max(backbones, key=lambda backbone: backbone.d_model)
@@ -176,7 +183,7 @@ def _compare(pair: Pair, top_k: int, streams: tuple[Tensor, Tensor]) -> dict[str
     dot = torch.linalg.vecdot
     finals = read(pair.n_layers)
     columns = defaultdict[str, list[Tensor]](list)
-    for layer in range(1, pair.n_layers + 1):
+    for layer in pair.layers:
         (log_a, a), (log_b, b) = lenses = read(layer)
         columns["kl_a_b_bits"].append(dot(a, log_a) - dot(a, log_b))
         columns["kl_b_a_bits"].append(dot(b, log_b) - dot(b, log_a))
@@ -202,8 +209,7 @@ def _schema(n_layers: int, top_k: int) -> pa.Schema:
 
 def summarise(path: Path, pair: Pair, counts: Counter[str]) -> Difference:
     """What positions.parquet says in the mean, and where the models differ most; it is read a part at a time."""
-    n_layers = pair.n_layers
-    by_layer_sums = {name: np.zeros((CLUSTERS, n_layers)) for name in (*DISTANCES, SAME_TOP)}
+    by_layer_sums = {name: np.zeros((CLUSTERS, len(pair.layers))) for name in (*DISTANCES, SAME_TOP)}
     depth_sums = {name: {side: np.zeros((CLUSTERS, 1)) for side in (*SIDES, B_LESS_A)} for name in DEPTHS}
     n_positions, widest = np.zeros(CLUSTERS), list[tuple[float, int, int, WidePosition]]()
     file = pq.ParquetFile(path)
@@ -211,7 +217,9 @@ def summarise(path: Path, pair: Pair, counts: Counter[str]) -> Difference:
         table = file.read_row_group(number)
         cluster = table["text"].to_numpy() % CLUSTERS
         np.add.at(n_positions, cluster, 1)
-        layers = {name: _by_layer(table, name) for name in (*DISTANCES, *(f"top_id_{side}" for side in SIDES))}
+        layers = {
+            name: _by_layer(table, name, pair.layers) for name in (*DISTANCES, *(f"top_id_{side}" for side in SIDES))
+        }
         layers[SAME_TOP] = (layers["top_id_a"] == layers["top_id_b"]).astype(float)
         for name, sums in by_layer_sums.items():
             np.add.at(sums, cluster, layers[name])
@@ -234,16 +242,16 @@ def summarise(path: Path, pair: Pair, counts: Counter[str]) -> Difference:
         names=pair.names,
         counts=dict(counts),
         n_positions=int(n_positions.sum()),
-        by_layer={name: means(sums) for name, sums in by_layer_sums.items()},
+        by_layer={name: dict(zip(pair.layers, means(sums), strict=True)) for name, sums in by_layer_sums.items()},
         depths={name: {side: means(each)[0] for side, each in sums.items()} for name, sums in depth_sums.items()},
         widest=[position for *_, position in widest],
     )
 
 
-def _by_layer(table: pa.Table, name: str) -> Floats:
-    """A column of lists as (n, L), without layer 0."""
+def _by_layer(table: pa.Table, name: str, layers: Sequence[int]) -> Floats:
+    """A column of lists at some layers, (n, layers)."""
     values = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    rows: Floats = values.reshape(len(table), -1)[:, 1:].astype(float)
+    rows: Floats = values.reshape(len(table), -1)[:, layers].astype(float)
     return rows
 
 

@@ -54,13 +54,18 @@ class Difference:
     names: tuple[str, str]
     counts: dict[str, int]  # texts that were read, and others by reason
     n_positions: int
-    by_layer: dict[str, list[Estimate]]  # of QUANTITIES, at layers 1..L
+    by_layer: dict[str, dict[int, Estimate]]  # of QUANTITIES, at the layers that both lenses read
     depths: dict[str, dict[str, Estimate]]  # of DEPTHS, a layer: by SIDES and B_LESS_A
     widest: list[WidePosition]  # by KL, largest first
 
     @property
     def n_layers(self) -> int:
-        return len(self.by_layer[SAME_TOP])
+        return max(self.by_layer[SAME_TOP])
+
+    @property
+    def final(self) -> dict[str, Estimate]:
+        """QUANTITIES at the last layer, of the models themselves."""
+        return {name: curve[self.n_layers] for name, curve in self.by_layer.items()}
 
     @property
     def skipped(self) -> str:
@@ -74,8 +79,8 @@ class Difference:
 
     def layers(self) -> Iterator[tuple[int, list[Estimate]]]:
         """(layer, QUANTITIES there)."""
-        for layer in range(1, self.n_layers + 1):
-            yield layer, [self.by_layer[name][layer - 1] for name in QUANTITIES]
+        for layer in self.by_layer[SAME_TOP]:
+            yield layer, [self.by_layer[name][layer] for name in QUANTITIES]
 
 
 def page(difference: Difference) -> str:
@@ -104,13 +109,14 @@ def terminal_tables(difference: Difference) -> list[Table]:
         Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for title in ("mean over positions, bits (interval over texts)", "the first layer from which on …, mean")
     )
-    layers = [*(depth_layer(difference.n_layers, percent) for percent in PERCENTILES), difference.n_layers]
+    wanted = [*(depth_layer(difference.n_layers, percent) for percent in PERCENTILES), difference.n_layers]
+    layers = [layer for layer in dict.fromkeys(wanted) if layer in difference.by_layer[SAME_TOP]]
     by_layer.add_column("at layer", overflow="fold")
     for layer in layers:
         by_layer.add_column(str(layer), justify="right")
     for name, curve in difference.by_layer.items():
         form = wording.percent if name == SAME_TOP else wording.number
-        by_layer.add_row(Text(difference.title(name)), *(_stacked(curve[layer - 1], form) for layer in layers))
+        by_layer.add_row(Text(difference.title(name)), *(_stacked(curve[layer], form) for layer in layers))
     for column in ("", *map(shown, difference.names), "second less first"):
         depths.add_column(Text(column), justify="right" if column else "left", overflow="fold")
     for name, words in DEPTHS.items():
@@ -124,5 +130,5 @@ def _stacked(estimate: Estimate, form: Callable[[float | None], str]) -> str:
     return f"{value}\n{form(estimate.lo)} to {form(estimate.hi)}" if estimate.has_interval else value
 
 
-def _points(curve: list[Estimate]) -> list[Point]:
-    return [Point(layer, each.value, lo=each.lo, hi=each.hi) for layer, each in enumerate(curve, 1)]
+def _points(curve: dict[int, Estimate]) -> list[Point]:
+    return [Point(layer, each.value, lo=each.lo, hi=each.hi) for layer, each in curve.items()]
