@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from lensmith.process.errors import LINE, shown
 
@@ -32,13 +31,13 @@ def diff(
     """
     from lensmith.read import diff as comparing
     from lensmith.read.dataset import Subject
-    from lensmith.report import difference
+    from lensmith.report import difference, terminal
 
     pair = comparing.Pair((a, b), (Subject.load(a), Subject.load(b)))
     with nullcontext(out) if out else tempfile.TemporaryDirectory() as folder:
         found = comparing.write(Path(folder), pair, texts, column, top_k)
     for table in difference.terminal_tables(found):
-        Console().print(table)
+        terminal.console().print(table)
     left_out = f"; left out: {found.skipped}" if found.skipped else ""
     typer.echo(shown(f"{found.n_positions} positions of {found.counts['read']} texts{left_out}", LINE))
     if out is not None:
