@@ -27,16 +27,16 @@ def backbone() -> Backbone:
 
 
 def derivatives(backbone: Backbone, tokens: np.ndarray) -> Tensor:
-    """dh_final[q] / dh_l[p] of one sequence: (L - 1, q, d_final, p, d), by one backward pass a number of h_final."""
+    """dh_final[q] / dh_l[p] of one sequence: (L - 1, q, d_final, p, d), by one-hot gradients."""
     hidden = []
     hooks = [block.register_forward_hook(lambda _m, _a, out: hidden.append(out)) for block in backbone.anatomy.blocks]
     with torch.enable_grad():
         backbone.anatomy.body.requires_grad_(True)(torch.from_numpy(tokens.astype(np.int64))[None])
     for hook in hooks:
         hook.remove()
-    rows = [torch.autograd.grad(number, hidden[:-1], retain_graph=True) for number in hidden[-1].flatten()]
-    by_layer = [torch.stack([row[layer][0] for row in rows]) for layer in range(L - 1)]
-    return torch.stack(by_layer).unflatten(1, (T, D))
+    one_hot = torch.eye(T * D, dtype=torch.float64).view(T * D, 1, T, D)
+    by_layer = torch.autograd.grad(hidden[-1], hidden[:-1], one_hot, is_grads_batched=True)
+    return torch.stack([rows[:, 0] for rows in by_layer]).unflatten(1, (T, D))
 
 
 @pytest.fixture(scope="module")

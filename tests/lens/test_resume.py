@@ -24,9 +24,9 @@ SHORT = (
     "tmpfs",
     "mutants",
     "steps:bf16",
-    "mutants:bf16",
 )
 FULL = (
+    "mutants:bf16",
     "steps:muon",
     "steps:bias",
     "every_write",
@@ -90,12 +90,6 @@ def test_the_full_matrix(name, record_property):
     record_property(PROMISES[name], f"0 of {result['rounds']}")
 
 
-def stage(out: str) -> list[str]:
-    """Stage `fit` as dvc.yaml runs it, into a folder of its own."""
-    paths = {"settings": "resolved/models/one.json", "code": "resolved/code/fit.json", "corpus": "artifacts/one/corpus"}
-    return ["python", "-m", "stages.fit", *(w for k, v in (paths | {"lens": out}).items() for w in (f"--{k}", v))]
-
-
 def begin(lab: Lab, home: str, *command: str, seconds: int = 0) -> "subprocess.Popen[str]":
     """A command in a cache of its own that writes a checkpoint every so many seconds, or after every step."""
     variables = {"LENSMITH_HOME": str(lab.root / home), "LENSMITH_CHECKPOINT_SECONDS": str(seconds)}
@@ -120,10 +114,10 @@ def test_dvc_is_killed_and_started_again_at_once(tmp_path):
     first.communicate()  # as a shell would: to DVC a process that nobody waited for is alive
     second = begin(lab, "orphan", "dvc", "repro", "fit@one", seconds=240)
     output, _ = second.communicate(timeout=200)
-    lab.run(*stage("whole"))
 
     assert second.returncode == 0, output
     assert "goes on from its checkpoint of step" in output
+    lab.run_here("fit", "one", lens="whole")
     assert artifacts.sha256_tree(lab.root / "artifacts/one/lens") == artifacts.sha256_tree(lab.root / "whole")
 
 

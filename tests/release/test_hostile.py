@@ -29,7 +29,7 @@ from tests.support.released import TINY, save_release
 from tests.support.settings import REPOSITORY
 from tests.support.tiny import tiny_model
 
-SECONDS, BYTES = 2.0, 512 << 20  # that one refusal may take
+SECONDS, BYTES = 2.0, 512 << 20  # of the processor and of memory, that one refusal may take
 # Which ways in can know that a bundle is not what it should be.
 REFUSE = {
     "all": {"load", "streamed", "streamed alone", "Lens.load", "lensmith verify"},
@@ -81,7 +81,7 @@ def read(good) -> tuple[dict[Any, Any], int, set[str]]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -103,7 +103,7 @@ def test_every_hostile_lens_is_refused_by_every_way_in(read, record_property):
     assert not wrong, "\n".join(wrong)
     assert slowest <= SECONDS
     record_property("hostile lens bundles, each refused by every way in", len(BUNDLES))
-    record_property("slowest refusal of a bundle, seconds", round(slowest, 2))
+    record_property("slowest refusal of a bundle, seconds of a processor", round(slowest, 2))
 
 
 def test_every_hostile_lens_of_tuned_lens_is_refused(read, record_property):
@@ -117,7 +117,7 @@ def test_every_hostile_lens_of_tuned_lens_is_refused(read, record_property):
     assert not wrong, "\n".join(wrong)
     assert slowest <= SECONDS
     record_property("hostile lenses of tuned-lens, each refused", len(PUBLISHED))
-    record_property("slowest refusal of one, seconds", round(slowest, 2))
+    record_property("slowest refusal of one, seconds of a processor", round(slowest, 2))
 
 
 def faults(outcome: dict[str, Any], words: str) -> list[bool]:

@@ -20,6 +20,7 @@ from lensmith.source import placement
 from lensmith.source.backbone import Backbone
 from lensmith.source.placement import GIB, NO_LENS, LensMemory, MemoryNeeds
 from lensmith.source.skeleton import Skeleton, block_lists, meta_model
+from tests.support.gguf_models import save_gguf
 from tests.support.lab import REPOSITORY, Lab
 from tests.support.settings import atlas, fit_params
 from tests.support.tiny import save_tiny, tiny_model
@@ -176,11 +177,15 @@ def test_the_memory_of_a_fit_is_that_of_its_tensors():
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", *(pytest.param(name, marks=pytest.mark.long) for name in ("gemma2", "qwen3", "mixtral"))]
+    "family",
+    ["llama", *(pytest.param(name, marks=pytest.mark.long) for name in ("gemma2", "qwen3", "mixtral", "gguf"))],
 )
 def test_two_processes_give_the_same_residuals_up_to_rounding(tmp_path, family):
     """On gloo: every layer, the model's own logits, and the very same head."""
-    save_tiny(tmp_path, family, n_layers=3)
+    if family == "gguf":
+        save_gguf(tmp_path / "tiny.gguf", "Q8_0")
+    else:
+        save_tiny(tmp_path, family, n_layers=3)
     program = [sys.executable, "-m", "tests.support.ranks_program", str(tmp_path)]
     done = subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,5 @@
 """Quantised checkpoints of bitsandbytes and torchao: used without conversion, and recorded in the provenance."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +133,3 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(quantizer_bnb_4bit, "is_bitsandbytes_available", lambda: False)
     with pytest.raises(InputError, match=r"requires bitsandbytes: .*pip install .*The model was not loaded"):
         load(folder)
-
-
-def test_torchao_is_quiet_where_it_is_installed():
-    """In README's lines transformers imports it, whatever the model. Of stages test_layout says so."""
-    line = "import lensmith, transformers.modeling_utils"
-    done = subprocess.run([sys.executable, "-c", line], capture_output=True, check=True)
-
-    assert done.stderr == b""

@@ -88,8 +88,8 @@ def command(name: str, place: Path) -> None:
 
 
 def outcome(read: Callable[[], object]) -> dict[str, Any]:
-    begin = time.monotonic()
-    signal.alarm(20)
+    begin = time.process_time()  # of the processor: others may keep it busy
+    signal.alarm(120)
     found: dict[str, Any] = {"error": None, "said": "", "code": 0}
     try:
         read()
@@ -101,11 +101,11 @@ def outcome(read: Callable[[], object]) -> dict[str, Any]:
         found |= {"error": f"bug: {type(error).__name__}", "said": repr(error)[:500], "code": 1}
     finally:
         signal.alarm(0)
-    return found | {"seconds": time.monotonic() - begin}
+    return found | {"seconds": time.process_time() - begin}
 
 
 def late(*_: object) -> None:
-    raise TimeoutError("no answer after 20 seconds")
+    raise TimeoutError("no answer after two minutes")
 
 
 def main() -> None:

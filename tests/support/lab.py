@@ -1,5 +1,6 @@
 """A whole lab in a temporary folder: this tree's code and dvc.yaml, two tiny models, and real `dvc repro`."""
 
+import importlib
 import json
 import os
 import re
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from ruamel.yaml import YAML
 
 from lensmith.lab import registry
@@ -96,6 +99,25 @@ class Lab:
         ran = set(re.findall(r"Running stage '([^']+)'", done))
         restored = set(re.findall(r"Stage '([^']+)' is cached - skipping run", done))
         return ran, restored
+
+    def run_here(self, stage: str, key: str, **paths: str) -> None:
+        """A stage of a model as dvc.yaml has it, in this process: another one would import torch anew.
+
+        Args:
+            paths: options and where they lead instead.
+        """
+        command = YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"][stage]["do"]["cmd"].replace("${key}", key)
+        module, *words = command.removeprefix("exec python -m ").split()
+        for name, path in paths.items():
+            words[words.index(f"--{name}") + 1] = path
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as a process of the lab has: their number changes the last bits
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.root)
+            patch.setenv("LENSMITH_HOME", str(self.root / ".lensmith"))
+            patch.setattr(sys, "argv", [module, *words])
+            importlib.import_module(module).main()
+        torch.set_num_threads(threads)
 
     def commit(self, message: str) -> None:
         self.run("git", "add", "--all")
