@@ -76,7 +76,9 @@ class Lab:
         settings = {**self.settings, "publish": {**self.settings["publish"], **publish}}
         artifacts.write_json(self.out / "settings" / "tiny.json", settings)
         files = {"settings": "settings/tiny.json", "judgement": "judgement/tiny.json"}
-        files |= {name: f"{name}/tiny.csv" for name in ("kl", "cosine", "earliness", "training", "rank_curve")}
+        files |= {
+            name: f"{name}/tiny.csv" for name in ("kl", "cosine", "causal", "earliness", "training", "rank_curve")
+        }
         files["detail"] = "detail/tiny.json"
         paths = self.at("corpus", "lens", "release") | {name: str(self.out / file) for name, file in files.items()}
         self.client.call("stage", name="publish", settings=settings, paths=paths)

@@ -44,8 +44,8 @@ from lensmith.read.parts import Part, Place
 from lensmith.read.text import word
 from lensmith.report import difference
 from lensmith.report.difference import B_LESS_A, SAME_TOP, SIDES, Difference, WidePosition
+from lensmith.source.configuration import max_length
 from lensmith.source.head import ByDevice
-from lensmith.source.skeleton import max_length
 
 POSITIONS, LAYERS, DEPTHS_TABLE, PAGE = "positions.parquet", "layers.csv", "depths.csv", "diff.html"
 DISTANCES = ("kl_final_lens_bits_a", "kl_final_lens_bits_b", "kl_a_b_bits", "kl_b_a_bits")

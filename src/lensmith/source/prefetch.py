@@ -16,7 +16,6 @@ from lensmith.files import artifacts
 from lensmith.hub import models, published
 from lensmith.hub.pins import LensPin, ModelPin
 from lensmith.process.errors import InputError
-from lensmith.process.progress import Progress
 from lensmith.settings.sections import CorpusParams, ModelParams
 from lensmith.source import configuration, documents, packing
 from lensmith.source.chats import ChatRenderer
