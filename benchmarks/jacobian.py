@@ -69,7 +69,6 @@ def measured(backbone: Backbone, tokens: NDArray[np.uint32], args: argparse.Name
     d_model = backbone.d_model
     rows = torch.linspace(0, d_model - 1, min(args.rows, d_model)).long()
     texts, prompts = tokens[: args.seqs], tokens[: args.prompts, :PROMPT]
-    backbone.model.requires_grad_(False)
 
     def all_positions() -> Tensor:
         with mock.patch.object(jacobian, "OwnPosition", nullcontext):
@@ -107,10 +106,28 @@ def measured(backbone: Backbone, tokens: NDArray[np.uint32], args: argparse.Name
     return table
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    cli = common.parser(__doc__)
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The arguments that name a model and its text."""
+    cli = common.parser(doc)
     cli.add_argument("--model", default="demo/atlas", help="folder of the model")
     cli.add_argument("--corpus", type=Path, help="a packed corpus as stage prefetch writes it; without it, atlas's")
+    return cli
+
+
+def subject(args: argparse.Namespace) -> tuple[Backbone, Path]:
+    """The model, without gradients of weights, and its packed corpus."""
+    settings = params_yaml.read(common.REPOSITORY / "params.yaml")["atlas"]
+    settings = settings.model_copy(update={"source": settings.source.model_copy(update={"path": args.model})})
+    if (packed := args.corpus) is None:
+        packed = common.WORK / "jacobian_atlas"
+        prefetch.build(settings, packed)
+    backbone = Backbone.load(settings.source, pin_model(settings.source))
+    backbone.model.requires_grad_(False)
+    return backbone, packed
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    cli = parser(__doc__)
     cli.add_argument("--seqs", type=int, default=64, help="sequences of the estimators by signs")
     cli.add_argument("--prompts", type=int, default=16, help="prompts of the reference estimator")
     cli.add_argument("--exact", type=int, default=16, help="sequences of the one-hot estimator")
@@ -118,12 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = common.parsed(cli, arguments)
     if args.quick:
         args.seqs, args.prompts, args.exact, args.rows = 4, 2, 2, 8
-    settings = params_yaml.read(common.REPOSITORY / "params.yaml")["atlas"]
-    settings = settings.model_copy(update={"source": settings.source.model_copy(update={"path": args.model})})
-    if (packed := args.corpus) is None:
-        packed = common.WORK / "jacobian_atlas"
-        prefetch.build(settings, packed)
-    backbone = Backbone.load(settings.source, pin_model(settings.source))
+    backbone, packed = subject(args)
     table = measured(backbone, corpus.read_tokens(packed), args)
     name = "jacobian" if args.corpus is None else f"jacobian_{Path(args.model).name}"
     text = [f"{Path(args.model).name}, {args.seqs} sequences.", common.table(COLUMNS, table)]

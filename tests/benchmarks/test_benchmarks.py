@@ -25,6 +25,7 @@ from benchmarks import (
     growth,
     held_out,
     jacobian,
+    jacobian_readings,
     judging,
     linear_kl,
     overhead,
@@ -36,7 +37,9 @@ from benchmarks import (
     variants,
     vocabulary,
 )
+from lensmith.judge import causal
 from lensmith.lens.divergence import kl_bits
+from lensmith.source.backbone import Backbone
 from lensmith.source.residuals import Batch
 from tests.support.bench import write_stages
 from tests.support.settings import atlas, fit_params
@@ -340,6 +343,21 @@ def test_the_mean_jacobian_of_every_estimator(packed, tmp_path):
     assert all(row["cosine"] is None for row in rows if row["estimator"].startswith("one-hot"))
     assert all(row["cosine"] > 0.5 for row in rows if row["estimator"] in ("signs", "signs, all"))
     assert all(row["cpu_s"] > 0 and row["forwards"] > 0 for row in rows)
+
+
+def test_readouts_of_a_mean_jacobian(packed, tmp_path):
+    """With the last block alone after it, J_p h_p is (h_L(h + e h) - h_L(h)) / e at that position."""
+    corpus, model = packed
+    module = SimpleNamespace(__name__="benchmarks.jacobian_readings_model", main=jacobian_readings.main)
+    (row,) = run(module, tmp_path, "--model", model, "--corpus", str(corpus), "--layers", "1")
+    backbone = Backbone.from_model(tiny_model("gpt_neox"))
+    tokens = torch.randint(3, 60, (1, 12), generator=torch.Generator().manual_seed(0))
+    own = jacobian_readings.own_readout(jacobian_readings.own_residuals(backbone, tokens[0]), 2)[-1]
+    h = backbone.capture(tokens, torch.tensor([[11]]))[0, 0, 2]
+    plus, minus = (causal.run_on(backbone, tokens, 2, h[None] * factor)[0] for factor in (1.01, 0.99))
+
+    torch.testing.assert_close(own, (plus - minus) / 0.02, rtol=5e-3, atol=5e-3)
+    assert all(np.isfinite(row[name]) for name in jacobian_readings.COLUMNS) and row["layer"] == 1
 
 
 def test_a_sampled_step_is_closer_to_the_exact_one_than_the_likeliest_tokens_alone(tmp_path):
