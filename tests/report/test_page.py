@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.browser import Browser
 from tests.support.desk import Desk
-from tests.support.scores import N_LAYERS, detail
+from tests.support.scores import N_LAYERS, detail, with_intermediates
 from tests.support.settings import REPOSITORY
 
 # What a token or prompt may hold: markup, the end of a script, a terminal's colours, writing from right to left,
@@ -40,7 +40,7 @@ def browser(tmp_path_factory):
 
 
 def page(folder: Path, about: dict[str, Any] | None = None) -> Path:
-    desk = Desk(folder).add("one", about=about)
+    desk = Desk(folder).add("one", with_intermediates(), about=about)
     desk.build()
     return desk.html
 
@@ -79,7 +79,7 @@ def test_it_draws_everything_and_asks_for_nothing(browser, plain, width, dark):
     assert browser.errors == [] and asked_for(browser) == []
     assert browser.run("document.documentElement.scrollWidth") <= width
     assert browser.run(f"[...document.querySelectorAll('.chart, .heat')].filter({WIDER}).length") == 0
-    assert browser.run("document.querySelectorAll('.chart').length") == 9
+    assert browser.run("document.querySelectorAll('.chart').length") == 10
     colour = browser.run("getComputedStyle(document.body).backgroundColor")
     assert colour == ("rgb(13, 17, 21)" if dark else "rgb(246, 247, 249)")
 
