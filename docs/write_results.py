@@ -17,6 +17,7 @@ from lensmith.lens.depth import PERCENTILES, depth_layer
 
 ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
 LABS = ("real", ".")
 LENSES = ("norm", "norm_next", "temperature", "bias", "tuned", "full")
 LEAST_RANK = 8  # of a table of ranks
@@ -79,9 +80,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def bits(row: Row) -> str:
+def bits(row: Row, column: str = "kl_final_lens_bits") -> str:
     """A KL with its interval."""
-    value, lo, hi = (float(row[name]) for name in ("kl_final_lens_bits", "lo", "hi"))
+    value, lo, hi = (float(row[name]) for name in (column, "lo", "hi"))
     return f"{value:.2f} [{lo:.2f} {hi:.2f}]"
 
 
@@ -164,7 +165,7 @@ def section(model: Model) -> str:
 
 def peers() -> Iterator[str]:
     """A lens of tuned-lens 0.2.0 and ours on the same text, measured at the same positions."""
-    for path in sorted((ROOT / "benchmarks" / "results").glob("quality_*.csv")):
+    for path in sorted(RESULTS.glob("quality_*.csv")):
         if path.stem == "quality_per_second":
             continue
         rows = [
@@ -180,8 +181,34 @@ def peers() -> Iterator[str]:
         yield table(["fit", "tokens", "CPU-seconds", "mean KL, bits"], rows)
 
 
+def sampled_text() -> Iterator[str]:
+    """A lens of text that SmolLM2 wrote and one of real text, each judged on both."""
+    cells = {(row["judged_on"], row["fit_on"], row["lens"]): row for row in read_rows(RESULTS / "sampled_text.csv")}
+    if not cells:
+        return
+    kinds = ("real", "sampled")
+    rows = []
+    for judged in kinds:
+        lenses = [(judged, "-", "norm lens"), *((judged, fit, "tuned lens") for fit in kinds)]
+        loss = next(
+            row for (on, _, lens), row in cells.items() if on == judged and lens not in ("norm lens", "tuned lens")
+        )
+        rows.append([judged, *(bits(cells[lens], "kl_bits") for lens in lenses), bits(loss, "kl_bits")])
+    yield "## A lens of text that the model writes"
+    yield (
+        "SmolLM2 again: one lens fit on 16,384 tokens that it wrote, one on as many of real text (dictionary entries "
+        "and manuals of Debian), both of rank 64 and judged at the same positions of the same held-out text. The last "
+        "column is paired by sequence. Mean KL over layers, bits "
+        "([command, device and commit](../benchmarks/results/sampled_text.md))."
+    )
+    yield table(
+        ["judged on", "norm lens", "fit on real text", "fit on sampled text", "fit on the other, minus fit on this"],
+        rows,
+    )
+
+
 def page() -> str:
-    return "\n\n".join([INTRODUCTION, *map(section, models()), *peers(), MISSING]) + "\n"
+    return "\n\n".join([INTRODUCTION, *map(section, models()), *sampled_text(), *peers(), MISSING]) + "\n"
 
 
 def readme(text: str) -> str:
