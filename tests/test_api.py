@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import lensmith
 from lensmith.process import errors
@@ -65,6 +66,7 @@ def test_pages_cards_and_examples_use_the_api_alone(pattern):
 HUB = '"org/lenses", model="org/name", revision="v2026.11.29"'  # the round trip in tests/release reads from a Hub
 
 
+@pytest.mark.filterwarnings("ignore:fit on float32 weights, used with bfloat16")  # strict=False asks for it
 @pytest.mark.parametrize("page", ["README.md", "docs/use.md"])
 def test_the_lines_of_a_page_run_as_printed(page, tmp_path, monkeypatch):
     """One block after another, as a reader tries them; with a tiny model in the place of the bundled one."""
@@ -87,6 +89,8 @@ def test_the_lines_of_a_page_run_as_printed(page, tmp_path, monkeypatch):
         assert "plotly" in (tmp_path / "trajectory.html").read_text()
     else:
         assert names["reading"].top_ids.shape == (1, len(names["trajectory"].readings.ids), 10)
+        models = {each.backbone.dtype for each in (names["difference"].a, names["difference"].b)}
+        assert models == {torch.bfloat16, torch.float32} and names["difference"].frame().entropy_bits.abs().max() > 0
         assert names["rising"].top_ids.shape == (100, 10) and set(names["followed"].target) == {"B", "P"}
         assert {"atlas", "atlas-reference"} <= set(names["metrics"].model)
 

@@ -7,18 +7,23 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import lensmith
 from lensmith.cli.app import app
+from lensmith.files import artifacts, seals
+from lensmith.lens.lens import Lens
 from lensmith.process import stopping
-from lensmith.process.errors import InputError
+from lensmith.process.errors import InputError, IntegrityError
 from lensmith.read import dataset, parts
 from lensmith.read.dataset import Request, Subject, settled
+from lensmith.source.backbone import Backbone
 from lensmith.source.residuals import CAPTURE_TOKENS
 from lensmith.source.tokenizer import Encoder
-from tests.support.bench import random_lens
+from tests.support.bench import random_lens, write_stages
 from tests.support.released import save_release
+from tests.support.settings import atlas
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
 TEXTS = ["The capital of Ostra is Lume.", "", "He said 7.", "In the town of Merrow, the king went to the market.", "a"]
@@ -136,6 +141,42 @@ def test_a_run_that_was_stopped_goes_on(subject, request_, tmp_path, monkeypatch
 def test_what_cannot_be_read_is_refused(subject, request_, tmp_path, change, says):
     with pytest.raises(InputError, match=says):
         dataset.write(tmp_path / "rows.parquet", subject, replace(request_, **change))
+
+
+FAMILIES = ("llama", "gpt2", "opt", "bloom", "falcon", "gemma2", "mamba")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_on_the_right_changes_nothing(family):
+    """No mask is passed: a causal model sees nothing to the right, whatever its positions are made of."""
+    backbone = Backbone.from_model(tiny_model(family), tiny_tokenizer())
+    ids = [[0, 5, 9, 30, 31, 32, 7], [0, 40, 41]]
+    together, places = parts.capture(backbone, ids, [0, 1], "all")
+    alone = torch.cat([parts.capture(backbone, ids, [text], "all")[0] for text in (0, 1)])
+
+    assert [tuple(place) for place in places] == [(text, pos) for text in (0, 1) for pos in range(len(ids[text]))]
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_of_the_lab_is_named_by_its_key(request_, tmp_path, monkeypatch):
+    """Its lens, model and tokenizer are those of its artifacts; a file that changed is refused."""
+    monkeypatch.chdir(tmp_path)
+    settings = atlas(source={"path": str(tmp_path / "model")})
+    folders = write_stages(tmp_path / "artifacts" / "atlas", settings)
+    for folder in folders:
+        seals.seal(folder)
+    artifacts.write_json(tmp_path / "resolved" / "models" / "atlas.json", settings.model_dump(mode="json"))
+    subject = Subject.load("atlas")
+    dataset.write(tmp_path / "rows.parquet", subject, replace(request_, lenses=("tuned",)))
+    rows = pd.read_parquet(tmp_path / "rows.parquet")
+    wanted = lensmith.Reader(Lens.load(folders[1]), subject.backbone, "").trajectory(TEXTS[0]).frame()
+
+    first = rows[rows.text == 0]
+    kl = wanted[wanted["lens"] == "tuned"].pivot_table("kl_final_lens_bits", "pos", "layer")
+    np.testing.assert_allclose(np.stack(first.kl_final_lens_bits)[:, 1:].astype(float), kl, rtol=1e-4, atol=1e-4)
+    (folders[1] / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(IntegrityError, match=r"weights\.safetensors: sha256"):
+        Subject.load("atlas")
 
 
 def test_the_command_reads_with_a_released_lens(request_, tmp_path):

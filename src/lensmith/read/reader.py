@@ -140,7 +140,10 @@ class Reader:
         parts = []
         with torch.set_grad_enabled(logits and states is None and torch.is_grad_enabled()):
             for rows in flat.split(self.backbone.head.positions_at_once()):
-                z = self._logits(rows, layer) if states is None else self._changes(rows, states, layer)
+                if states is None:
+                    z = self.lens.logits(self.backbone.head, rows, layer)
+                else:
+                    z = self._changes(rows, states, layer)
                 parts.append(_summary(z.detach(), as_, top_k, target_ids) | ({"logits": z} if logits else {}))
         tables = {
             name: torch.cat([part[name] for part in parts]).reshape(vectors.shape[:-1] + table.shape[1:])
@@ -259,9 +262,6 @@ class Reader:
         if len(wrong := (~rows.isfinite().all(-1)).nonzero()):
             raise InputError(f"read: {name} holds a number that is not finite in row {int(wrong[0])}. {NOTHING}")
         return rows
-
-    def _logits(self, resid: Tensor, layer: int) -> Tensor:
-        return self.lens.logits(self.backbone.head, resid, layer)
 
     def _changes(self, directions: Tensor, states: Tensor, layer: int) -> Tensor:
         """J v W_U^T / tau of directions (n, d_model), the mean over states (m, d_model): (n, d_vocab)."""

@@ -85,11 +85,12 @@ class Difference:
 
 def page(difference: Difference) -> str:
     """One page that needs no network."""
+    a, b = map(shown, difference.names)
     own, between = (
-        charts.bits_by_layer([(difference.title(name), _points(difference.by_layer[name])) for name in names], title)
-        for names, title in (
-            (("kl_final_lens_bits_a", "kl_final_lens_bits_b"), charts.KL_AXIS),
-            (("kl_a_b_bits", "kl_b_a_bits"), "KL between the models, bits"),
+        charts.bits_by_layer([(name, _points(difference.by_layer[each])) for each, name in curves], title)
+        for title, curves in (
+            (charts.KL_AXIS, zip(("kl_final_lens_bits_a", "kl_final_lens_bits_b"), (a, b), strict=True)),
+            ("KL, bits", [(each, difference.title(each)) for each in ("kl_a_b_bits", "kl_b_a_bits")]),
         )
     )
     return html.page(
