@@ -4,10 +4,26 @@ from typing import Any
 
 import pytest
 
+from lensmith.process.progress import Progress
+
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LENSMITH_HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> list[Progress]:
+    """The progress of each loop that has ended and had something to do."""
+    ended, leave = list[Progress](), Progress.__exit__
+
+    def exit_of(bar: Progress, *error: Any) -> None:
+        leave(bar, *error)
+        if bar.seconds_left() is not None:
+            ended.append(bar)
+
+    monkeypatch.setattr(Progress, "__exit__", exit_of)
+    return ended
 
 
 # The longest files, longest first. They begin first, or one worker would be left alone with them at the end.

@@ -1,6 +1,6 @@
 """Every numeric column of every table against a second computation, for a model of each kind of head."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -8,6 +8,7 @@ import torch
 
 from lensmith.judge import heldout, probes, suite, tables
 from lensmith.judge.prompts import Probe, Prompt
+from lensmith.process.progress import Progress
 from tests.support import oracle
 from tests.support.bench import LINES, tiny_bench
 from tests.support.oracle import Oracle
@@ -34,6 +35,13 @@ class Case:
     def oracle(self, ids: list[int]) -> Oracle:
         lenses = {**self.bench.others, "tuned": self.bench.lens}
         return Oracle(self.family, self.bench.backbone.model, lenses, ids)
+
+
+@pytest.fixture(autouse=True)
+def _is_announced(bars: list[Progress]) -> Iterator[None]:
+    """Whatever is measured, its progress ends at the total that it began with, and with no time left."""
+    yield
+    assert bars and {bar.seconds_left() for bar in bars} == {0}
 
 
 @pytest.fixture(

@@ -47,6 +47,14 @@ class _Norm64(nn.Module):
         return x.double()
 
 
+@pytest.mark.parametrize("values", [{}, {"validate_every": 7}, {"kind": "bias"}, {"start": "closed_form"}])
+def test_a_fit_announces_its_steps_and_validations(bars, values):
+    """No time is left at its end: a validation that is not counted leaves less than none, one counted twice some."""
+    run(**values)
+
+    assert {bar.seconds_left() for bar in bars} == {0}
+
+
 def test_layer_gradients_are_autograds():
     """Gradients of all parameters of two blocks equal autograd's through the definition, in fp64."""
     head, lens, resid = replace(toy_head(torch.float64), final_norm=_Norm64()), random_lens(), toy(4, 5).resid
