@@ -253,7 +253,11 @@ def _log_height(bits: float) -> float:
 def _log_axis(figure: go.Figure, points: Iterable[Point]) -> None:
     """An axis of bits whose heights are `_log_height`."""
     top = _log_height(max((point.value for point in points if point.value is not None), default=1.0)) or 1.0
-    ticks = [0.0, *(bits for power in range(-6, 12) if 0.06 * top <= _log_height(bits := 2.0**power) <= top)]
+    ticks = [0.0]
+    for bits in (2.0**power for power in range(-6, 12)):
+        # Labels need room, and those near 0 stand close.
+        if _log_height(ticks[-1]) + 0.12 * top <= _log_height(bits) <= top:
+            ticks.append(bits)
     figure.update_yaxes(
         range=[-0.12 * top, 1.05 * top], zeroline=False,
         tickvals=[_log_height(bits) for bits in ticks], ticktext=[f"{bits:g}" for bits in ticks],
