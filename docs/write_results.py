@@ -1,6 +1,6 @@
 """Writes docs/results.md and the table of README from files in git: metrics/, plots/ and benchmarks/results/.
 
-    python docs/write_results.py        after `dvc repro` and `make real`, in the repository's root
+    python -m docs.write_results        after `dvc repro` and `make real`, in the repository's root
 
 A lab is a folder with metrics/ and plots/: `real` has a model that others know, the root the bundled one.
 """
@@ -25,7 +25,7 @@ BEGIN, END = "<!-- results: written by docs/write_results.py -->", "<!-- end of 
 
 INTRODUCTION = """# Results
 
-What Lensmith measured, model by model. `python docs/write_results.py` writes this page from files in git:
+What Lensmith measured, model by model. `python -m docs.write_results` writes this page from files in git:
 `metrics/`, `plots/` and `benchmarks/results/`; [docs/performance.md](performance.md) has the costs. KL is
 KL(model's final distribution ‖ lens's) in bits, on held-out text. Brackets are intervals of 95 %. `norm` reads
 through the final norm, `norm_next` through the one that the next block begins with."""

@@ -127,7 +127,7 @@ def test_every_environment_variable_is_explained():
 
 def test_results_are_those_of_the_files_in_git():
     """docs/results.md and README's table, by the script that writes them."""
-    again = "run `python docs/write_results.py`"
+    again = "run `python -m docs.write_results`"
 
     assert write_results.page() == write_results.PAGE.read_text(encoding="utf-8"), again
     assert write_results.readme(README) == README, again

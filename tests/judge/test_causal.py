@@ -105,13 +105,20 @@ def test_all_changes_of_a_layer_are_as_long_and_those_of_the_lens_move_it_most(
 
 
 def test_kpis_are_means_over_layers_and_directions(tmp_path: Path) -> None:
-    """By hand: 0.1 a layer for the tuned lens; 0, 0.1, … by sequence for the norm lens, so an interval around 0.2."""
+    """By hand: 0.1 a layer for the tuned lens; 0, 0.1, … by sequence for the norm lens, so an interval around 0.2.
+
+    Directions of the judged lens are of one entry alone, so a number that entries are compared by leaves them out.
+    """
     world = World(tmp_path)
-    world.cosine = lambda seq, layer, lens: 0.1 * layer if lens == "tuned" else 0.1 * seq
+    cosine = {"tuned": lambda seq, layer: 0.1 * layer}
+    world.cosine = lambda seq, layer, lens, direction: (
+        0.9 if direction == "lens" else cosine.get(lens, lambda seq, layer: 0.1 * seq)(seq, layer)
+    )
     judged = world.judge()
 
     assert judged.number("causal_cosine_tuned") == pytest.approx(0.2)
     assert judged.number("causal_cosine_random_tuned") == pytest.approx(0.2)
+    assert judged.number("causal_cosine_lens_tuned") == pytest.approx(0.9)
     norm = judged.estimate("causal_cosine_norm")
     assert norm.value == pytest.approx(0.2) and 0 <= norm.lo < 0.15 and 0.25 < norm.hi <= 0.4
     assert "3,tuned,0.3," in world.outputs.causal.read_text()

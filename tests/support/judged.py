@@ -55,7 +55,8 @@ class World:
         self.n_layers, self.prompts, self.seqs = n_layers, prompts, seqs
         self.kl: Cell = lambda unit, layer, lens: 0.0 if layer == n_layers else KL.get(lens, 3.0)
         self.rank: Cell = lambda unit, layer, lens: 0 if layer >= (1 if lens == "tuned" else n_layers) else 50
-        self.cosine: Cell = lambda seq, layer, lens: 0.5  # of what a lens says that a change does with what it does
+        # Of what a lens says that a change does with what it does.
+        self.cosine: Callable[[int, int, str, str], float] = lambda seq, layer, lens, direction: 0.5
         # Of the intermediate, and of that of another prompt; None where there is none.
         self.middle: Callable[[int, int, str], int | None] = lambda unit, layer, lens: None
         self.chance: Callable[[int, int, str], int | None] = lambda unit, layer, lens: None
@@ -97,7 +98,7 @@ class World:
         suite.write(self.suite / "suite.json")
         self._write_text(self.lenses, "heldout.csv", "positions.csv", self.at_position)
         changes = [
-            [seq, layer, direction, name, self.cosine(seq, layer, name), 1.0, 1.0]
+            [seq, layer, direction, name, self.cosine(seq, layer, name, direction), 1.0, 1.0]
             for layer in range(1, self.n_layers) for direction in tables.DIRECTIONS for name in self.lenses
             if layer in self.layers(name) for seq in range(self.seqs)
         ]  # fmt: skip

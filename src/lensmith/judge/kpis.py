@@ -22,7 +22,7 @@ from lensmith.judge.bootstrap import Draws, Statistic
 from lensmith.judge.facts import HeldoutFacts
 from lensmith.judge.judgement import MISSING, Estimate
 from lensmith.judge.rows import Curves, Measured, Positions
-from lensmith.judge.tables import DIRECTIONS, NORM_LENS, NORMS, RANKS, TUNED, Floats
+from lensmith.judge.tables import NORM_LENS, NORMS, RANKS, TUNED, Floats
 from lensmith.lens.depth import PERCENTILES, depth_layer
 from lensmith.process.draws import Stream
 from lensmith.settings.sections import GatesParams
@@ -30,6 +30,7 @@ from lensmith.settings.sections import GatesParams
 Centre = Callable[[Floats], Any]  # np.mean or np.median
 
 KL = "kl_final_lens_bits"
+COMMON = ("principal", "random")  # directions of changes that no lens chose: entries of a model share them
 # Below this many templates a resample of templates says more about their number than about the prompts.
 MIN_CLUSTERS = 8
 ALL = slice(None)
@@ -224,7 +225,7 @@ class Book:
         curves, facts = self.measured.also_heldout[name].curves, self.measured.run.also_heldout[name]
         return self._kl(curves, self._draws_of(curves, facts), lens, layers)
 
-    def causal_cosine(self, lens: str, layers: Collection[int], directions: Collection[str] = DIRECTIONS) -> Estimate:
+    def causal_cosine(self, lens: str, layers: Collection[int], directions: Collection[str] = COMMON) -> Estimate:
         """Mean cosine of what a lens says that a change does with what it does, over some layers and directions."""
         changes = self.measured.changes
         cosines = [
