@@ -71,7 +71,9 @@ def read_rows(path: Path) -> list[Row]:
 
 def models(root: Path = ROOT) -> list[Model]:
     """Every model of every lab."""
-    files = [path for lab in LABS for path in sorted((root / lab / "metrics").glob("*.json"))]
+    files = [
+        path for lab in LABS for path in sorted((root / lab / "metrics").glob("*.json"), key=lambda path: path.stem)
+    ]
     return [Model(path.parents[1], path.stem) for path in files]
 
 

@@ -72,7 +72,7 @@ def short():
 
 @pytest.mark.parametrize("name", SHORT)
 def test_a_fit_that_is_cut_off_goes_on_to_the_same_bytes(short, name, record_property):
-    """Weights, log and counters are the same, and one file stays. `killing` has the scenarios."""
+    """Weights, log and counters are the same, and one checkpoint stays. `killing` has the scenarios."""
     result = short[name]
 
     assert result["wrong"] == []
