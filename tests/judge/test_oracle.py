@@ -38,10 +38,11 @@ class Case:
 
 
 @pytest.fixture(autouse=True)
-def _is_announced(bars: list[Progress]) -> Iterator[None]:
+def _is_announced(request: pytest.FixtureRequest, bars: list[Progress]) -> Iterator[None]:
     """Whatever is measured, its progress ends at the total that it began with, and with no time left."""
     yield
-    assert bars and {bar.seconds_left() for bar in bars} == {0}
+    measures = request.function is not test_the_oracle_is_not_the_code
+    assert {bar.seconds_left() for bar in bars} == ({0} if measures else set())
 
 
 @pytest.fixture(
