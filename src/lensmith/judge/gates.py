@@ -15,6 +15,7 @@ A new gate is one entry here, its limit in params.yaml (`GatesParams`), and a te
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lensmith.judge.facts import ContextPart
 from lensmith.judge.judgement import MISSING, Check, Criterion, Estimate, GateResult, Verdict
@@ -54,6 +55,10 @@ class Scope:
         layers = wording.number(self.earliness_layers(rank)).removesuffix(".00")
         return f"rank ≤ {rank}, at least {layers} layer{'' if layers == '1' else 's'} earlier"
 
+    def on_prompts(self, kpi: str, label: str, limit: float, **form: Any) -> Criterion:
+        """A criterion over prompts: it needs enough of them."""
+        return Criterion(kpi=kpi, label=label, limit=limit, min_units=self.limits.min_prompts, **form)
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -69,12 +74,7 @@ class Gate:
 def _saved_on_prompts(scope: Scope, limits: Mapping[int, float]) -> Iterator[Criterion]:
     """The median KL saved on prompts, at each depth of `limits` (per cent -> bits)."""
     for percent, limit in limits.items():
-        yield Criterion(
-            kpi=f"median_delta_kl_bits_{percent}",
-            label=f"{scope.depth(percent)}, bits",
-            limit=limit,
-            min_units=scope.limits.min_prompts,
-        )
+        yield scope.on_prompts(f"median_delta_kl_bits_{percent}", f"{scope.depth(percent)}, bits", limit)
 
 
 GATES = (
@@ -92,12 +92,8 @@ GATES = (
         "layers is set for 32 of them, and scaled to the depth of a shallower model. This gate rewards a lens that "
         "reads the prediction, not one that reads what leads to it.",
         lambda scope: (
-            Criterion(
-                kpi=f"earliness_share_le_{rank}",
-                label=scope.earlier(rank),
-                limit=scope.limits.earliness_share,
-                form="percent",
-                min_units=scope.limits.min_prompts,
+            scope.on_prompts(
+                f"earliness_share_le_{rank}", scope.earlier(rank), scope.limits.earliness_share, form="percent"
             )
             for rank in (10, 5)
         ),
@@ -186,12 +182,11 @@ GATES = (
         "On the median prompt, the tuned lens saves at least this share of the stronger norm lens's KL. Where the norm "
         "lens is 25 bits off, the limits of gate A are next to nothing.",
         lambda scope: (
-            Criterion(
-                kpi=f"median_delta_kl_share_{percent}",
-                label=f"{scope.depth(percent)}, share of the norm lens's KL",
-                limit=scope.limits.delta_kl_share,
+            scope.on_prompts(
+                f"median_delta_kl_share_{percent}",
+                f"{scope.depth(percent)}, share of the norm lens's KL",
+                scope.limits.delta_kl_share,
                 form="percent",
-                min_units=scope.limits.min_prompts,
             )
             for percent in PERCENTILES
         ),

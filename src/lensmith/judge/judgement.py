@@ -12,7 +12,8 @@ The report, the terminal's tables, the card, `compare`, `publish` and `verify` r
     heldout_delta_kl_bits_<p>[_vs_<lens>], position_delta_kl_bits_<p>_part_<i>                  means
     text_<name>_kl_<lens>_bits_<p>, text_<name>_delta_kl_bits_<p>[_part_<i>]     on a text of corpus.also_heldout
     heldout_kl_<lens>_bits_<p>, heldout_kl_<lens>_bits_mean      what a lens leaves; the mean is over layers 1..L-1
-    causal_cosine_<lens>, causal_cosine_<direction>_<lens>      of what a lens says that changes do with what they do
+    causal_cosine_<direction>_<lens>      of what a lens says that changes do with what they do
+    causal_cosine_<lens>                  the same over the directions that no lens chose
     ladder_kl_bits_<rung>_<p>, ladder_gain_bits_<rung>_<p>, ladder_share_<rung>_<p>
     last_layer_kl_after_temp_bits, artifact_score_increase, final_rank1_share
 """

@@ -5,7 +5,7 @@
     best_depth                 the layer where the intermediate ranks best, as a share of depth
     skip_ahead                 share of prompts where the answer ranks above it there
     answered_<one of these>    the same on prompts whose answer the model itself has on top
-    causal_cosine              of what the lens says that changes of a layer do with what they do
+    causal_cosine              of what the lens says that changes of a layer do with what they do, no lens choosing them
 
 Stage `gates` writes them for git, `dvc plots` and the pages that compare lenses.
 """
