@@ -289,13 +289,19 @@ def _best_log_tau(head: Head, y: Tensor, teacher: Teacher, p: Tensor | None) -> 
     Logits at temperature one are computed once. Behind a softcap the curvature is the Fisher information of q.
     """
     dot, u = torch.linalg.vecdot, head.scale * torch.nn.functional.linear(y, head.W_U, head.bias)
-    linear_of_p = u.new_empty(0) if p is not None else head.scale * (dot(y, teacher.e_p) + teacher.b_p)
+    of_teacher = p if p is not None else head.scale * (dot(y, teacher.e_p) + teacher.b_p)  # p, or E_p[u]
+    size = max(1, temperature.LOGITS // u.shape[1])
+    pieces = list(zip(u.split(size), of_teacher.split(size), strict=True))
 
     def derivatives(b: float) -> tuple[float, float]:
-        z = head.transform.cap_(u * b)
-        gain = u if p is None else u * head.transform.slope(z)  # of each logit, by b
-        q = z.softmax(-1)
-        of_p, of_q = dot(p, gain) if p is not None else linear_of_p, dot(q, gain)
-        return float((of_q - of_p).mean()), float((dot(q.mul_(gain), gain) - of_q**2).mean())
+        slope = curve = 0.0
+        for part, of_p in pieces:
+            z = head.transform.cap_(part * b)
+            gain = part if p is None else part * head.transform.slope(z)  # of each logit, by b
+            q = z.softmax(-1)
+            of_q = dot(q, gain)
+            slope += float((of_q - (of_p if p is None else dot(of_p, gain))).sum())
+            curve += float((dot(q.mul_(gain), gain) - of_q**2).sum())
+        return slope / len(u), curve / len(u)
 
     return math.log(temperature.search(derivatives))
