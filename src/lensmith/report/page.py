@@ -5,7 +5,7 @@ left out, whatever files of it are still there.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,25 +124,30 @@ class ReportFolders:
     detail: Path
 
 
-def build(folders: ReportFolders, page: Path, overview: Path) -> None:
+def build(folders: ReportFolders, page: Path, overview: Path, *, unjudged: Collection[str] = ()) -> None:
     """Write the page and the table of all tuned curves.
+
+    Args:
+        unjudged: keys of resolved models without results, which the page names and does not show.
 
     Raises:
         IntegrityError: a model's judgement or tables are missing or damaged.
-        InputError: no model was resolved.
+        InputError: no model was resolved, or none has results.
     """
     files = sorted(folders.resolved.glob("*.json"), key=lambda file: file.stem)
-    if not files:
-        raise InputError(
-            f"{folders.resolved}: holds no model. `dvc repro resolve` writes one file for each. Nothing was changed."
-        )
-    models = [_read(file, folders) for file in files]
+    judged = [file for file in files if file.stem not in unjudged]
+    if not judged:
+        problem = "none of its models is judged. `dvc repro` judges them"
+        if not files:
+            problem = "holds no model. `dvc repro resolve` writes one file for each"
+        raise InputError(f"{folders.resolved}: {problem}. Nothing was changed.")
+    models = [_read(file, folders) for file in judged]
     rows = [
         (model.key, point.layer, 100 * point.layer / model.kl.n_layers, point.value)
         for model in models
         for point in model.kl.points("tuned")
     ]
-    text = _page(models)
+    text = _page(models, sorted(unjudged))
     artifacts.write_csv(overview, OVERVIEW_COLUMNS, rows, digits=artifacts.TRACKED_DIGITS)
     artifacts.write_text(page, text)
 
@@ -169,13 +174,14 @@ def _read(file: Path, folders: ReportFolders) -> ModelSection:
     )
 
 
-def _page(models: list[ModelSection]) -> str:
+def _page(models: list[ModelSection], unjudged: Sequence[str] = ()) -> str:
     verdicts = Counter(gate.verdict for model in models for gate in model.judgement.gates)
     budget = (PAGE_BYTES - len(html.plotly_script().encode())) // len(models) - MODEL_BYTES
     return html.page(
         "report.html.j2",
         "scripts.js.j2",
         models=models,
+        unjudged=unjudged,
         details={model.key: model.detail.page_data(budget) for model in models},
         colours=heatmap.colours_as_data(),
         percentiles=PERCENTILES,
