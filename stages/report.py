@@ -33,8 +33,8 @@ def main() -> None:
         drawn = [folder / f"{key}.csv" for folder in (args.earliness, args.training, args.rank_curve)]
         seals.check_files(judged, [args.judgement / f"{key}.json", *curves])
         seals.check_files(plotted, [*drawn, args.detail / f"{key}.json"])
-    folders = page.ReportFolders(*(getattr(args, name) for name in folders))
-    page.build(folders, args.html, args.overview, unjudged=unjudged)
+    of_stages = page.ReportFolders(*(getattr(args, name) for name in folders))
+    page.build(of_stages, args.html, args.overview, unjudged=unjudged)
 
 
 if __name__ == "__main__":
