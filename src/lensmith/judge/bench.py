@@ -1,6 +1,6 @@
 """A model with its lens and the lenses that it is compared with, and what they read in a residual stream."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,12 @@ class Bench:
     def read(self, resid: Tensor, readings: Sequence[Name], **options: Any) -> dict[Name, Reading]:
         """Some lenses at some layers of resid (n, L + 1, d_model); `walk.read` says what the options are."""
         return walk.read(self.backbone.head, resid, readings, self.head_reads, **options)
+
+    def read_each(
+        self, texts: Iterable[tuple[Tensor, Tensor | None]], readings: Sequence[Name], **options: Any
+    ) -> Iterator[dict[Name, Reading]]:
+        """As `read`, of each of some texts; see `walk.read_each`."""
+        return walk.read_each(self.backbone.head, texts, readings, self.head_reads, **options)
 
     @property
     def _fitted(self) -> dict[str, LensLike]:

@@ -227,13 +227,20 @@ def read(bench: Bench, probes: Iterable[tuple[str, Probe]], temperatures: Sequen
     readings = [(lens, layer) for lens in lenses for layer in bench.layers(lens)]
     total = len(readings) * sum(len(case.ids) for case in read.cases)
     with Progress("sweep, probes", total, "reading", extras=len(read.cases)) as progress:
-        for index, case in enumerate(read.cases):
-            resid = bench.backbone.capture(torch.tensor([case.ids]), torch.arange(len(case.ids))[None])[0]
-            found = bench.read(resid, readings, top_k=top_k, advance=progress.advance)
+        last: list[Tensor] = []
+
+        def streams() -> Iterator[tuple[Tensor, None]]:
+            for case in read.cases:
+                resid = bench.backbone.capture(torch.tensor([case.ids]), torch.arange(len(case.ids))[None])[0]
+                last.append(resid[-1:])
+                yield resid, None
+
+        each = bench.read_each(streams(), readings, top_k=top_k, advance=progress.advance)
+        for index, (case, found) in enumerate(zip(read.cases, each, strict=True)):
             for (lens, layer), reading in found.items():
                 read.records.setdefault(lens, []).extend(_records(bench, case, layer, reading))
             with progress.extra():
-                read.add_last_position(bench, index, resid[-1:], temperatures)
+                read.add_last_position(bench, index, last[index], temperatures)
     return read
 
 

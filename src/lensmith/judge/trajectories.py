@@ -12,8 +12,9 @@ position:
     next_token_bits      -log2 of its probability under q: the lens's cross-entropy with the text
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -140,27 +141,49 @@ def read(
     Raises:
         InputError: the text is empty or longer than the model's context.
     """
+    options: dict[str, Any] = {"layers": layers, "positions": positions, "top_k": top_k, "advance": advance}
+    (readings,) = read_each(backbone, lens, [ids], word, **options)
+    return readings
+
+
+@torch.inference_mode()
+def read_each(
+    backbone: Backbone,
+    lens: LayeredLens,
+    texts: Sequence[Sequence[int]],
+    word: Callable[[int], str],
+    *,
+    layers: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    top_k: int = TOP_K,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Iterator[Readings]:
+    """As `read`, of each of some texts, the same positions of each."""
     limit, head, n_layers = max_length(backbone.model.config), backbone.head, backbone.n_layers
-    if not ids or (limit is not None and len(ids) > limit):
-        raise InputError(f"trajectory: the text has {len(ids)} tokens, must have 1..{limit or 'any number'}")
-    at = torch.arange(len(ids)) if positions is None else torch.tensor(positions)
-    resid = backbone.capture(torch.tensor([list(ids)]), at[None])[0]
-    following = torch.tensor([*ids[1:], 0])[at].to(resid.device)[:, None]
+    for ids in texts:
+        if not ids or (limit is not None and len(ids) > limit):
+            raise InputError(f"trajectory: the text has {len(ids)} tokens, must have 1..{limit or 'any number'}")
+    at = [torch.arange(len(ids)) if positions is None else torch.tensor(positions) for ids in texts]
     depths = range(n_layers + 1) if layers is None else sorted({*layers, n_layers})
     names = [(name, layer) for name in LENSES for layer in depths if name == "norm" or layer in lens.layers]
-    found = walk.read(head, resid, names, walk.head_reads(head, lens), targets=following, top_k=top_k, advance=advance)
-    by_lens = {
-        name: LensReading.of({layer: found[name, layer] for lens, layer in names if lens == name}, at < len(ids) - 1)
-        for name in LENSES
-    }
-    read_ids, final_ids = [ids[position] for position in at.tolist()], found["norm", n_layers].top.tolist()
-    used = {
-        *read_ids,
-        *final_ids,
-        *(int(token) for reading in by_lens.values() for token in np.unique(reading.top_ids)),
-    }
-    words = {token: word(token) for token in sorted(used)}
-    return Readings(tuple(at.tolist()), tuple(read_ids), tuple(final_ids), words, by_lens)
+
+    def streams() -> Iterator[tuple[Tensor, Tensor]]:
+        for ids, wanted in zip(texts, at, strict=True):
+            resid = backbone.capture(torch.tensor([list(ids)]), wanted[None])[0]
+            yield resid, torch.tensor([*ids[1:], 0])[wanted].to(resid.device)[:, None]
+
+    each = walk.read_each(head, streams(), names, walk.head_reads(head, lens), top_k=top_k, advance=advance)
+    for ids, wanted, found in zip(texts, at, each, strict=True):
+        by_lens = {
+            name: LensReading.of(
+                {layer: found[name, layer] for lens, layer in names if lens == name}, wanted < len(ids) - 1
+            )
+            for name in LENSES
+        }
+        read_ids, final_ids = [ids[position] for position in wanted.tolist()], found["norm", n_layers].top.tolist()
+        used = {*read_ids, *final_ids, *chain(*(reading.top_ids.flatten().tolist() for reading in by_lens.values()))}
+        words = {token: word(token) for token in sorted(used)}
+        yield Readings(tuple(wanted.tolist()), tuple(read_ids), tuple(final_ids), words, by_lens)
 
 
 @dataclass(frozen=True)
@@ -182,7 +205,8 @@ def write(folder: Path, bench: Bench, texts: Sequence[Shown], name: str) -> None
     packed = []
     total = (bench.n_layers + 1 + len(bench.lens.layers)) * sum(len(text.ids) for text in texts)
     with Progress(name, total, "reading") as progress:
-        for text in texts:
-            readings = read(bench.backbone, bench.lens, text.ids, bench.text, advance=progress.advance)
+        ids = [text.ids for text in texts]
+        each = read_each(bench.backbone, bench.lens, ids, bench.text, advance=progress.advance)
+        for text, readings in zip(texts, each, strict=True):
             packed.append({"id": text.id, "prompt": text.prompt, "answer": text.answer} | readings.packed())
     artifacts.write_text(folder / TRAJECTORIES, artifacts.canonical_json(packed) + "\n")

@@ -15,7 +15,7 @@ readings whose head inputs are equal (a temperature and its norm lens, every len
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -49,6 +49,10 @@ class Reading(NamedTuple):
     def cat(cls, parts: Sequence["Reading"]) -> "Reading":
         """The same reading of all positions, from its parts, on the host."""
         return cls(*(torch.cat(tensors).cpu() for tensors in zip(*parts, strict=True)))
+
+    def split(self, counts: Sequence[int]) -> list["Reading"]:
+        """Its parts, of so many positions each."""
+        return [Reading(*parts) for parts in zip(*(tensor.split(counts) for tensor in self), strict=True)]
 
 
 class LensLike(Protocol):
@@ -111,6 +115,44 @@ def read(
         _walk(head, model, inputs, sums, advance)
         parts.append({name: reading.finish(model) for name, reading in sums.items()})
     return {reading: Reading.cat([part[reading] for part in parts]) for reading in readings}
+
+
+def read_each(
+    head: Head,
+    texts: Iterable[tuple[Tensor, Tensor | None]],
+    readings: Sequence[Name],
+    reads: HeadReads,
+    *,
+    top_k: int = 0,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Iterator[dict[Name, Reading]]:
+    """As `read`, of each of some texts: short ones share a walk.
+
+    Args:
+        texts: residual streams (n, L + 1, d_model), each with the targets (n, k) at its positions, or all without.
+    """
+    for group in _groups(texts, ROWS.of(head.W_U.device)):
+        resid, targets = (
+            torch.cat([resid for resid, _ in group]),
+            [targets for _, targets in group if targets is not None],
+        )
+        wanted = torch.cat(targets) if targets else None
+        found = read(head, resid, readings, reads, targets=wanted, top_k=top_k, advance=advance)
+        parts = {name: reading.split([len(resid) for resid, _ in group]) for name, reading in found.items()}
+        for index in range(len(group)):
+            yield {name: by_text[index] for name, by_text in parts.items()}
+
+
+def _groups(texts: Iterable[tuple[Tensor, Tensor | None]], rows: int) -> Iterator[list[tuple[Tensor, Tensor | None]]]:
+    """Neighbouring texts that have this many positions together."""
+    group: list[tuple[Tensor, Tensor | None]] = []
+    for text in texts:
+        group.append(text)
+        if sum(len(resid) for resid, _ in group) >= rows:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _walk(
