@@ -53,7 +53,8 @@ class Backbone:
         if layout.n_ranks > 1:
             model = ranks.load_model(skeleton, layout)
         else:
-            model = loading.load_model(path, name, skeleton.dtype, layout, trusted=trusted)
+            config = skeleton.model.config
+            model = loading.load_model(path, name, skeleton.dtype, layout, config=config, trusted=trusted)
         tokenizer = load_tokenizer(path, name, trusted=trusted)
         return cls.from_model(model, tokenizer)
 

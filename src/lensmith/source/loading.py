@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging
 from transformers.utils.quantization_config import GgufConfig
@@ -30,7 +30,15 @@ from lensmith.source.configuration import NOT_LOADED
 from lensmith.source.placement import Layout
 
 
-def load_model(path: Path, name: str, dtype: torch.dtype, layout: Layout, *, trusted: bool = False) -> PreTrainedModel:
+def load_model(
+    path: Path,
+    name: str,
+    dtype: torch.dtype,
+    layout: Layout,
+    *,
+    config: PretrainedConfig | None = None,
+    trusted: bool = False,
+) -> PreTrainedModel:
     """The model in eval mode, every weight read from `path` and finite, placed as `layout` says.
 
     Args:
@@ -39,6 +47,7 @@ def load_model(path: Path, name: str, dtype: torch.dtype, layout: Layout, *, tru
         dtype: of its weights; quantised ones keep theirs.
         layout: where the weights go. Where `n_ranks` is above 1, each of so many processes calls this at once and
             gets its part (see `ranks`).
+        config: the model's, where it was read already: the header of a GGUF file takes seconds.
         trusted: whether Python files of the folder may run.
 
     Raises:
@@ -50,7 +59,7 @@ def load_model(path: Path, name: str, dtype: torch.dtype, layout: Layout, *, tru
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # in a log file every redraw of a bar is a line
     devices = set(layout.device_map.values())
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if config is None else {"config": config}
     if layout.n_ranks > 1:
         options["distributed_config"] = DistributedConfig(tp_size=layout.n_ranks, tp_plan=layout.tp_plan)
     elif not devices <= {"cpu"}:
