@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks import common, held_out
 from lensmith.hub import models
-from lensmith.lens import stage, training
+from lensmith.lens import rungs, training
 from lensmith.lens.lens import Lens
 from lensmith.lens.vocabulary import SampledVocabulary
 from lensmith.process.draws import Stream
@@ -132,5 +132,5 @@ def _lens(
     alone = fit.model_copy(update={"ladder": ()})
     vocabulary = SampledVocabulary.of(alone, backbone.head, tokens)
     with tempfile.TemporaryDirectory() as work:  # an earlier run must leave no checkpoint to go on from
-        fits = stage.fit_all(backbone, rows, validation, alone, vocabulary=vocabulary, prism=None, work=Path(work))
+        fits = rungs.fit_all(backbone, rows, validation, alone, vocabulary=vocabulary, prism=None, work=Path(work))
     return fits[fit.kind].lens

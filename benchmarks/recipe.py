@@ -23,7 +23,7 @@ import torch
 from benchmarks import common, quality_per_second
 from benchmarks.contenders import settings_of
 from lensmith.hub import models
-from lensmith.lens import closed_form, objective, training
+from lensmith.lens import closed_form, moments, objective, training
 from lensmith.lens.divergence import LinearKL
 from lensmith.lens.lens import Lens
 from lensmith.settings.sections import FitParams
@@ -108,7 +108,7 @@ def metric(name: str) -> Iterator[None]:
     if name == "fisher":
         yield
         return
-    with mock.patch.object(closed_form._FisherSum, "mean", mean):
+    with mock.patch.object(moments.FisherSum, "mean", mean):
         yield
 
 

@@ -9,11 +9,12 @@ import pytest
 
 from lensmith.cli import app
 from lensmith.files import artifacts, seals
-from lensmith.lens import stage
+from lensmith.lens import recording, remade, stage
 from lensmith.lens.audit import NOT_CHECKED, audit
 from lensmith.lens.lens import Lens
 from lensmith.lens.prism import Prism
 from lensmith.lens.provenance import Provenance
+from lensmith.lens.recording import commit_faults
 from lensmith.process.errors import IntegrityError
 from lensmith.settings import fingerprint
 from lensmith.source import prefetch
@@ -82,12 +83,10 @@ def test_a_true_record_has_no_wrong_fact(lab):
 
 def test_every_recorded_fact_is_reported_when_it_is_edited(lab, record, monkeypatch):
     """Counters, steps, hashes and settings, one by one. The model is loaded once, to save time."""
-    from lensmith.lens import audit as module
-
     path, recorded = record
-    loaded = module.Backbone.load(lab[0].source, module.corpus.Manifest.read(lab[1] / "artifacts/atlas/corpus").model)
-    monkeypatch.setattr(module.Backbone, "load", lambda *_: loaded)
-    monkeypatch.setattr(module.git, "run", lambda *_: None)  # commits have a test of their own
+    loaded = remade.Backbone.load(lab[0].source, remade.corpus.Manifest.read(lab[1] / "artifacts/atlas/corpus").model)
+    monkeypatch.setattr(remade.Backbone, "load", lambda *_: loaded)
+    monkeypatch.setattr(recording.git, "run", lambda *_: None)  # commits have a test of their own
     unseen = []
     for leaf in leaves(recorded):
         if leaf[0] in NOT_CHECKED and leaf[0] != "val_kl_bits_by_layer":
@@ -127,12 +126,10 @@ def test_a_changed_artifact_is_reported(lab, record, file):
 
 def test_the_commit_must_hold_the_recorded_code(tmp_path, monkeypatch):
     """An unknown commit, a commit with other code, and a clean tree recorded as dirty are reported."""
-    from lensmith.lens.audit import _commit_faults
-
     monkeypatch.chdir(tmp_path)
 
     def faults(**facts: object) -> tuple[list[str], bool]:
-        return _commit_faults(Provenance.model_construct(**facts))
+        return commit_faults(Provenance.model_construct(**facts))
 
     def git(*words: str) -> str:
         command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words]

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from lensmith.files import cache
-from lensmith.lens import checkpoint, optimizers, stage, training
+from lensmith.lens import checkpoint, stage, training
 from lensmith.lens.checkpoint import Checkpoints, State
 from lensmith.lens.lens import Lens
 from lensmith.lens.objective import Validation
+from lensmith.lens.optimizers import Optimizers
 from lensmith.process import environment
 from lensmith.process.errors import InputError, ResourceError
 from lensmith.source import tensor_file
@@ -70,13 +71,13 @@ def test_the_newest_two_stay_and_the_last_outlives_the_fit(tmp_path):
 def test_the_log_grows_while_a_fit_runs(tmp_path, monkeypatch):
     """fit_log.csv has each validation before the next step is taken; nothing of a checkpoint depends on it."""
     settings = fit_params(rank=2, batch_seqs=8, validate_every=2, epochs=1, lr=0.02)
-    start, lengths, take_step = Lens.start(settings, L, D), [], optimizers.take_step
+    start, lengths, take_step = Lens.start(settings, L, D), [], Optimizers.take_step
 
     def counted(*arguments):
         lengths.append(len((tmp_path / "fit_log.csv").read_text().splitlines()) - 1)
         return take_step(*arguments)
 
-    monkeypatch.setattr(optimizers, "take_step", counted)
+    monkeypatch.setattr(Optimizers, "take_step", counted)
     fit = training.fit(toy_head(), toy(64, seed=1), toy(16, seed=2), settings, start, checkpoints=Checkpoints(tmp_path))
     written = list(csv.DictReader((tmp_path / "fit_log.csv").read_text().splitlines()))
 

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from lensmith.lens import closed_form, objective, rank_curve, training
-from lensmith.lens.closed_form import Moments
 from lensmith.lens.coordinates import Coordinates
 from lensmith.lens.divergence import LinearKL
 from lensmith.lens.lens import Lens
+from lensmith.lens.moments import FISHER_EVERY, Moments
+from lensmith.lens.spectrum import top_singular
 from lensmith.process.errors import NumericError
 from lensmith.source.head import Head, Transform
 from tests.support.held_rows import HeldRows
@@ -51,7 +52,7 @@ def test_moments_are_numpys():
     x, f = data.resid.double().numpy(), data.resid[:, -1].double().numpy()
     W = model_head.W_U.double().numpy()
     capped = 5 * np.tanh(2 * f @ W.T / 5)
-    capped = capped[:: closed_form.FISHER_EVERY]
+    capped = capped[::FISHER_EVERY]
     p = np.exp(capped) / np.exp(capped).sum(1, keepdims=True)
     j = 1 - (capped / 5) ** 2
     fisher = sum(W.T @ (np.diag(a * b) - np.outer(a, a)) @ W for a, b in zip(p * j, j, strict=True))
@@ -98,7 +99,7 @@ def test_a_large_matrix_is_decomposed_as_a_small_one():
     matrix = torch.randn(90, 4, generator=draw).double() @ torch.randn(4, 80, generator=draw).double()
     matrix += 1e-3 * torch.randn(90, 80, generator=draw).double()
 
-    left, size, right = closed_form._top_singular(matrix, 3)
+    left, size, right = top_singular(matrix, 3)
     u, s, vt = torch.linalg.svd(matrix)
     torch.testing.assert_close(size, s[:3], rtol=1e-6, atol=0)
     torch.testing.assert_close(left * size @ right.T, u[:, :3] * s[:3] @ vt[:3], rtol=1e-5, atol=1e-5)

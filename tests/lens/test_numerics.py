@@ -8,8 +8,9 @@ import torch
 from lensmith.judge import gates
 from lensmith.judge.judgement import Estimate
 from lensmith.lens.divergence import BITS, LinearKL, kl_bits
+from lensmith.lens.fitted import Fit
 from lensmith.lens.lens import Lens
-from lensmith.lens.training import Fit, fit
+from lensmith.lens.training import fit
 from lensmith.process.errors import NumericError
 from lensmith.source.head import Head, Transform
 from lensmith.source.teacher import Teacher

@@ -81,7 +81,9 @@ def test_the_same_fit_gives_the_same_bytes(fitted):
 def test_a_fit_runs_without_the_model(fitted, monkeypatch):
     """The model is released once the bank holds its residuals: it may take hundreds of GiB."""
     held = []
-    monkeypatch.setattr(stage, "fit_all", lambda backbone, *_, **__: held.extend(backbone.model.parameters()) or {})
+    monkeypatch.setattr(
+        stage.rungs, "fit_all", lambda backbone, *_, **__: held.extend(backbone.model.parameters()) or {}
+    )
     settings = atlas(source={"path": str(fitted / "model")}, fit=FIT)
     stage.run(settings, fitted / "code.json", fitted / "corpus", fitted / "none")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from lensmith.files import artifacts
 from lensmith.hub import published as hub_published
 from lensmith.judge.bench import Bench
-from lensmith.lens import published, stage, training
+from lensmith.lens import fitted, published, stage, tuned_lens
 from lensmith.lens.divergence import kl_bits
 from lensmith.lens.lens import Lens
 from lensmith.process.errors import InputError, IntegrityError, NumericError
@@ -46,7 +46,7 @@ def publish(folder: Path, backbone: Backbone, *, tensors: object = None, **confi
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"base_model_name_or_path": "tiny", "d_model": D, "num_hidden_layers": L, "bias": True,
              "base_model_revision": None, "lens_type": "linear_tuned_lens",
-             "unembed_hash": published.unembed_hash(backbone.head.W_U)}  # fmt: skip
+             "unembed_hash": tuned_lens.unembed_hash(backbone.head.W_U)}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(facts | config))
     torch.save(drawn() if tensors is None else tensors, folder / "params.pt")
     return folder
@@ -108,7 +108,7 @@ def test_the_unembed_hash_is_theirs():
     """Their definition is the sha256 of NumPy's printed W_U with one digit."""
     W_U = torch.tensor([[0.14, -2.0], [3.26, 0.0]])
 
-    assert published.unembed_hash(W_U) == hashlib.sha256(b"[[ 0.1 -2. ]\n [ 3.3  0. ]]").hexdigest()
+    assert tuned_lens.unembed_hash(W_U) == hashlib.sha256(b"[[ 0.1 -2. ]\n [ 3.3  0. ]]").hexdigest()
 
 
 class Evil:
@@ -172,7 +172,7 @@ def test_validation_is_of_the_lens_as_it_stands(tmp_path, backbone):
     """Validation is the KL of every block's logits; no step is taken and no training token is counted."""
     lens, _ = read(publish(tmp_path, backbone), backbone)
     resid = residuals(backbone)[:, 1:]
-    result = training.measured(backbone.head, lens, HeldRows(resid, 12, 12), fit_params(kind="imported"))
+    result = fitted.measured(backbone.head, lens, HeldRows(resid, 12, 12), fit_params(kind="imported"))
 
     final = backbone.head.logits(backbone.head.norm(resid[:, -1], L))
     expected = [float(kl_bits(final, lens.logits(backbone.head, resid[:, b], b + 1)).mean()) for b in range(L)]
@@ -220,7 +220,7 @@ def test_layers_that_a_jacobian_lens_lacks_are_absent(tmp_path, backbone):
     torch.save(maps(J={1: maps()["J"][1]}, source_layers=[1]), tmp_path / "lens.pt")
     lens, about = read(tmp_path, backbone, "jacobian")
     lens.save(tmp_path / "saved")
-    validated = training.measured(backbone.head, lens, HeldRows(residuals(backbone)[:, 1:], 12, 12), fit_params())
+    validated = fitted.measured(backbone.head, lens, HeldRows(residuals(backbone)[:, 1:], 12, 12), fit_params())
 
     assert (lens.absent, lens.layers, about["absent_layers"]) == ((1,), (2, 3), [1])
     for stored in (Lens.load(tmp_path / "saved"), StreamedLens.open(tmp_path / "saved")):

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lensmith.lens.recipe import products_of
 from lensmith.lens.schedule import scaled_to_vocabulary
-from lensmith.lens.training import products_of
 from lensmith.source import skeleton
 from tests.support.settings import fit_params
 from tests.support.toy_fit import toy_head

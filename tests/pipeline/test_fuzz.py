@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from lensmith.hub import index as release_index
 from lensmith.hub import models
 from lensmith.judge import prompts
-from lensmith.lens import published, torch_file
+from lensmith.lens import torch_file, tuned_lens
 from lensmith.lens.lens import Lens
 from lensmith.process.errors import LensmithError
 from lensmith.release.pretrained import ReleasedLens, StreamedLens
@@ -95,7 +95,7 @@ def readers(tmp_path_factory) -> dict[str, Reader]:
         "config of a lens": Reader(
             [config(unembed_hash="0").encode()],
             "config.json",
-            lambda path: published._read_config(path, backbone),
+            lambda path: tuned_lens.read_config(path, backbone),
         ),
         "corpus manifest": Reader([manifest()], "manifest.json", lambda path: Manifest.read(path.parent)),
         "index of shards": Reader([shards()], models.SHARDS, read_shards),

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from lensmith.lens.divergence import kl_bits
+from lensmith.lens.fitted import Fit
 from lensmith.lens.lens import Lens
-from lensmith.lens.training import Fit, fit
+from lensmith.lens.training import fit
 from lensmith.source.head import Head, Transform
 from tests.support.held_rows import HeldRows
 from tests.support.settings import fit_params

@@ -14,7 +14,7 @@ import torch
 from accelerate import cpu_offload
 
 from lensmith.hub.models import pin_model
-from lensmith.lens import training
+from lensmith.lens import recipe
 from lensmith.process.errors import InputError, ResourceError
 from lensmith.source import placement
 from lensmith.source.backbone import Backbone
@@ -172,8 +172,8 @@ def test_needs_are_those_of_the_loaded_model():
 def test_the_memory_of_a_fit_is_that_of_its_tensors():
     """Six copies of a lens and the whitening, as `training` holds them: 31 blocks of 4096 at rank 128."""
     lens = 31 * (2 * 4096 * 128 + 2 * 4096)
-    assert training.memory(fit_params(coordinates="plain", rank=128), 32, 4096) == 4 * 6 * lens
-    assert training.memory(fit_params(rank=128), 32, 4096) == 4 * (6 * lens + 32 * 4096**2)
+    assert recipe.memory(fit_params(coordinates="plain", rank=128), 32, 4096) == 4 * 6 * lens
+    assert recipe.memory(fit_params(rank=128), 32, 4096) == 4 * (6 * lens + 32 * 4096**2)
 
 
 @pytest.mark.parametrize(

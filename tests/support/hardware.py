@@ -2,7 +2,7 @@
 
 import torch
 
-from lensmith.lens import training
+from lensmith.lens import recipe
 from lensmith.source import skeleton
 
 CAPABILITIES = ("none", "bf16")
@@ -12,7 +12,7 @@ def force(capabilities: str, replace=setattr) -> None:
     """Let `auto` take bfloat16 for every head, the smallest included, or for none."""
     assert capabilities in CAPABILITIES
     replace(skeleton, "has_fast_bf16", lambda _: capabilities == "bf16")
-    replace(training, "LARGE_HEAD", 0)
+    replace(recipe, "LARGE_HEAD", 0)
 
 
 def taken(capabilities: str) -> torch.dtype:

@@ -402,15 +402,15 @@ def _is_caught(trial: Trial, folder: Path, forget: Callable[[State], object]) ->
     copy = trial.root / "mutant"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(folder, copy)
-    read = checkpoint._unpacked
+    unpacked = State.unpacked
 
     def forgetful(*args):
-        state = read(*args)
+        state = unpacked(*args)
         if not state.finished:
             forget(state)
         return state
 
-    return trial.run(copy, lambda: setattr(checkpoint, "_unpacked", forgetful)) != (0, trial.whole)
+    return trial.run(copy, lambda: setattr(State, "unpacked", forgetful)) != (0, trial.whole)
 
 
 def by_cadence(trial: Trial) -> None:

@@ -10,6 +10,7 @@ two stay while a fit runs. finished.safetensors stays afterwards: DVC may die wh
 and the fit is then not run again.
 """
 
+import csv
 import shutil
 import sys
 import time
@@ -19,10 +20,10 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, InstanceOf
+from pydantic import BaseModel, ConfigDict, InstanceOf, TypeAdapter, ValidationError
 from torch import Tensor
 
-from lensmith.files import artifacts, cache
+from lensmith.files import artifacts, cache, records
 from lensmith.lens.lens import Lens
 from lensmith.lens.lens_file import FIT_LOG
 from lensmith.lens.objective import Validation
@@ -69,6 +70,37 @@ class State(BaseModel):
     tokens_forwarded: int
     finished: bool = False
 
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The state as tensors of their own on the CPU, and JSON data."""
+        tensors = {f"best/{name}": tensor for name, tensor in self.best_lens.tensors().items()}
+        if not self.finished:
+            tensors |= {f"trained/{name}": tensor for name, tensor in self.trained.items()}
+            for i, optimizer in enumerate(self.optimizers):
+                for leaf, values in optimizer.items():
+                    tensors |= {f"optimizer/{i}/{leaf}/{name}": value for name, value in values.items()}
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        return copies, self.model_dump(mode="json", exclude={"trained", "optimizers", "best_lens"})
+
+    @classmethod
+    def unpacked(cls, tensors: dict[str, Tensor], facts: dict[str, Any], like: Lens) -> "State":
+        """The state of what `packed` gave, its lens of the form of `like`."""
+        parts: dict[str, dict[str, Tensor]] = {"best": {}, "trained": {}}
+        optimizers: dict[str, dict[int, dict[str, Tensor]]] = {}
+        for path, tensor in sorted(tensors.items()):
+            part, _, name = path.partition("/")
+            if part == "optimizer":
+                i, leaf, name = name.split("/")
+                optimizers.setdefault(i, {}).setdefault(int(leaf), {})[name] = tensor
+            else:
+                parts[part][name] = tensor
+        # Validated: JSON has lists where a state has tuples.
+        return cls(
+            **facts,
+            trained=parts["trained"],
+            optimizers=list(optimizers.values()),
+            best_lens=like.with_tensors(parts["best"]),
+        )
+
 
 class Checkpoints:
     """The checkpoints of one fit, in a folder that nobody else writes to; without a folder nothing is kept."""
@@ -87,7 +119,7 @@ class Checkpoints:
         """
         for path in reversed(self._files()):
             try:
-                state = _unpacked(*tensor_file.read(path), like)
+                state = State.unpacked(*tensor_file.read(path), like)
             except IntegrityError as error:
                 aside = path.with_name(f"bad-{path.name}")
                 path.replace(aside)
@@ -135,7 +167,7 @@ class Checkpoints:
         """
         if self.folder is None:
             return
-        tensors, facts = _packed(state)  # copies: the fit goes on while they are written
+        tensors, facts = state.packed()  # copies: the fit goes on while they are written
         self.wait()
         name = FINISHED if state.finished else f"step-{state.step:08d}.safetensors"
         self._writing = self._writer.submit(self._write, self.folder / name, tensors, facts)
@@ -173,32 +205,17 @@ def write_log(folder: Path, log: Sequence[LogRow]) -> None:
     artifacts.write_csv(folder / FIT_LOG, [field.name for field in fields(LogRow)], map(astuple, log))
 
 
-def _packed(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A state as tensors of their own on the CPU, and JSON data."""
-    tensors = {f"best/{name}": tensor for name, tensor in state.best_lens.tensors().items()}
-    if not state.finished:
-        tensors |= {f"trained/{name}": tensor for name, tensor in state.trained.items()}
-        for i, optimizer in enumerate(state.optimizers):
-            for leaf, values in optimizer.items():
-                tensors |= {f"optimizer/{i}/{leaf}/{name}": value for name, value in values.items()}
-    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    return copies, state.model_dump(mode="json", exclude={"trained", "optimizers", "best_lens"})
-
-
-def _unpacked(tensors: dict[str, Tensor], facts: dict[str, Any], like: Lens) -> State:
-    parts: dict[str, dict[str, Tensor]] = {"best": {}, "trained": {}}
-    optimizers: dict[str, dict[int, dict[str, Tensor]]] = {}
-    for path, tensor in sorted(tensors.items()):
-        part, _, name = path.partition("/")
-        if part == "optimizer":
-            i, leaf, name = name.split("/")
-            optimizers.setdefault(i, {}).setdefault(int(leaf), {})[name] = tensor
-        else:
-            parts[part][name] = tensor
-    # Validated: JSON has lists where a state has tuples.
-    return State(
-        **facts,
-        trained=parts["trained"],
-        optimizers=list(optimizers.values()),
-        best_lens=like.with_tensors(parts["best"]),
-    )
+def read_log(folder: Path) -> list[LogRow]:
+    """fit_log.csv of a folder. IntegrityError where it is missing, has another form, or no row is the best one."""
+    path = folder / FIT_LOG
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = [{name: text or None for name, text in line.items()} for line in csv.DictReader(file)]
+        rows = TypeAdapter(list[LogRow]).validate_python(lines)
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: missing") from None
+    except ValidationError as error:
+        raise IntegrityError(f"{path}: {records.explain(error)}") from None
+    if not any(row.best for row in rows):
+        raise IntegrityError(f"{path}: no row is marked as the best one")
+    return rows

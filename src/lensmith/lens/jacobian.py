@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lensmith.lens import training
+from lensmith.lens import fitted
 from lensmith.lens.checkpoint import EVERY
+from lensmith.lens.fitted import Fit
 from lensmith.lens.lens import Lens
 from lensmith.lens.provenance import JacobianRecord
-from lensmith.lens.training import Fit
 from lensmith.process import environment, stopping
 from lensmith.process.draws import Stream
 from lensmith.process.errors import InputError, IntegrityError, NumericError, explained, first_line
@@ -60,6 +60,23 @@ class Estimate:
     halves: Tensor  # (2, L - 1, d_model, d_model), fp32
     seqs: int
     seq_len: int
+
+    @classmethod
+    def begin(cls, backbone: Backbone, seq_len: int, work: Path | None) -> "Estimate":
+        """The sums of the checkpoint in `work`, or none."""
+        n, d = backbone.n_layers - 1, backbone.d_model
+        if work is not None and (work / SUMS).exists():
+            try:
+                tensors, facts = tensor_file.read(work / SUMS)
+            except IntegrityError as error:
+                print(f"{error}. The estimate begins anew.", file=sys.stderr)
+            else:
+                return cls(tensors["halves"].to(backbone.device), facts["seqs"], seq_len)
+        return cls(torch.zeros(2, n, d, d, device=backbone.device), 0, seq_len)
+
+    def save(self, work: Path) -> None:
+        """Write the checkpoint. Raises ResourceError where the disk is full."""
+        tensor_file.write(work / SUMS, {"halves": self.halves.cpu()}, {"seqs": self.seqs})
 
     @property
     def positions(self) -> int:
@@ -91,7 +108,7 @@ class Estimate:
         return Lens.of_maps("jacobian", mean, scale=0.0)
 
     def fit(self, head: Head, held_out: Residuals, settings: FitParams) -> Fit:
-        """The lens with its validation. Raises as `lens` and `training.measured`."""
+        """The lens with its validation. Raises as `lens` and `fitted.measured`."""
         record = JacobianRecord(
             derivative=settings.jacobian,
             sequences=self.seqs,
@@ -100,7 +117,7 @@ class Estimate:
             draws=DRAWS,
             agreement=self.agreement(),
         )
-        return training.measured(head, self.lens(), held_out, settings, record)
+        return fitted.measured(head, self.lens(), held_out, settings, record)
 
 
 def estimate(backbone: Backbone, tokens: NDArray[np.uint32], settings: FitParams, work: Path | None = None) -> Estimate:
@@ -125,7 +142,7 @@ def estimate(backbone: Backbone, tokens: NDArray[np.uint32], settings: FitParams
         raise InputError(f"fit.kind jacobian needs a backward pass, which source.placement tp has not. {UNMADE}")
     order = Stream(settings.seed, "jacobian-seqs").permutation(n_seqs, step=0)[: settings.jacobian_seqs]
     every = environment.number(environment.CHECKPOINT_SECONDS, "seconds", EVERY, "Nothing was fit.") or 0.0
-    so_far, saved = _first(backbone, seq_len, work), monotonic()
+    so_far, saved = Estimate.begin(backbone, seq_len, work), monotonic()
     backbone.model.requires_grad_(False)
     with Progress("fit jacobian", len(order), "sequence", done=so_far.seqs) as progress, stopping.deferred() as stop:
         # A question to the sums alone: an estimate that goes on from its last checkpoint ends where it ended.
@@ -134,25 +151,12 @@ def estimate(backbone: Backbone, tokens: NDArray[np.uint32], settings: FitParams
             add(so_far, backbone, torch.from_numpy(tokens[seq].astype(np.int64)), seq, settings)
             progress.advance(tokens=seq_len)
             if work is not None and (stop.signal is not None or monotonic() - saved >= every):
-                tensor_file.write(work / SUMS, {"halves": so_far.halves.cpu()}, {"seqs": so_far.seqs})
+                so_far.save(work)
                 saved = monotonic()
             if stop.signal is not None:
                 fate = "its checkpoint is kept. `dvc repro` goes on from there." if work else "not kept."
                 raise Interrupted(stop.signal, f"fit stopped after sequence {so_far.seqs} of {len(order)}; {fate}")
     return so_far
-
-
-def _first(backbone: Backbone, seq_len: int, work: Path | None) -> Estimate:
-    """The sums of the checkpoint, or none."""
-    n, d = backbone.n_layers - 1, backbone.d_model
-    if work is not None and (work / SUMS).exists():
-        try:
-            tensors, facts = tensor_file.read(work / SUMS)
-        except IntegrityError as error:
-            print(f"{error}. The estimate begins anew.", file=sys.stderr)
-        else:
-            return Estimate(tensors["halves"].to(backbone.device), facts["seqs"], seq_len)
-    return Estimate(torch.zeros(2, n, d, d, device=backbone.device), 0, seq_len)
 
 
 def add(so_far: Estimate, backbone: Backbone, tokens: Tensor, seq: int, settings: FitParams) -> None:

@@ -27,6 +27,8 @@ from lensmith.source.residuals import Batch, Residuals, read_ahead
 from lensmith.source.teacher import Teacher
 
 READ_SEQS = 8  # sequences that are read at a time
+# Positions and sequences by which ridges, temperatures and the rank are chosen: a few suffice for one number a layer.
+FEW_POSITIONS, FEW_SEQS = 256, 8
 
 Gradients = dict[str, Tensor]
 
@@ -124,6 +126,12 @@ def read(head: Head, residuals: Residuals, n_seqs: int | None = None) -> Iterato
     seqs = np.arange(residuals.n_seqs if n_seqs is None else min(n_seqs, residuals.n_seqs))
     parts = np.array_split(seqs, max(1, len(seqs) // READ_SEQS))
     return (batch.to(head.W_U.device) for batch in read_ahead(residuals, parts))
+
+
+def few_positions(head: Head, residuals: Residuals) -> Batch:
+    """At most FEW_POSITIONS positions, evenly spaced over the first FEW_SEQS sequences."""
+    batch = next(read(head, residuals, FEW_SEQS))
+    return batch.at(slice(None, None, -(-len(batch.resid) // FEW_POSITIONS)))
 
 
 def penalty_gradients(

@@ -37,7 +37,7 @@ def ranks_up_to(widest: int) -> list[int]:
 
 def of_closed_form(linear_kl: LinearKL, solution: Solution, held_out: Residuals, start: Lens) -> Curve:
     """The curve of a closed form, up to the rank of `start`; empty where that is 0."""
-    batch, head = closed_form.few_positions(linear_kl.head, held_out), linear_kl.head
+    batch, head = objective.few_positions(linear_kl.head, held_out), linear_kl.head
     teacher, blocks = objective.teacher_of(head, batch), objective.depth_blocks(start.n_layers)
     curve = {}
     for rank in track(ranks_up_to(start.rank), "rank curve of the closed form", "rank"):
@@ -48,7 +48,7 @@ def of_closed_form(linear_kl: LinearKL, solution: Solution, held_out: Residuals,
 
 def of_lens(linear_kl: LinearKL, solution: Solution, lens: Lens, train: Residuals, held_out: Residuals) -> Curve:
     """The curve of a trained lens, up to its rank; empty where that is 0. Temperatures are chosen on `train`."""
-    batch, head = closed_form.few_positions(linear_kl.head, held_out), linear_kl.head
+    batch, head = objective.few_positions(linear_kl.head, held_out), linear_kl.head
     teacher, curve = objective.teacher_of(head, batch), {}
     blocks = [block for block in objective.depth_blocks(lens.n_layers) if block < lens.n_layers - 1]
     P, R, mean = solution.whitening[blocks], solution.head_whitening, solution.mean[blocks]

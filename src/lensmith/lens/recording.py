@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 
-from lensmith.files import gguf_file
+from lensmith.files import artifacts, gguf_file
 from lensmith.hub import pins
-from lensmith.hub.pins import ModelPin
 from lensmith.lens import provenance
 from lensmith.lens.depth import PERCENTILES
-from lensmith.lens.provenance import Json, PrismRecord, Provenance
-from lensmith.lens.training import Fit
+from lensmith.lens.fitted import Fit
+from lensmith.lens.lens_file import PRISM, WEIGHTS
+from lensmith.lens.prism import Prism
+from lensmith.lens.provenance import PrismRecord, Provenance
 from lensmith.process import git
+from lensmith.settings import fingerprint
 from lensmith.settings.sections import ModelParams
 from lensmith.source import ranks
 from lensmith.source.backbone import Backbone
@@ -34,7 +36,7 @@ def provenance_of(
     backbone: Backbone,
     code: dict[str, str],
     *,
-    weights_sha256: str,
+    folder: Path,
     prism: PrismRecord | None = None,
     imported: dict[str, Any] | None = None,
 ) -> Provenance:
@@ -44,64 +46,23 @@ def provenance_of(
         fit: what ran and what was measured.
         settings, manifest, backbone: what `fit` does not hold.
         code: the fingerprint of the code that ran.
-        weights_sha256: of the lens's file.
+        folder: of the lens, which is written already.
         prism: the Prism beside the lens, where one was fit.
         imported: where a published lens comes from.
     """
-    ran, schedule, lens, proof = fit.settings, fit.schedule, fit.lens, backbone.proof
     git_commit, git_dirty = code_commit(code)
-    text = {name: getattr(manifest, name) for name in provenance.TextRecord.model_fields if name != "bos"}
-    aliased: dict[str, Any] = {
-        "schema": 1,
-        "val_kl_bits@{25,50,75}%": tuple(fit.best.at(depth) for depth in PERCENTILES),
-    }
     return Provenance(
-        **aliased,
-        weights_sha256=weights_sha256,
-        model_key=settings.key,
-        model_id=settings.model_id,
-        model=manifest.model,
-        trust_remote_code=settings.source.trust_remote_code,
-        quantization=_quantization(manifest.model, backbone),
-        head=provenance.HeadRecord(**backbone.head.fingerprint()),
-        proof=provenance.ProofRecord(max_kl_bits=proof.max_kl_bits, positions=proof.n_positions),
+        schema=1,
+        **of_fit(fit),
+        **of_model(settings, manifest, backbone),
         seed=settings.fit.seed,
-        dataset=provenance.TextRecord(**text, bos=manifest.tokenizer),
         settings=settings.fit.model_dump(mode="json", exclude={"inputs"}),
-        kind=ran.kind,
-        norm=ran.norm,
-        budget=provenance.BudgetRecord(seq_len=settings.corpus.seq_len, positions_per_seq=ran.positions_per_seq),
-        batching=provenance.BatchingRecord(batch_seqs=schedule.batch_seqs, layers_per_step=schedule.layers_per_step),
-        capacity=provenance.CapacityRecord(rank=lens.rank, n_layers=lens.n_layers, d_model=lens.d_model),
-        optim=provenance.OptimizerRecord(
-            optimizer=ran.optimizer,
-            lr=ran.lr,
-            betas=(ran.beta1, ran.beta2),
-            weight_decay=ran.weight_decay,
-            schedule="cosine_to_zero",
-            total_steps=schedule.total_steps,
-            warmup_steps=schedule.warmup_steps,
+        budget=provenance.BudgetRecord(
+            seq_len=settings.corpus.seq_len, positions_per_seq=fit.settings.positions_per_seq
         ),
-        regularizers=provenance.PenaltyRecord(l2_smallness=ran.l2_smallness, smooth_depth=ran.smooth_depth),
-        preconditioner=provenance.PreconditionerRecord(type="prism" if ran.prism == "precondition" else "none"),
-        start=ran.start,
-        coordinates=ran.coordinates,
-        ridge_by_layer=fit.ridge,
-        vocabulary=fit.vocabulary,
-        products=fit.products,
-        temperatures=tuple(lens.log_tau.exp().tolist()),
-        measured=provenance.FitRecord(
-            tokens_forwarded=fit.tokens_forwarded,
-            positions_trained=fit.positions_used,
-            steps=fit.steps,
-            best_step=fit.best_step,
-            stopped_early=fit.stopped_early,
-            low_rank_norms=lens.update_norms(),
-        ),
-        val_kl_bits_by_layer=fit.best.kl_bits,
+        weights_sha256=artifacts.sha256_file(folder / WEIGHTS),
         prism=prism,
         imported=imported,
-        jacobian=fit.jacobian,
         git_commit=git_commit,
         git_dirty=git_dirty,
         code=code,
@@ -110,12 +71,71 @@ def provenance_of(
     )
 
 
-def _quantization(pin: ModelPin, backbone: Backbone) -> Json | None:
-    """How the weights are stored: tensors by type for a GGUF file, else what the model's configuration says."""
-    if pin.gguf is not None:
-        return {"quant_method": "gguf", "tensor_types": gguf_file.read_facts(pins.model_path(pin)).tensor_types}
+def of_fit(fit: Fit) -> dict[str, Any]:
+    """The facts of a provenance that a fit knows: how it ran and what was measured."""
+    ran, schedule, lens = fit.settings, fit.schedule, fit.lens
+    return {
+        "kind": ran.kind,
+        "norm": ran.norm,
+        "batching": provenance.BatchingRecord(batch_seqs=schedule.batch_seqs, layers_per_step=schedule.layers_per_step),
+        "capacity": provenance.CapacityRecord(rank=lens.rank, n_layers=lens.n_layers, d_model=lens.d_model),
+        "optim": provenance.OptimizerRecord(
+            optimizer=ran.optimizer,
+            lr=ran.lr,
+            betas=(ran.beta1, ran.beta2),
+            weight_decay=ran.weight_decay,
+            schedule="cosine_to_zero",
+            total_steps=schedule.total_steps,
+            warmup_steps=schedule.warmup_steps,
+        ),
+        "regularizers": provenance.PenaltyRecord(l2_smallness=ran.l2_smallness, smooth_depth=ran.smooth_depth),
+        "preconditioner": provenance.PreconditionerRecord(type="prism" if ran.prism == "precondition" else "none"),
+        "start": ran.start,
+        "coordinates": ran.coordinates,
+        "ridge_by_layer": fit.ridge,
+        "vocabulary": fit.vocabulary,
+        "products": fit.products,
+        "temperatures": tuple(lens.log_tau.exp().tolist()),
+        "measured": provenance.FitRecord(
+            tokens_forwarded=fit.tokens_forwarded,
+            positions_trained=fit.positions_used,
+            steps=fit.steps,
+            best_step=fit.best_step,
+            stopped_early=fit.stopped_early,
+            low_rank_norms=lens.update_norms(),
+        ),
+        "val_kl_bits@{25,50,75}%": tuple(fit.best.at(depth) for depth in PERCENTILES),
+        "val_kl_bits_by_layer": fit.best.kl_bits,
+        "jacobian": fit.jacobian,
+    }
+
+
+def of_model(settings: ModelParams, manifest: Manifest, backbone: Backbone) -> dict[str, Any]:
+    """The facts of a provenance that hold for every fit of a model: its weights and text."""
+    proof, pin = backbone.proof, manifest.model
     quantization: Any = getattr(backbone.model.config, "quantization_config", None)
-    return quantization if quantization is None or isinstance(quantization, dict) else quantization.to_dict()
+    if pin.gguf is not None:
+        types = gguf_file.read_facts(pins.model_path(pin)).tensor_types
+        quantization = {"quant_method": "gguf", "tensor_types": types}
+    elif quantization is not None and not isinstance(quantization, dict):
+        quantization = quantization.to_dict()
+    text = {name: getattr(manifest, name) for name in provenance.TextRecord.model_fields if name != "bos"}
+    return {
+        "model_key": settings.key,
+        "model_id": settings.model_id,
+        "model": pin,
+        "trust_remote_code": settings.source.trust_remote_code,
+        "quantization": quantization,
+        "head": provenance.HeadRecord(**backbone.head.fingerprint()),
+        "proof": provenance.ProofRecord(max_kl_bits=proof.max_kl_bits, positions=proof.n_positions),
+        "dataset": provenance.TextRecord(**text, bos=manifest.tokenizer),
+    }
+
+
+def prism_record(prism: Prism, lens_dir: Path) -> PrismRecord:
+    """The Prism of a lens's folder, as provenance records it."""
+    sha256 = artifacts.sha256_file(lens_dir / PRISM)
+    return PrismRecord(directions=prism.directions, residuals=prism.residuals, sha256=sha256)
 
 
 def versions() -> dict[str, str]:
@@ -142,3 +162,20 @@ def code_commit(paths: Iterable[str]) -> tuple[str | None, bool | None]:
     files = [str(Path(path).resolve()) for path in paths]  # a lab may have links to another's code, which git refuses
     commit = git.run("log", "-1", "--format=%H", "--", *files)
     return commit, None if commit is None else bool(git.run("status", "--porcelain", "--", *files))
+
+
+def commit_faults(recorded: Provenance) -> tuple[list[str], bool]:
+    """Whether the recorded commit holds other code than was recorded, and whether git could tell here."""
+    commit, is_dirty = recorded.git_commit, recorded.git_dirty
+    if git.run("rev-parse", "HEAD") is None or commit is None:
+        return [], False
+    if git.run("cat-file", "-e", f"{commit}^{{commit}}") is None:
+        return [f"git_commit is {commit}, which this repository does not have"], True
+    texts = {name: git.run("show", f"{commit}:{name}") for name in recorded.code}
+    hashes = {name: None if text is None else fingerprint.of_source(text) for name, text in texts.items()}
+    other = [name for name, code_hash in hashes.items() if code_hash != recorded.code[name]]
+    if not is_dirty and other:
+        return [f"git_commit is {commit}, where {other[0]} is other code than was recorded"], True
+    if is_dirty and not other:
+        return [f"git_dirty is true, but at {commit} all code is as recorded"], True
+    return [], True

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from lensmith.lens.tiles import LOWEST
+from lensmith.source.head import Head
+from lensmith.source.teacher import Teacher
 
 COLDEST, HOTTEST = 0.05, 20.0
 STEPS = 12
@@ -35,8 +37,46 @@ def fit(z: Tensor, p: Tensor, start: float = 1.0) -> float:
         p: (n, d_vocab), probabilities. A token that p excludes counts nothing.
         start: where the search begins.
     """
-    expected = _expected(z, p)
-    return search(lambda b: _derivatives(z, b, expected), start)
+    dot, size = torch.linalg.vecdot, max(1, LOGITS // z.shape[1])
+    pieces = [(part, dot(chances, _from_top(part))) for part, chances in zip(z.split(size), p.split(size), strict=True)]
+
+    def derivatives(b: float) -> tuple[float, float]:
+        slope, curve = 0.0, 0.0
+        for part, expected in pieces:
+            below = _from_top(part)
+            e = torch.exp(b * below)
+            total = e.sum(-1).double()
+            mean = dot(e, below) / total
+            slope += float((mean - expected).sum())
+            curve += float((dot(e, below.square_()) / total - mean.square()).sum())
+        return slope / len(z), curve / len(z)
+
+    return search(derivatives, start)
+
+
+def fit_head_input(head: Head, y: Tensor, teacher: Teacher, p: Tensor | None) -> float:
+    """The temperature in 0.05..20 with the lowest KL at inputs y (n, d_model) of the head.
+
+    Logits at temperature one are computed once. A head with a softcap needs p (n, d_vocab): the curvature behind it is
+    the Fisher information of q.
+    """
+    dot, u = torch.linalg.vecdot, head.scale * torch.nn.functional.linear(y, head.W_U, head.bias)
+    of_teacher = p if p is not None else head.scale * (dot(y, teacher.e_p) + teacher.b_p)  # p, or E_p[u]
+    size = max(1, LOGITS // u.shape[1])
+    pieces = list(zip(u.split(size), of_teacher.split(size), strict=True))
+
+    def derivatives(b: float) -> tuple[float, float]:
+        slope = curve = 0.0
+        for part, of_p in pieces:
+            z = head.transform.cap_(part * b)
+            gain = part if p is None else part * head.transform.slope(z)  # of each logit, by b
+            q = z.softmax(-1)
+            of_q = dot(q, gain)
+            slope += float((of_q - (of_p if p is None else dot(of_p, gain))).sum())
+            curve += float((dot(q.mul_(gain), gain) - of_q**2).sum())
+        return slope / len(u), curve / len(u)
+
+    return search(derivatives)
 
 
 def search(derivatives: Callable[[float], tuple[float, float]], start: float = 1.0) -> float:
@@ -52,26 +92,6 @@ def search(derivatives: Callable[[float], tuple[float, float]], start: float = 1
         # A Newton step out of the bracket overshot: bisect in the logarithm instead.
         b = step if low < step < high else (low * high) ** 0.5
     return 1 / b
-
-
-def _expected(z: Tensor, p: Tensor) -> Tensor:
-    """E_p[z] less the largest logit, (n,)."""
-    size = max(1, LOGITS // z.shape[1])
-    pairs = zip(z.split(size), p.split(size), strict=True)
-    return torch.cat([torch.linalg.vecdot(chances, _from_top(part)) for part, chances in pairs])
-
-
-def _derivatives(z: Tensor, b: float, expected: Tensor) -> tuple[float, float]:
-    """Means over positions of E_q[z] - E_p[z] and of Var_q[z]."""
-    dot, size, slope, curve = torch.linalg.vecdot, max(1, LOGITS // z.shape[1]), 0.0, 0.0
-    for part, beside in zip(z.split(size), expected.split(size), strict=True):
-        below = _from_top(part)
-        e = torch.exp(b * below)
-        total = e.sum(-1).double()
-        mean = dot(e, below) / total
-        slope += float((mean - beside).sum())
-        curve += float((dot(e, below.square_()) / total - mean.square()).sum())
-    return slope / len(z), curve / len(z)
 
 
 def _from_top(z: Tensor) -> Tensor:

@@ -1,11 +1,10 @@
 """Files that torch saved, read without trust.
 
 Such a file is a zip archive of plain numbers and one pickle. A pickle is a program: its size and each of its
-instructions are checked before `torch.load` reads it, and with `weights_only` it can only make tensors.
+instructions are checked (`torch_pickle`) before `torch.load` reads it; with `weights_only` it can only make tensors.
 """
 
 import json
-import pickletools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lensmith.lens import torch_pickle
+from lensmith.lens.torch_pickle import INSTRUCTIONS, OF_FACTS
 from lensmith.process.errors import IntegrityError, first_line, shown
 
 LARGEST_NUMBER = 8  # bytes
@@ -22,19 +23,6 @@ PICKLE_BYTES = 1 << 18
 ENTRIES = 10_000
 ENTRY = b"PK\x01\x02"  # begins each entry of an archive's list
 CHUNK = 1 << 20
-# What torch writes for tensors by name.
-GLOBALS = {
-    "collections OrderedDict",
-    "torch._utils _rebuild_tensor_v2",
-    *(f"torch {dtype}Storage" for dtype in ("Float", "Half", "Double", "BFloat16")),
-}
-TUPLES = {"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
-PUT, GET = {"BINPUT", "LONG_BINPUT"}, {"BINGET", "LONG_BINGET"}
-INSTRUCTIONS = frozenset(TUPLES | PUT | GET | {
-    "PROTO", "GLOBAL", "BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "NEWTRUE", "NEWFALSE", "EMPTY_DICT",
-    "MARK", "BINPERSID", "REDUCE", "SETITEM", "SETITEMS", "BUILD", "STOP",
-})  # fmt: skip
-OF_FACTS = {"EMPTY_LIST", "APPEND", "APPENDS", "NONE", "BINFLOAT"}  # lists, None and fractions
 
 
 def read_tensors(path: Path, limit: int) -> dict[str, Tensor]:
@@ -115,26 +103,5 @@ def _check_archive(path: Path, limit: int, instructions: frozenset[str]) -> set[
             raise ValueError("its numbers are not little-endian")
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"CRC of {damaged} is wrong")
-        _check_pickle(archive.read(pickles[0]), instructions)
+        torch_pickle.check(archive.read(pickles[0]), instructions)
     return {info.file_size for info in infos}
-
-
-def _check_pickle(program: bytes, instructions: frozenset[str]) -> None:
-    """ValueError for a pickle with an instruction that torch does not write for such a dictionary of tensors."""
-    memo: dict[object, str] = {}  # the instruction that made the object of each slot
-    maker = ""  # the last instruction that left something on the stack
-    for operation, argument, _ in pickletools.genops(program):
-        name = operation.name
-        if name not in instructions:
-            raise ValueError(f"its pickle has the instruction {name}")
-        if name == "GLOBAL" and argument not in GLOBALS:
-            raise ValueError(f"its pickle names {argument}")
-        # Nested tuples may be as deep as the file is long, or take for ever to hash. Torch writes none.
-        if name in TUPLES - {"EMPTY_TUPLE"} and maker in TUPLES:
-            raise ValueError("its pickle has a tuple in a tuple")
-        if name in GET and memo.get(argument) in TUPLES:
-            raise ValueError("its pickle uses a tuple twice")
-        if name in PUT:
-            memo[argument] = maker
-        else:
-            maker = name

@@ -7,22 +7,22 @@ step: Newton's method finds them. Batches, draws and learning rate are functions
 goes on from a checkpoint bit for bit (`checkpoint`). `objective` says what is minimised.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lensmith.lens import closed_form, objective, optimizers
-from lensmith.lens.checkpoint import Checkpoints, LogRow, State
+from lensmith.lens import closed_form, objective, recipe
+from lensmith.lens.checkpoint import Checkpoints, State
 from lensmith.lens.closed_form import Solution
 from lensmith.lens.coordinates import Coordinates
 from lensmith.lens.divergence import BITS, LinearKL
-from lensmith.lens.lens import Lens, rank_of
+from lensmith.lens.fitted import Fit, check_finite, log_row
+from lensmith.lens.lens import Lens
 from lensmith.lens.objective import Validation
+from lensmith.lens.optimizers import Optimizers
 from lensmith.lens.prism import Prism
-from lensmith.lens.provenance import JacobianRecord
 from lensmith.lens.schedule import Schedule
 from lensmith.lens.vocabulary import SampledVocabulary
 from lensmith.process import stopping
@@ -30,41 +30,12 @@ from lensmith.process.errors import NumericError
 from lensmith.process.progress import Progress, track
 from lensmith.process.stopping import Interrupted
 from lensmith.settings.sections import FitParams
-from lensmith.source import skeleton
 from lensmith.source.head import Head
 from lensmith.source.residuals import Batch, Residuals, read_ahead
 
 # A fit has diverged when its held-out KL is above DIVERGED x max(best, FLOOR bits), so 10 x max(best, 0.1 bits).
 DIVERGED, FLOOR = 10.0, 0.1
-# Numbers in W_U from which `products: auto` may take bfloat16. A smaller head stays in the cache in float32, where its
-# products are a small part of a step, and its lens is then the same on every CPU.
-LARGE_HEAD = 2**23
 BIAS_POSITIONS = 128  # of a step that trains no U, V: a bias and a temperature need few
-COPIES = 6  # of a lens in training: itself, its gradient, two moments, the start and the best
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A fitted lens and what was measured while it was fit."""
-
-    lens: Lens
-    log: list[LogRow]
-    steps: int
-    best_step: int
-    schedule: Schedule
-    positions_used: int
-    tokens_forwarded: int  # through the frozen model, for training residuals
-    best: Validation
-    settings: FitParams  # as they ran
-    vocabulary: str  # of a step's softmax: exact or sampled
-    products: str  # dtype of the head's products
-    ridge: tuple[float, ...] | None  # of the closed form by block, None where the fit began at the norm lens
-    jacobian: JacobianRecord | None = None
-
-    @property
-    def stopped_early(self) -> bool:
-        """Whether patience ended the fit before its schedule."""
-        return self.steps < self.schedule.total_steps
 
 
 @dataclass(frozen=True)
@@ -82,7 +53,7 @@ class Task:
     vocabulary: SampledVocabulary | None  # of training steps; None for all tokens
     solution: Solution | None  # the closed form, where it is known already
     prism: Prism | None
-    below: "Fit | None"  # the rung below of the ladder
+    below: Fit | None  # the rung below of the ladder
 
     def positions(self, steps: int) -> int:
         """Positions that this many steps train on, repeats counted."""
@@ -116,7 +87,7 @@ def fit(
         ResourceError: a checkpoint does not fit on the disk.
         Interrupted: TERM or INT came; there is a checkpoint of the last step.
     """
-    names, products = trainable(settings) if start.n_layers > 1 else (), products_of(settings, head)
+    names, products = recipe.trainable(settings) if start.n_layers > 1 else (), recipe.products_of(settings, head)
     schedule = Schedule(settings, train.n_seqs, start.n_layers - 1, trains=bool(names))
     step_kl = LinearKL(head, products)
     exact_kl = step_kl if products == torch.float32 else LinearKL(head)
@@ -146,108 +117,27 @@ def fit(
     )
 
 
-def measured(
-    head: Head, lens: Lens, held_out: Residuals, settings: FitParams, mean_of: JacobianRecord | None = None
-) -> Fit:
-    """The Fit of a lens that was made without steps: imported, or the mean of Jacobians. It is validated once.
-
-    Raises:
-        NumericError: KL is not finite.
-    """
-    best = objective.validate(LinearKL(head), lens, held_out)
-    check_finite(lens, best, step=0)
-    return Fit(
-        lens=lens,
-        log=[log_row(best, is_best=True, kept=best)],
-        steps=0,
-        best_step=0,
-        schedule=Schedule(settings, held_out.n_seqs, lens.n_layers - 1, trains=False),
-        positions_used=mean_of.positions if mean_of else 0,
-        tokens_forwarded=mean_of.tokens if mean_of else 0,
-        best=best,
-        settings=settings,
-        vocabulary="exact",
-        products="float32",
-        ridge=None,
-        jacobian=mean_of,
-    )
-
-
-def needs_solution(settings: FitParams) -> bool:
-    """Whether a fit starts from second moments, or is trained in their coordinates."""
-    if settings.kind in {"identity", "temperature"}:
-        return False
-    return settings.start == "closed_form" or settings.coordinates == "whitened"
-
-
-def products_of(settings: FitParams, head: Head) -> torch.dtype:
-    """The dtype of the head's products in a training step.
-
-    `auto` is bfloat16 where the hardware multiplies it and the head is large enough to gain, else float32.
-    """
-    if settings.products == "auto":
-        is_bf16 = head.W_U.numel() >= LARGE_HEAD and skeleton.has_fast_bf16(head.W_U.device)
-    else:
-        is_bf16 = settings.products == "bfloat16"
-    return torch.bfloat16 if is_bf16 else torch.float32
-
-
-def trainable(settings: FitParams) -> tuple[str, ...]:
-    """The parameters that the steps of a kind of lens change."""
-    names = {"identity": (), "temperature": (), "bias": ("c",)}.get(settings.kind, ("U", "V", "c"))
-    if settings.scale and "U" in names:
-        names += ("scale",)
-    return (*names, "log_tau") if names and settings.temperature else names
-
-
-def memory(settings: FitParams, n_layers: int, d_model: int) -> int:
-    """Bytes that the fit of a lens holds on its device, fp32."""
-    lens = (n_layers - 1) * (2 * d_model * rank_of(settings, d_model) + 2 * d_model)
-    whitening = n_layers * d_model**2 if settings.coordinates == "whitened" else 0
-    sums = 2 * (n_layers - 1) * d_model**2 if settings.kind == "jacobian" else 0
-    return 4 * (COPIES * lens + whitening + sums)
-
-
 def train_steps(task: Task, start: Lens, checkpoints: Checkpoints, *, state: State | None, progress: Progress) -> State:
     """Take the steps after `state`, the checkpoint's, or all of them where it is None; return the last state."""
-    settings, schedule, device = task.settings, task.schedule, task.head.W_U.device
-    solution = task.solution
-    if solution is None and task.names and needs_solution(settings):
-        solution = closed_form.solve(task.exact_kl, task.train, task.held_out, start)
-    coordinates = coordinates_of(task, start, solution)
-    resumed, state = state, state or first_state(task, start, coordinates, solution, progress)
-    # Contiguous, as in a checkpoint: the last bits of a product depend on the memory layout of its factors.
-    state.trained = {name: tensor.to(device).contiguous() for name, tensor in state.trained.items()}
-    # Views of the stacked tensors, one a layer: an optimizer skips a layer without a gradient.
-    leaves = {name: list(state.trained[name]) for name in task.names}
-    layer_optimizers = optimizers.make(settings, leaves)
-    if resumed is None:
-        checkpoints.reserve(state.trained)
-    else:
-        progress.note(f"fit {settings.kind}: goes on from its checkpoint of step {state.step}")
-        task.train.tokens_forwarded = state.tokens_forwarded
-        optimizers.restore(layer_optimizers, state.optimizers)
-    progress.advance(0, kl_bits=state.best.at_depths)
-    checkpoints.show(state.log)
+    schedule, device = task.schedule, task.head.W_U.device
+    coordinates, state, optimizers = begin(task, start, checkpoints, state, progress)
 
     def save(*, wait: bool = False) -> None:
-        state.optimizers = [optimizer.state_dict()["state"] for optimizer in layer_optimizers]
-        state.tokens_forwarded = task.train.tokens_forwarded
+        state.optimizers, state.tokens_forwarded = optimizers.states(), task.train.tokens_forwarded
         checkpoints.save(state, wait=wait)
 
     batches = [schedule.batch(step) for step in range(state.step, schedule.total_steps)]
     with stopping.deferred() as stop:
         for batch in read_ahead(task.train, batches):
             kl_bits, gradients = step_gradients(task, coordinates, state.trained, batch.to(device), state.step)
-            rate = schedule.learning_rate(state.step)
-            optimizers.take_step(layer_optimizers, leaves, gradients, schedule.blocks(state.step), rate)
+            optimizers.take_step(gradients, schedule.blocks(state.step), schedule.learning_rate(state.step))
             state.train_kl.append(kl_bits)
             state.step += 1
             progress.advance()
             if schedule.is_judged(state.step):
                 judge(task, state, coordinates.leave(state.trained, state.best_lens), progress)
                 checkpoints.show(state.log)
-                if state.waited >= settings.patience:
+                if state.waited >= task.settings.patience:
                     break
             if stop.signal is not None:
                 save(wait=True)
@@ -258,6 +148,29 @@ def train_steps(task: Task, start: Lens, checkpoints: Checkpoints, *, state: Sta
     state.finished = True
     save()
     return state
+
+
+def begin(
+    task: Task, start: Lens, checkpoints: Checkpoints, resumed: State | None, progress: Progress
+) -> tuple[Coordinates, State, Optimizers]:
+    """What the next step needs: the coordinates, the state before it, and the optimizers of its tensors."""
+    solution, device = task.solution, task.head.W_U.device
+    if solution is None and task.names and recipe.needs_solution(task.settings):
+        solution = closed_form.solve(task.exact_kl, task.train, task.held_out, start)
+    coordinates = coordinates_of(task, start, solution)
+    state = resumed or first_state(task, start, coordinates, solution, progress)
+    # Contiguous, as in a checkpoint: the last bits of a product depend on the memory layout of its factors.
+    state.trained = {name: tensor.to(device).contiguous() for name, tensor in state.trained.items()}
+    optimizers = Optimizers(task.settings, {name: state.trained[name] for name in task.names})
+    if resumed is None:
+        checkpoints.reserve(state.trained)
+    else:
+        progress.note(f"fit {task.settings.kind}: goes on from its checkpoint of step {state.step}")
+        task.train.tokens_forwarded = state.tokens_forwarded
+        optimizers.restore(state.optimizers)
+    progress.advance(0, kl_bits=state.best.at_depths)
+    checkpoints.show(state.log)
+    return coordinates, state, optimizers
 
 
 def coordinates_of(task: Task, start: Lens, solution: Solution | None) -> Coordinates:
@@ -366,40 +279,16 @@ def validate(task: Task, lens: Lens, step: int) -> Validation:
     return validation
 
 
-def check_finite(lens: Lens, validation: Validation, step: int) -> None:
-    """NumericError where held-out KL of a layer that the lens reads is not finite."""
-    for layer in lens.layers:
-        if not math.isfinite(bits := validation.kl_bits[layer - 1]):
-            raise NumericError(f"fit: held-out KL is {bits} at step {step}, layer {layer}. No lens was written.")
-
-
 def record(task: Task, state: State, validation: Validation, *, is_best: bool) -> None:
     """Add a line to the log and clear `train_kl`."""
     train_kl, state.train_kl = state.train_kl, []
-    row = log_row(validation, is_best=is_best, kept=state.best)
-    state.log.append(
-        replace(
-            row,
-            step=state.step,
-            positions=task.positions(state.step),
-            lr=task.schedule.learning_rate(state.step - 1) if state.step else 0.0,
-            train_kl_bits=sum(train_kl) / len(train_kl) if train_kl else None,
-        )
+    row = log_row(
+        validation,
+        is_best=is_best,
+        kept=state.best,
+        step=state.step,
+        positions=task.positions(state.step),
+        lr=task.schedule.learning_rate(state.step - 1) if state.step else 0.0,
+        train_kl_bits=sum(train_kl) / len(train_kl) if train_kl else None,
     )
-
-
-def log_row(validation: Validation, *, is_best: bool, kept: Validation) -> LogRow:
-    """The line of a validation before any step; `kept` is that of the layers which are kept so far."""
-    quarter, half, three_quarters = (bits if math.isfinite(bits) else None for bits in validation.at_depths)
-    return LogRow(
-        step=0,
-        positions=0,
-        lr=0.0,
-        train_kl_bits=None,
-        val_kl_bits_25=quarter,
-        val_kl_bits_50=half,
-        val_kl_bits_75=three_quarters,
-        val_kl_bits_mean=validation.mean,
-        best=int(is_best),
-        kept_kl_bits_mean=kept.mean,
-    )
+    state.log.append(row)
