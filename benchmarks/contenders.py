@@ -23,6 +23,7 @@ from lensmith.hub import models
 from lensmith.lens import rungs, training
 from lensmith.lens.lens import Lens
 from lensmith.lens.vocabulary import SampledVocabulary
+from lensmith.lens.work import Work
 from lensmith.process.draws import Stream
 from lensmith.settings import params_yaml
 from lensmith.settings.sections import FitParams, ModelParams
@@ -131,6 +132,8 @@ def _lens(
         return training.fit(backbone.head, rows, validation, fit, zero).lens
     alone = fit.model_copy(update={"ladder": ()})
     vocabulary = SampledVocabulary.of(alone, backbone.head, tokens)
-    with tempfile.TemporaryDirectory() as work:  # an earlier run must leave no checkpoint to go on from
-        fits = rungs.fit_all(backbone, rows, validation, alone, vocabulary=vocabulary, prism=None, work=Path(work))
+    with tempfile.TemporaryDirectory() as folder:  # an earlier run must leave no checkpoint to go on from
+        fits = rungs.fit_all(
+            backbone, rows, validation, alone, vocabulary=vocabulary, prism=None, work=Work(Path(folder), {})
+        )
     return fits[fit.kind].lens

@@ -40,14 +40,14 @@ def test_the_real_model_has_the_default_recipe_but_for_its_budget():
 
 @pytest.mark.parametrize(("lab", "model"), [(REPOSITORY, "atlas"), (REAL, "smollm2")])
 def test_a_jacobian_lens_is_measured_as_the_tuned_lens_beside_it(lab, model):
-    """On the same text and prompts: only what is fit differs, and on how many positions of that text."""
+    """On the same text and prompts: only what is fit differs. The two share a bank and the rungs of the ladder."""
     models = params_yaml.read(lab / "params.yaml")
     tuned, jacobian = models[model], models[f"{model}-jacobian"]
 
     for section in ("source", "corpus", "sweep", "suite", "gates"):
         assert getattr(jacobian, section) == getattr(tuned, section), section
     assert jacobian.fit.kind == "jacobian"
-    for name in ("batch_seqs", "validation_seqs", "ladder", "norm"):
+    for name in ("positions_per_seq", "batch_seqs", "validation_seqs", "ladder", "norm"):
         assert getattr(jacobian.fit, name) == getattr(tuned.fit, name), name
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lensmith.files import cache
-from lensmith.lens import checkpoint, stage, training
+from lensmith.lens import checkpoint, training, work
 from lensmith.lens.checkpoint import Checkpoints, State
 from lensmith.lens.lens import Lens
 from lensmith.lens.objective import Validation
@@ -165,14 +165,14 @@ def test_every_input_that_decides_a_bit_decides_the_folder(part, change, monkeyp
     """A fit never resumes from a checkpoint of other text, weights, settings, code or threads."""
 
     def key(*, threads=1, **changes):
-        monkeypatch.setattr(stage.recording, "machine", lambda _: Anything(data=lambda: {"threads": threads}))
+        monkeypatch.setattr(work.recording, "machine", lambda _: Anything(data=lambda: {"threads": threads}))
         same = {
             "settings": fit_params(),
             "manifest": Anything(),
             "backbone": Anything(),
             "code": {"lens/training.py": "1"},
         }
-        return stage.work_key("one", **same | changes)
+        return work.work_key("one", **same | changes)
 
     before, after = key(), key(**change)
     assert {name for name in before if before[name] != after[name]} == {part}

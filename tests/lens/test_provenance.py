@@ -3,14 +3,16 @@
 import hashlib
 import itertools
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lensmith.files import artifacts
-from lensmith.lens import recording, stage
+from lensmith.lens import jacobian, recording, stage, training
 from lensmith.lens.provenance import Provenance
 from lensmith.process.errors import IntegrityError
+from lensmith.settings.sections import ModelParams
 from lensmith.source import prefetch
 from tests.support.settings import atlas
 from tests.support.tiny import save_tiny
@@ -22,15 +24,28 @@ FIT = {"positions_per_seq": 4, "epochs": 3, "batch_seqs": 4, "rank": 2, "validat
 def fitted(tmp_path):
     """A folder in which a tiny model was really fit, twice: `lens`, and `again` from the bank of the first."""
     (tmp_path / "text.txt").write_text("\n\n".join(f"The king went to the market on day {i}." for i in range(200)))
-    source = {"path": str(save_tiny(tmp_path / "model"))}
-    text = {"kind": "files", "files": [str(tmp_path / "text.txt")], "seq_len": 16}
-    budget = {"train_tokens": 176, "heldout_tokens": 128}
-    settings = atlas(source=source, corpus=text | budget, fit=FIT, sweep={"heldout_seqs": 4, "positions_per_seq": 4})
-    prefetch.build(settings, tmp_path / "corpus")
+    save_tiny(tmp_path / "model")
+    prefetch.build(settings_in(tmp_path), tmp_path / "corpus")
     artifacts.write_json(tmp_path / "code.json", {"stages/fit.py": "0" * 64})
-    stage.run(settings, tmp_path / "code.json", tmp_path / "corpus", tmp_path / "lens")
-    stage.run(settings, tmp_path / "code.json", tmp_path / "corpus", tmp_path / "again")
+    fit(tmp_path, "lens")
+    fit(tmp_path, "again")
     return tmp_path
+
+
+def settings_in(folder: Path, **changes: object) -> ModelParams:
+    text = {"kind": "files", "files": [str(folder / "text.txt")], "seq_len": 16}
+    return atlas(
+        source={"path": str(folder / "model")},
+        corpus=text | {"train_tokens": 176, "heldout_tokens": 128},
+        fit=FIT | changes,
+        sweep={"heldout_seqs": 4, "positions_per_seq": 4},
+    )
+
+
+def fit(folder: Path, out: str, **changes: object) -> Path:
+    """The folder of a lens fit with these changes."""
+    stage.run(settings_in(folder, **changes), folder / "code.json", folder / "corpus", folder / out)
+    return folder / out
 
 
 def test_counters_are_measured(fitted):
@@ -78,14 +93,50 @@ def test_the_same_fit_gives_the_same_bytes(fitted):
     assert artifacts.sha256_tree(fitted / "again") == files
 
 
+@pytest.fixture
+def trained(fitted, monkeypatch) -> list[str]:
+    """The kinds that take steps, or look for their start, after the fits of `fitted`."""
+    kinds: list[str] = []
+    train_steps = training.train_steps
+
+    def watched(task, *rest, **more):
+        kinds.append(task.settings.kind)
+        return train_steps(task, *rest, **more)
+
+    monkeypatch.setattr(training, "train_steps", watched)
+    monkeypatch.setattr(jacobian, "LEFT_OUT", 4)
+    return kinds
+
+
+OTHERS = {"recipe": {"rank": 3, "lr": 5e-3, "epochs": 2, "validate_every": 2}, "kind": {"kind": "jacobian"}}
+
+
+@pytest.mark.parametrize("change", OTHERS)
+def test_fits_on_the_same_text_share_their_rungs(fitted, trained, change, monkeypatch):
+    """Temperature and bias depend on few settings. A fit that differs in others finds what it would have fit itself."""
+    found = fit(fitted, "found", **OTHERS[change])
+    assert trained == (["low_rank"] if change == "recipe" else [])
+
+    monkeypatch.setenv("LENSMITH_HOME", str(fitted / "empty"))
+    alone = fit(fitted, "alone", **OTHERS[change])
+    assert {"temperature", "bias"} < {*trained, change}
+    assert artifacts.sha256_tree(found) == artifacts.sha256_tree(alone)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"positions_per_seq": 8}, {"ladder": ["bias"]}])
+def test_a_rung_that_would_differ_is_fit(fitted, trained, change):
+    fit(fitted, "other", **change)
+
+    assert "bias" in trained
+
+
 def test_a_fit_runs_without_the_model(fitted, monkeypatch):
     """The model is released once the bank holds its residuals: it may take hundreds of GiB."""
     held = []
     monkeypatch.setattr(
         stage.rungs, "fit_all", lambda backbone, *_, **__: held.extend(backbone.model.parameters()) or {}
     )
-    settings = atlas(source={"path": str(fitted / "model")}, fit=FIT)
-    stage.run(settings, fitted / "code.json", fitted / "corpus", fitted / "none")
+    fit(fitted, "none")
 
     assert held and not any(parameter.numel() for parameter in held)
 

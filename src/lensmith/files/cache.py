@@ -96,10 +96,10 @@ class CacheEntry:
         newest = {path.parent.name: path.stem for path in sorted(self.folder.glob("*/*.safetensors"))}
         kinds = ", ".join(f"{kind} {stem}" for kind, stem in newest.items())
         try:
-            model = json.loads((self.folder / "key.json").read_bytes())["model_key"]
-        except (OSError, KeyError, ValueError):
+            model = json.loads((self.folder / "key.json").read_bytes()).get("model_key")
+        except (OSError, AttributeError, ValueError):
             return f"checkpoints of an unknown model: {kinds}"
-        return f"checkpoints of {model}: {kinds or 'none yet'}"
+        return f"checkpoints of {model or 'a rung that fits share'}: {kinds or 'none yet'}"
 
 
 def _shape(shard: Path) -> list[int]:

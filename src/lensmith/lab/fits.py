@@ -21,7 +21,7 @@ def newest(model: str) -> Path:
             key = artifacts.read_json(entry.folder / "key.json")
         except IntegrityError:
             continue  # it has just begun
-        if key["model_key"] == model:
+        if key.get("model_key") == model:  # a rung belongs to no model alone
             return entry.folder
     raise InputError(
         f"{cache.folder('fit', '')}: no fit of {model} runs on this machine, or ran. `dvc repro fit@{model}` fits it."

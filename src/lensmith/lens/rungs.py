@@ -1,6 +1,6 @@
 """The lens of the settings and the rungs of its ladder: kinds with fewer parameters, fit on the same residuals."""
 
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 from lensmith.lens import closed_form, rank_curve, recipe, training
@@ -12,6 +12,7 @@ from lensmith.lens.lens_file import RANK_CURVE
 from lensmith.lens.prism import Prism
 from lensmith.lens.schedule import Schedule
 from lensmith.lens.vocabulary import SampledVocabulary
+from lensmith.lens.work import Work
 from lensmith.settings.sections import FitParams
 from lensmith.source.backbone import Backbone
 from lensmith.source.residuals import Residuals
@@ -29,19 +30,27 @@ def fit_all(
     *,
     vocabulary: SampledVocabulary | None,
     prism: Prism | None,
-    work: Path,
+    work: Work,
 ) -> dict[str, Fit]:
     """The lens of `settings` and the rungs of its ladder, by kind. One closed form serves all of them.
 
     Each kind can start from the kind below it, so they are fit in the order of KINDS.
 
     Args:
-        work: folder of the checkpoints, and of the rank curve where a closed form gives one.
+        work: held; of the lens's checkpoints, and of the rank curve where a closed form gives one.
     """
     kinds = [kind for kind in KINDS if kind in {settings.kind, *settings.ladder}]
-    checkpoints, linear_kl = {kind: Checkpoints(work / kind) for kind in kinds}, LinearKL(backbone.head)
+    works = {
+        # What stands above the lens starts from it, and is as much its own as it.
+        kind: work if settings.kind in kinds[: i + 1] else work.rung(rung(settings, kind, train), kinds[:i])
+        for i, kind in enumerate(kinds)
+    }
+    checkpoints = {kind: Checkpoints(works[kind].folder / kind) for kind in kinds}
+    linear_kl, curve = LinearKL(backbone.head), work.folder / RANK_CURVE
     solution, closed_curve, on_device = None, {}, None if prism is None else prism.to(backbone.device)
-    todo = [kind for kind in kinds if not checkpoints[kind].is_finished or not (work / RANK_CURVE).exists()]
+    todo = [
+        kind for kind in kinds if not checkpoints[kind].is_finished or (kind == settings.kind and not curve.exists())
+    ]
     rungs = [rung(settings, kind, train) for kind in todo]
     if backbone.n_layers > 1 and any(map(recipe.needs_solution, rungs)):
         widest = max((start_of(of_kind, backbone) for of_kind in rungs), key=lambda start: start.rank)
@@ -53,22 +62,25 @@ def fit_all(
             settings = settings.model_copy(update={"rank": rank_curve.smallest_rank(closed_curve)})
     fits: dict[str, Fit] = {}
     for kind in kinds:
-        of_kind = rung(settings, kind, train)
-        fits[kind] = training.fit(
-            backbone.head,
-            train,
-            held_out,
-            of_kind,
-            start_of(of_kind, backbone),
-            vocabulary=vocabulary,
-            solution=solution,
-            prism=on_device,
-            below=list(fits.values())[-1] if fits else None,
-            checkpoints=checkpoints[kind],
-        )
+        of_kind, is_rung = rung(settings, kind, train), works[kind] is not work
+        if is_rung:
+            work.link(works[kind], kind)
+        with works[kind].held() if is_rung else nullcontext():
+            fits[kind] = training.fit(
+                backbone.head,
+                train,
+                held_out,
+                of_kind,
+                start_of(of_kind, backbone),
+                vocabulary=vocabulary,
+                solution=solution,
+                prism=on_device,
+                below=list(fits.values())[-1] if fits else None,
+                checkpoints=checkpoints[kind],
+            )
     if solution is not None and settings.kind in fits:
         trained = rank_curve.of_lens(linear_kl, solution, fits[settings.kind].lens, train, held_out)
-        rank_curve.write(work / RANK_CURVE, trained, closed_curve)
+        rank_curve.write(curve, trained, closed_curve)
     return fits
 
 
@@ -88,4 +100,5 @@ def rung(settings: FitParams, kind: str, train: Residuals) -> FitParams:
     if kind != "full":
         steps_per_epoch = Schedule(settings, train.n_seqs, 1).steps_per_epoch
         to_optimum |= {"epochs": (BIAS_STEPS - 0.5) / steps_per_epoch, "optimizer": "adamw", "lr": BIAS_LR}
+        to_optimum |= {"validate_every": BIAS_STEPS}
     return settings.model_copy(update=to_optimum)

@@ -7,9 +7,8 @@ for it. A lens of kind `jacobian` is a mean over text, and one of kind `imported
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from lensmith.files import artifacts, cache
+from lensmith.files import artifacts
 from lensmith.lens import fitted, jacobian, published, rank_curve, recipe, recording, rungs
 from lensmith.lens.checkpoint import write_log
 from lensmith.lens.lens_file import LADDER, PRISM, RANK_CURVE
@@ -17,7 +16,8 @@ from lensmith.lens.prism import Prism
 from lensmith.lens.provenance import PROVENANCE, PrismRecord
 from lensmith.lens.schedule import scaled_to_vocabulary
 from lensmith.lens.vocabulary import SampledVocabulary
-from lensmith.settings.sections import FitParams, ModelParams
+from lensmith.lens.work import Work, work_key
+from lensmith.settings.sections import ModelParams
 from lensmith.source import bank, corpus
 from lensmith.source.backbone import Backbone
 from lensmith.source.placement import LensMemory
@@ -38,15 +38,13 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
     lens_memory = LensMemory(partial(recipe.memory, settings.fit), after_release=is_later)
     backbone = Backbone.load(settings.source, manifest.model, lens_memory=lens_memory)
     scaled = scaled_to_vocabulary(settings.fit, backbone.d_vocab, backbone.n_layers)
-    key = work_key(settings.key, scaled, manifest, backbone, fingerprint)
-    work = cache.folder("fit", artifacts.sha256_text(artifacts.canonical_json(key))[:32])
-    with cache.held(work):
-        artifacts.write_json(work / "key.json", key)
+    work = Work.of(work_key(settings.key, scaled, manifest, backbone, fingerprint))
+    with work.held():
         tokens, held_tokens = corpus.read_tokens(corpus_dir), corpus.read_heldout(corpus_dir)[: scaled.validation_seqs]
         train, held_out = (
             bank.residuals(backbone, manifest.model.files, part, scaled) for part in (tokens, held_tokens)
         )
-        mean = jacobian.estimate(backbone, tokens, scaled, work) if scaled.kind == "jacobian" else None
+        mean = jacobian.estimate(backbone, tokens, scaled, work.folder) if scaled.kind == "jacobian" else None
         if scaled.bank == "disk":
             backbone.release()  # from here on only the bank and the head are read
 
@@ -60,7 +58,7 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
         if mean is not None:
             fits[scaled.kind] = mean.fit(backbone.head, held_out, scaled)
 
-        prism_record = write_beside(out, prism, work)
+        prism_record = write_beside(out, prism, work.folder)
         for kind, fit in fits.items():
             folder = out if kind == scaled.kind else out / LADDER / kind
             fit.lens.save(folder)
@@ -81,21 +79,3 @@ def write_beside(out: Path, prism: Prism | None, work: Path) -> PrismRecord | No
         return None
     prism.save(out / PRISM)
     return recording.prism_record(prism, out)
-
-
-def work_key(
-    model_key: str, settings: FitParams, manifest: corpus.Manifest, backbone: Backbone, code: dict[str, str]
-) -> dict[str, Any]:
-    """Everything that decides the bits of a model's fits. Its hash names the folder of their checkpoints."""
-    return {
-        "schema": 1,
-        "model_key": model_key,
-        "model_files": manifest.model.files,
-        "tokens_sha256": manifest.tokens_sha256,
-        "heldout_sha256": manifest.heldout_sha256,
-        "fit": settings.model_dump(mode="json"),
-        "lens": None if manifest.lens is None else manifest.lens.model_dump(mode="json"),
-        "code": code,
-        "versions": recording.versions(),
-        "machine": recording.machine(backbone).data(),
-    }
