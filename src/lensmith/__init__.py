@@ -138,7 +138,7 @@ def bind(
             as it was; the lens is put on its device.
         tokenizer: the model's own. Without it texts and targets are ids.
         strict: whether a head of other weights is refused, such as a fine-tune's. A head of another shape always is. If
-            the model has the same weights in a finer precision, a warning says how many bits of KL that costs.
+            the model has the same weights in another precision, a warning says how many bits of KL that costs.
             `Reader.head_note` keeps the warning.
 
     Raises:

@@ -357,6 +357,11 @@ def test_a_clone_of_one_model_resolves_as_the_whole_lab_does(tmp_path, monkeypat
     with monkeypatch.context() as context:
         context.chdir(REPOSITORY)  # which has the files that the settings name
         assert resolved.with_inputs(alone)["atlas"] == resolved.with_inputs(whole)["atlas"]
+    lens = {"fit": {"kind": "transferred"}, "transferred": {"from": "other"}}
+    with pytest.raises(
+        InputError, match=r"models\.b takes the lens of models\.other, which a lab of one model does not"
+    ):
+        one_model.check_alone({"b": atlas(**lens)})
     one_model.keep_only("atlas")  # once more, as in a clone that an earlier job left: there is nothing to lose
     git("checkout", "--", ".")
     Path("params.yaml").write_text(Path("params.yaml").read_text() + "\n# somebody's work\n")

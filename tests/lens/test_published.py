@@ -184,7 +184,7 @@ def test_validation_is_of_the_lens_as_it_stands(tmp_path, backbone):
 def test_kind_imported_and_its_folder_go_together():
     """Settings with one and not the other are refused; so is a Prism beside an imported lens."""
     for fit, place in (({"kind": "imported"}, {}), ({}, {"folder": "lens/gpt2"})):
-        with pytest.raises(ValueError, match=r"kind imported needs a folder, and no other kind may have one"):
+        with pytest.raises(ValueError, match=r"kind imported needs one, and no other kind may have one"):
             atlas(fit=fit, imported=place)
     with pytest.raises(ValueError, match=r"fit\.prism is lens, must be off"):
         atlas(fit={"kind": "imported", "prism": "lens"}, imported={"folder": "lens/gpt2"})

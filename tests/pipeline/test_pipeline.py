@@ -25,6 +25,7 @@ def of(model: str, *stages: str) -> set[str]:
 
 
 FROM_FIT = STAGES[1:]
+THREE = "artifacts/three/lens/provenance.json"
 
 
 def assert_diffs_show(lab: Lab, model: str) -> None:
@@ -254,6 +255,26 @@ def test_an_edit_runs_its_stages_and_what_comes_after_them(lab: Lab):
     lab.edit("models.one.fit.rank", 4)
     ran, restored = lab.repro()
     assert ran == {"resolve"} and of("one", "fit", "sweep", "suite-eval", "gates") <= restored
+
+
+def test_a_lens_on_another_model_follows_the_entry_that_it_is_of(lab: Lab):
+    """Fit after it in one `dvc repro`, stale when its rank changes, and refused where that was not fit before."""
+    lab.edit("models.three", {"transferred": {"from": "one"}, "fit": {"kind": "transferred"}})
+    ran, _ = lab.repro("fit")
+    assert ran == of("three", "prefetch", "fit") | {"resolve"}
+    lab.edit("models.one.fit.rank", 1)
+    assert of("one", "fit") | of("three", "fit") <= stale(lab)
+    done = lab.attempt("dvc", "repro", "fit@three")
+    assert (
+        "artifacts/one/lens: was fit with other settings than models.one has now. Run `dvc repro fit@one` first."
+        in (done.stdout + done.stderr)
+    )
+    ran, restored = lab.repro("fit")
+    lens, origin = lab.root / "artifacts/one/lens", json.loads((lab.root / THREE).read_text())["transferred"]
+
+    assert ran >= of("three", "fit") and (ran | restored) == of("one", "fit") | of("three", "fit") | {"resolve"}
+    assert origin["weights_sha256"] == json.loads((lens / "provenance.json").read_text())["weights_sha256"]
+    lab.run("git", "checkout", "--", ".")
 
 
 @pytest.mark.long

@@ -146,6 +146,21 @@ def test_the_card_says_that_a_gate_failed(bench):
     assert "At rank 2 the lens leaves 2.00 bits and would leave 3.00 if it were cut to rank 1." in card
 
 
+def test_the_card_says_of_a_transferred_lens_which_model_it_was_fit_to(bench):
+    """A lens of the model itself says the opposite."""
+    own = (bench.build() / FOLDER / "README.md").read_text(encoding="utf-8")
+    head = records.provenance()["head"]
+    origin = {"entry": "base", "kind": "low_rank", "model_id": "org/base", "weights_sha256": "4" * 64}
+    origin |= {"model": records.PIN.model_dump(mode="json"), "head": head}
+    write_lens(bench.lens, kind="transferred", transferred=origin)
+    card = (bench.build() / FOLDER / "README.md").read_text(encoding="utf-8")
+
+    assert "**It was fit to another model, org/base, and is used as it is:**" in card
+    assert "| Fit to | org/base, local files, kind low_rank; its head is the same |" in card
+    assert "It was fit to the exact\nmodel below" in own and "\n\n| | |\n" in own
+    assert "exact\nmodel" not in card and "another model" not in own
+
+
 def test_the_card_has_each_held_out_text_in_bits_a_byte(bench):
     with_other_text().write(bench.judgement)
     card = (bench.build() / FOLDER / "README.md").read_text(encoding="utf-8")

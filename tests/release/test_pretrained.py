@@ -1,6 +1,8 @@
 """A lens of a release as readers load it: every file is checked, and another model is refused."""
 
+import copy
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import lensmith
 from lensmith.files import artifacts
 from lensmith.process.errors import InputError, IntegrityError
 from lensmith.source.backbone import Backbone
+from lensmith.source.proof import proof_tokens
 from tests.support.released import TINY, save_release
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
@@ -133,6 +136,35 @@ def test_the_same_weights_in_a_finer_precision_are_a_warning_with_its_cost(made)
     bits = float(str(caught[0].message).split(" by ")[1].split()[0])
     assert 0 < bits < 1e-3
     assert reader.head_note == str(caught[0].message) and reader.head_note in repr(reader)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("load", [lensmith.load, lensmith.load_streamed])
+def test_the_same_weights_in_a_coarser_precision_are_a_warning_with_its_cost(made, dtype, load):
+    """The bits are those of W_U rounded, in fp64, on the model's own final states of the proof's text."""
+    folder, backbone, _ = made
+    model, name = backbone.model, str(dtype).removeprefix("torch.")
+    with torch.no_grad():
+        states = model.model(proof_tokens(model, backbone.tokenizer)).last_hidden_state.double()
+    W_U = model.lm_head.weight.detach()
+    log_p, log_q = ((states @ W.double().T).log_softmax(-1) for W in (W_U, W_U.to(dtype)))
+    expected = float((log_p.exp() * (log_p - log_q)).sum(-1).mean() / math.log(2))
+
+    with pytest.warns(UserWarning, match=rf"fit on float32 weights, used with {name}: .* by \S+ bits of KL") as caught:
+        lensmith.bind(load(folder), copy.deepcopy(model).to(dtype))
+    assert float(str(caught[0].message).split(" by ")[1].split()[0]) == pytest.approx(expected, rel=0.1, abs=2e-8)
+    with pytest.raises(IntegrityError, match="W_U"):
+        lensmith.bind(load(folder), tiny_model("llama", n_layers=4, seed=1).to(dtype))
+
+
+def test_a_transferred_lens_is_bound_with_a_warning_to_the_model_that_it_was_judged_on_alone(made):
+    _, backbone, lens = made
+    transferred = replace(lens, kind="transferred", w_u_sha256=backbone.head.fingerprint()["w_u_sha256"])
+
+    with pytest.warns(UserWarning, match="fit to another model, which its provenance.json names, and judged on this"):
+        assert "another model" in repr(lensmith.bind(transferred, backbone))
+    with pytest.raises(IntegrityError, match="W_U"):
+        lensmith.bind(transferred, tiny_model("llama", n_layers=4, seed=1))
 
 
 @pytest.mark.parametrize("load", [lensmith.load, lensmith.load_streamed])

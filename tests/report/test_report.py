@@ -12,10 +12,10 @@ from lensmith.judge.gates import LETTERS
 from lensmith.judge.judgement import VERDICTS, Criterion, Verdict
 from lensmith.process import wording
 from lensmith.process.errors import InputError, IntegrityError
-from lensmith.report import charts, curves
+from lensmith.report import charts, curves, terminal
 from lensmith.report.model_detail import ModelDetail
 from stages import report as report_stage
-from tests.support.desk import Desk
+from tests.support.desk import MODEL, Desk
 from tests.support.judged import World
 from tests.support.scores import N_LAYERS, interval, passing, with_intermediates, with_other_text
 
@@ -274,6 +274,19 @@ def test_each_held_out_text_has_a_row(desk):
     assert ">0.88" in rows[0] and ">0.25" in rows[0]
     assert ">2.75" in rows[1] and ">+1.25" in rows[1] and ">1.50" in rows[1]
     assert "By held-out text" not in desk.add("one").build()
+
+
+def test_a_transferred_lens_is_called_so_on_the_page_and_in_the_terminal(desk):
+    own, judged = desk.add("one").build(), passing()
+    lens = {
+        "fit": MODEL["fit"] | {"kind": "transferred"},
+        "transferred": {"from": "base", "inputs": {"base": "0" * 64}},
+    }
+    artifacts.write_json(desk.folders["resolved"] / "one.json", MODEL | lens | {"key": "one"})
+    judged = judged.model_copy(update={"lens": judged.lens.model_copy(update={"kind": "transferred"})})
+
+    assert "fit to another model: the lens of base" in desk.build() and "another model" not in own
+    assert [*terminal.verdicts([("one", judged)]).columns[0].cells] == ["one (transferred lens)"]
 
 
 def test_what_lenses_hold_stands_over_all_prompts_and_over_the_answered(desk):

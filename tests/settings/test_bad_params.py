@@ -27,6 +27,11 @@ def one(*lines: str) -> str:
     return "models:\n  one:\n    " + "\n      ".join(lines) + "\n"
 
 
+def transferred(key: str, entry: str) -> str:
+    """Model `key` with the lens of model `entry`."""
+    return f"  {key}:\n    transferred:\n      from: {entry}\n    fit:\n      kind: transferred\n"
+
+
 def key(text: str) -> str:
     return f"models:\n  {text}:\n    fit:\n      rank: 2\n"
 
@@ -143,6 +148,22 @@ CASES: dict[str, tuple[str, str]] = {
         "train_tokens is 8, must be at least seq_len",
     ),
     "an imported lens of no place": (one("fit:", "kind: imported"), "fit.kind is imported and imported.folder is None"),
+    "a transferred lens of no entry": (
+        one("fit:", "kind: transferred"),
+        "fit.kind is transferred and transferred.from is None; kind transferred needs one",
+    ),
+    "the lens of an entry below": (
+        "models:\n" + transferred("one", "two") + "  two: {}\n",
+        "one.transferred.from is two, must be an entry above it whose fit.kind is not transferred; there is none",
+    ),
+    "a lens that is transferred twice": (
+        ONE + transferred("two", "one") + transferred("three", "two"),
+        "three.transferred.from is two, must be an entry above it whose fit.kind is not transferred; there is one.",
+    ),
+    "a lens of a path": (
+        ONE + transferred("two", "../victim"),
+        "models.two.transferred.from is ../victim, must be an entry above it",
+    ),
 }
 SHORT = ("a letter swapped", "a key that climbs")  # cases that `make test` sends through `dvc repro` too
 

@@ -87,6 +87,23 @@ def test_an_edit_of_the_code_that_samples_changes_only_text_that_it_writes(lab, 
     assert {name for name in before if before[name] != after[name]} == ({"corpus"} if changes else set())
 
 
+def test_what_decides_the_fit_of_an_entry_decides_that_of_its_lens_on_another_model(lab):
+    """Its rank and the files of its model; not its gates, and no other section of the model that takes it."""
+    lens = {"fit": {"kind": "transferred"}, "transferred": {"from": "base"}}
+    taking = atlas(**lens, source={"path": "models/tiny[step=100]"}).model_copy(update={"key": "taking"})
+
+    def data(**sections: dict[str, Any]) -> dict[str, Any]:
+        base = atlas(**sections).model_copy(update={"key": "base"})
+        return resolved.with_inputs({"base": base, "taking": taking})["taking"]
+
+    before, judged = data(), data(gates={"seed": 1})
+    assert judged == before
+    changed = [data(fit={"rank": 3}), data(corpus={"seed": 2})]
+    Path("demo/atlas/config.json").write_text("edited")
+    for after in [*changed, data()]:
+        assert {name for name in before if before[name] != after[name]} == {"transferred"}
+
+
 def test_a_new_file_of_a_pattern_is_noticed(lab):
     settings = atlas(suite={"files": ["prompts/*.jsonl"]})
     before = resolved.with_inputs({"atlas": settings})["atlas"]

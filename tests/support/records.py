@@ -28,8 +28,10 @@ def provenance(n_layers: int = 3, d_model: int = 8, rank: int = 2, **changed: An
     data = {
         "schema": 1, "weights_sha256": "0" * 64, "model_key": "atlas", "model_id": "local/atlas",
         "model": PIN.model_dump(mode="json"), "trust_remote_code": False, "quantization": None,
-        "head": {"w_u_sha256": "1" * 64, "final_norm_sha256": "2" * 64}, "proof": {"max_kl_bits": 1e-7, "positions": 8},
+        "head": {"w_u_sha256": "1" * 64, "final_norm_sha256": "2" * 64}, "rounded_heads": {},
+        "proof": {"max_kl_bits": 1e-7, "positions": 8},
         "seed": 316, "dataset": {"kind": "atlas", **ORIGIN, **HASHES, "bos": TOKENIZER}, "settings": {},
+        "settings_sha256": "3" * 64,
         "kind": "low_rank", "norm": "final", "budget": {"seq_len": 64, "positions_per_seq": 8},
         "batching": {"batch_seqs": 8, "layers_per_step": n_layers},
         "capacity": {"rank": rank, "n_layers": n_layers, "d_model": d_model},
@@ -46,7 +48,8 @@ def provenance(n_layers: int = 3, d_model: int = 8, rank: int = 2, **changed: An
             "stopped_early": False, "low_rank_norms": [1.0] * n_layers,
         },
         "val_kl_bits@{25,50,75}%": [3.0, 2.0, 1.0], "val_kl_bits_by_layer": [1.0] * n_layers, "prism": None,
-        "imported": None, "jacobian": None, "git_commit": None, "git_dirty": None, "code": {}, "versions": {},
+        "imported": None, "transferred": None, "jacobian": None, "git_commit": None, "git_dirty": None, "code": {},
+        "versions": {},
         "machine": {"device": "cpu", "threads": 1, "ranks": 1, "dtype": "float32"},
     }  # fmt: skip
     Provenance.model_validate_json(json.dumps(data))

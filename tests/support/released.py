@@ -8,6 +8,7 @@ import torch
 
 from lensmith.files import artifacts
 from lensmith.hub import models
+from lensmith.lens import precision
 from lensmith.lens.lens import Lens
 from lensmith.release import package
 from lensmith.settings.sections import SourceParams
@@ -46,6 +47,7 @@ def save_release(root: Path, *, n_layers: int = 4, better: bool = True, **tiny: 
         model_id=TINY,
         model=pin.model_dump(mode="json"),
         head=backbone.head.fingerprint(),
+        rounded_heads={dtype: head.data() for dtype, head in precision.rounded_heads(backbone).items()},
     )
     artifacts.write_json(root / "lens" / "provenance.json", record)
     artifacts.write_text(root / "lens" / "rank_curve.csv", "rank,kl_bits,closed_form_kl_bits\n1,3.0,4.0\n2,2.0,2.5\n")

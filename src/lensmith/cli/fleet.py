@@ -44,11 +44,13 @@ def run(
     from lensmith.fleet import board, head, jobs
     from lensmith.fleet.driver import Driver
     from lensmith.fleet.work import Outcome
+    from lensmith.lab import one_model
 
     root, settings = Path.cwd(), layout.models(models or [], NOTHING)
     lab = head.lab_commit(url)
     head.check_remote(root)
     stale, failed = head.stale(root, list(settings), fetching=not dry_run), dict[str, Outcome]()
+    one_model.check_alone({model: settings[model] for model in stale}, NOTHING)
     if stale:
         from lensmith.fleet import cluster
 

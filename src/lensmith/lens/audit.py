@@ -76,5 +76,6 @@ def _same(key: str, recorded: object, expected: object) -> bool:
     if key == "proof.max_kl_bits":  # rounding, another number on another machine: the limit decides
         return isinstance(recorded, float | int) and abs(recorded) <= PROOF_LIMIT_BITS
     if isinstance(recorded, float) and isinstance(expected, float):
-        return math.isclose(recorded, expected, rel_tol=RELATIVE)
+        # The KL of a rounded head may be as small as rounding errors are.
+        return math.isclose(recorded, expected, rel_tol=RELATIVE, abs_tol=1e-6 * key.startswith("rounded_heads"))
     return type(recorded) is type(expected) and recorded == expected

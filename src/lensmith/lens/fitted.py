@@ -43,7 +43,7 @@ class Fit:
 def measured(
     head: Head, lens: Lens, held_out: Residuals, settings: FitParams, mean_of: JacobianRecord | None = None
 ) -> Fit:
-    """The Fit of a lens that was made without steps: imported, or the mean of Jacobians. It is validated once.
+    """The Fit of a lens that was made without steps: read, or the mean of Jacobians. It is validated once.
 
     Raises:
         NumericError: KL is not finite.

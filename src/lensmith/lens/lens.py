@@ -19,7 +19,7 @@ The kinds are a ladder, each the same map with fewer free parameters:
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from torch import Tensor
 from lensmith.files import artifacts
 from lensmith.lens import depth
 from lensmith.lens.lens_file import TENSORS, WEIGHTS, TranslatorPlacement, check_shapes, read_header
+from lensmith.lens.provenance import RoundedHead
 from lensmith.process.draws import Stream
 from lensmith.process.errors import InputError, IntegrityError
 from lensmith.settings.sections import FitParams
@@ -84,6 +85,7 @@ class Lens:
     placement: TranslatorPlacement = "normed"
     w_u_sha256: str | None = None  # of the head that it was fit to; None where unknown
     fit_dtype: str | None = None  # of the weights that it was fit on; None where unknown
+    rounded_heads: Mapping[str, RoundedHead] = field(default_factory=dict)  # the same head in other dtypes
     absent: tuple[int, ...] = ()  # layers without a translator, which an imported lens may lack
 
     def __repr__(self) -> str:

@@ -17,10 +17,17 @@ Json = dict[str, Any]  # data whose form others decide
 
 
 class HeadRecord(Record):
-    """The head that the lens was fit to: sha256 of W_U and of the final norm's tensors, fp32."""
+    """The head that the lens reads through: sha256 of W_U and of the final norm's tensors, fp32."""
 
     w_u_sha256: str
     final_norm_sha256: str
+
+
+class RoundedHead(Record):
+    """The same W_U in a coarser precision: sha256 of its values, fp32, and what that costs (`lens.precision`)."""
+
+    w_u_sha256: str
+    kl_bits: float
 
 
 class ProofRecord(Record):
@@ -112,6 +119,17 @@ class JacobianRecord(Record):
     agreement: tuple[float, ...]  # cosine between the maps of two halves of the sequences, by layer, without the last
 
 
+class TransferRecord(Record):
+    """Where a transferred lens comes from: another entry of the lab, and the model that it was fit to."""
+
+    entry: str
+    kind: str
+    model_id: str
+    model: ModelPin
+    head: HeadRecord
+    weights_sha256: str
+
+
 class MachineRecord(Record):
     """What decides the last bits of the numbers."""
 
@@ -134,10 +152,12 @@ class Provenance(Record):
     trust_remote_code: bool  # whether Python files of `model` ran
     quantization: Json | None  # how the weights are stored; None where they are plain
     head: HeadRecord
+    rounded_heads: dict[str, RoundedHead]  # by dtype
     proof: ProofRecord
     seed: int
     dataset: TextRecord
     settings: Json  # section `fit`, as params.yaml and the defaults have it
+    settings_sha256: str  # of all settings that decide the fit
     kind: str
     norm: str
     budget: BudgetRecord
@@ -157,6 +177,7 @@ class Provenance(Record):
     val_kl_bits_by_layer: tuple[Number, ...]  # None where the lens lacks the layer
     prism: PrismRecord | None
     imported: Json | None  # a published lens: its pin, its configuration, what was left out
+    transferred: TransferRecord | None
     jacobian: JacobianRecord | None
     git_commit: str | None  # the commit that last changed the code of the fit; None outside git
     git_dirty: bool | None  # whether that code was edited since

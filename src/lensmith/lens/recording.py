@@ -19,10 +19,10 @@ from lensmith.lens.depth import PERCENTILES
 from lensmith.lens.fitted import Fit
 from lensmith.lens.lens_file import PRISM, WEIGHTS
 from lensmith.lens.prism import Prism
-from lensmith.lens.provenance import PrismRecord, Provenance
+from lensmith.lens.provenance import PrismRecord, Provenance, RoundedHead, TransferRecord
 from lensmith.process import git
 from lensmith.settings import fingerprint
-from lensmith.settings.sections import ModelParams
+from lensmith.settings.sections import ModelParams, fit_sha256
 from lensmith.source import ranks
 from lensmith.source.backbone import Backbone
 from lensmith.source.corpus import Manifest
@@ -38,8 +38,10 @@ def provenance_of(
     code: dict[str, str],
     *,
     folder: Path,
+    rounded_heads: dict[str, RoundedHead],
     prism: PrismRecord | None = None,
     imported: dict[str, Any] | None = None,
+    transferred: TransferRecord | None = None,
 ) -> Provenance:
     """The provenance of a fitted lens.
 
@@ -48,8 +50,9 @@ def provenance_of(
         settings, manifest, backbone: what `fit` does not hold.
         code: the fingerprint of the code that ran.
         folder: of the lens, which is written already.
+        rounded_heads: the model's head in coarser precisions.
         prism: the Prism beside the lens, where one was fit.
-        imported: where a published lens comes from.
+        imported, transferred: where a lens comes from that was not fit here.
     """
     git_commit, git_dirty = code_commit(code)
     return Provenance(
@@ -62,8 +65,11 @@ def provenance_of(
             seq_len=settings.corpus.seq_len, positions_per_seq=fit.settings.positions_per_seq
         ),
         weights_sha256=artifacts.sha256_file(folder / WEIGHTS),
+        settings_sha256=fit_sha256(settings.model_dump(mode="json")),
+        rounded_heads=rounded_heads,
         prism=prism,
         imported=imported,
+        transferred=transferred,
         git_commit=git_commit,
         git_dirty=git_dirty,
         code=code,

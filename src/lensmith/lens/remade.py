@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lensmith.files import artifacts
-from lensmith.lens import published, recipe, recording
+from lensmith.lens import origins, precision, recipe, recording
 from lensmith.lens.checkpoint import LogRow
 from lensmith.lens.depth import PERCENTILES
 from lensmith.lens.fitted import Fit
@@ -37,16 +37,17 @@ def facts(
     for read in (corpus.read_tokens, corpus.read_heldout):
         read(corpus_dir)  # their sha256 is compared with the manifest's
     backbone, lens = Backbone.load(settings.source, manifest.model), Lens.load(lens_dir)
-    has_prism, is_imported = settings.fit.prism != "off", settings.fit.kind == "imported"
+    has_prism, fingerprint = settings.fit.prism != "off", artifacts.read_json(code)
     record = recording.provenance_of(
         fit(scaled_to_vocabulary(settings.fit, backbone.d_vocab, lens.n_layers), manifest, lens, log, recorded),
         settings,
         manifest,
         backbone,
-        artifacts.read_json(code),
+        fingerprint,
         folder=lens_dir,
+        rounded_heads=precision.rounded_heads(backbone),
         prism=recording.prism_record(Prism.load(lens_dir / PRISM), lens_dir) if has_prism else None,
-        imported=published.load(manifest.lens, backbone)[1] if is_imported else None,
+        **origins.read(settings, manifest, backbone, fingerprint, lens_dir)[1],
     )
     expected: Any = record.data()
     # A fit keeps each layer of its best validation.
@@ -62,7 +63,7 @@ def facts(
 def fit(ran: FitParams, manifest: corpus.Manifest, lens: Lens, log: list[LogRow], recorded: Provenance) -> Fit:
     """The fit of a lens, from its log, weights, corpus and the settings that it ran with."""
     n_blocks, n_seqs = lens.n_layers - 1, manifest.train.sequences
-    by_steps, mean_of = ran.kind not in {"imported", "jacobian"}, recorded.jacobian
+    by_steps, mean_of = ran.kind not in {*origins.KINDS, "jacobian"}, recorded.jacobian
     if not by_steps:
         n_seqs = min(ran.validation_seqs, manifest.heldout.sequences)
     is_trained = bool(n_blocks and by_steps and recipe.trainable(ran))

@@ -2,14 +2,14 @@
 
 Writes weights.safetensors, provenance.json, fit_log.csv and rank_curve.csv; the first three also below ladder/<kind>/
 for each kind of `fit.ladder`, fit on the same residuals by the same code; and prism.safetensors where `fit.prism` asks
-for it. A lens of kind `jacobian` is a mean over text, and one of kind `imported` is read: both are validated, not fit.
+for it. A lens of kind `jacobian` is a mean over text, and one of `origins.KINDS` is read: these are validated, not fit.
 """
 
 from functools import partial
 from pathlib import Path
 
 from lensmith.files import artifacts
-from lensmith.lens import fitted, jacobian, published, rank_curve, recipe, recording, rungs
+from lensmith.lens import fitted, jacobian, origins, precision, rank_curve, recipe, recording, rungs
 from lensmith.lens.checkpoint import write_log
 from lensmith.lens.lens_file import LADDER, PRISM, RANK_CURVE
 from lensmith.lens.prism import Prism
@@ -27,8 +27,9 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
     """Fit the lens of one model and its ladder into `out`, from the checkpoints of an earlier process where it has any.
 
     Raises:
-        InputError: fit.rank is above d_model, or the imported lens is no linear lens of tuned-lens.
-        IntegrityError: corpus, model or imported lens are damaged, or not those that were pinned.
+        InputError: fit.rank is above d_model, the imported lens is no linear lens of tuned-lens, or the lens of the
+            other entry is out of date, or of a model of another form.
+        IntegrityError: corpus, model or a lens that is read are damaged, or not those that were pinned.
         NumericError: KL or a residual is not finite, or the fit diverged.
         ResourceError: bank or checkpoints do not fit on the disk.
     """
@@ -38,6 +39,7 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
     lens_memory = LensMemory(partial(recipe.memory, settings.fit), after_release=is_later)
     backbone = Backbone.load(settings.source, manifest.model, lens_memory=lens_memory)
     scaled = scaled_to_vocabulary(settings.fit, backbone.d_vocab, backbone.n_layers)
+    lens, origin = origins.read(settings, manifest, backbone, fingerprint, out)  # first: it may be refused
     work = Work.of(work_key(settings.key, scaled, manifest, backbone, fingerprint))
     with work.held():
         tokens, held_tokens = corpus.read_tokens(corpus_dir), corpus.read_heldout(corpus_dir)[: scaled.validation_seqs]
@@ -51,22 +53,21 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
         prism = Prism.fit(backbone.head, train) if scaled.prism != "off" else None
         vocabulary = SampledVocabulary.of(scaled, backbone.head, tokens)
         fits = rungs.fit_all(backbone, train, held_out, scaled, vocabulary=vocabulary, prism=prism, work=work)
-        imported = None
-        if scaled.kind == "imported":
-            lens, imported = published.load(manifest.lens, backbone)
+        if lens is not None:
             fits[scaled.kind] = fitted.measured(backbone.head, lens.to(backbone.device), held_out, scaled)
         if mean is not None:
             fits[scaled.kind] = mean.fit(backbone.head, held_out, scaled)
 
-        prism_record = write_beside(out, prism, work.folder)
+        prism_record, rounded_heads = write_beside(out, prism, work.folder), precision.rounded_heads(backbone)
         for kind, fit in fits.items():
             folder = out if kind == scaled.kind else out / LADDER / kind
             fit.lens.save(folder)
             write_log(folder, fit.log)
             of_kind = settings.model_copy(update={"fit": rungs.rung(settings.fit, kind, train)})
             recording.provenance_of(
-                fit, of_kind, manifest, backbone, fingerprint, folder=folder, prism=prism_record, imported=imported
-            ).write(folder / PROVENANCE)
+                fit, of_kind, manifest, backbone, fingerprint, folder=folder, rounded_heads=rounded_heads,
+                prism=prism_record, **origin,
+            ).write(folder / PROVENANCE)  # fmt: skip
 
 
 def write_beside(out: Path, prism: Prism | None, work: Path) -> PrismRecord | None:

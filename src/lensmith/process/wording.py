@@ -19,7 +19,8 @@ LENSES = {
     "full": "full-rank lens",
     "tuned": "tuned lens",
 }
-JUDGED = {"jacobian": "Jacobian lens", "imported": "imported lens"}  # by kind, where it is not fit to the output
+# By kind, where it is not fit to the output of its model.
+JUDGED = {"jacobian": "Jacobian lens", "imported": "imported lens", "transferred": "transferred lens"}
 KINDS = {
     "identity": "norm lens",
     "temperature": "+ temperature",

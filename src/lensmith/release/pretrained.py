@@ -4,7 +4,8 @@ A release is a folder with INDEX.json, or a dataset repository of the Hub at a v
 """
 
 import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,14 @@ from lensmith.hub import models, releases
 from lensmith.hub.index import PROVENANCE, Sha256
 from lensmith.hub.pins import ModelPin
 from lensmith.judge.judgement import Estimate
-from lensmith.lens import depth
-from lensmith.lens.divergence import kl_bits
+from lensmith.lens import depth, precision
 from lensmith.lens.lens import Lens, check_head, check_identity, check_numbers
 from lensmith.lens.lens_file import WEIGHTS, read_header
+from lensmith.lens.provenance import RoundedHead
 from lensmith.process.errors import IntegrityError
 from lensmith.settings.sections import Dtype, SourceParams
 from lensmith.source.backbone import Backbone
 from lensmith.source.head import Head, HeadInput
-from lensmith.source.proof import proof_tokens
 
 
 class ReleasedLens(BaseModel):
@@ -42,6 +42,7 @@ class ReleasedLens(BaseModel):
     model: ModelPin
     w_u_sha256: Sha256 = Field(validation_alias=AliasPath("head", "w_u_sha256"))  # of the head that it was fit to
     dtype: Dtype = Field("auto", validation_alias=AliasPath("machine", "dtype"))  # of the weights that it was fit on
+    rounded_heads: dict[str, RoundedHead] = {}  # the same head in other dtypes
     layers: dict[int, int] = Field({}, validation_alias=AliasPath("judgement", "layers"))  # percent of depth -> layer
     kpis: dict[str, Estimate] = Field({}, validation_alias=AliasPath("judgement", "kpis"))
     folder: Path
@@ -63,7 +64,11 @@ class ReleasedLens(BaseModel):
 
     def load(self) -> Lens:
         """The lens. IntegrityError where the file is no whole lens."""
-        return replace(Lens.load(self.folder), w_u_sha256=self.w_u_sha256, fit_dtype=self.dtype)
+        return replace(Lens.load(self.folder), **self.head_facts())
+
+    def head_facts(self) -> dict[str, Any]:
+        """What is known of the head that the lens was fit to, as arguments of Lens and StreamedLens."""
+        return {"w_u_sha256": self.w_u_sha256, "fit_dtype": self.dtype, "rounded_heads": self.rounded_heads}
 
     def load_model(self) -> Backbone:
         """The model that the lens was fit to, downloaded where it is not on this machine.
@@ -92,42 +97,47 @@ class ReleasedLens(BaseModel):
 
 
 def check_model(lens: "Lens | StreamedLens", backbone: Backbone, *, strict: bool = True) -> str:
-    """Compare a model's head with the one that a lens was fit to.
+    """Compare a model's head with the one that a lens was fit to, or for kind transferred judged with.
 
-    The same weights in a finer precision are accepted, with a warning of what that costs; so is any head of the same
-    shape where `strict` is off.
+    The same weights in another precision are accepted, with a warning of what that costs; so is any head of the same
+    shape where `strict` is off. A lens of kind transferred always has a warning.
 
     Returns:
-        The warning as text; "" where the head is the lens's own or nothing is known of that.
+        The warnings as text; "" where the head is the lens's own or nothing is known of that.
 
     Raises:
-        IntegrityError: the lens was fit to another model.
+        IntegrityError: the lens is another model's.
     """
     replace(lens, w_u_sha256=None).check_head(backbone.head)  # the shape
+    notes = [_precision(lens, backbone, strict=strict)]
+    if lens.kind == "transferred":
+        notes.append("the lens was fit to another model, which its provenance.json names, and judged on this one")
+    if note := "; ".join(filter(None, notes)):
+        warnings.warn(note, stacklevel=4)
+    return note
+
+
+def _precision(lens: "Lens | StreamedLens", backbone: Backbone, *, strict: bool) -> str:
+    """How the weights of a model's head differ from those that `lens` knows; "" where they do not."""
     try:
         lens.check_head(backbone.head)
     except IntegrityError as error:
-        precisions = f"fit on {lens.fit_dtype} weights, used with {str(backbone.dtype).removeprefix('torch.')}"
-        # For an unknown dtype nothing is rounded, so that the heads differ.
-        dtype = getattr(torch, lens.fit_dtype or "", torch.float32)
-        rounded = replace(backbone.head, W_U=backbone.head.W_U.to(dtype).float())
-        is_same = rounded.fingerprint()["w_u_sha256"] == lens.w_u_sha256
-        if strict and not is_same:
+        dtype = str(backbone.dtype).removeprefix("torch.")
+        precisions = f"fit on {lens.fit_dtype} weights, used with {dtype}"
+        bits = _rounding_bits(lens, backbone, dtype)
+        if strict and bits is None:
             raise IntegrityError(f"{precisions}: {error}. strict=False takes the lens all the same") from None
-        cost = f"the head alone differs by {_mean_kl_bits(backbone, rounded):.2g} bits of KL" if is_same else str(error)
-        warnings.warn(note := f"{precisions}: {cost}", stacklevel=4)
-        return note
+        return f"{precisions}: {error if bits is None else f'the head alone differs by {bits:.2g} bits of KL'}"
     return ""
 
 
-def _mean_kl_bits(backbone: Backbone, other: Head) -> float:
-    """Mean KL in bits of the model's final distribution from that of another head, at the positions of the proof."""
-    tokens = proof_tokens(backbone.model, backbone.tokenizer)
-    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-    resid = backbone.capture(tokens, positions)[:, :, -1]
-    with torch.inference_mode():
-        ours, theirs = (head.logits(head.norm(resid, backbone.n_layers)) for head in (backbone.head, other))
-    return float(kl_bits(ours, theirs).mean())
+def _rounding_bits(lens: "Lens | StreamedLens", backbone: Backbone, dtype: str) -> float | None:
+    """KL by which a model's head, in `dtype`, differs from the lens's own, the same in another precision; else None."""
+    recorded = lens.rounded_heads.get(dtype)
+    if recorded is not None and recorded.w_u_sha256 == backbone.head.fingerprint()["w_u_sha256"]:
+        return recorded.kl_bits
+    finer = precision.rounded(backbone.head, getattr(torch, lens.fit_dtype or "", torch.float32))
+    return precision.cost_bits(backbone, finer) if finer.fingerprint()["w_u_sha256"] == lens.w_u_sha256 else None
 
 
 def find(release: str | Path, model: str | None = None, revision: str | None = None) -> ReleasedLens:
@@ -155,7 +165,7 @@ def load(release: str | Path, *, model: str | None = None, revision: str | None 
 def load_streamed(release: str | Path, *, model: str | None = None, revision: str | None = None) -> "StreamedLens":
     """`lensmith.load_streamed`."""
     released = find(release, model, revision)
-    return replace(StreamedLens.open(released.folder), w_u_sha256=released.w_u_sha256, fit_dtype=released.dtype)
+    return replace(StreamedLens.open(released.folder), **released.head_facts())
 
 
 @dataclass(frozen=True)
@@ -168,6 +178,7 @@ class StreamedLens:
     d_model: int
     w_u_sha256: str | None = None  # of the head that it was fit to, where that is known
     fit_dtype: str | None = None  # of the weights that it was fit on, where that is known
+    rounded_heads: Mapping[str, RoundedHead] = field(default_factory=dict)  # the same head in other dtypes
 
     @classmethod
     def open(cls, folder: Path) -> "StreamedLens":
@@ -182,6 +193,11 @@ class StreamedLens:
         streamed = cls(path, form, n_layers, d_model)
         check_identity({name: tensor[0] for name, tensor in streamed._read(streamed.n_layers).items()}, path)
         return streamed
+
+    @property
+    def kind(self) -> str:
+        """As `Lens.kind`."""
+        return str(self.form["kind"])
 
     @property
     def absent(self) -> tuple[int, ...]:

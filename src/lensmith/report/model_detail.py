@@ -21,6 +21,7 @@ FACTS = (
     ("Lens, sha256 of the weights", "weights_sha256"),
     ("Model", "model_id"),
     ("Model, commit", "model.commit"),
+    ("Lens fit to another model: entry, model", "transferred.entry+transferred.model_id"),
     ("Unembedding W_U, sha256", "head.w_u_sha256"),
     ("Final norm, sha256", "head.final_norm_sha256"),
     ("Text", "dataset.repo"),

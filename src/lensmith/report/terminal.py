@@ -15,7 +15,7 @@ from lensmith.hub.index import IndexEntry
 from lensmith.judge import gates
 from lensmith.judge.judgement import MISSING, Judgement
 from lensmith.judge.side_by_side import Row
-from lensmith.judge.tables import RANKS
+from lensmith.judge.tables import RANKS, TUNED
 from lensmith.lens.depth import PERCENTILES
 from lensmith.process import amounts, wording
 from lensmith.process.errors import shown
@@ -53,7 +53,8 @@ def verdicts(judged: Iterable[tuple[str, Judgement]]) -> Table:
         marks = [f"[{palette.VERDICTS_IN_A_TERMINAL[v]}]{wording.SYMBOLS[v]}[/]" if v else " " for v in verdicts]
         kls = (judgement.heldout_kl(percentile) for percentile in PERCENTILES)
         changes = (f"{wording.number(norm.value)} → {wording.number(tuned.value)}" for norm, tuned in kls)
-        table.add_row(key, *changes, " ".join(marks), judgement.preferred)
+        name = f"{key} ({judgement.lens_name(TUNED)})" if judgement.lens.kind == "transferred" else key
+        table.add_row(name, *changes, " ".join(marks), judgement.preferred)
     return table
 
 

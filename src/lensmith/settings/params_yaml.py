@@ -55,8 +55,8 @@ def parse(path: Path, text: str) -> dict[str, ModelParams]:
         defaults = data.get("defaults")
         defaults = _mapping(_defaults_of(path.parent / defaults) if isinstance(defaults, str) else defaults, "defaults")
         _refuse_unknown(defaults, SECTIONS, "defaults.")
-        models = _mapping(data.get("models"), "models")
-        return {key: _merged(key, defaults, entry) for key, entry in models.items()}
+        entries = _mapping(data.get("models"), "models")
+        return _ordered({key: _merged(key, defaults, entry) for key, entry in entries.items()})
     except _SettingsError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -145,7 +145,7 @@ def _merged(key: object, defaults: Mapping[str, Any], entry: object) -> ModelPar
     for section in SECTIONS:
         kind = ModelParams.model_fields[section].annotation
         assert isinstance(kind, type) and issubclass(kind, Section)
-        allowed = tuple(name for name in kind.model_fields if name != "inputs")
+        allowed = tuple(field.alias or name for name, field in kind.model_fields.items() if name != "inputs")
         merged[section] = {}
         for where, data in (("defaults", defaults.get(section)), (f"models.{key}", entry.get(section, {}))):
             values = _mapping(data, f"{where}.{section}")
@@ -155,6 +155,21 @@ def _merged(key: object, defaults: Mapping[str, Any], entry: object) -> ModelPar
         return ModelParams.model_validate(merged)
     except ValidationError as error:
         raise _SettingsError(_explanation(key, entry, error)) from None
+
+
+def _ordered(models: dict[str, ModelParams]) -> dict[str, ModelParams]:
+    """The same models, each below the entry whose lens it takes: DVC fits entries in the file's order."""
+    above: list[str] = []
+    for key, settings in models.items():
+        entry = settings.transferred.entry
+        if entry is not None and entry not in above:
+            raise _SettingsError(
+                f"models.{key}.transferred.from is {shown(entry)}, must be an entry above it whose fit.kind is not "
+                f"transferred; there is {', '.join(above) or 'none'}. {UNCHANGED}"
+            )
+        if entry is None:
+            above.append(key)
+    return models
 
 
 def _explanation(key: str, entry: Mapping[str, Any], error: ValidationError) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from lensmith.files import artifacts, hashes, names
 from lensmith.process.errors import InputError, IntegrityError
 from lensmith.settings import fingerprint, params_yaml
-from lensmith.settings.sections import ModelParams, Section, read_resolved
+from lensmith.settings.sections import ModelParams, Section, fit_sha256, read_resolved
 
 NAMING = ("source", "corpus", "imported", "sweep", "suite", "publish")  # sections that name files
 SAMPLING = Path(__file__).parents[1] / "source/sampling.py"
@@ -64,6 +64,9 @@ def with_inputs(models: Mapping[str, ModelParams], recorded: Path | None = None)
     for key, settings in models.items():
         if settings.corpus.kind == "sampled":  # no fingerprint of a stage has this code, see `RESULT_FREE`
             resolved[key]["corpus"]["inputs"][SAMPLING.name] = fingerprint.of_source(SAMPLING.read_text())
+    for key, settings in models.items():
+        if (entry := settings.transferred.entry) is not None:
+            resolved[key]["transferred"]["inputs"] = {entry: fit_sha256(resolved[entry])}
     return resolved
 
 

@@ -4,11 +4,13 @@
 resolved/models/<key>.json; every later stage reads them from there.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lensmith.files import artifacts
 from lensmith.files.records import explain
 from lensmith.process.errors import InputError
 from lensmith.settings.values import (
@@ -136,10 +138,22 @@ class ImportedParams(Section):
                 raise ValueError(f"folder is {self.folder!r}, must be one inside the repository, such as lens/gpt2")
 
 
+class TransferredParams(Section):
+    """Section `transferred`: the lens of another entry, for fit.kind transferred.
+
+    `inputs` has the `fit_sha256` of that entry, by its key.
+    """
+
+    # Both ways, since `from` is a word of Python.
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    entry: Word | None = Field(alias="from")  # its key; it stands above this one, so that DVC fits it first
+
+
 class FitParams(Section):
     """Section `fit`: the lens and how it is trained."""
 
-    kind: Literal["identity", "temperature", "bias", "low_rank", "full", "jacobian", "imported"]
+    kind: Literal["identity", "temperature", "bias", "low_rank", "full", "jacobian", "imported", "transferred"]
     rank: Annotated[int | Literal["auto"], int_or("auto")]  # auto: the smallest near the best, by the closed form
     norm: Literal["final", "next_input"]  # what a middle layer is normed with before it is decoded
     ladder: list[Literal["temperature", "bias", "full"]]  # smaller or larger kinds, fit beside the lens to compare it
@@ -254,6 +268,7 @@ class ModelParams(Checked):
     source: SourceParams
     corpus: CorpusParams
     imported: ImportedParams
+    transferred: TransferredParams
     fit: FitParams
     sweep: SweepParams
     suite: SuiteParams
@@ -263,16 +278,18 @@ class ModelParams(Checked):
     fleet: FleetParams = Field(default=ANYWHERE, exclude=True)
 
     def check(self) -> None:
-        """A lens for the kind imported, a model that can write, and no more positions and sequences than there are."""
+        """A lens for a kind that is read, a model that can write, no more positions and sequences than there are."""
         if self.corpus.kind == "sampled" and self.source.placement == "tp":
             raise ValueError("source.placement is tp, must be single or auto for corpus.kind sampled")
-        if (self.fit.kind == "imported") != (self.imported.folder is not None):
-            raise ValueError(
-                f"fit.kind is {self.fit.kind} and imported.folder is {self.imported.folder}; kind imported needs a "
-                "folder, and no other kind may have one"
-            )
-        if self.fit.kind == "imported" and self.fit.prism != "off":
-            raise ValueError(f"fit.prism is {self.fit.prism}, must be off for fit.kind imported: nothing is fit")
+        origins = {"imported": ("folder", self.imported.folder), "transferred": ("from", self.transferred.entry)}
+        for kind, (name, origin) in origins.items():
+            if (self.fit.kind == kind) != (origin is not None):
+                raise ValueError(
+                    f"fit.kind is {self.fit.kind} and {kind}.{name} is {origin}; kind {kind} needs one, and no other "
+                    "kind may have one"
+                )
+        if self.fit.kind in origins and self.fit.prism != "off":
+            raise ValueError(f"fit.prism is {self.fit.prism}, must be off for fit.kind {self.fit.kind}: nothing is fit")
         window = int(self.corpus.seq_len * self.fit.position_max) - int(self.corpus.seq_len * self.fit.position_min)
         if self.fit.positions_per_seq > window:
             raise ValueError(
@@ -296,6 +313,12 @@ class ModelParams(Checked):
     def model_id(self) -> str:
         """The model's name in a release: its Hub id, or `local/<key>`."""
         return self.source.repo or f"local/{self.key}"
+
+
+def fit_sha256(resolved: Mapping[str, Any]) -> str:
+    """The sha256 of what decides a model's fit, of its settings as `resolve` wrote them. Code is not among them."""
+    sections = {name: resolved[name] for name in ("source", "corpus", "imported", "fit")}
+    return artifacts.sha256_text(artifacts.canonical_json(sections))
 
 
 def read_resolved(path: Path) -> ModelParams:

@@ -43,7 +43,11 @@ class Proof:
     """How near the head on the last layer comes to the model."""
 
     max_kl_bits: float  # over positions
-    n_positions: int
+    resid: Tensor  # (n_positions, d_model), of the last layer
+
+    @property
+    def n_positions(self) -> int:
+        return len(self.resid)
 
 
 def prove(model: PreTrainedModel, anatomy: Anatomy, head: Head, tokens: Tensor, captured: Tensor) -> Proof:
@@ -77,7 +81,7 @@ def prove(model: PreTrainedModel, anatomy: Anatomy, head: Head, tokens: Tensor, 
             f"({type(anatomy.final_norm).__name__}); logit transforms tried: {', '.join(anatomy.tried)}; "
             f"taken: {anatomy.transform.source}. {REFUSED}"
         )
-    return Proof(max_kl_bits=kl, n_positions=tokens.numel())
+    return Proof(max_kl_bits=kl, resid=last.flatten(0, 1))
 
 
 def _fp32_tail(model: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> tuple[Tensor, Tensor]:
