@@ -10,10 +10,10 @@ from lensmith.settings import params_yaml
 from tests.support.settings import REPOSITORY
 
 REAL = REPOSITORY / "real"
-# Settings that time goes by, and the text, which needs no data set.
+# Settings that time goes by, with the rate that suits them, and the text, which needs no data set.
 BUDGET = {
     "corpus": {"kind", "seq_len", "train_tokens", "heldout_tokens"},
-    "fit": {"positions_per_seq", "epochs", "batch_seqs", "validation_seqs"},
+    "fit": {"positions_per_seq", "epochs", "batch_seqs", "lr", "validation_seqs"},
     "sweep": {"heldout_seqs", "positions_per_seq"},
 }
 

@@ -81,7 +81,7 @@ GATES = (
     Gate(
         "A",
         "Closer to the model",
-        "On the median prompt, the tuned lens is closer to the model's final answer than the stronger norm lens, by at "
+        "On the median prompt, the lens is closer to the model's final answer than the stronger norm lens, by at "
         "least the limits.",
         lambda scope: _saved_on_prompts(scope, scope.delta_kl_bits),
     ),
@@ -115,13 +115,13 @@ GATES = (
     Gate(
         "D",
         "Nowhere worse",
-        "At each depth, the tuned lens loses at most what the limit allows.",
+        "At each depth, the lens loses at most what the limit allows.",
         lambda scope: _saved_on_prompts(scope, dict.fromkeys(PERCENTILES, scope.limits.worst_delta_kl_bits)),
     ),
     Gate(
         "F",
         "More than a calibration",
-        "On held-out text the tuned lens saves more than a temperature, or a bias, fit in the same way.",
+        "On held-out text the lens saves more than a temperature, or a bias, fit in the same way.",
         lambda scope: (
             Criterion(
                 kpi=f"heldout_delta_kl_bits_{percent}_vs_{lens}",
@@ -135,7 +135,7 @@ GATES = (
     Gate(
         "G",
         "At every position",
-        "In each part of the context, its beginning included, the tuned lens loses at most what the limit allows.",
+        "In each part of the context, its beginning included, the lens loses at most what the limit allows.",
         lambda scope: (
             Criterion(
                 kpi=f"position_delta_kl_bits_{percent}_part_{number}",
@@ -150,7 +150,7 @@ GATES = (
     Gate(
         "H",
         "No new artefacts",
-        "On probe prompts, the artefact score of the tuned lens exceeds that of the norm lens by at most the limit.",
+        "On probe prompts, the artefact score of the lens exceeds that of the norm lens by at most the limit.",
         lambda scope: (
             Criterion(
                 kpi="artifact_score_increase",
@@ -163,7 +163,7 @@ GATES = (
     Gate(
         "I",
         "On other text",
-        "On no text of another kind the tuned lens loses more than the limit allows.",
+        "On no text of another kind the lens loses more than the limit allows.",
         lambda scope: (
             Criterion(
                 kpi=f"text_{name}_delta_kl_bits_{percent}",
@@ -179,7 +179,7 @@ GATES = (
     Gate(
         "J",
         "By a share",
-        "On the median prompt, the tuned lens saves at least this share of the stronger norm lens's KL. Where the norm "
+        "On the median prompt, the lens saves at least this share of the stronger norm lens's KL. Where the norm "
         "lens is 25 bits off, the limits of gate A are next to nothing.",
         lambda scope: (
             scope.on_prompts(
