@@ -12,7 +12,7 @@ from tests.support.settings import REPOSITORY
 REAL = REPOSITORY / "real"
 # Settings that time goes by, with the rate that suits them, and the text, which needs no data set.
 BUDGET = {
-    "corpus": {"kind", "seq_len", "train_tokens", "heldout_tokens"},
+    "corpus": {"kind", "seq_len", "train_tokens", "heldout_tokens", "also_heldout"},
     "fit": {"positions_per_seq", "epochs", "batch_seqs", "lr", "validation_seqs"},
     "sweep": {"heldout_seqs", "positions_per_seq"},
 }
