@@ -35,7 +35,8 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(fleet.app, name="fleet")
 
 
-def _print_version(asked: bool) -> None:
+def print_version(asked: bool) -> None:
+    """The option --version: it ends the command before another part of it is read."""
     if asked:
         typer.echo(f"lensmith {lensmith.__version__}")
         raise typer.Exit
@@ -45,30 +46,29 @@ def _print_version(asked: bool) -> None:
 def main(
     *,
     _: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Declarative tuned lenses. `dvc repro` builds them; these commands look after them."""
 
 
 def run() -> None:
-    """The entry point of the command line."""
-    command.run(_answer)
+    """The entry point of the command line; a wrong argument is an error like all others, one line."""
 
+    def answer() -> None:
+        try:
+            app(standalone_mode=False)
+        except SystemExit as ended:
+            if isinstance(ended.__context__, BrokenPipeError):  # typer and rich end with 1, as if it were a bug
+                raise ended.__context__ from None
+            raise
+        except typer.Abort:
+            raise InputError("stopped: standard input ended. Nothing was changed.") from None
+        except typer.TyperException as error:
+            message, context = error.format_message(), getattr(error, "ctx", None)
+            if not message:  # no arguments at all: the help was printed
+                sys.exit(InputError.exit_code)
+            name = context.command_path if context else "lensmith"
+            raise InputError(f"{name}: {message.rstrip('.')}. `{name} --help` lists what there is.") from None
 
-def _answer() -> None:
-    """Run the app; a wrong argument is an error like all others, one line."""
-    try:
-        app(standalone_mode=False)
-    except SystemExit as ended:
-        if isinstance(ended.__context__, BrokenPipeError):  # typer and rich end with 1, as if it were a bug
-            raise ended.__context__ from None
-        raise
-    except typer.Abort:
-        raise InputError("stopped: standard input ended. Nothing was changed.") from None
-    except typer.TyperException as error:
-        message, context = error.format_message(), getattr(error, "ctx", None)
-        if not message:  # no arguments at all: the help was printed
-            sys.exit(InputError.exit_code)
-        name = context.command_path if context else "lensmith"
-        raise InputError(f"{name}: {message.rstrip('.')}. `{name} --help` lists what there is.") from None
+    command.run(answer)

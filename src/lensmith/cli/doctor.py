@@ -39,22 +39,15 @@ def doctor(
             typer.echo(f"{finding}.")
     typer.echo(f"{amounts.many(n_left, 'thing')} to do" if n_left else "nothing to do")
     if rehash:
-        _rehash(subset or "1/1")
+        from lensmith.lab import rehash as hashes
+
+        result = hashes.run(Path(), subset or "1/1")
+        for line in result.faults:
+            typer.echo(f"error: {line}", err=True)
+        typer.echo(result.summary)
+        if result.faults:
+            raise IntegrityError(
+                f"files that are not what was recorded: {len(result.faults)}. Each line above says what to do."
+            )
     if n_left:
         raise InputError("the lab is not as it should be; each line above says what to do. Nothing else was changed.")
-
-
-def _rehash(subset: str) -> None:
-    from lensmith.lab import rehash
-
-    result = rehash.run(Path(), subset)
-    for line in result.faults:
-        typer.echo(f"error: {line}", err=True)
-    typer.echo(
-        f"{amounts.many(result.n_objects, 'object')} of the cache ({amounts.size(result.size)}) and "
-        f"{amounts.many(result.n_files, 'file')} of the workspace hashed, {len(result.faults)} wrong"
-    )
-    if result.faults:
-        raise IntegrityError(
-            f"files that are not what was recorded: {len(result.faults)}. Each line above says what to do."
-        )

@@ -34,7 +34,7 @@ def verify(
     A released lens is measured again with its model.
     """
     if lens is None or params_yaml.MODEL_KEY.fullmatch(lens):
-        _verify_provenance(lens)
+        verify_provenance(lens)
         return
     from lensmith.release import verify as releases
 
@@ -42,7 +42,8 @@ def verify(
         typer.echo(shown(line, LINE))
 
 
-def _verify_provenance(key: str | None) -> None:
+def verify_provenance(key: str | None) -> None:
+    """Compute the provenance of one lens of this lab again, or of all, and print what is wrong."""
     fitted = [
         key for key in layout.models([key] if key else []) if (ARTIFACTS / key / "lens" / "provenance.json").exists()
     ]

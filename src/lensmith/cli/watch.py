@@ -39,13 +39,10 @@ def watch(
             else:
                 for kind, rows in logs.items():
                     for row in rows[printed[kind] :]:
-                        typer.echo(_line(kind, row))
+                        trained = f"training {float(row['train_kl_bits']):.3f}, " if row["train_kl_bits"] else ""
+                        held_out = f"held out {float(row['val_kl_bits_mean']):.3f} bits"
+                        typer.echo(f"{kind} step {row['step']}: {trained}{held_out}")
                     printed[kind] = len(rows)
             if not is_running:
                 break
             time.sleep(EVERY)
-
-
-def _line(kind: str, row: dict[str, str]) -> str:
-    trained = f"training {float(row['train_kl_bits']):.3f}, " if row["train_kl_bits"] else ""
-    return f"{kind} step {row['step']}: {trained}held out {float(row['val_kl_bits_mean']):.3f} bits"

@@ -11,12 +11,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from lensmith.files import artifacts
 from lensmith.process.errors import IntegrityError, shown
 
-
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Number = Annotated[float | None, BeforeValidator(_finite)]  # None stands for NaN and infinity
+# None stands for NaN and infinity.
+Number = Annotated[
+    float | None,
+    BeforeValidator(lambda value: value if not isinstance(value, float) or math.isfinite(value) else None),
+]
 
 
 class Record(BaseModel):

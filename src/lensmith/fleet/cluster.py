@@ -126,7 +126,13 @@ class RayCluster:
         """The jobs that ended since the last call; waits a moment for one."""
         ready, _ = ray.wait(list(self._running), num_returns=1, timeout=WAIT)
         for reference in ready:
-            yield self._running.pop(reference), _outcome(reference)
+            try:
+                outcome: Outcome = ray.get(reference)
+            except exceptions.RayTaskError as error:
+                outcome = Outcome(1, f"{error.cause!r}")
+            except exceptions.RayError as error:  # Ray has a class for each way in which a node or process is lost
+                outcome = Outcome(work.KILLED, f"{type(error).__name__}: the node or its process is gone")
+            yield self._running.pop(reference), outcome
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """(model, line) of what jobs printed since the last call."""
@@ -147,14 +153,3 @@ class RayCluster:
     def close() -> None:
         """Leave the cluster; one that was started here ends."""
         ray.shutdown()
-
-
-def _outcome(reference: Any) -> Outcome:
-    """How the task behind a reference ended."""
-    try:
-        outcome: Outcome = ray.get(reference)
-    except exceptions.RayTaskError as error:
-        return Outcome(1, f"{error.cause!r}")
-    except exceptions.RayError as error:  # Ray has a class for each way in which a node or process is lost
-        return Outcome(work.KILLED, f"{type(error).__name__}: the node or its process is gone")
-    return outcome

@@ -53,6 +53,19 @@ class Parcel:
         """sha256 of each file by its path in the repository."""
         return dict(IndexEntry.model_validate(self.entry).files())
 
+    def operations(self, now: "RepoState", version: str) -> list[CommitOperationAdd | CommitOperationDelete]:
+        """What a commit of this release does; made anew for every attempt, since a commit changes these objects."""
+        index = _merged_index(now, self, version)
+        contents: dict[str, str | bytes] = {path: str(self.folder / path) for path in self.hashes}
+        contents |= {INDEX: _index_text(index).encode(), CARD: self.card(index).encode()}
+        listed = {path for entry in index.values() for path, _ in IndexEntry.model_validate(entry).files()}
+        old = now.index.get(self.model_id)
+        stale = {path for path, _ in IndexEntry.model_validate(old).files()} - listed if old else set()
+        return [
+            *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in contents.items()),
+            *(CommitOperationDelete(path_in_repo=path) for path in sorted(stale)),
+        ]
+
 
 @dataclass(frozen=True)
 class Release:
@@ -158,7 +171,7 @@ def _commit(api: HfApi, repo: str, parcel: Parcel, today: dt.date) -> tuple[str,
         title = f"{version}: {parcel.model_id}"
         try:
             done = api.create_commit(
-                repo, _operations(now, parcel, version), commit_message=title, repo_type=KIND, parent_commit=now.head
+                repo, parcel.operations(now, version), commit_message=title, repo_type=KIND, parent_commit=now.head
             )
         except (HfHubHTTPError, httpx2.TransportError) as error:
             unsure = not isinstance(error, HfHubHTTPError) or error.response.status_code in UNSURE
@@ -205,17 +218,3 @@ def _merged_index(now: RepoState, parcel: Parcel, version: str) -> Index:
 
 def _index_text(index: Index) -> str:
     return json.dumps(index, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def _operations(now: RepoState, parcel: Parcel, version: str) -> list[CommitOperationAdd | CommitOperationDelete]:
-    """Made anew for every attempt: a commit changes these objects."""
-    index = _merged_index(now, parcel, version)
-    contents: dict[str, str | bytes] = {path: str(parcel.folder / path) for path in parcel.hashes}
-    contents |= {INDEX: _index_text(index).encode(), CARD: parcel.card(index).encode()}
-    listed = {path for entry in index.values() for path, _ in IndexEntry.model_validate(entry).files()}
-    old = now.index.get(parcel.model_id)
-    stale = {path for path, _ in IndexEntry.model_validate(old).files()} - listed if old else set()
-    return [
-        *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in contents.items()),
-        *(CommitOperationDelete(path_in_repo=path) for path in sorted(stale)),
-    ]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lensmith.files import artifacts, seals
 from lensmith.lab.dvc_cache import DIR, DvcCache, RecordedOut
-from lensmith.process import command
+from lensmith.process import amounts, command
 from lensmith.process.errors import IntegrityError
 from lensmith.process.progress import track
 
@@ -35,6 +35,14 @@ class Rehash:
     n_files: int = 0  # of the workspace
     size: int = 0  # bytes of the objects
     faults: list[str] = field(default_factory=list)
+
+    @property
+    def summary(self) -> str:
+        """What was hashed and how much of it is wrong, in words."""
+        return (
+            f"{amounts.many(self.n_objects, 'object')} of the cache ({amounts.size(self.size)}) and "
+            f"{amounts.many(self.n_files, 'file')} of the workspace hashed, {len(self.faults)} wrong"
+        )
 
 
 def run(root: Path, subset: str = "1/1") -> Rehash:

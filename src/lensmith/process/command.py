@@ -3,20 +3,15 @@
 import argparse
 import io
 import os
-import platform
 import signal
 import sys
-import tempfile
-import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
-from lensmith.process import credentials, environment, offline, stopping
-from lensmith.process.errors import KEPT, LINE, InputError, LensmithError, explained, first_line, shown
+from lensmith.process import bug_report, credentials, offline, stopping
+from lensmith.process.errors import LINE, InputError, LensmithError, explained, shown
 
 UNREAD = 128 + signal.SIGPIPE  # what a shell says of a program whose reader went away
 
@@ -54,8 +49,12 @@ def run(main: Callable[[], None]) -> None:
     A bug of ours says where its traceback was written. Credentials are removed from everything that is printed. A
     reader that has closed our output, as `head` does, is told nothing; the code is then the one of SIGPIPE.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: what is printed goes nowhere
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (it stays open)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # what a stream cannot encode becomes `?`
     try:
-        _open_streams()
         stopping.install()
         main()
         sys.stdout.flush()
@@ -63,49 +62,17 @@ def run(main: Callable[[], None]) -> None:
         _end(error)
     except BrokenPipeError:
         sys.exit(UNREAD)
-    except Exception as error:  # noqa: BLE001 (`_our_bug` keeps what it was)
-        _end(explained(error) or _our_bug(error))
+    except Exception as error:  # noqa: BLE001 (`bug_report` keeps what it was)
+        _end(explained(error) or bug_report.write(error))
     finally:
-        _flush()
-
-
-def _open_streams() -> None:
-    """See that printing cannot fail: what a stream cannot encode becomes `?`, a closed stream swallows all."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (it stays open)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-
-
-def _flush() -> None:
-    """Write what printing has kept back; where nobody takes it, drop it, or Python would complain as it ends."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # nobody takes it: it is dropped, or Python would complain as it ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _end(error: LensmithError | stopping.Interrupted) -> NoReturn:
     with suppress(OSError):  # the code must come through where the line cannot
         print(credentials.redact(f"error: {shown(error, LINE)}"), file=sys.stderr)
     sys.exit(error.exit_code)
-
-
-def _our_bug(error: Exception) -> LensmithError:
-    """A line on an error that nothing explains; its traceback goes into a file."""
-    report = f"lensmith {metadata.version('lensmith')}, {platform.platform()}, Python {sys.version}\n{sys.argv}\n\n"
-    report += traceback.format_exc()
-    where = "could not be written to any folder"
-    for folder in (environment.home() / "errors", Path(tempfile.gettempdir())):
-        with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            file = folder / f"lensmith-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
-            file.write_text(credentials.redact(report), encoding="utf-8", errors="replace")
-            where = f"is in {file}"
-            break
-    return LensmithError(
-        f"{type(error).__name__}: {first_line(error)}. This is a bug of Lensmith, not of what you gave it. Its "
-        f"traceback {where}: please open an issue with it and with the command. {KEPT}"
-    )

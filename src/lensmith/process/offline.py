@@ -30,19 +30,19 @@ def enter() -> None:
     """Deny every connection of this process from here on, and forget all credentials. There is no way back."""
     if late := sorted(LIBRARIES & sys.modules.keys()):
         raise RuntimeError(f"{', '.join(late)}: imported before the network was denied")
+
+    def deny(event: str, args: tuple[object, ...]) -> None:
+        if event in _NAMES:
+            target = args[0]
+        elif event in _SENDS and getattr(args[0], "family", None) != socket.AF_UNIX:
+            target = args[1]
+        else:
+            return
+        raise InputError(
+            f"network: a library asked for a connection to {target!r}, but this stage runs without a network: only "
+            "prefetch and publish have one. A file of the model may have made it ask. Nothing was sent."
+        )
+
     credentials.drop()
     os.environ.update(VARIABLES)
-    sys.addaudithook(_deny)
-
-
-def _deny(event: str, args: tuple[object, ...]) -> None:
-    if event in _NAMES:
-        target = args[0]
-    elif event in _SENDS and getattr(args[0], "family", None) != socket.AF_UNIX:
-        target = args[1]
-    else:
-        return
-    raise InputError(
-        f"network: a library asked for a connection to {target!r}, but this stage runs without a network: only "
-        "prefetch and publish have one. A file of the model may have made it ask. Nothing was sent."
-    )
+    sys.addaudithook(deny)

@@ -47,8 +47,16 @@ _deferring: list[Stop] = []
 
 def install() -> None:
     """Take TERM and INT, also where a parent such as nohup has them ignored; a stage of DVC follows DVC."""
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        if not _deferring:
+            raise Interrupted(number, KEPT)
+        _deferring[-1].signal = number
+
     for number in SIGNALS:
-        signal.signal(number, _on_signal)
+        signal.signal(number, on_signal)
     if "DVC_STAGE" in os.environ:
         follow(os.getppid())
 
@@ -72,11 +80,3 @@ def deferred() -> Iterator[Stop]:
         _deferring.remove(stop)
     if stop.signal is not None:
         raise Interrupted(stop.signal, KEPT)
-
-
-def _on_signal(number: int, _: FrameType | None) -> None:
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_DFL)
-    if not _deferring:
-        raise Interrupted(number, KEPT)
-    _deferring[-1].signal = number

@@ -65,6 +65,13 @@ def count(value: float | None) -> str:
     return "n/a" if value is None else f"{value:,.0f}".replace(",", "\u202f")
 
 
+def value(value: object) -> str:
+    """A number as `count` or `number` has it; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return count(value) if isinstance(value, int) else number(value)
+
+
 def lens(name: object) -> str:
     """A lens by its name in tables: `tuned` is the tuned lens."""
     return LENSES.get(str(name), str(name))

@@ -164,6 +164,38 @@ class Contents:
             "preferred": self.judgement.preferred,
         }
 
+    def write(self, out: Path) -> None:
+        """Write the files of the release."""
+        # Imported here alone: a wrong input is refused without waiting for torch.
+        import torch
+        from safetensors.torch import load_file
+
+        lens = out / self.folder
+        with artifacts.replacing(lens / WEIGHTS) as temporary:
+            shutil.copyfile(self.lens / WEIGHTS, temporary)
+        with artifacts.replacing(lens / EXPORT) as temporary, temporary.open("wb") as file:
+            # Into an open file: given a path, torch writes that name into the bytes, and here it is a temporary one.
+            torch.save(dict(sorted(load_file(lens / WEIGHTS).items())), file)
+        weights = {name: artifacts.sha256_file(lens / name) for name in (WEIGHTS, EXPORT)}
+        artifacts.write_json(lens / PROVENANCE, self.packaged_provenance(weights))
+        artifacts.write_text(lens / "README.md", self.render("card.md.j2"))
+        artifacts.write_text(lens / "NOTICE", self.render("notice.j2"))
+        artifacts.write_text(lens / PAGE, self.page)
+
+        model_id, licence = self.settings.model_id, self.settings.publish.license
+        template = f"{licence}.txt.j2" if licence in LICENCE_TEXTS else "licence-elsewhere.txt.j2"
+        texts = {f"LICENSES/{licence}.txt": self.render(template).encode()}
+        texts |= {f"LICENSES/{model_id}/{name.replace(' ', '_')}": text for name, text in self.licence.items()}
+        for path, text in texts.items():
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+            (out / path).write_bytes(text)
+        licences = {path: artifacts.sha256_file(out / path) for path in texts}
+
+        index = {model_id: self.index_entry(artifacts.sha256_tree(lens), licences)}
+        artifacts.write_json(out / INDEX, index)
+        artifacts.write_text(out / "README.md", dataset_card(index))
+        artifacts.write_json(out / RECEIPT, receipt(model_id, out))
+
 
 def build(
     settings: ModelParams,
@@ -204,42 +236,10 @@ def build(
     # Built beside it and moved there: a release is whole or not there at all.
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
         new = Path(temporary) / "release"
-        _write(contents, new)
+        contents.write(new)
         if out.exists():
             shutil.rmtree(out)
         new.rename(out)
-
-
-def _write(contents: Contents, out: Path) -> None:
-    # Imported here alone: a wrong input is refused without waiting for torch.
-    import torch
-    from safetensors.torch import load_file
-
-    lens = out / contents.folder
-    with artifacts.replacing(lens / WEIGHTS) as temporary:
-        shutil.copyfile(contents.lens / WEIGHTS, temporary)
-    with artifacts.replacing(lens / EXPORT) as temporary, temporary.open("wb") as file:
-        # Into an open file: given a path, torch writes that name into the bytes, and here it is a temporary one.
-        torch.save(dict(sorted(load_file(lens / WEIGHTS).items())), file)
-    weights = {name: artifacts.sha256_file(lens / name) for name in (WEIGHTS, EXPORT)}
-    artifacts.write_json(lens / PROVENANCE, contents.packaged_provenance(weights))
-    artifacts.write_text(lens / "README.md", contents.render("card.md.j2"))
-    artifacts.write_text(lens / "NOTICE", contents.render("notice.j2"))
-    artifacts.write_text(lens / PAGE, contents.page)
-
-    model_id, licence = contents.settings.model_id, contents.settings.publish.license
-    template = f"{licence}.txt.j2" if licence in LICENCE_TEXTS else "licence-elsewhere.txt.j2"
-    texts = {f"LICENSES/{licence}.txt": contents.render(template).encode()}
-    texts |= {f"LICENSES/{model_id}/{name.replace(' ', '_')}": text for name, text in contents.licence.items()}
-    for path, text in texts.items():
-        (out / path).parent.mkdir(parents=True, exist_ok=True)
-        (out / path).write_bytes(text)
-    licences = {path: artifacts.sha256_file(out / path) for path in texts}
-
-    index = {model_id: contents.index_entry(artifacts.sha256_tree(lens), licences)}
-    artifacts.write_json(out / INDEX, index)
-    artifacts.write_text(out / "README.md", dataset_card(index))
-    artifacts.write_json(out / RECEIPT, receipt(model_id, out))
 
 
 def dataset_card(index: Mapping[str, Mapping[str, Any]]) -> str:

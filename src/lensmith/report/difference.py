@@ -82,12 +82,16 @@ class Difference:
         for layer in self.by_layer[SAME_TOP]:
             yield layer, [self.by_layer[name][layer] for name in QUANTITIES]
 
+    def points(self, quantity: str) -> list[Point]:
+        """The curve of a quantity over layers."""
+        return [Point(layer, each.value, lo=each.lo, hi=each.hi) for layer, each in self.by_layer[quantity].items()]
+
 
 def page(difference: Difference) -> str:
     """One page that needs no network."""
     a, b = map(shown, difference.names)
     own, between = (
-        charts.bits_by_layer([(name, _points(difference.by_layer[each])) for each, name in curves], title)
+        charts.bits_by_layer([(name, difference.points(each)) for each, name in curves], title)
         for title, curves in (
             (charts.KL_AXIS, zip(("kl_final_lens_bits_a", "kl_final_lens_bits_b"), (a, b), strict=True)),
             ("KL, bits", [(each, difference.title(each)) for each in ("kl_a_b_bits", "kl_b_a_bits")]),
@@ -129,7 +133,3 @@ def terminal_tables(difference: Difference) -> list[Table]:
 def _stacked(estimate: Estimate, form: Callable[[float | None], str]) -> str:
     value = form(estimate.value)
     return f"{value}\n{form(estimate.lo)} to {form(estimate.hi)}" if estimate.has_interval else value
-
-
-def _points(curve: dict[int, Estimate]) -> list[Point]:
-    return [Point(layer, each.value, lo=each.lo, hi=each.hi) for layer, each in curve.items()]

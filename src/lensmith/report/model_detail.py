@@ -65,7 +65,7 @@ class ModelDetail:
         """(label, value in words) of FACTS that the provenance holds."""
         for name, paths in FACTS:
             values = [self._provenance_at(path) for path in paths.split("+")]
-            if known := [_words(value) for value in values if value is not None]:
+            if known := [wording.value(value) for value in values if value is not None]:
                 yield name, ", ".join(known)
 
     def _provenance_at(self, path: str) -> Any:
@@ -116,9 +116,3 @@ def _pieces(words: list[str]) -> list[int]:
     if not any(word.startswith(" ") for word in words):
         return []  # a tokenizer that gives no spaces says nothing of it
     return [place for place, word in enumerate(words) if word[:1].isalnum()]
-
-
-def _words(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return wording.count(value) if isinstance(value, int) else wording.number(value)

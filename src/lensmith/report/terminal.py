@@ -75,14 +75,10 @@ def side_by_side(rows: Iterable[Row]) -> Table:
         table.add_column(title, justify="right")
     for row in rows:
         bits = (wording.number(row.numbers.get(name, MISSING).value) for name in kl)
-        held = (row.numbers.get(name, MISSING).text(_in_percent) for name in shares)
+        held = (row.numbers.get(name, MISSING).text(wording.percent).replace(" %", "") for name in shares)
         causes = row.numbers.get("causal_cosine", MISSING).text(wording.number)
         table.add_row(row.entry, row.lens, *bits, *held, causes)
     return table
-
-
-def _in_percent(share: float | None) -> str:
-    return wording.percent(share).removesuffix(" %")
 
 
 def lenses(index: Mapping[str, IndexEntry], release: str) -> Table:

@@ -11,7 +11,8 @@ import difflib
 import re
 import textwrap
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ SECTIONS = tuple(name for name in ModelParams.model_fields if name != "key")
 
 
 class _SettingsError(Exception):
-    """What is wrong with a file of settings, as a sentence; `parse` puts the file's name before it."""
+    """What is wrong with a file of settings, as a sentence; `_named` puts the file's name before it."""
 
 
 def read(path: Path) -> dict[str, ModelParams]:
@@ -49,22 +50,26 @@ def read(path: Path) -> dict[str, ModelParams]:
 
 def parse(path: Path, text: str) -> dict[str, ModelParams]:
     """As `read`, of a text; `path` names it in messages, and its folder is where another file of defaults is found."""
-    try:
+    with _named(path):
         data = _load(text)
         _refuse_unknown(data, ("defaults", "models"), "")
         defaults = data.get("defaults")
-        defaults = _mapping(_defaults_of(path.parent / defaults) if isinstance(defaults, str) else defaults, "defaults")
+        if isinstance(defaults, str):
+            with _named(path.parent / defaults) as other:
+                defaults = _load(_text(other)).get("defaults")
+        defaults = _mapping(defaults, "defaults")
         _refuse_unknown(defaults, SECTIONS, "defaults.")
         entries = _mapping(data.get("models"), "models")
-        return _ordered({key: _merged(key, defaults, entry) for key, entry in entries.items()})
-    except _SettingsError as error:
-        raise InputError(f"{path}: {error}") from None
+        models = {key: _merged(key, defaults, entry) for key, entry in entries.items()}
+        check_order(models)
+        return models
 
 
-def _defaults_of(path: Path) -> object:
-    """`defaults` of another lab's file."""
+@contextmanager
+def _named(path: Path) -> Iterator[Path]:
+    """Around what is read of a file: errors become InputError, with its name."""
     try:
-        return _load(_text(path)).get("defaults")
+        yield path
     except _SettingsError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -154,11 +159,11 @@ def _merged(key: object, defaults: Mapping[str, Any], entry: object) -> ModelPar
     try:
         return ModelParams.model_validate(merged)
     except ValidationError as error:
-        raise _SettingsError(_explanation(key, entry, error)) from None
+        raise _SettingsError(explanation(key, entry, error)) from None
 
 
-def _ordered(models: dict[str, ModelParams]) -> dict[str, ModelParams]:
-    """The same models, each below the entry whose lens it takes: DVC fits entries in the file's order."""
+def check_order(models: Mapping[str, ModelParams]) -> None:
+    """Each model must stand below the entry whose lens it takes: DVC fits entries in the file's order."""
     above: list[str] = []
     for key, settings in models.items():
         entry = settings.transferred.entry
@@ -169,10 +174,9 @@ def _ordered(models: dict[str, ModelParams]) -> dict[str, ModelParams]:
             )
         if entry is None:
             above.append(key)
-    return models
 
 
-def _explanation(key: str, entry: Mapping[str, Any], error: ValidationError) -> str:
+def explanation(key: str, entry: Mapping[str, Any], error: ValidationError) -> str:
     """The first mistake by the dotted key where its author must look: in the model's entry, or in the defaults."""
     first, more = error.errors()[0], error.error_count() - 1
     location = [str(part) for part in first["loc"]]

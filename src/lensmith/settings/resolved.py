@@ -53,7 +53,7 @@ def with_inputs(models: Mapping[str, ModelParams], recorded: Path | None = None)
             try:
                 named[key, section] = section_files(settings, section)
             except names.AbsentError as error:
-                before = None if recorded is None else _recorded(recorded / f"{key}.json", settings)
+                before = None if recorded is None else recorded_settings(recorded / f"{key}.json", settings)
                 if before is None:
                     raise
                 resolved[key][section]["inputs"] = before[section]["inputs"]
@@ -70,7 +70,7 @@ def with_inputs(models: Mapping[str, ModelParams], recorded: Path | None = None)
     return resolved
 
 
-def _recorded(path: Path, settings: ModelParams) -> dict[str, Any] | None:
+def recorded_settings(path: Path, settings: ModelParams) -> dict[str, Any] | None:
     """What an earlier `resolve` wrote for a model; None where there is nothing, or its settings were others."""
     try:
         before = read_resolved(path)

@@ -15,16 +15,17 @@ import io
 import sys
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lensmith.files import names
 from lensmith.files.artifacts import parse_jsonl
 from lensmith.process.errors import InputError
-from lensmith.settings.sections import SampleBy
+from lensmith.settings.sections import CorpusParams, SampleBy
 
 UNCHANGED = "Nothing was changed."
 FORMS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
@@ -44,14 +45,30 @@ def check_readable(name: str, place: str) -> None:
         )
 
 
-def count(files: Iterable[Path], where: str, column: str, sample_by: SampleBy, limit: int) -> int:
-    """Rows of some files that hold text or a chat, counted up to `limit`; `where` is the setting that names the files.
+def counts(corpus: CorpusParams, limit: int) -> Iterator[tuple[str, int]]:
+    """Each text of a corpus's files, by its setting and patterns, and how many documents it holds, up to `limit`.
 
     Raises:
-        InputError: a file cannot be read.
+        InputError: a file cannot be read, or a text holds no document.
     """
-    rows = chain.from_iterable(_rows(path, where, column, sample_by) for path in files)
-    return sum(1 for _ in islice((row for row in rows if row and (isinstance(row, str) or is_chat(row))), limit))
+    texts = {f"corpus.also_heldout.{name}": files for name, files in corpus.also_heldout.items()}
+    if corpus.kind in ("files", "sampled"):
+        texts["corpus.files"] = corpus.files
+
+    def documents(paths: Iterable[Path], where: str) -> Iterator[object]:
+        for path in paths:
+            check_readable(path.as_posix(), where)
+            with path.open("rb") as file:
+                rows = values(file, path.as_posix(), corpus.text_column, corpus.sample_by)
+                yield from (row for row in rows if row and (isinstance(row, str) or is_chat(row)))
+
+    for setting, patterns in texts.items():
+        if paths := names.files(patterns, setting):
+            where = f"{setting} ({', '.join(patterns)})"
+            n = sum(1 for _ in islice(documents(paths, setting), limit))
+            if n == 0:
+                raise InputError(f"{where}: no document; is corpus.text_column {corpus.text_column!r} right?")
+            yield where, n
 
 
 def is_chat(value: object) -> TypeGuard[list[dict[str, Any]]]:
@@ -100,12 +117,6 @@ def values(file: BinaryIO, name: str, column: str, sample_by: SampleBy = "paragr
         case _:
             for _, row in parse_jsonl(_lines(file, name), name):
                 yield _value(row, column)
-
-
-def _rows(path: Path, where: str, column: str, sample_by: SampleBy) -> Iterator[object]:
-    check_readable(path.as_posix(), where)
-    with path.open("rb") as file:
-        yield from values(file, path.as_posix(), column, sample_by)
 
 
 def _value(row: Mapping[str, Any], column: str) -> object:
