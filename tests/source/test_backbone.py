@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 from lensmith.hub.models import pin_model
 from lensmith.process.errors import InputError, IntegrityError, LensmithError, NumericError
 from lensmith.settings.sections import SourceParams
-from lensmith.source import discovery, skeleton
+from lensmith.source import discovery, logit_transform, skeleton
 from lensmith.source.backbone import Backbone
 from lensmith.source.discovery import is_norm_like
 from lensmith.source.proof import prove
@@ -120,8 +120,8 @@ def test_a_model_in_bfloat16_passes_the_same_proof(family):
 @pytest.mark.parametrize("family", TRANSFORMED)
 def test_a_missed_scale_or_softcap_is_refused(family, dtype, monkeypatch):
     """A family whose setting is not in SCALES or SOFTCAPS is not read with plain W_U."""
-    monkeypatch.setattr(discovery, "SCALES", ())
-    monkeypatch.setattr(discovery, "SOFTCAPS", ())
+    monkeypatch.setattr(logit_transform, "SCALES", ())
+    monkeypatch.setattr(logit_transform, "SOFTCAPS", ())
 
     with pytest.raises(NumericError, match=r"KL over 64 positions.*limit 0.0001 bits.*tried: none.*No lens was made"):
         Backbone.from_model(tiny_model(family), dtype=dtype)

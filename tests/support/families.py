@@ -5,7 +5,7 @@ python -m tests.support.families    write it again
 
 from pathlib import Path
 
-from lensmith.source.discovery import SCALES, SOFTCAPS
+from lensmith.source.logit_transform import SCALES, SOFTCAPS
 from tests.support.tiny import FAMILIES
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"

@@ -14,6 +14,7 @@ CALENDAR = (
     '{%- macro strftime_now(format) -%}{{ format.replace("%d", "01").replace("%m", "01").replace("%B", "January")'
     '.replace("%b", "Jan").replace("%Y", "2026").replace("%y", "26") }}{%- endmacro -%}'
 )
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # other roles have the names of chat templates
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,11 @@ class ChatRenderer:
             )
         except (jinja2.TemplateError, TypeError, ValueError):
             return None
+
+
+def as_message(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as chat templates take it; ShareGPT's has the keys `from` and `value`."""
+    if message.keys() & {"role", "content"} or not message.keys() >= {"from", "value"}:
+        return message
+    role = next((role for name, role in SHAREGPT_ROLES.items() if name == message["from"]), message["from"])
+    return {"role": role, "content": message["value"]}

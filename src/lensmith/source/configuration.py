@@ -6,6 +6,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from lensmith.files import gguf_file
 from lensmith.process.errors import InputError, first_line
+from lensmith.settings.sections import ModelParams
 from lensmith.source import origin, remote_code
 
 # Names that configurations use for the number of tokens that a model reads at once; the first one present counts.
@@ -24,6 +25,7 @@ _WINDOWS = (
 )
 
 NOT_LOADED = "The model was not loaded."
+UNWRITTEN = "Nothing was written."
 
 
 def read_config(path: Path, name: str, *, trusted: bool = False) -> PretrainedConfig:
@@ -50,6 +52,20 @@ def max_length(config: PretrainedConfig) -> int | None:
     """The most tokens that a model reads at once; None where its configuration has no limit."""
     values = (getattr(config.get_text_config(), name, None) for name in _WINDOWS)
     return next((value for value in values if isinstance(value, int) and value > 0), None)
+
+
+def check_sizes(config: PretrainedConfig, name: str, settings: ModelParams) -> None:
+    """Check `corpus.seq_len` and `fit.rank` against the model: `fit` would find them too large after the capture.
+
+    Raises:
+        InputError: one is too large.
+    """
+    seq_len, rank = settings.corpus.seq_len, settings.fit.rank
+    window, d_model = max_length(config), getattr(config.get_text_config(), "hidden_size", None)
+    if settings.fit.kind == "low_rank" and isinstance(rank, int) and isinstance(d_model, int) and rank > d_model:
+        raise InputError(f"fit.rank is {rank}, but {name} has d_model {d_model}, the most it may be. {UNWRITTEN}")
+    if window is not None and window < seq_len:
+        raise InputError(f"corpus.seq_len is {seq_len}, but {name} reads at most {window} tokens. {UNWRITTEN}")
 
 
 def is_quantised(config: PretrainedConfig) -> bool:

@@ -10,8 +10,6 @@ StableLM's `norm` is a LayerNorm. A module is known by the tensor that it is cal
     g             of the scales and caps in the configuration, what maps the head's output to the model's logits
 """
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,16 +18,12 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from lensmith.process.errors import InputError
+from lensmith.source import logit_transform
 from lensmith.source.configuration import is_quantised
 from lensmith.source.head import Head, Transform
 from lensmith.source.placement import detached_copy
 from lensmith.source.skeleton import block_lists
 from lensmith.source.watching import Call, Trace, check_finite, is_same, watch
-
-# Settings by which a family scales its logits. Their names do not tell how: `logits_scaling` divides in Granite and
-# multiplies in HyperCLOVA X. Both are tried, and the model's own logits decide.
-SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
-SOFTCAPS = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")
 
 REFUSED = "No lens was made: the head could not be identified."
 
@@ -123,7 +117,7 @@ def dissect(model: PreTrainedModel, tokens: Tensor) -> Anatomy:
         parents = [module for name, module in model.named_modules() if name and path.startswith(f"{name}.")]
         width = trace.head_in.shape[-1]
         input_norms = tuple(tuple(n for n in trace.readers[block] if is_norm_like(n, width)) for block in blocks)
-        transform, tried = _nearest_transform(model, trace.head_out, trace.logits)
+        transform, tried = logit_transform.nearest(model, trace.head_out, trace.logits)
         return Anatomy(
             body=next((parent for parent in parents if unembed not in parent.modules()), model),
             blocks=blocks,
@@ -176,36 +170,6 @@ def is_norm_like(module: nn.Module, width: int) -> bool:
         and bool(once.abs().max() > 0)
         and torch.allclose(once, tenfold, rtol=1e-3, atol=1e-3 * float(once.abs().max()))
     )
-
-
-def _nearest_transform(model: PreTrainedModel, head_out: Tensor, logits: Tensor) -> tuple[Transform, tuple[str, ...]]:
-    """The transform that comes nearest to the model's logits, and the sources of all that were tried.
-
-    The proof decides whether it is near enough.
-    """
-    scales: list[tuple[float, str]] = [(1.0, "")]
-    for name, value in _settings(model, SCALES):
-        scales += [(value, f"times {name}"), (1 / value, f"divided by {name}")]
-    caps: list[tuple[float | None, str]] = [(None, "")]
-    caps += [(value, f"softcap {name}") for name, value in _settings(model, SOFTCAPS)]
-    transforms = [
-        Transform(scale, cap, ", ".join(filter(None, (scaled, capped))) or "none")
-        for (scale, scaled), (cap, capped) in itertools.product(scales, caps)
-    ]
-    if head_out.shape != logits.shape:
-        return transforms[0], ("none",)
-    errors = [float((transform(head_out.float()) - logits.float()).abs().max()) for transform in transforms]
-    nearest = min(range(len(transforms)), key=errors.__getitem__)
-    return transforms[nearest], tuple(transform.source for transform in transforms)
-
-
-def _settings(model: PreTrainedModel, names: tuple[str, ...]) -> Iterator[tuple[str, float]]:
-    """Those of the settings that the model's configuration has, with their values."""
-    configs = (model.config.get_text_config(), model.config)
-    for name in names:
-        value = next((v for c in configs if (v := getattr(c, name, None)) is not None), None)
-        if isinstance(value, int | float) and value != 0:
-            yield name, float(value)
 
 
 def n_embeddings(model: PreTrainedModel) -> int:

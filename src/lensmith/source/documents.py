@@ -24,7 +24,7 @@ from lensmith.hub.datasets import DatasetPin
 from lensmith.process.draws import Stream
 from lensmith.process.errors import InputError
 from lensmith.settings.sections import CorpusParams
-from lensmith.source import text_files
+from lensmith.source import chats, text_files
 from lensmith.source.text_files import UNCHANGED
 
 NO_FILE = -1  # the file index of rows that a generator made
@@ -32,7 +32,6 @@ NO_FILE = -1  # the file index of rows that a generator made
 FAULTS = ("none", "not_text", "surrogate", "not_rendered")
 DUPLICATE = "duplicate_of_heldout"
 OTHER_SIDE = "other_side"
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # other roles have the names of chat templates
 
 
 class SourceRow(NamedTuple):
@@ -164,7 +163,7 @@ def clean(
     for file, row, value in rows:
         whole, is_chat = value, False
         if text_files.is_chat(value):
-            whole, is_chat = render([_as_message(message) for message in value]), True
+            whole, is_chat = render([chats.as_message(message) for message in value]), True
         if not isinstance(whole, str) or not whole:
             reason = "empty" if value == "" else "none" if value is None else "not_rendered" if is_chat else "not_text"
             yield Document(file, row, "", b"", False, reason)
@@ -176,14 +175,6 @@ def clean(
             yield Document(file, row, "", b"", False, "surrogate")
             continue
         yield Document(file, row, text, digest, len(text) < len(whole), "", is_chat)
-
-
-def _as_message(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as chat templates take it; ShareGPT's has the keys `from` and `value`."""
-    if message.keys() & {"role", "content"} or not message.keys() >= {"from", "value"}:
-        return message
-    role = next((role for name, role in SHAREGPT_ROLES.items() if name == message["from"]), message["from"])
-    return {"role": role, "content": message["value"]}
 
 
 def only_side(documents: Iterable[Document], share: float, *, heldout: bool) -> Iterator[Document]:

@@ -64,8 +64,11 @@ def load_model(
         options["distributed_config"] = DistributedConfig(tp_size=layout.n_ranks, tp_plan=layout.tp_plan)
     elif not devices <= {"cpu"}:
         options["device_map"] = layout.device_map
+    quiet: AbstractContextManager[object] = nullcontext()
     if path.is_file():
         options["quantization_config"] = GgufConfig(dequantize=True)
+        if not sys.stderr.isatty():
+            quiet = redirect_stderr(io.StringIO())  # the bar of the GGUF reader heeds no setting of transformers
     if "disk" in devices:
         if path.is_file():
             raise ResourceError(
@@ -77,7 +80,7 @@ def load_model(
         options["offload_folder"] = tempfile.mkdtemp(dir=parent)
         atexit.register(shutil.rmtree, options["offload_folder"], ignore_errors=True)
     try:
-        with origin.arguments(path, trusted=trusted) as arguments, _without_gguf_bar(path):
+        with origin.arguments(path, trusted=trusted) as arguments, quiet:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 **arguments,
                 use_safetensors=True,
@@ -97,12 +100,6 @@ def load_model(
     frozen: PreTrainedModel = model.eval().requires_grad_(False)
     _check_weights(name, frozen, info)
     return frozen
-
-
-def _without_gguf_bar(path: Path) -> AbstractContextManager[object]:
-    """A log without the bar of the GGUF reader, which heeds no setting of transformers."""
-    watched = sys.stderr.isatty() or path.is_dir()
-    return nullcontext() if watched else redirect_stderr(io.StringIO())
 
 
 def _check_weights(name: str, model: PreTrainedModel, info: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from lensmith.process.progress import Progress
 from lensmith.settings.sections import CorpusParams
 from lensmith.source import documents, text_files
 from lensmith.source.chats import ChatRenderer
+from lensmith.source.configuration import UNWRITTEN
 from lensmith.source.corpus import CorpusSide, SourceFile
 from lensmith.source.documents import Document, SourceText
 from lensmith.source.tokenizer import Encoder
@@ -28,7 +29,6 @@ BATCH = 256  # documents tokenized in one call: enough for the tokenizer's threa
 MAX_FAULTS = 0.01  # of all rows read
 FEW_FAULTS = 5  # rows that may always be faulty: one of a few dozen rows is already more than MAX_FAULTS
 MAX_IDLE = 100_000  # rows in turn that give no document; a source that repeats itself forever then ends in an error
-UNWRITTEN = "Nothing was written."
 
 
 @dataclass(slots=True)
@@ -104,19 +104,15 @@ def pack(stream: Iterable[Document], encoder: Encoder, n_tokens: int, name: str 
     with Progress(name, n_tokens, "token") as progress:
         while not packed.is_over and (batch := list(itertools.islice(iterator, BATCH))):
             before = packed.filled
-            _add_batch(packed, batch, encoder)
+            usable = [document for document in batch if not document.skipped]
+            texts = iter(encoder.documents([document.text for document in usable if not document.is_chat]))
+            chats = iter(encoder.documents([document.text for document in usable if document.is_chat], rendered=True))
+            for document in batch:
+                packed.add(document, None if document.skipped else next(chats if document.is_chat else texts))
+                if packed.is_full or packed.idle >= MAX_IDLE:
+                    break
             progress.advance(packed.filled - before)
     return packed
-
-
-def _add_batch(packed: Packed, batch: list[Document], encoder: Encoder) -> None:
-    usable = [document for document in batch if not document.skipped]
-    texts = iter(encoder.documents([document.text for document in usable if not document.is_chat]))
-    chats = iter(encoder.documents([document.text for document in usable if document.is_chat], rendered=True))
-    for document in batch:
-        packed.add(document, None if document.skipped else next(chats if document.is_chat else texts))
-        if packed.is_full or packed.idle >= MAX_IDLE:
-            return
 
 
 def pack_side(

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lensmith.files import artifacts
 from lensmith.hub import models, published
 from lensmith.hub.pins import LensPin, ModelPin
-from lensmith.process.errors import InputError
 from lensmith.settings.sections import CorpusParams, ModelParams
 from lensmith.source import configuration, documents, packing
 from lensmith.source.chats import ChatRenderer
@@ -31,8 +30,8 @@ from lensmith.source.corpus import (
     sha256_tokens,
 )
 from lensmith.source.documents import SourceText
-from lensmith.source.packing import UNWRITTEN, Packed
-from lensmith.source.tokenizer import Encoder, behaviour_sha256, load_tokenizer
+from lensmith.source.packing import Packed
+from lensmith.source.tokenizer import Encoder, load_tokenizer
 
 Pins = dict[str, ModelPin | LensPin | None]
 
@@ -54,7 +53,7 @@ def build(settings: ModelParams, out: Path, prompts: Iterable[tuple[str, str]] =
     folder = models.fetch_tokenizer(pin)
     trusted = settings.source.trust_remote_code
     config = configuration.read_config(folder, pin.place, trusted=trusted)
-    _check_size(config, pin.place, settings)
+    configuration.check_sizes(config, pin.place, settings)
     tokenizer = load_tokenizer(folder, pin.place, trusted=trusted)
     encoder = Encoder(tokenizer, corpus.bos, config)
     for where, prompt in prompts:
@@ -67,7 +66,7 @@ def build(settings: ModelParams, out: Path, prompts: Iterable[tuple[str, str]] =
     heldout, train = _sides(settings, pin, text, encoder, render)
     other_sides = {name: packing.pack_other(other, corpus, encoder, render, train) for name, other in others.items()}
     has_chats = any(packed.chats for packed in (heldout, train, *other_sides.values()))
-    facts = _tokenizer_facts(encoder, corpus, render.template if has_chats else None)
+    facts = encoder.facts(render.template if has_chats else None)
     manifest = _manifest(corpus, text, {"model": pin, "lens": lens}, facts, {"heldout": heldout, "train": train})
     also_heldout = {
         name: OtherText(
@@ -98,34 +97,6 @@ def _sides(
     train = packing.pack_side(text, settings.corpus, encoder, render, heldout)
     models.fetch_model(pin)  # too little text was an error before gigabytes came
     return heldout, train
-
-
-def _tokenizer_facts(encoder: Encoder, corpus: CorpusParams, chat_template: str | None) -> TokenizerFacts:
-    tokenizer = encoder.tokenizer
-    return TokenizerFacts.model_validate(
-        {
-            "bos_policy": corpus.bos,
-            "adds_bos": tokenizer.bos_token_id is not None and encoder.added[0][:1] == [tokenizer.bos_token_id],
-            "class": type(tokenizer).__name__,
-            "vocab_size": len(tokenizer),
-            "behaviour_sha256": behaviour_sha256(tokenizer),
-            "chat_template_sha256": None if chat_template is None else artifacts.sha256_text(chat_template),
-        }
-    )
-
-
-def _check_size(config: PretrainedConfig, name: str, settings: ModelParams) -> None:
-    """Check `corpus.seq_len` and `fit.rank` against the model: `fit` would find them too large after the capture.
-
-    Raises:
-        InputError: one is too large.
-    """
-    seq_len, rank = settings.corpus.seq_len, settings.fit.rank
-    window, d_model = configuration.max_length(config), getattr(config.get_text_config(), "hidden_size", None)
-    if settings.fit.kind == "low_rank" and isinstance(rank, int) and isinstance(d_model, int) and rank > d_model:
-        raise InputError(f"fit.rank is {rank}, but {name} has d_model {d_model}, the most it may be. {UNWRITTEN}")
-    if window is not None and window < seq_len:
-        raise InputError(f"corpus.seq_len is {seq_len}, but {name} reads at most {window} tokens. {UNWRITTEN}")
 
 
 def _tokens_per_byte(ids: NDArray[np.uint32], tokenizer: PreTrainedTokenizerBase) -> float:

@@ -38,8 +38,9 @@ from lensmith.settings.sections import CorpusParams, ModelParams
 from lensmith.source import tensor_file
 from lensmith.source.backbone import Backbone
 from lensmith.source.chats import ChatRenderer
+from lensmith.source.configuration import UNWRITTEN
 from lensmith.source.documents import DUPLICATE, NO_FILE, Document, SourceText, clean
-from lensmith.source.packing import UNWRITTEN, Packed
+from lensmith.source.packing import Packed
 from lensmith.source.proof import proof_tokens
 from lensmith.source.tokenizer import Encoder
 from lensmith.source.watching import hidden_out

@@ -50,7 +50,7 @@ class Skeleton:
         model = meta_model(config, dtype, trusted=trusted)
         if is_quantised(config):
             stored = [path / file for file in pin.files if file.endswith(".safetensors")]
-            _shrink_blocks(model, sum(file.stat().st_size for file in stored))
+            shrink_blocks(model, sum(file.stat().st_size for file in stored))
         return cls(path, pin.place, device, dtype, trusted, model)
 
 
@@ -95,15 +95,7 @@ def meta_model(config: PretrainedConfig, dtype: torch.dtype, *, trusted: bool = 
     return model
 
 
-def block_lists(model: PreTrainedModel) -> list[tuple[str, tuple[nn.Module, ...]]]:
-    """ModuleLists of num_hidden_layers modules with their paths, the nearest to the root first."""
-    n_blocks = model.config.get_text_config().num_hidden_layers
-    lists = [(path, tuple(module)) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    deep = [(path, modules) for path, modules in lists if len(modules) == len(set(modules)) == n_blocks]
-    return sorted(deep, key=lambda item: item[0].count("."))
-
-
-def _shrink_blocks(model: PreTrainedModel, n_bytes: int) -> None:
+def shrink_blocks(model: PreTrainedModel, n_bytes: int) -> None:
     """Give a quantised model `n_bytes` of weights in all; only the weights of its blocks are stored in fewer bits."""
     if not (lists := block_lists(model)):
         return
@@ -115,3 +107,11 @@ def _shrink_blocks(model: PreTrainedModel, n_bytes: int) -> None:
     for module, name, weight in weights:
         stored = torch.empty(math.ceil(weight.numel() * bytes_per_weight), dtype=torch.uint8, device="meta")
         module.register_parameter(name, nn.Parameter(stored, requires_grad=False))
+
+
+def block_lists(model: PreTrainedModel) -> list[tuple[str, tuple[nn.Module, ...]]]:
+    """ModuleLists of num_hidden_layers modules with their paths, the nearest to the root first."""
+    n_blocks = model.config.get_text_config().num_hidden_layers
+    lists = [(path, tuple(module)) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    deep = [(path, modules) for path, modules in lists if len(modules) == len(set(modules)) == n_blocks]
+    return sorted(deep, key=lambda item: item[0].count("."))

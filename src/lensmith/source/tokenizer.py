@@ -13,11 +13,13 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from lensmith.files import artifacts
 from lensmith.hub.pins import REPACK
 from lensmith.process.errors import InputError, IntegrityError, first_line, shown
 from lensmith.settings.sections import BosPolicy
 from lensmith.source import origin
 from lensmith.source.configuration import max_length
+from lensmith.source.corpus import TokenizerFacts
 
 # Texts on which versions of tokenizers have differed.
 TEXTS = (
@@ -124,6 +126,20 @@ class Encoder:
         (ids,), (plain,) = self.documents([TEXTS[0]]), self._encode([TEXTS[0]], special=False)
         starts = (i for i in range(len(ids)) if ids[i : i + len(plain)] == plain)
         return next(((ids[:start], ids[start + len(plain) :]) for start in starts), ([], []))
+
+    def facts(self, chat_template: str | None) -> TokenizerFacts:
+        """What a manifest records; `chat_template` is the one that made text of chats, None where there were none."""
+        bos = self.tokenizer.bos_token_id
+        return TokenizerFacts.model_validate(
+            {
+                "bos_policy": self.bos,
+                "adds_bos": bos is not None and self.added[0][:1] == [bos],
+                "class": type(self.tokenizer).__name__,
+                "vocab_size": len(self.tokenizer),
+                "behaviour_sha256": behaviour_sha256(self.tokenizer),
+                "chat_template_sha256": None if chat_template is None else artifacts.sha256_text(chat_template),
+            }
+        )
 
     def _encode(self, texts: list[str], *, special: bool) -> list[list[int]]:
         if not texts:
