@@ -109,6 +109,14 @@ class Units:
     def _reached(self, early: Earliness) -> Draws:
         return self.draws.only(self.aligned).only(early.reached)
 
+    def crossing(self, lens: str, k: int) -> int | None:
+        """The first layer by which half of the units have the answer within rank k; None where they never do."""
+        first = np.sort(self.first[lens][k])
+        if first.size == 0 or not np.isfinite(first).all():
+            return None
+        layer = int(first[(first.size - 1) // 2])
+        return layer if layer <= self.n_layers else None
+
     def coverage_gain(self, baselines: Sequence[str] = NORMS) -> tuple[str, Estimate]:
         """The best baseline, and the share of (unit, layer) with the answer at rank 1: tuned minus that baseline."""
         baseline = min(baselines, key=lambda lens: _centre(-self.share_at_top[lens], np.mean))

@@ -53,6 +53,55 @@ class LastPosition:
         words = [token for token in dict.fromkeys(ids) if not trivial(bench.text(token))]
         return cls(ids, answer, gold, other, torch.tensor(words, dtype=torch.long, device=final.device), final)
 
+    def answer_facts(self, z: Tensor, p: Tensor, lens: str) -> "Row":
+        """Where a lens has the answer: logits z and probabilities p, (d_vocab,). Empty without a first token."""
+        gold, rank = self.gold, _rank(z, self.gold)
+        if gold is None or rank is None:
+            return {}
+        above = float(p[gold]) - 1 / len(p)
+        two = z.topk(2).values
+        return {
+            "is_answer": rank == 1,
+            "p_answer": float(p[gold]),
+            "answer_mass": float(p[gold]),
+            "answer_minus_uniform": above,
+            "semantic_margin_ok": rank == 1 and above >= SEMANTIC_MARGIN if lens in NORMS else None,
+            "answer_rank": rank,
+            "answer_logit_gap": float(z[gold] - two[1]) if rank == 1 else None,
+            "answer_vs_top1_gap": float(z[gold] - two[0]) if rank > 1 else None,
+            "control_margin": None if self.other is None else float(p[gold] - p[self.other]),
+        }
+
+    def echo_facts(self, p: Tensor) -> "Row":
+        """How much of the probabilities p (d_vocab,) is on words of the prompt, and how much on the answer."""
+        echo = float(p[self.words].sum())
+        wide = p.topk(min(WIDE, len(p)))
+        facts: Row = {
+            "echo_mass_prompt": echo,
+            "topk_prompt_mass@50": float(wide.values[torch.isin(wide.indices, self.words)].sum()),
+        }
+        if self.gold is not None:
+            answer = float(p[self.gold])
+            facts |= {"answer_minus_echo_mass": answer - echo, "mass_ratio_ans_over_prompt": answer / (echo + 1e-9)}
+        return facts
+
+    def geometry(self, W_U: Tensor, read: "LastLogits") -> "Row":
+        """Cosines of what W_U (d_vocab, d_model) reads with the rows of words, and of the residual with its norm."""
+        y, resid, normed = read.y, read.resid, read.normed
+        facts: Row = {
+            "cos_to_final": float(divergence.cosine(read.products, self.final)),
+            "resid_norm_ratio": float(normed.norm() / resid.norm()),
+            "delta_resid_cos": float(divergence.cosine(resid, normed)),
+        }
+        if len(self.words):
+            words = W_U[self.words]
+            facts["cos_to_prompt_max"] = float(divergence.cosine(y.expand_as(words), words).max())
+        if self.gold is not None:
+            facts["cos_to_answer"] = float(divergence.cosine(y, W_U[self.gold]))
+            if len(self.words):
+                facts["geom_crossover"] = facts["cos_to_answer"] >= facts["cos_to_prompt_max"] + GEOMETRY_MARGIN
+        return facts
+
 
 class LastLogits(NamedTuple):
     """What one lens reads at the last position at one layer; `of` stacks all layers on a leading dimension first."""
@@ -116,7 +165,7 @@ def row(
     facts |= copies(bench, prompt, seen.tops, p)
     facts |= {
         "entropy_collapse": float(divergence.entropy_bits(z)) <= COLLAPSED_BITS,
-        "is_answer": bench.text(top).strip() == prompt.answer,  # by its text, unless `_answer` knows its token
+        "is_answer": bench.text(top).strip() == prompt.answer,  # by its text, unless `answer_facts` knows its token
         "p_top1": float(p[top]),
         "p_top5": float(p.topk(min(5, len(p))).values.sum()),
         "teacher_entropy_bits": float(divergence.entropy_bits(prompt.final)),
@@ -127,8 +176,8 @@ def row(
     }
     if tau is not None:
         facts["kl_to_final_bits_norm_temp"] = float(divergence.kl_bits(z / tau, prompt.final))
-    facts |= beside_raw(prompt, z, raw) | _answer(prompt, z, p, lens) | _surface(prompt, p)
-    return facts | _geometry(prompt, bench.backbone.head.W_U, read)
+    facts |= beside_raw(prompt, z, raw) | prompt.answer_facts(z, p, lens) | prompt.echo_facts(p)
+    return facts | prompt.geometry(bench.backbone.head.W_U, read)
 
 
 def beside_raw(prompt: LastPosition, z: Tensor, raw: Tensor) -> Row:
@@ -177,52 +226,3 @@ def _jaccard(a: set[int], b: set[int]) -> float:
 
 def _rank(z: Tensor, gold: int | None) -> int | None:
     return None if gold is None else 1 + int(divergence.token_rank(z, torch.tensor(gold, device=z.device)))
-
-
-def _answer(prompt: LastPosition, z: Tensor, p: Tensor, lens: str) -> Row:
-    gold, rank = prompt.gold, _rank(z, prompt.gold)
-    if gold is None or rank is None:
-        return {}
-    above = float(p[gold]) - 1 / len(p)
-    two = z.topk(2).values
-    return {
-        "is_answer": rank == 1,
-        "p_answer": float(p[gold]),
-        "answer_mass": float(p[gold]),
-        "answer_minus_uniform": above,
-        "semantic_margin_ok": rank == 1 and above >= SEMANTIC_MARGIN if lens in NORMS else None,
-        "answer_rank": rank,
-        "answer_logit_gap": float(z[gold] - two[1]) if rank == 1 else None,
-        "answer_vs_top1_gap": float(z[gold] - two[0]) if rank > 1 else None,
-        "control_margin": None if prompt.other is None else float(p[gold] - p[prompt.other]),
-    }
-
-
-def _surface(prompt: LastPosition, p: Tensor) -> Row:
-    echo = float(p[prompt.words].sum())
-    wide = p.topk(min(WIDE, len(p)))
-    facts: Row = {
-        "echo_mass_prompt": echo,
-        "topk_prompt_mass@50": float(wide.values[torch.isin(wide.indices, prompt.words)].sum()),
-    }
-    if prompt.gold is not None:
-        answer = float(p[prompt.gold])
-        facts |= {"answer_minus_echo_mass": answer - echo, "mass_ratio_ans_over_prompt": answer / (echo + 1e-9)}
-    return facts
-
-
-def _geometry(prompt: LastPosition, W_U: Tensor, read: LastLogits) -> Row:
-    y, resid, normed = read.y, read.resid, read.normed
-    facts: Row = {
-        "cos_to_final": float(divergence.cosine(read.products, prompt.final)),
-        "resid_norm_ratio": float(normed.norm() / resid.norm()),
-        "delta_resid_cos": float(divergence.cosine(resid, normed)),
-    }
-    if len(prompt.words):
-        words = W_U[prompt.words]
-        facts["cos_to_prompt_max"] = float(divergence.cosine(y.expand_as(words), words).max())
-    if prompt.gold is not None:
-        facts["cos_to_answer"] = float(divergence.cosine(y, W_U[prompt.gold]))
-        if len(prompt.words):
-            facts["geom_crossover"] = facts["cos_to_answer"] >= facts["cos_to_prompt_max"] + GEOMETRY_MARGIN
-    return facts

@@ -67,6 +67,47 @@ class Case:
         """The first four cells of its lines."""
         return self.text.fact_key, self.text.fact_index, self.text.prompt_id, self.text.variant
 
+    def records(self, bench: Bench, layer: int, reading: Reading) -> list[Line]:
+        """A line for each position: its token, the entropy, the top tokens of the lens and their probability."""
+        entropies = reading.measured[:, MEASURED.index("entropy_bits")].tolist()
+        p, ids = reading.top_log_q.exp().tolist(), reading.top_ids.tolist()
+        lines: list[Line] = []
+        for pos, (entropy, chances, tokens) in enumerate(zip(entropies, p, ids, strict=True)):
+            pairs = [
+                cell for token, chance in zip(tokens, chances, strict=True) for cell in (bench.text(token), chance)
+            ]
+            padding = [None] * (2 * TOPS - len(pairs))
+            where = [*self.where, layer, pos, bench.text(self.ids[pos])]
+            lines.append([*where, entropy, entropy, *pairs, *padding, max(0.0, 1.0 - sum(chances))])
+        return lines
+
+    def beside_raw(self, bench: Bench, layer: int, facts: next_token_row.Row) -> Line:
+        """A line of the table rawlens."""
+        tops = (facts["top1_raw"], facts["top1"])
+        raw = (facts["p_top1_raw"], tops[0], bench.text(tops[0]), facts["p_answer_raw"], facts["answer_rank_raw"])
+        norm = (facts["p_top1"], tops[1], bench.text(tops[1]), facts["p_answer"], facts["answer_rank"])
+        gap = facts["entropy_bits_raw"] - facts["entropy_bits"]
+        distances = (
+            facts["kl_lens_raw_bits"],
+            facts["kl_raw_lens_bits"],
+            facts["js_divergence"],
+            facts["entropy_bits"],
+        )
+        overlap = (facts["topk_jaccard_raw_norm@50"], facts["topk_jaccard_consecutive@50"])
+        alone = None if self.gold is None else facts["answer_rank"] == 1 and facts["answer_rank_raw"] != 1
+        return [
+            *self.where,
+            layer,
+            *raw,
+            *norm,
+            *distances,
+            facts["entropy_bits_raw"],
+            gap,
+            facts["l1_prob_diff"],
+            *overlap,
+            alone,
+        ]
+
 
 class _Milestones(NamedTuple):
     """One text under one lens."""
@@ -111,7 +152,7 @@ class Probes:
                 line = [*record[:token], NEXT, *record[token + 1 :]]
                 self.nexts.setdefault(lens, []).append([*line, *(facts[name] for name in next_token_row.COLUMNS)])
                 if lens == self.baseline:
-                    self.raws.append(_beside_raw(bench, case, layer, facts))
+                    self.raws.append(case.beside_raw(bench, layer, facts))
 
     def write(self, out: Path, stem: str) -> None:
         """The CSVs, those of the baseline without an ending, the others' with -<lens>."""
@@ -238,33 +279,10 @@ def read(bench: Bench, probes: Iterable[tuple[str, Probe]], temperatures: Sequen
         each = bench.read_each(streams(), readings, top_k=top_k, advance=progress.advance)
         for index, (case, found) in enumerate(zip(read.cases, each, strict=True)):
             for (lens, layer), reading in found.items():
-                read.records.setdefault(lens, []).extend(_records(bench, case, layer, reading))
+                read.records.setdefault(lens, []).extend(case.records(bench, layer, reading))
             with progress.extra():
                 read.add_last_position(bench, index, last[index], temperatures)
     return read
-
-
-def _beside_raw(bench: Bench, case: Case, layer: int, facts: next_token_row.Row) -> Line:
-    """A line of the table rawlens."""
-    tops = (facts["top1_raw"], facts["top1"])
-    raw = (facts["p_top1_raw"], tops[0], bench.text(tops[0]), facts["p_answer_raw"], facts["answer_rank_raw"])
-    norm = (facts["p_top1"], tops[1], bench.text(tops[1]), facts["p_answer"], facts["answer_rank"])
-    gap = facts["entropy_bits_raw"] - facts["entropy_bits"]
-    distances = (facts["kl_lens_raw_bits"], facts["kl_raw_lens_bits"], facts["js_divergence"], facts["entropy_bits"])
-    overlap = (facts["topk_jaccard_raw_norm@50"], facts["topk_jaccard_consecutive@50"])
-    alone = None if case.gold is None else facts["answer_rank"] == 1 and facts["answer_rank_raw"] != 1
-    return [
-        *case.where,
-        layer,
-        *raw,
-        *norm,
-        *distances,
-        facts["entropy_bits_raw"],
-        gap,
-        facts["l1_prob_diff"],
-        *overlap,
-        alone,
-    ]
 
 
 def cases(bench: Bench, probes: Iterable[tuple[str, Probe]]) -> Iterator[Case]:
@@ -289,16 +307,3 @@ def cases(bench: Bench, probes: Iterable[tuple[str, Probe]]) -> Iterator[Case]:
                 aligned=gold is not None,
             )
             yield Case(text, ids, gold, main if form is control else None)
-
-
-def _records(bench: Bench, case: Case, layer: int, reading: Reading) -> list[Line]:
-    """A line for each position: its token, the entropy, the top tokens of the lens and their probability."""
-    entropies = reading.measured[:, MEASURED.index("entropy_bits")].tolist()
-    p, ids = reading.top_log_q.exp().tolist(), reading.top_ids.tolist()
-    lines: list[Line] = []
-    for pos, (entropy, chances, tokens) in enumerate(zip(entropies, p, ids, strict=True)):
-        pairs = [cell for token, chance in zip(tokens, chances, strict=True) for cell in (bench.text(token), chance)]
-        padding = [None] * (2 * TOPS - len(pairs))
-        where = [*case.where, layer, pos, bench.text(case.ids[pos])]
-        lines.append([*where, entropy, entropy, *pairs, *padding, max(0.0, 1.0 - sum(chances))])
-    return lines

@@ -174,11 +174,12 @@ def first_lines(cells: Iterable[Sequence[object]]) -> Iterator[list[object]]:
     bounds = [(rank, k - 1) for k in RANKS] + [(kl, CLOSE_BITS)]
     for where, group in groupby(cells, key=lambda cell: (*cell[:3], cell[lens])):
         blocks = [cell for cell in group if cell[layer]]
-        yield [*where, *(next((c[layer] for c in blocks if _within(c[at], bound)), None) for at, bound in bounds)]
-
-
-def _within(value: object, bound: float) -> bool:
-    return isinstance(value, int | float) and value <= bound
+        firsts = []
+        for at, bound in bounds:
+            values = ((cell[layer], cell[at]) for cell in blocks)
+            reached = (depth for depth, value in values if isinstance(value, int | float) and value <= bound)
+            firsts.append(next(reached, None))
+        yield [*where, *firsts]
 
 
 def capture_last(bench: Bench, ids: Sequence[list[int]]) -> Tensor:

@@ -77,6 +77,22 @@ class LensReading:
             dict(zip(STATISTICS, torch.stack(tables, 1).permute(2, 1, 0).numpy(), strict=True)),
         )
 
+    def packed(self, place: Mapping[int, int]) -> dict[str, Any]:
+        """Plain data for a page, see `Readings.packed`; `place` is that of each token in its list of words."""
+
+        def whole(name: str, factor: int) -> Any:
+            return np.rint(self.statistics[name] * factor).astype(int).tolist()
+
+        return {
+            "layers": list(self.layers),
+            "top": [[[place[token] for token in cell] for cell in layer] for layer in self.top_ids.tolist()],
+            "p": np.rint(self.top_p * 1000).astype(int).tolist(),
+            "entropy": whole("entropy_bits", 100),
+            "kl": whole("kl_final_lens_bits", 100),
+            "rank": whole("final_token_rank", 1),
+            "p_final": whole("p_final_token", 1000),
+        }
+
 
 @dataclass(frozen=True)
 class Readings:
@@ -97,23 +113,8 @@ class Readings:
         return {
             "words": list(self.words.values()),
             "tokens": [place[token] for token in self.ids],
-            "lenses": {name: _packed(reading, place) for name, reading in self.by_lens.items()},
+            "lenses": {name: reading.packed(place) for name, reading in self.by_lens.items()},
         }
-
-
-def _packed(reading: LensReading, place: dict[int, int]) -> dict[str, Any]:
-    def whole(name: str, factor: int) -> Any:
-        return np.rint(reading.statistics[name] * factor).astype(int).tolist()
-
-    return {
-        "layers": list(reading.layers),
-        "top": [[[place[token] for token in cell] for cell in layer] for layer in reading.top_ids.tolist()],
-        "p": np.rint(reading.top_p * 1000).astype(int).tolist(),
-        "entropy": whole("entropy_bits", 100),
-        "kl": whole("kl_final_lens_bits", 100),
-        "rank": whole("final_token_rank", 1),
-        "p_final": whole("p_final_token", 1000),
-    }
 
 
 @torch.inference_mode()

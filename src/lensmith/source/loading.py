@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext, redirect_stderr
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,10 @@ def load_model(
         options["distributed_config"] = DistributedConfig(tp_size=layout.n_ranks, tp_plan=layout.tp_plan)
     elif not devices <= {"cpu"}:
         options["device_map"] = layout.device_map
-    quiet: AbstractContextManager[object] = nullcontext()
     if path.is_file():
         options["quantization_config"] = GgufConfig(dequantize=True)
-        if not sys.stderr.isatty():
-            quiet = redirect_stderr(io.StringIO())  # the bar of the GGUF reader heeds no setting of transformers
+    # The bar of the GGUF reader heeds no setting of transformers.
+    quiet = redirect_stderr(io.StringIO()) if path.is_file() and not sys.stderr.isatty() else nullcontext()
     if "disk" in devices:
         if path.is_file():
             raise ResourceError(
