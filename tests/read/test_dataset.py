@@ -107,20 +107,20 @@ def test_a_run_that_was_stopped_goes_on(subject, request_, tmp_path, monkeypatch
     """The file is the same, byte for byte, and no text is read twice."""
     monkeypatch.setattr(parts, "PART_TEXTS", 2)
     dataset.write(tmp_path / "whole.parquet", subject, request_)
-    out, table, made = tmp_path / "rows.parquet", dataset._table, []
+    out, table, made = tmp_path / "rows.parquet", Subject.table, []
 
     def stopped(*arguments):
         made.append(arguments)
         stopping._deferring[-1].signal = 15
         return table(*arguments)
 
-    monkeypatch.setattr(dataset, "_table", stopped)
+    monkeypatch.setattr(Subject, "table", stopped)
     for kept in (2, 4):
         with pytest.raises(stopping.Interrupted, match=f"{kept} of 5 texts are kept in .*; the same command goes on"):
             dataset.write(out, subject, request_)
     with pytest.raises(InputError, match="holds parts of another request"):
         dataset.write(out, subject, replace(request_, top_k=2))
-    monkeypatch.setattr(dataset, "_table", lambda *arguments: made.append(arguments) or table(*arguments))
+    monkeypatch.setattr(Subject, "table", lambda *arguments: made.append(arguments) or table(*arguments))
     dataset.write(out, subject, request_)
 
     assert len(made) == 3 and out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()

@@ -50,6 +50,44 @@ DEPTHS = ("prediction_depth", *(f"commitment_depth_{bits}_bits" for bits in COMM
 
 
 @dataclass(frozen=True)
+class Request:
+    """What is read, and of it what is written."""
+
+    texts: tuple[str, ...]  # files, or patterns
+    column: str
+    lenses: tuple[str, ...]  # of norm and tuned
+    positions: str  # all or last
+    top_k: int
+
+    def __post_init__(self) -> None:
+        if not self.lenses or not set(self.lenses) <= {"norm", "tuned"} or len(set(self.lenses)) < len(self.lenses):
+            raise InputError(f"--lens is {','.join(self.lenses)!r}, must be norm, tuned or both. Nothing was written.")
+        if self.positions not in ("all", "last"):
+            raise InputError(f"--positions is {self.positions!r}, must be all or last. Nothing was written.")
+        if self.top_k < 1:
+            raise InputError(f"--top-k is {self.top_k}, must be at least 1. Nothing was written.")
+
+    def schema(self, n_layers: int, d_vocab: int) -> pa.Schema:
+        """The columns for a model of that many layers and tokens."""
+        top_k = min(self.top_k, d_vocab)
+
+        def lists(kind: pa.DataType) -> pa.DataType:
+            return pa.list_(kind, n_layers + 1)
+
+        return pa.schema(
+            parts.COLUMNS
+            | {"final_token_id": pa.int32(), "final_token": pa.string(), "lens": pa.string()}
+            | dict.fromkeys(DEPTHS, pa.int16())
+            | dict.fromkeys([name for name in MEASURED if name in BITS], lists(pa.float32()))
+            | {
+                "next_token_rank": lists(pa.int32()),
+                "top_ids": lists(pa.list_(pa.int32(), top_k)),
+                "top_p": lists(pa.list_(pa.float32(), top_k)),
+            }
+        )
+
+
+@dataclass(frozen=True)
 class Subject:
     """A lens with the model that it was fit to."""
 
@@ -87,24 +125,51 @@ class Subject:
         sha256 = artifacts.sha256_file(released.folder / WEIGHTS)
         return cls(backbone, lens.to(backbone.device), encode, sha256)
 
+    def table(self, request: Request, part: Part) -> pa.Table:
+        """The rows that a request asks for of some texts."""
+        backbone = self.backbone
+        whole = part.encode(self.encode)
+        ids = [text[: max_length(backbone.model.config)] for text in whole]
+        places, found = self.read(request, ids)
+        following = [next(iter(ids[text][pos + 1 : pos + 2]), None) for text, pos in places]
+        tables = []
+        for lens in request.lenses if places else ():
+            at = self.layers(lens)
+            final = found[lens, at[-1]].top.tolist()
+            words = {token: word(backbone, token) for token in {*itertools.chain(*ids), *final}}
+            row_columns = part.columns(places, whole, following, words) | {
+                "final_token_id": final,
+                "final_token": [words[token] for token in final],
+                "lens": [lens] * len(places),
+            }
+            tables.append(row_columns | columns([found[lens, layer] for layer in at], at, following))
+        schema = request.schema(backbone.n_layers, backbone.d_vocab)
+        rows = pa.concat_tables([pa.table(each, schema=schema) for each in tables] or [schema.empty_table()])
+        return rows.sort_by([(name, "ascending") for name in ("text", "pos", "lens")])
 
-@dataclass(frozen=True)
-class Request:
-    """What is read, and of it what is written."""
+    @torch.inference_mode()
+    def read(self, request: Request, ids: Sequence[Sequence[int]]) -> tuple[list[Place], dict[Name, Reading]]:
+        """Every lens at every layer of the positions that are wanted, in the order of the places."""
+        backbone, head = self.backbone, self.backbone.head
+        readings = [(lens, layer) for lens in request.lenses for layer in self.layers(lens)]
+        places, streams, found = list[Place](), list[Tensor](), list[dict[Name, Reading]]()
 
-    texts: tuple[str, ...]  # files, or patterns
-    column: str
-    lenses: tuple[str, ...]  # of norm and tuned
-    positions: str  # all or last
-    top_k: int
+        def walk_over(waiting: list[Tensor], at: Sequence[Place]) -> None:
+            following = torch.tensor([[*ids[text], 0][pos + 1] for text, pos in at], device=backbone.device)[:, None]
+            reads = walk.head_reads(head, self.lens)
+            found.append(walk.read(head, torch.cat(waiting), readings, reads, targets=following, top_k=request.top_k))
 
-    def __post_init__(self) -> None:
-        if not self.lenses or not set(self.lenses) <= {"norm", "tuned"} or len(set(self.lenses)) < len(self.lenses):
-            raise InputError(f"--lens is {','.join(self.lenses)!r}, must be norm, tuned or both. Nothing was written.")
-        if self.positions not in ("all", "last"):
-            raise InputError(f"--positions is {self.positions!r}, must be all or last. Nothing was written.")
-        if self.top_k < 1:
-            raise InputError(f"--top-k is {self.top_k}, must be at least 1. Nothing was written.")
+        n_walked = 0
+        for batch in parts.batches(ids, request.positions, backbone):
+            resid, at = parts.capture(backbone, ids, batch, request.positions)
+            streams.append(resid)
+            places += at
+            if len(places) - n_walked >= ROWS.of(backbone.device):
+                walk_over(streams, places[n_walked:])
+                streams, n_walked = [], len(places)
+        if streams:
+            walk_over(streams, places[n_walked:])
+        return places, {name: Reading.cat([each[name] for each in found]) for name in readings if found}
 
 
 def write(out: Path, subject: Subject, request: Request) -> Counter[str]:
@@ -112,59 +177,11 @@ def write(out: Path, subject: Subject, request: Request) -> Counter[str]:
     tokenizer = subject.backbone.tokenizer
     assert tokenizer is not None  # it encoded nothing otherwise
     decides = asdict(request) | subject.identity
-    table = partial(_table, subject, request)
+    table = partial(subject.table, request)
     return parts.write(out, request.texts, request.column, tokenizer, request=decides, table=table)
 
 
-def _table(subject: Subject, request: Request, part: Part) -> pa.Table:
-    """The rows of some texts."""
-    backbone = subject.backbone
-    whole = part.encode(subject.encode)
-    ids = [text[: max_length(backbone.model.config)] for text in whole]
-    places, found = _read(subject, request, ids)
-    following = [next(iter(ids[text][pos + 1 : pos + 2]), None) for text, pos in places]
-    tables = []
-    for lens in request.lenses if places else ():
-        at = subject.layers(lens)
-        final = found[lens, at[-1]].top.tolist()
-        words = {token: word(backbone, token) for token in {*itertools.chain(*ids), *final}}
-        columns = part.columns(places, whole, following, words) | {
-            "final_token_id": final,
-            "final_token": [words[token] for token in final],
-            "lens": [lens] * len(places),
-        }
-        tables.append(columns | _columns([found[lens, layer] for layer in at], at, following))
-    schema = _schema(backbone.n_layers, min(request.top_k, backbone.d_vocab))
-    rows = pa.concat_tables([pa.table(columns, schema=schema) for columns in tables] or [schema.empty_table()])
-    return rows.sort_by([(name, "ascending") for name in ("text", "pos", "lens")])
-
-
-@torch.inference_mode()
-def _read(subject: Subject, request: Request, ids: Sequence[Sequence[int]]) -> tuple[list[Place], dict[Name, Reading]]:
-    """Every lens at every layer of the positions that are wanted, in the order of the places."""
-    backbone, head = subject.backbone, subject.backbone.head
-    readings = [(lens, layer) for lens in request.lenses for layer in subject.layers(lens)]
-    places, streams, found = list[Place](), list[Tensor](), list[dict[Name, Reading]]()
-
-    def walk_over(waiting: list[Tensor], at: Sequence[Place]) -> None:
-        following = torch.tensor([[*ids[text], 0][pos + 1] for text, pos in at], device=backbone.device)[:, None]
-        reads = walk.head_reads(head, subject.lens)
-        found.append(walk.read(head, torch.cat(waiting), readings, reads, targets=following, top_k=request.top_k))
-
-    n_walked = 0
-    for batch in parts.batches(ids, request.positions, backbone):
-        resid, at = parts.capture(backbone, ids, batch, request.positions)
-        streams.append(resid)
-        places += at
-        if len(places) - n_walked >= ROWS.of(backbone.device):
-            walk_over(streams, places[n_walked:])
-            streams, n_walked = [], len(places)
-    if streams:
-        walk_over(streams, places[n_walked:])
-    return places, {name: Reading.cat([each[name] for each in found]) for name in readings if found}
-
-
-def _columns(readings: Sequence[Reading], at: Sequence[int], following: Sequence[int | None]) -> dict[str, pa.Array]:
+def columns(readings: Sequence[Reading], at: Sequence[int], following: Sequence[int | None]) -> dict[str, pa.Array]:
     """The columns of numbers of one lens at its layers, of n positions with the tokens that follow there."""
     top, ranks, measured = (
         torch.stack([getattr(reading, name) for reading in readings], 1).numpy()
@@ -213,20 +230,3 @@ def settled(holds: NDArray[np.bool_]) -> NDArray[np.int64]:
     n_settled = np.logical_and.accumulate(holds[..., ::-1], axis=-1).sum(-1)
     first: NDArray[np.int64] = holds.shape[-1] - n_settled
     return first
-
-
-def _schema(n_layers: int, top_k: int) -> pa.Schema:
-    def lists(kind: pa.DataType) -> pa.DataType:
-        return pa.list_(kind, n_layers + 1)
-
-    return pa.schema(
-        parts.COLUMNS
-        | {"final_token_id": pa.int32(), "final_token": pa.string(), "lens": pa.string()}
-        | dict.fromkeys(DEPTHS, pa.int16())
-        | dict.fromkeys([name for name in MEASURED if name in BITS], lists(pa.float32()))
-        | {
-            "next_token_rank": lists(pa.int32()),
-            "top_ids": lists(pa.list_(pa.int32(), top_k)),
-            "top_p": lists(pa.list_(pa.float32(), top_k)),
-        }
-    )

@@ -97,6 +97,96 @@ class Pair:
                 )
         return ours
 
+    def table(self, top_k: int, part: Part) -> pa.Table:
+        """The rows of some texts."""
+        backbones = [side.backbone for side in self.sides]
+        whole = self.encode(part)
+        limits = [limit for backbone in backbones if (limit := max_length(backbone.model.config)) is not None]
+        ids = [text[: min(limits, default=None)] for text in whole]
+        schema = self.schema(min(top_k, backbones[0].d_vocab))
+        places, found = self.read(top_k, ids)
+        if not places:
+            return schema.empty_table()
+        following = [next(iter(ids[text][pos + 1 : pos + 2]), None) for text, pos in places]
+        words = {token: word(backbones[0], token) for token in set(itertools.chain(*ids))}
+        columns = part.columns(places, whole, following, words)
+        for side, backbone in zip(SIDES, backbones, strict=True):
+            top, kl = found[f"top_id_{side}"], found[f"kl_final_lens_bits_{side}"]
+            columns |= {f"{name}_{side}": values for name, values in depths(top, kl, self.layers).items()}
+            columns[f"final_token_{side}"] = [word(backbone, token) for token in top[:, -1].tolist()]
+            columns[f"top_id_{side}"] = by_layer(top, np.int32, self.layers)
+            columns[f"top_ids_{side}"] = found[f"top_ids_{side}"].tolist()
+            columns[f"top_p_{side}"] = found[f"top_p_{side}"].tolist()
+        columns |= {name: by_layer(found[name], np.float32, self.layers) for name in DISTANCES}
+        return pa.table(columns, schema=schema).sort_by([("text", "ascending"), ("pos", "ascending")])
+
+    @torch.inference_mode()
+    def read(self, top_k: int, ids: Sequence[Sequence[int]]) -> tuple[list[Place], dict[str, NDArray[Any]]]:
+        """Both models at every position, in the order of the places: columns (n, layers), or (n, top_k)."""
+        backbones = [side.backbone for side in self.sides]
+        rows = max(1, LOGITS_BYTES.of(backbones[0].device) // (4 * backbones[0].d_vocab))
+        wider = max(backbones, key=lambda backbone: backbone.d_model)
+        places, found = list[Place](), list[dict[str, Tensor]]()
+        for batch in parts.batches(ids, "all", wider):
+            (ours, at), (theirs, _) = (parts.capture(backbone, ids, batch, "all") for backbone in backbones)
+            places += at
+            both = zip(ours.split(rows), theirs.split(rows), strict=True)
+            found += [self.compare(top_k, streams) for streams in both]
+        return places, {name: torch.cat([each[name] for each in found]).cpu().numpy() for name in (found or [{}])[0]}
+
+    def compare(self, top_k: int, streams: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """The columns of n positions, from the residuals (n, L + 1, d_model) of each model."""
+
+        def read(layer: int) -> list[tuple[Tensor, Tensor]]:
+            """(log q, q) of the lenses at a layer, (n, d_vocab) in nats."""
+            both = []
+            for side, stream in zip(self.sides, streams, strict=True):
+                head = side.backbone.head
+                z = head.logits(*side.lens.head_reads(head, stream[:, layer], layer)).to(streams[0].device)
+                log_q = z.log_softmax(-1).clamp_(min=LOWEST)  # -inf times zero is NaN
+                both.append((log_q, log_q.exp()))
+            return both
+
+        dot = torch.linalg.vecdot
+        finals = read(self.n_layers)
+        columns = defaultdict[str, list[Tensor]](list)
+        for layer in self.layers:
+            (log_a, a), (log_b, b) = lenses = read(layer)
+            columns["kl_a_b_bits"].append(dot(a, log_a) - dot(a, log_b))
+            columns["kl_b_a_bits"].append(dot(b, log_b) - dot(b, log_a))
+            for side, (log_p, p), (log_q, _) in zip(SIDES, finals, lenses, strict=True):
+                columns[f"kl_final_lens_bits_{side}"].append(dot(p, log_p) - dot(p, log_q))
+                columns[f"top_id_{side}"].append(log_q.argmax(-1))
+        tables = {name: torch.stack(values, 1) for name, values in columns.items()}
+        tables |= {name: tables[name] * BITS for name in DISTANCES}
+        for side, (_, p) in zip(SIDES, finals, strict=True):
+            best = p.topk(min(top_k, p.shape[-1]))
+            tables |= {f"top_ids_{side}": best.indices, f"top_p_{side}": best.values}
+        return tables
+
+    def schema(self, top_k: int) -> pa.Schema:
+        """The columns of the rows."""
+        columns = dict(parts.COLUMNS)
+        for side in SIDES:
+            columns |= {f"final_token_{side}": pa.string()} | {f"{name}_{side}": pa.int16() for name in DEPTHS}
+            columns |= {f"top_ids_{side}": pa.list_(pa.int32(), top_k), f"top_p_{side}": pa.list_(pa.float32(), top_k)}
+            columns[f"top_id_{side}"] = pa.list_(pa.int32(), self.n_layers + 1)
+        return pa.schema(columns | dict.fromkeys(DISTANCES, pa.list_(pa.float32(), self.n_layers + 1)))
+
+    def wide_position(self, table: pa.Table, at: int, kl: float) -> WidePosition:
+        """The position in row `at`, whose text stands in the rows before it."""
+        row = table.slice(at, 1).to_pylist()[0]
+        start = max(at - min(row["pos"], CONTEXT_TOKENS), 0)
+        tokens = table["token_id"].slice(start, at - start + 1).to_pylist()
+        tops = []
+        for side, subject in zip(SIDES, self.sides, strict=True):
+            words = [word(subject.backbone, token) for token in row[f"top_ids_{side}"]]
+            tops.append(list(zip(words, row[f"top_p_{side}"], strict=True)))
+        backbone = self.sides[0].backbone
+        following = "" if row["next_token_id"] is None else word(backbone, row["next_token_id"])
+        context = "".join(word(backbone, token) for token in tokens)
+        return WidePosition(row["text"], row["file"], row["row"], row["pos"], context, following, kl, *tops)
+
 
 def write(out: Path, pair: Pair, texts: Sequence[str], column: str, top_k: int) -> Difference:
     """Read texts with both models, and write the tables and the page into the folder `out`.
@@ -110,7 +200,7 @@ def write(out: Path, pair: Pair, texts: Sequence[str], column: str, top_k: int) 
     tokenizer = pair.sides[0].backbone.tokenizer
     assert tokenizer is not None  # a loaded model has one
     request = {"names": pair.names, "top_k": top_k, "sides": [side.identity for side in pair.sides]}
-    table = partial(_table, pair, top_k)
+    table = partial(pair.table, top_k)
     counts = parts.write(out / POSITIONS, texts, column, tokenizer, request=request, table=table)
     found = summarise(out / POSITIONS, pair, counts)
     layers = [
@@ -129,84 +219,6 @@ def write(out: Path, pair: Pair, texts: Sequence[str], column: str, top_k: int) 
     return found
 
 
-def _table(pair: Pair, top_k: int, part: Part) -> pa.Table:
-    """The rows of some texts."""
-    backbones = [side.backbone for side in pair.sides]
-    whole = pair.encode(part)
-    limits = [limit for backbone in backbones if (limit := max_length(backbone.model.config)) is not None]
-    ids = [text[: min(limits, default=None)] for text in whole]
-    schema = _schema(pair.n_layers, min(top_k, backbones[0].d_vocab))
-    places, found = _read(pair, top_k, ids)
-    if not places:
-        return schema.empty_table()
-    following = [next(iter(ids[text][pos + 1 : pos + 2]), None) for text, pos in places]
-    words = {token: word(backbones[0], token) for token in set(itertools.chain(*ids))}
-    columns = part.columns(places, whole, following, words)
-    for side, backbone in zip(SIDES, backbones, strict=True):
-        top, kl = found[f"top_id_{side}"], found[f"kl_final_lens_bits_{side}"]
-        columns |= {f"{name}_{side}": values for name, values in depths(top, kl, pair.layers).items()}
-        columns[f"final_token_{side}"] = [word(backbone, token) for token in top[:, -1].tolist()]
-        columns[f"top_id_{side}"] = by_layer(top, np.int32, pair.layers)
-        columns[f"top_ids_{side}"] = found[f"top_ids_{side}"].tolist()
-        columns[f"top_p_{side}"] = found[f"top_p_{side}"].tolist()
-    columns |= {name: by_layer(found[name], np.float32, pair.layers) for name in DISTANCES}
-    return pa.table(columns, schema=schema).sort_by([("text", "ascending"), ("pos", "ascending")])
-
-
-@torch.inference_mode()
-def _read(pair: Pair, top_k: int, ids: Sequence[Sequence[int]]) -> tuple[list[Place], dict[str, NDArray[Any]]]:
-    """Both models at every position, in the order of the places: columns (n, layers), or (n, top_k)."""
-    backbones = [side.backbone for side in pair.sides]
-    rows = max(1, LOGITS_BYTES.of(backbones[0].device) // (4 * backbones[0].d_vocab))
-    wider = max(backbones, key=lambda backbone: backbone.d_model)
-    places, found = list[Place](), list[dict[str, Tensor]]()
-    for batch in parts.batches(ids, "all", wider):
-        (ours, at), (theirs, _) = (parts.capture(backbone, ids, batch, "all") for backbone in backbones)
-        places += at
-        found += [_compare(pair, top_k, streams) for streams in zip(ours.split(rows), theirs.split(rows), strict=True)]
-    return places, {name: torch.cat([each[name] for each in found]).cpu().numpy() for name in (found or [{}])[0]}
-
-
-def _compare(pair: Pair, top_k: int, streams: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """The columns of n positions, from the residuals (n, L + 1, d_model) of each model."""
-
-    def read(layer: int) -> list[tuple[Tensor, Tensor]]:
-        """(log q, q) of the lenses at a layer, (n, d_vocab) in nats."""
-        both = []
-        for side, stream in zip(pair.sides, streams, strict=True):
-            head = side.backbone.head
-            z = head.logits(*side.lens.head_reads(head, stream[:, layer], layer)).to(streams[0].device)
-            log_q = z.log_softmax(-1).clamp_(min=LOWEST)  # -inf times zero is NaN
-            both.append((log_q, log_q.exp()))
-        return both
-
-    dot = torch.linalg.vecdot
-    finals = read(pair.n_layers)
-    columns = defaultdict[str, list[Tensor]](list)
-    for layer in pair.layers:
-        (log_a, a), (log_b, b) = lenses = read(layer)
-        columns["kl_a_b_bits"].append(dot(a, log_a) - dot(a, log_b))
-        columns["kl_b_a_bits"].append(dot(b, log_b) - dot(b, log_a))
-        for side, (log_p, p), (log_q, _) in zip(SIDES, finals, lenses, strict=True):
-            columns[f"kl_final_lens_bits_{side}"].append(dot(p, log_p) - dot(p, log_q))
-            columns[f"top_id_{side}"].append(log_q.argmax(-1))
-    tables = {name: torch.stack(values, 1) for name, values in columns.items()}
-    tables |= {name: tables[name] * BITS for name in DISTANCES}
-    for side, (_, p) in zip(SIDES, finals, strict=True):
-        best = p.topk(min(top_k, p.shape[-1]))
-        tables |= {f"top_ids_{side}": best.indices, f"top_p_{side}": best.values}
-    return tables
-
-
-def _schema(n_layers: int, top_k: int) -> pa.Schema:
-    columns = dict(parts.COLUMNS)
-    for side in SIDES:
-        columns |= {f"final_token_{side}": pa.string()} | {f"{name}_{side}": pa.int16() for name in DEPTHS}
-        columns |= {f"top_ids_{side}": pa.list_(pa.int32(), top_k), f"top_p_{side}": pa.list_(pa.float32(), top_k)}
-        columns[f"top_id_{side}"] = pa.list_(pa.int32(), n_layers + 1)
-    return pa.schema(columns | dict.fromkeys(DISTANCES, pa.list_(pa.float32(), n_layers + 1)))
-
-
 def summarise(path: Path, pair: Pair, counts: Counter[str]) -> Difference:
     """What positions.parquet says in the mean, and where the models differ most; it is read a part at a time."""
     by_layer_sums = {name: np.zeros((CLUSTERS, len(pair.layers))) for name in (*DISTANCES, SAME_TOP)}
@@ -217,9 +229,9 @@ def summarise(path: Path, pair: Pair, counts: Counter[str]) -> Difference:
         table = file.read_row_group(number)
         cluster = table["text"].to_numpy() % CLUSTERS
         np.add.at(n_positions, cluster, 1)
-        layers = {
-            name: _by_layer(table, name, pair.layers) for name in (*DISTANCES, *(f"top_id_{side}" for side in SIDES))
-        }
+        lists = {name: table[name].combine_chunks().flatten() for name in (*DISTANCES, "top_id_a", "top_id_b")}
+        rows = {name: each.to_numpy(zero_copy_only=False).reshape(len(table), -1) for name, each in lists.items()}
+        layers = {name: each[:, pair.layers].astype(float) for name, each in rows.items()}
         layers[SAME_TOP] = (layers["top_id_a"] == layers["top_id_b"]).astype(float)
         for name, sums in by_layer_sums.items():
             np.add.at(sums, cluster, layers[name])
@@ -229,7 +241,7 @@ def summarise(path: Path, pair: Pair, counts: Counter[str]) -> Difference:
                 np.add.at(sums, cluster, values["b"] - values["a"] if side == B_LESS_A else values[side])
         final_kl = layers["kl_a_b_bits"][:, -1]
         for at in np.argsort(-final_kl, kind="stable")[:N_WIDEST].tolist():
-            position = _wide_position(table, at, pair, float(final_kl[at]))
+            position = pair.wide_position(table, at, float(final_kl[at]))
             widest.append((-position.kl_bits, position.text, position.pos, position))
         widest = heapq.nsmallest(N_WIDEST, widest)
     draws = bootstrap.draw(range(int((n_positions > 0).sum())), SAMPLES, Stream(0, "diff"))
@@ -246,25 +258,3 @@ def summarise(path: Path, pair: Pair, counts: Counter[str]) -> Difference:
         depths={name: {side: means(each)[0] for side, each in sums.items()} for name, sums in depth_sums.items()},
         widest=[position for *_, position in widest],
     )
-
-
-def _by_layer(table: pa.Table, name: str, layers: Sequence[int]) -> Floats:
-    """A column of lists at some layers, (n, layers)."""
-    values = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    rows: Floats = values.reshape(len(table), -1)[:, layers].astype(float)
-    return rows
-
-
-def _wide_position(table: pa.Table, at: int, pair: Pair, kl: float) -> WidePosition:
-    """The position in row `at`, whose text stands in the rows before it."""
-    row = table.slice(at, 1).to_pylist()[0]
-    start = max(at - min(row["pos"], CONTEXT_TOKENS), 0)
-    tokens = table["token_id"].slice(start, at - start + 1).to_pylist()
-    tops = []
-    for side, subject in zip(SIDES, pair.sides, strict=True):
-        words = [word(subject.backbone, token) for token in row[f"top_ids_{side}"]]
-        tops.append(list(zip(words, row[f"top_p_{side}"], strict=True)))
-    backbone = pair.sides[0].backbone
-    following = "" if row["next_token_id"] is None else word(backbone, row["next_token_id"])
-    context = "".join(word(backbone, token) for token in tokens)
-    return WidePosition(row["text"], row["file"], row["row"], row["pos"], context, following, kl, *tops)

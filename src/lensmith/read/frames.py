@@ -22,7 +22,12 @@ def frames(path: str | Path) -> dict[str, pd.DataFrame]:
     if not place.is_dir():
         raise InputError(f"{place}: no such file or folder. Nothing was read.")
     if (place / PARAMS).exists():
-        return {"metrics": _metrics(sorted((place / METRICS).glob("*.json"))), "experiments": _experiments(place)}
+        variants = [
+            {"variant": variant.name, "model": model, **variant.settings.get(model, {}), **metrics}
+            for variant in experiments.read(place).variants
+            for model, metrics in variant.metrics.items()
+        ]
+        return {"metrics": _metrics(sorted((place / METRICS).glob("*.json"))), "experiments": pd.DataFrame(variants)}
     files = sorted(place.iterdir())
     if place.name == METRICS.name:
         return {"metrics": _metrics([file for file in files if file.suffix == ".json"])}
@@ -46,14 +51,3 @@ def _metrics(files: list[Path]) -> pd.DataFrame:
     """A row for each model."""
     rows: list[dict[str, Any]] = [{"model": file.stem, **artifacts.read_json(file)} for file in files]
     return pd.DataFrame(rows)
-
-
-def _experiments(lab: Path) -> pd.DataFrame:
-    """A row for each finished variant and model: its settings by `section.setting`, and its metrics."""
-    return pd.DataFrame(
-        [
-            {"variant": variant.name, "model": model, **variant.settings.get(model, {}), **metrics}
-            for variant in experiments.read(lab).variants
-            for model, metrics in variant.metrics.items()
-        ]
-    )

@@ -79,6 +79,32 @@ class Part:
         }
 
 
+@dataclass(frozen=True)
+class PartFiles:
+    """Parts of one request on disk, beside the file that they become."""
+
+    folder: Path
+    plan: str  # everything that decides their bytes, JSON
+
+    def resume(self) -> None:
+        """Record the plan. InputError where the folder holds parts of another one."""
+        path, plan = self.folder / PLAN, artifacts.parse_json(self.plan)
+        if not path.exists():
+            artifacts.write_json(path, plan)
+        elif artifacts.read_json(path) != plan:
+            raise InputError(
+                f"{self.folder}: holds parts of another request ({PLAN}). Remove it, or choose another --out."
+            )
+
+    def join(self, written: Sequence[Path], out: Path) -> None:
+        """Write all parts as one file, and remove them."""
+        schema = pq.read_schema(written[0]).with_metadata({"lensmith": self.plan})
+        with artifacts.replacing(out) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for part in written:
+                writer.write_table(pq.read_table(part).cast(schema))
+        shutil.rmtree(self.folder)
+
+
 def write(
     out: Path,
     patterns: Sequence[str],
@@ -109,15 +135,15 @@ def write(
         text_files.check_readable(str(file), "--texts")
     hashes = [[str(file), artifacts.sha256_file(file)] for file in files]
     plan = artifacts.canonical_json({**request, "column": column, "texts": hashes})
-    parts = out.with_name(f"{out.name}.parts")
-    _resume(parts, artifacts.parse_json(plan))
+    parts = PartFiles(out.with_name(f"{out.name}.parts"), plan)
+    parts.resume()
     counts, written = Counter[str](), list[Path]()
     total = sum(1 for _ in _rows(files, column))
     texts = enumerate(documents.clean(_rows(files, column), sys.maxsize, ChatRenderer(tokenizer)))
     with Progress("read", total, "text") as progress, stopping.deferred() as stop:
         while batch := list(itertools.islice(texts, PART_TEXTS)):
             counts.update(document.skipped or "read" for _, document in batch)
-            path = parts / f"{len(written):06d}.parquet"
+            path = parts.folder / f"{len(written):06d}.parquet"
             if not path.exists():
                 part = Part([str(file) for file in files], [each for each in batch if not each[1].skipped])
                 with artifacts.replacing(path) as temporary:
@@ -125,12 +151,11 @@ def write(
             written.append(path)
             progress.advance(len(batch))
             if stop.signal is not None:
-                kept = f"{sum(counts.values())} of {total} texts are kept in {parts}; the same command goes on"
+                kept = f"{sum(counts.values())} of {total} texts are kept in {parts.folder}; the same command goes on"
                 raise stopping.Interrupted(stop.signal, kept)
     if not counts["read"]:
         raise InputError(f"--texts: no text can be read of {total}: {dict(counts)}. {out} was not written.")
-    _join(written, out, plan)
-    shutil.rmtree(parts)
+    parts.join(written, out)
     return counts
 
 
@@ -162,21 +187,6 @@ def capture(
     resid = backbone.capture(tokens, torch.arange(longest).expand_as(tokens))
     is_text = torch.tensor([[pos < len(ids[text]) for pos in range(longest)] for text in batch])
     return resid[is_text.to(resid.device)], [Place(text, pos) for text in batch for pos in range(len(ids[text]))]
-
-
-def _resume(parts: Path, plan: object) -> None:
-    path = parts / PLAN
-    if not path.exists():
-        artifacts.write_json(path, plan)
-    elif artifacts.read_json(path) != plan:
-        raise InputError(f"{parts}: holds parts of another request ({PLAN}). Remove it, or choose another --out.")
-
-
-def _join(parts: Sequence[Path], out: Path, plan: str) -> None:
-    schema = pq.read_schema(parts[0]).with_metadata({"lensmith": plan})
-    with artifacts.replacing(out) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for part in parts:
-            writer.write_table(pq.read_table(part).cast(schema))
 
 
 def _rows(files: Sequence[Path], column: str) -> Iterator[SourceRow]:

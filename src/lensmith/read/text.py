@@ -42,11 +42,36 @@ class Text:
         if isinstance(text, str):
             return cls(tuple(Encoder(tokenizer, "tokenizer", backbone.model.config)(text)), None, special)
         if all(isinstance(message, dict) for message in text):
-            return cls(*_chat(list(text), tokenizer), special)
+            return cls.of_chat(list(text), tokenizer)
         raise InputError(
             f"trajectory: the text is a list of {type(text[0]).__name__}, must be ids or messages. Call it once for "
             f"each text. {NOTHING}"
         )
+
+    @classmethod
+    def of_chat(cls, messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Self:
+        """A chat by the tokenizer's own template. InputError where the template or the tokenizer cannot."""
+        rendered = ChatRenderer(tokenizer)(messages, opens_answer=messages[-1].get("role") != "assistant")
+        if rendered is None:
+            raise InputError(
+                "trajectory: the chat template does not take these messages; each must be a dict with the strings role "
+                f"and content. {NOTHING}"
+            )
+        if not tokenizer.is_fast:
+            raise InputError(
+                f"trajectory: {type(tokenizer).__name__} does not say which token is which part of a text, so messages "
+                f"must be given as ids. {NOTHING}"
+            )
+        encoded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        owners, end = [""] * len(rendered), 0
+        for message in messages:
+            content = message["content"].strip()  # templates strip it too
+            if (start := rendered.find(content, end)) >= 0:
+                end = start + len(content)
+                owners[start:end] = [message["role"]] * len(content)
+        # A token that begins with the space before a message belongs to the message.
+        roles = tuple(owners[stop - 1] if stop > start else "" for start, stop in encoded["offset_mapping"])
+        return cls(tuple(encoded["input_ids"]), roles, frozenset(tokenizer.all_special_ids))
 
     def positions(self, wanted: slice | Iterable[int] | None, *, skip_special: bool) -> list[int]:
         """Those that are wanted, ascending, negative ones counted from the end.
@@ -69,30 +94,3 @@ class Text:
 def word(backbone: Backbone, token: int) -> str:
     """A token as text; its number where there is no tokenizer."""
     return f"#{token}" if backbone.tokenizer is None else str(backbone.tokenizer.decode([token]))
-
-
-def _chat(
-    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
-) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The ids and roles of a chat, by the tokenizer's own template."""
-    rendered = ChatRenderer(tokenizer)(messages, opens_answer=messages[-1].get("role") != "assistant")
-    if rendered is None:
-        raise InputError(
-            "trajectory: the chat template does not take these messages; each must be a dict with the strings role and "
-            f"content. {NOTHING}"
-        )
-    if not tokenizer.is_fast:
-        raise InputError(
-            f"trajectory: {type(tokenizer).__name__} does not say which token is which part of a text, so messages "
-            f"must be given as ids. {NOTHING}"
-        )
-    encoded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    owners, end = [""] * len(rendered), 0
-    for message in messages:
-        content = message["content"].strip()  # templates strip it too
-        if (start := rendered.find(content, end)) >= 0:
-            end = start + len(content)
-            owners[start:end] = [message["role"]] * len(content)
-    # A token that begins with the space before a message belongs to the message.
-    roles = tuple(owners[stop - 1] if stop > start else "" for start, stop in encoded["offset_mapping"])
-    return tuple(encoded["input_ids"]), roles
