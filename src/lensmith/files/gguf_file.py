@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,3 +41,9 @@ def read_facts(path: Path) -> GgufFacts:
         raise IntegrityError(f"{path}: no GGUF file, or not a whole one. Nothing was written.") from None
     types = Counter(tensor.tensor_type.name for tensor in tensors)
     return GgufFacts(dict(sorted(types.items())), sum(int(tensor.n_elements) for tensor in tensors))
+
+
+@cache
+def tensor_types(path: Path, _sha256: str) -> dict[str, int]:
+    """Tensors by type of the GGUF file with this hash; each lens of a fit records them, and a header takes seconds."""
+    return read_facts(path).tensor_types

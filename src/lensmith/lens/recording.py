@@ -5,7 +5,6 @@ Nothing here depends on the clock or on whether a cache was warm, so the same fi
 
 import platform
 from collections.abc import Iterable
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,7 @@ def of_model(settings: ModelParams, manifest: Manifest, backbone: Backbone) -> d
     proof, pin = backbone.proof, manifest.model
     quantization: Any = getattr(backbone.model.config, "quantization_config", None)
     if pin.gguf is not None:
-        types = _gguf_types(pins.model_path(pin), pin.files[pin.gguf])
+        types = gguf_file.tensor_types(pins.model_path(pin), pin.files[pin.gguf])
         quantization = {"quant_method": "gguf", "tensor_types": types}
     elif quantization is not None and not isinstance(quantization, dict):
         quantization = quantization.to_dict()
@@ -137,12 +136,6 @@ def of_model(settings: ModelParams, manifest: Manifest, backbone: Backbone) -> d
         "proof": provenance.ProofRecord(max_kl_bits=proof.max_kl_bits, positions=proof.n_positions),
         "dataset": provenance.TextRecord(**text, bos=manifest.tokenizer),
     }
-
-
-@cache
-def _gguf_types(path: Path, _sha256: str) -> dict[str, int]:
-    """Tensors by type of the GGUF file with this hash; each lens of a fit records them, and a header takes seconds."""
-    return gguf_file.read_facts(path).tensor_types
 
 
 def prism_record(prism: Prism, lens_dir: Path) -> PrismRecord:

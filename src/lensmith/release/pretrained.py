@@ -109,29 +109,24 @@ def check_model(lens: "Lens | StreamedLens", backbone: Backbone, *, strict: bool
         IntegrityError: the lens is another model's.
     """
     replace(lens, w_u_sha256=None).check_head(backbone.head)  # the shape
-    notes = [_precision(lens, backbone, strict=strict)]
-    if lens.kind == "transferred":
-        notes.append("the lens was fit to another model, which its provenance.json names, and judged on this one")
-    if note := "; ".join(filter(None, notes)):
-        warnings.warn(note, stacklevel=4)
-    return note
-
-
-def _precision(lens: "Lens | StreamedLens", backbone: Backbone, *, strict: bool) -> str:
-    """How the weights of a model's head differ from those that `lens` knows; "" where they do not."""
+    notes = []
     try:
         lens.check_head(backbone.head)
     except IntegrityError as error:
         dtype = str(backbone.dtype).removeprefix("torch.")
         precisions = f"fit on {lens.fit_dtype} weights, used with {dtype}"
-        bits = _rounding_bits(lens, backbone, dtype)
+        bits = rounding_bits(lens, backbone, dtype)
         if strict and bits is None:
             raise IntegrityError(f"{precisions}: {error}. strict=False takes the lens all the same") from None
-        return f"{precisions}: {error if bits is None else f'the head alone differs by {bits:.2g} bits of KL'}"
-    return ""
+        notes.append(f"{precisions}: {error if bits is None else f'the head alone differs by {bits:.2g} bits of KL'}")
+    if lens.kind == "transferred":
+        notes.append("the lens was fit to another model, which its provenance.json names, and judged on this one")
+    if note := "; ".join(notes):
+        warnings.warn(note, stacklevel=4)
+    return note
 
 
-def _rounding_bits(lens: "Lens | StreamedLens", backbone: Backbone, dtype: str) -> float | None:
+def rounding_bits(lens: "Lens | StreamedLens", backbone: Backbone, dtype: str) -> float | None:
     """KL by which a model's head, in `dtype`, differs from the lens's own, the same in another precision; else None."""
     recorded = lens.rounded_heads.get(dtype)
     if recorded is not None and recorded.w_u_sha256 == backbone.head.fingerprint()["w_u_sha256"]:
