@@ -106,10 +106,17 @@ def after_steps(lab: Lab, home: str, steps: int, process: "subprocess.Popen[str]
 
 
 def test_dvc_is_killed_and_started_again_at_once(tmp_path):
-    """The stage dies with its DVC, or the second one waits for it; the lens is that of an uninterrupted run."""
+    """The stage dies with its DVC, or the second one waits for it; the lens is that of an uninterrupted run.
+
+    Somebody watches the first one, and Ctrl-C ends that alone.
+    """
     lab = Lab.make(tmp_path, {"one": {"fit": MANY_STEPS}})
     first = begin(lab, "orphan", "dvc", "repro", "fit@one")
     after_steps(lab, "orphan", 5, first)
+    with begin(lab, "orphan", "lensmith", "watch", "one") as watch:
+        line = next((line for line in watch.stdout if line.startswith("low_rank step 0: held out ")), "")
+        watch.send_signal(signal.SIGINT)
+    assert line and watch.returncode == 0 and first.poll() is None
     first.kill()
     first.communicate()  # as a shell would: to DVC a process that nobody waited for is alive
     second = begin(lab, "orphan", "dvc", "repro", "fit@one", seconds=240)

@@ -44,5 +44,9 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
 
     assert all(cell["outputs"] == [] for cell in cells)  # they would be megabytes of pictures
     kinds = [type(value) for value in values[1:]]
-    assert kinds == [go.Figure, go.Figure, pd.DataFrame, pd.DataFrame, go.Figure, pd.DataFrame, go.Figure]
+    pictures = [go.Figure] * 3
+    assert kinds == [go.Figure, go.Figure, pd.DataFrame, pd.DataFrame, go.Figure, pd.DataFrame, *pictures]
+    last = names["layers"].query("quantity == 'kl_a_b_bits' and layer == 8")
+    assert last["mean"].item() == 0 and len(values[-1].data) == 4, "one model, and a line for each KL"
+    assert any(value for row in values[-2].data[1].z for value in row), "the copy reads something else"
     assert len(names["rows"]) == names["rows"].n_tokens[names["rows"].pos == 0].sum()
