@@ -276,6 +276,18 @@ def test_each_held_out_text_has_a_row(desk):
     assert "By held-out text" not in desk.add("one").build()
 
 
+@pytest.mark.parametrize("kind", wording.JUDGED)
+def test_a_lens_is_named_by_its_kind_in_all_of_its_section(desk, kind):
+    judged = passing()
+    judged = judged.model_copy(update={"lens": judged.lens.model_copy(update={"kind": kind})})
+    section = desk.add("one", judged).build().partition('<section class="model"')[2]
+    section = section.partition("</section>")[0]
+
+    assert f"<strong>{wording.JUDGED[kind].capitalize()} preferred.</strong>" in section
+    assert f"<h3>KL saved by the {wording.JUDGED[kind]}</h3>" in section
+    assert "tuned lens" not in section.lower()
+
+
 def test_a_transferred_lens_is_called_so_on_the_page_and_in_the_terminal(desk):
     own, judged = desk.add("one").build(), passing()
     lens = {
