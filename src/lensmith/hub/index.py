@@ -16,6 +16,7 @@ from lensmith.files.records import explain
 from lensmith.process.errors import InputError, IntegrityError, shown
 
 INDEX = "INDEX.json"
+LENSES = "tuned_lenses"  # the folder of all lenses of a release, of any kind
 PROVENANCE = "provenance.json"
 READ = {"weights.safetensors", PROVENANCE}  # files of a lens that are read; an index must list their sha256
 MODEL_ID = re.compile(r"[A-Za-z0-9_-][\w.-]*/[A-Za-z0-9_-][\w.-]*", re.ASCII)
@@ -44,8 +45,8 @@ class IndexEntry(BaseModel):
     def _check_paths(self) -> "IndexEntry":
         folder, _, model_id = self.path.partition("/")
         names = all(FILE.fullmatch(name) for name in self.sha256)
-        if folder != "tuned_lenses" or not MODEL_ID.fullmatch(model_id) or not names:
-            raise ValueError("path must be tuned_lenses/org/name and sha256 must name plain files")
+        if folder != LENSES or not MODEL_ID.fullmatch(model_id) or not names:
+            raise ValueError(f"path must be {LENSES}/org/name and sha256 must name plain files")
         if not self.sha256.keys() >= READ:
             raise ValueError(f"sha256 must have {' and '.join(sorted(READ))}")
         if not all(LICENCE.fullmatch(path) for path in self.licenses):
@@ -81,7 +82,7 @@ def parse(data: object, where: str) -> dict[str, IndexEntry]:
         raise IntegrityError(f"{where}: {explain(error)}") from None
     # Each lens has one path, or an entry could list the files of another.
     for model_id, entry in index.items():
-        if entry.path != f"tuned_lenses/{model_id}":
+        if entry.path != f"{LENSES}/{model_id}":
             raise IntegrityError(f"{where}: the lens of {shown(model_id)} is at {entry.path}")
     return index
 

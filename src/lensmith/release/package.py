@@ -22,7 +22,7 @@ from typing import Any
 import yaml  # noqa: TID251 (front matter of a card: its only reader, the Hub, reads it with PyYAML)
 
 from lensmith.files import artifacts
-from lensmith.hub.index import INDEX, MODEL_ID
+from lensmith.hub.index import INDEX, LENSES, MODEL_ID
 from lensmith.judge import gates, rank_cost
 from lensmith.judge.judgement import Judgement
 from lensmith.lens import lens_file
@@ -66,7 +66,7 @@ class Contents:
     @property
     def folder(self) -> str:
         """Of the lens, relative to the release."""
-        return f"tuned_lenses/{self.settings.model_id}"
+        return f"{LENSES}/{self.settings.model_id}"
 
     @property
     def verdicts(self) -> dict[str, str]:
