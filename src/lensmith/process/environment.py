@@ -7,7 +7,7 @@ from lensmith.process.errors import InputError
 
 HOME = "LENSMITH_HOME"  # folder of banks, checkpoints, clones, hashes; without it ~/.cache/lensmith
 BANK_GIB = "LENSMITH_BANK_GIB"  # most GiB that all residual banks may take; without it what the disk holds
-CHECKPOINT_SECONDS = "LENSMITH_CHECKPOINT_SECONDS"  # from one checkpoint of a fit to the next; the default is in `lens.checkpoint`
+CHECKPOINT_SECONDS = "LENSMITH_CHECKPOINT_SECONDS"  # from one checkpoint to the next; default: `lens.checkpoint`
 RANKS = "LENSMITH_RANKS"  # processes that share a model of source.placement tp; without it one for each GPU
 
 
