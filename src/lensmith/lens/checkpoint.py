@@ -1,12 +1,12 @@
-"""Checkpoints: everything that the next step of a fit depends on, in one file that is whole or absent.
+"""Checkpoints: what the next step of a fit depends on, in one file that is whole or absent; and when one is written.
 
     <folder>/step-00000450.safetensors    trained/<name>, best/<name>, optimizer/<i>/<leaf>/<name>; facts
     <folder>/finished.safetensors         best/<name>; facts
     <folder>/fit_log.csv                  the validations so far, for `lensmith watch`
 
 No random state is kept: batches, draws and learning rate are functions of the step. The moment of a checkpoint changes
-no bit of a fit, so the clock decides: every LENSMITH_CHECKPOINT_SECONDS, in the background, one at a time. The newest
-two stay while a fit runs. finished.safetensors stays afterwards: DVC may die while it takes the outputs into its cache,
+no bit of a fit, so the clock decides: every LENSMITH_CHECKPOINT_SECONDS (EVERY without it), in the background, one at a
+time. The newest two stay while a fit runs. finished.safetensors stays afterwards: DVC may die while it takes the outputs into its cache,
 and the fit is then not run again.
 """
 

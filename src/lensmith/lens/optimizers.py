@@ -2,6 +2,8 @@
 
 adamw   AdamW for all
 muon    Muon for U and V: it replaces their momentum by the nearest orthogonal matrix; AdamW for the rest
+
+A new one is one case of `Optimizers`, its name in `FitParams`, and a test.
 """
 
 from collections.abc import Mapping, Sequence

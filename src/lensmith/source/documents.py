@@ -6,6 +6,9 @@ A row holds any value of a file's text column: a string, or a chat as a list of 
 tokenizer accepts. The two streams share no document. Where they share no file (kind hf) or no seed (kind atlas),
 training leaves out documents of the held-out text. Where both read the same files, the sha256 of a document decides its
 side.
+
+A new kind is one case of `open_text`, its name in `CorpusParams`, and a test. Where a setting names its files,
+`settings.resolved` has to hash them.
 """
 
 import hashlib
