@@ -6,8 +6,8 @@
 
 No random state is kept: batches, draws and learning rate are functions of the step. The moment of a checkpoint changes
 no bit of a fit, so the clock decides: every LENSMITH_CHECKPOINT_SECONDS (EVERY without it), in the background, one at a
-time. The newest two stay while a fit runs. finished.safetensors stays afterwards: DVC may die while it takes the outputs into its cache,
-and the fit is then not run again.
+time. The newest two stay while a fit runs. finished.safetensors stays afterwards: DVC may die while it takes the
+outputs into its cache, and the fit is then not run again.
 """
 
 import csv
