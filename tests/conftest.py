@@ -26,8 +26,12 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> list[Progress]:
     return ended
 
 
-# The longest files, longest first. They begin first, or one worker would be left alone with them at the end.
-LONG = ("test_pipeline.py", "test_resume.py", "test_fleet.py", "test_placement.py", "test_examples.py")
+# The longest files, longest first: they begin first, and the short ones fill both workers to the end.
+LONG = (
+    "test_pipeline.py", "test_resume.py", "test_page.py", "test_fleet.py", "test_placement.py", "test_examples.py",
+    "test_corpus.py", "test_training.py", "test_backbone.py", "test_benchmarks.py", "test_hostile.py", "test_report.py",
+    "test_bad_params.py", "test_rehash.py", "test_gates.py", "test_sampling.py", "test_layout.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -70,12 +70,13 @@ def test_attention_to_other_positions_is_constant_and_that_to_its_own_is_not(bac
                 torch.testing.assert_close(one, of_definition(exact[0], p)[:, i], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("derivative", ["same_position", "future_sum"])
-def test_the_estimate_converges_to_the_definition(backbone, exact, monkeypatch, derivative):
+# Other positions add noise to the sum over them, so it needs more draws to come as near.
+@pytest.mark.parametrize(("derivative", "few"), [("same_position", 4), ("future_sum", 16)])
+def test_the_estimate_converges_to_the_definition(backbone, exact, monkeypatch, derivative, few):
     """Its error is that of N samples of signs: sixteen times as many leave a quarter. No gradient is shortened."""
     monkeypatch.setattr(jacobian, "shortened", lambda gradients: gradients)
     errors = []
-    for draws in (32, 512):
+    for draws in (few, 16 * few):
         monkeypatch.setattr(jacobian, "DRAWS", draws)
         settings = FIT.model_copy(update={"jacobian": derivative})
         maps = jacobian.estimate(backbone, SEQS, settings).lens().U[:-1].mT.double()

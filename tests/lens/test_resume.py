@@ -1,18 +1,17 @@
 """A fit that is killed, stopped, or out of disk resumes and gives the same bytes."""
 
-import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
 from lensmith.files import artifacts
-from tests.support.lab import REPOSITORY, Lab
+from tests.support import killing
+from tests.support.lab import Lab
 
 SHORT = (
     "steps",
@@ -59,10 +58,7 @@ MANY_STEPS = {"epochs": 150, "patience": 999, "validate_every": 75, "bank": "str
 
 def rounds_of(*names: str) -> dict[str, dict]:
     """What each scenario of `killing` found."""
-    command = [sys.executable, "-m", "tests.support.killing", *names]
-    variables = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY, env=variables)
-    return {result["name"]: result for result in map(json.loads, done.stdout.splitlines())}
+    return {result["name"]: result for result in killing.run(*names)}
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from lensmith.lens.schedule import Schedule
 from lensmith.lens.training import fit
 from lensmith.process import progress
 from lensmith.process.errors import NumericError
+from lensmith.source.head import Head
 from lensmith.source.residuals import Batch
 from tests.support import hardware as machines
 from tests.support.held_rows import HeldRows
@@ -205,7 +206,7 @@ def test_a_rung_is_at_no_layer_worse_than_its_closed_form_or_the_rung_below(monk
     settings = fit_params(kind="full", epochs=1, batch_seqs=64, validate_every=99, lr=1e-12, warmup=0.0)
     train, held_out, start = toy(64, seed=1), toy(16, seed=2), Lens.start(settings, L, D)
     settings, norm_lens = settings.model_copy(update={"scale": False}), Lens.start(settings, L, D)
-    below, alone = run(kind="full", epochs=60), fit(toy_head(), train, held_out, settings, start)
+    below, alone = run(kind="full", epochs=12), fit(toy_head(), train, held_out, settings, start)
     lens = norm_lens.with_layers(below.lens, [True, False, False, False])
     below = replace(below, lens=lens, best=objective.validate(LinearKL(toy_head()), lens, held_out))
     found = fit(toy_head(), train, held_out, settings, start, below=below)
@@ -215,19 +216,37 @@ def test_a_rung_is_at_no_layer_worse_than_its_closed_form_or_the_rung_below(monk
     assert [round(kl, 6) for kl in found.best.kl_bits] == [round(min(pair), 6) for pair in starts]
 
 
+def best_bias(head: Head, train: HeldRows, start: Lens) -> Lens:
+    """The bias and temperature of each layer with the lowest KL on the training rows, by L-BFGS and autograd."""
+    layers = torch.stack([head.norm(train.resid[:, block], block + 1) for block in range(L - 1)])
+    final = head.logits(head.norm(train.resid[:, -1], L)).expand(L - 1, -1, -1)
+    c, log_tau = torch.zeros(L, D, requires_grad=True), torch.zeros(L, requires_grad=True)
+    optimizer = torch.optim.LBFGS([c, log_tau], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        z = head.logits(layers + c[:-1, None], log_tau[:-1, None].expand(layers.shape[:2]))
+        total = kl_bits(final, z).mean(1).sum()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    return start.with_tensors(start.tensors() | {"c": c.detach(), "log_tau": log_tau.detach()})
+
+
 @pytest.mark.parametrize("batch_seqs", [8, 64])
 def test_a_rung_of_the_ladder_is_not_starved(batch_seqs):
-    """Ten times its steps change less than one per cent, however few steps an epoch of the lens has."""
+    """However few steps an epoch of the lens has, it comes within one per cent of the best bias and temperature."""
     train, held_out = toy(64, seed=1), toy(16, seed=2)
     train.resid[:, :-1] += 1.5
     held_out.resid[:, :-1] += 1.5
     bias = rung(fit_params(batch_seqs=batch_seqs, epochs=0.5, validate_every=999), "bias", train)
     start = Lens.start(bias, L, D)
-    long = bias.model_copy(update={"epochs": 10 * bias.epochs})
-    found, best = (fit(toy_head(), train, held_out, settings, start) for settings in (bias, long))
+    found = fit(toy_head(), train, held_out, bias, start)
+    best = objective.validate(LinearKL(toy_head()), best_bias(toy_head(), train, start), held_out)
 
     assert found.steps == BIAS_STEPS
-    assert found.best.mean == pytest.approx(best.best.mean, rel=0.01)
+    assert found.best.mean == pytest.approx(best.mean, rel=0.01)
     assert found.best.mean < 0.9 * fit(toy_head(), train, held_out, fit_params(kind="temperature"), start).best.mean
 
 

@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import lensmith
+from lensmith.lab import dvc
+from lensmith.settings import resolved
 from tests.support import pages, toy
 from tests.support.canaries import GIT_URL, Listener, hits, hits_below
 from tests.support.lab import REPOSITORY, Lab
@@ -72,9 +75,12 @@ def lab(tmp_path_factory, listener) -> Lab:
 
 
 def stale(lab: Lab) -> set[str]:
-    """The stages that `dvc repro` would run first. What reads their outputs is DVC's to know."""
-    lab.run("python", "-m", "stages.resolve", "--params", "params.yaml", "--out", "resolved")
-    return set(json.loads(lab.run("dvc", "status", "--json"))) - {"resolve"}
+    """The stages that `dvc repro` would run first, without a process. What reads their outputs is DVC's to know."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(lab.root)
+        resolved.write(Path("params.yaml"), lab.root, Path("resolved"))
+        with dvc.repository(lab.root) as repo:
+            return set(repo.status()) - {"resolve"}
 
 
 def await_variants(lab: Lab, n: int) -> None:

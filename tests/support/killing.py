@@ -1,10 +1,7 @@
-"""Scenarios that interrupt a fit, run it again and compare its bytes. A program of its own:
+"""Scenarios that interrupt a fit, run it again and compare its bytes.
 
-    python -m tests.support.killing <scenario>[:<form>]...
-
-prints for each a JSON line {"name", "rounds", "wrong": [...]}.
-
-Each round is forked from here, where torch is imported and no thread runs. The fit is small but has every part of a
+They run in a fork of the process that asks (`run`), where torch is imported and no other thread runs, and each round in
+a fork of that one. The fit is small but has every part of a
 large one: some layers a step, an optimizer, a closed-form start, and validations that fall, rise and end it early.
 """
 
@@ -18,7 +15,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -239,9 +235,9 @@ class Trial:
         if left != {checkpoint.FINISHED, checkpoint.FIT_LOG}:
             self.wrong.append(f"{note}: left {sorted(path.name for path in folder.iterdir())}")
 
-    def tell(self) -> None:
+    def result(self) -> dict[str, object]:
         shutil.rmtree(self.root)
-        print(json.dumps({"name": self.name, "rounds": self.rounds, "wrong": self.wrong}), flush=True)
+        return {"name": self.name, "rounds": self.rounds, "wrong": self.wrong}
 
 
 def killed(code: int) -> bool:
@@ -439,19 +435,18 @@ def scenarios() -> Iterator[tuple[str, Callable[[Trial], None]]]:
         yield found.__name__, found
 
 
-def main() -> None:
+def run(*names: str) -> list[dict[str, object]]:
+    """What each <scenario>[:<form>] found: {"name", "rounds", "wrong": [...]}."""
+    code, said = child(lambda: json.dumps([_found(name) for name in names]))
+    assert code == 0, said
+    return json.loads(said)
+
+
+def _found(asked: str) -> dict[str, object]:
     torch.set_num_threads(1)
     os.environ[environment.CHECKPOINT_SECONDS] = "0"
-    known = dict(scenarios())
-    for asked in sys.argv[1:]:
-        name, _, form = asked.partition(":")
-        hardware.force(form if form in hardware.CAPABILITIES else "none")
-        trial = Trial(asked, form or "adamw")
-        known[name](trial)
-        trial.tell()
-
-
-if __name__ == "__main__":
-    began = time.monotonic()
-    main()
-    print(f"{time.monotonic() - began:.1f} s", file=sys.stderr)
+    name, _, form = asked.partition(":")
+    hardware.force(form if form in hardware.CAPABILITIES else "none")
+    trial = Trial(asked, form or "adamw")
+    dict(scenarios())[name](trial)
+    return trial.result()

@@ -1,5 +1,6 @@
 """A whole lab in a temporary folder: this tree's code and dvc.yaml, two tiny models, and real `dvc repro`."""
 
+import compileall
 import importlib
 import json
 import os
@@ -50,6 +51,7 @@ class Lab:
         for folder in ("src", "stages", ".dvc"):
             ignored = shutil.ignore_patterns("__pycache__", "cache", "tmp")
             shutil.copytree(REPOSITORY / folder, root / folder, ignore=ignored)
+        compileall.compile_dir(root / "src", quiet=1)  # once, since the lab's processes write no bytecode
         for file in ("dvc.yaml", ".dvcignore", ".gitignore"):
             shutil.copy(REPOSITORY / file, root / file)
         save_tiny(root / "demo" / "tiny", n_layers=3)
