@@ -31,6 +31,7 @@ from benchmarks import (
     overhead,
     pipeline,
     quality_per_second,
+    reading,
     recipe,
     sampled_text,
     shapes,
@@ -41,7 +42,7 @@ from lensmith.judge import causal
 from lensmith.lens.divergence import kl_bits
 from lensmith.source.backbone import Backbone
 from lensmith.source.residuals import Batch
-from tests.support.bench import write_stages
+from tests.support.bench import random_lens, write_stages
 from tests.support.settings import atlas, fit_params
 from tests.support.tiny import tiny_model
 
@@ -116,6 +117,17 @@ def test_both_ways_of_judging_give_the_same(tmp_path):
         torch.testing.assert_close(numbers, exact[lens], rtol=1e-5, atol=2e-6)
     assert judging.kept(case) == pytest.approx(judging.decoded_anew(case), rel=1e-4)
     assert [row["way"] for row in run(judging, tmp_path)] == [*judging.READINGS, *judging.TEMPERATURES]
+
+
+def test_reading_is_measured_against_its_least(packed, tmp_path):
+    """One vector and texts, each beside what it cannot do without."""
+    _, model = packed
+    config = AutoConfig.from_pretrained(model)
+    random_lens(config.num_hidden_layers, config.hidden_size).save(tmp_path / "lens")
+    rows = run(reading, tmp_path / "out", model, str(tmp_path / "lens"))
+
+    assert [row["case"] for row in rows if row["ratio"] == 1] == ["a sum over W_U", "the base model alone"]
+    assert len(rows) == 6 and all(row["cpu_ms"] > 0 for row in rows)
 
 
 def test_linear_kl_names_a_row_for_every_way_and_size(tmp_path):
