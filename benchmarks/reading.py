@@ -11,6 +11,7 @@ python -m benchmarks.reading MODEL LENS     folders of a transformers model and 
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -84,6 +85,7 @@ def write_texts(path: Path, reader: Reader, count: int, n_tokens: int) -> Path:
 def of_a_data_set(reader: Reader, texts: Path) -> dict[str, Callable[[], object]]:
     """The texts read with each choice of lenses, and the base model alone over the same batches."""
     backbone = reader.backbone
+    assert backbone.tokenizer is not None  # it was given
     encode = Encoder(backbone.tokenizer, "tokenizer", backbone.model.config)
     subject, runs = Subject(backbone, reader.lens, encode, ""), iter(range(100))
 
@@ -100,7 +102,7 @@ def of_a_data_set(reader: Reader, texts: Path) -> dict[str, Callable[[], object]
             tokens = torch.tensor([[*ids[text], *[0] * (longest - len(ids[text]))] for text in batch])
             backbone.model.base_model(tokens, use_cache=False)
 
-    reading = {f"lensmith read --lens {','.join(lenses)}": lambda lenses=lenses: read(lenses) for lenses in LENSES}
+    reading = {f"lensmith read --lens {','.join(lenses)}": partial(read, lenses) for lenses in LENSES}
     return {**reading, "the base model alone": forward}
 
 
