@@ -1,10 +1,19 @@
 """Every test keeps its caches to itself."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from lensmith.process.progress import Progress
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _home_of_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For what is made once for a module: `_own_home` begins after it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LENSMITH_HOME", str(tmp_path_factory.mktemp("fixtures-home")))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -264,7 +264,7 @@ def test_an_edit_runs_its_stages_and_what_comes_after_them(lab: Lab):
 
 
 def test_a_lens_on_another_model_follows_the_entry_that_it_is_of(lab: Lab):
-    """Fit after it in one `dvc repro`, stale when its rank changes, and refused where that was not fit before."""
+    """Fit from its lens, stale when the rank of that changes, and refused until that is fit again."""
     lab.edit("models.three", {"transferred": {"from": "one"}, "fit": {"kind": "transferred"}})
     ran, _ = lab.repro("fit")
     assert ran == of("three", "prefetch", "fit") | {"resolve"}
@@ -275,10 +275,11 @@ def test_a_lens_on_another_model_follows_the_entry_that_it_is_of(lab: Lab):
         "artifacts/one/lens: was fit with other settings than models.one has now. Run `dvc repro fit@one` first."
         in (done.stdout + done.stderr)
     )
-    ran, restored = lab.repro("fit")
+    lab.repro("fit@one")  # with several targets DVC's order is not fixed
+    ran, _ = lab.repro("fit")
     lens, origin = lab.root / "artifacts/one/lens", json.loads((lab.root / THREE).read_text())["transferred"]
 
-    assert ran >= of("three", "fit") and (ran | restored) == of("one", "fit") | of("three", "fit") | {"resolve"}
+    assert ran == of("three", "fit") | {"resolve"}
     assert origin["weights_sha256"] == json.loads((lens / "provenance.json").read_text())["weights_sha256"]
     lab.run("git", "checkout", "--", ".")
 
