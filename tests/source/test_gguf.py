@@ -1,5 +1,7 @@
 """GGUF files: a whole model in one file, read as plain weights, and recorded in the provenance."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GgufConfig
@@ -8,17 +10,20 @@ from lensmith.files import artifacts, gguf_file
 from lensmith.hub import models
 from lensmith.lens import stage
 from lensmith.process.errors import InputError, IntegrityError, ResourceError
-from lensmith.source import prefetch
+from lensmith.source import gguf_model, prefetch
 from lensmith.source.backbone import Backbone
-from lensmith.source.configuration import read_config
-from lensmith.source.loading import load_model
-from lensmith.source.placement import Layout
 from lensmith.source.tokenizer import load_tokenizer
 from tests.support.gguf_models import save_gguf
 from tests.support.settings import atlas
 from tests.support.tiny import TEXT, tiny_tokenizer
 
 TOKENS = torch.arange(40).view(2, 20) % 97
+
+
+@pytest.fixture(autouse=True)
+def _no_memory():
+    """A process checks a converted model once; each test begins as a new process."""
+    gguf_model._converted.cache_clear()
 
 
 def load(path, **source) -> Backbone:
@@ -42,7 +47,7 @@ def test_the_tokenizer_is_that_of_the_file_whatever_lies_beside_it(tmp_path):
     """A tokenizer.json beside it is not pinned, and may be gone tomorrow."""
     save_gguf(tmp_path / "tiny.gguf")
     tiny_tokenizer(80).save_pretrained(tmp_path)
-    tokenizer = load_tokenizer(tmp_path / "tiny.gguf", "tiny")
+    tokenizer = load_tokenizer(gguf_model.plain_folder(tmp_path / "tiny.gguf", "tiny"), "tiny")
     written = tiny_tokenizer()
 
     for text in (*TEXT, "two  spaces, 12 lines\n\nand 'quotes'"):
@@ -97,7 +102,7 @@ def test_a_file_that_is_not_whole_is_refused(tmp_path, length):
 def test_an_architecture_that_transformers_cannot_read_is_named(tmp_path):
     save_gguf(tmp_path / "tiny.gguf", architecture="clip")
 
-    with pytest.raises(InputError, match=r"^\S+tiny\.gguf: its header cannot be used \(.*architecture clip .*\)\. The"):
+    with pytest.raises(InputError, match=r"^\S+tiny\.gguf: cannot be used \(.*architecture clip .*\)\. The model"):
         load(tmp_path / "tiny.gguf")
 
 
@@ -107,7 +112,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(gguf_file, "find_spec", lambda _name: None)
 
     with pytest.raises(InputError, match=r"needs the package gguf: pip install --editable '\.\[gguf\]'\."):
-        read_config(tmp_path / "tiny.gguf", "tiny")
+        gguf_model.plain_folder(tmp_path / "tiny.gguf", "tiny")
 
 
 def test_a_name_that_no_pin_may_have_is_refused(tmp_path):
@@ -117,12 +122,43 @@ def test_a_name_that_no_pin_may_have_is_refused(tmp_path):
         load(tmp_path)
 
 
-def test_weights_of_a_gguf_file_stay_in_no_offload_folder(tmp_path):
-    """transformers has no such thing; it would fail after it has read the file."""
-    save_gguf(tmp_path / "tiny.gguf")
+def test_a_file_is_converted_once(tmp_path, monkeypatch):
+    """The next process reads the folder in the cache, and notices a bit that changed in it."""
+    written, path = save_gguf(tmp_path / "tiny.gguf", "Q8_0"), tmp_path / "tiny.gguf"
+    folder, conversions = gguf_model.plain_folder(path, "tiny"), []
+    convert = gguf_model._convert
+    monkeypatch.setattr(gguf_model, "_convert", lambda *to: (conversions.append(to), convert(*to)))
+    gguf_model._converted.cache_clear()
+    load(path)
+    assert conversions == []
 
-    with pytest.raises(ResourceError, match=r"^tiny: does not fit into GPUs and memory, and a GGUF file cannot"):
-        load_model(tmp_path / "tiny.gguf", "tiny", torch.float32, Layout({"": "disk"}))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+    gguf_model._converted.cache_clear()
+    backbone = load(path)
+    assert len(conversions) == 1
+    with torch.inference_mode():
+        assert torch.equal(backbone.logits(TOKENS), written(input_ids=TOKENS).logits)
+
+
+def test_another_file_of_the_same_name_is_another_model(tmp_path):
+    """The cache knows a file by its bytes."""
+    save_gguf(tmp_path / "tiny.gguf")
+    first = gguf_model.plain_folder(tmp_path / "tiny.gguf", "tiny")
+    save_gguf(tmp_path / "tiny.gguf", seed=1)
+
+    assert gguf_model.plain_folder(tmp_path / "tiny.gguf", "tiny") != first
+
+
+def test_weights_for_which_the_disk_has_no_room_are_refused(tmp_path, monkeypatch):
+    """Before they are read."""
+    save_gguf(tmp_path / "tiny.gguf")
+    monkeypatch.setattr(gguf_model.shutil, "disk_usage", lambda _folder: SimpleNamespace(free=999))
+
+    with pytest.raises(
+        ResourceError, match=r"model: the weights of tiny need .* as float32, 999 Bytes are free\. `lens"
+    ):
+        gguf_model.plain_folder(tmp_path / "tiny.gguf", "tiny")
 
 
 def test_a_log_gets_no_bar_of_the_gguf_reader(tmp_path, capfd):

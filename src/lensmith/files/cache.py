@@ -3,6 +3,7 @@
     <LENSMITH_HOME>/bank/<key>/      residual banks, see `source.bank`
     <LENSMITH_HOME>/fit/<key>/       checkpoints of fits, see `lens.checkpoint`
     <LENSMITH_HOME>/text/<key>/      text that a model wrote, see `source.sampling`
+    <LENSMITH_HOME>/gguf/<key>/      the model of a GGUF file as a folder, see `source.gguf_model`
     <LENSMITH_HOME>/fleet/<key>/     a model's clone of a lab, see `fleet.work`
     <LENSMITH_HOME>/sha256.json      hashes of large files, see `files.hashes`
 
@@ -33,7 +34,7 @@ from lensmith.process.environment import BANK_GIB, HOME, home, number
 from lensmith.process.errors import ResourceError
 
 LOCK = ".lock"
-KINDS = ("bank", "fit", "text", "fleet")
+KINDS = ("bank", "fit", "text", "gguf", "fleet")
 
 
 def folder(kind: str, key: str) -> Path:
@@ -59,7 +60,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """A residual bank, the checkpoints of a fit, text of a model, or a clone, on disk."""
+    """A residual bank, the checkpoints of a fit, text of a model, a converted model, or a clone, on disk."""
 
     folder: Path
     size: int  # bytes
@@ -77,10 +78,13 @@ class CacheEntry:
 
     def contents(self) -> str:
         """What it holds, in words; one that is being written, or is damaged, says so."""
-        if self.kind == "fleet":
-            return f"a clone for {self.key.rpartition('-')[0]}; what it finished is in the remote"
-        if self.kind == "text":
-            return f"text that a model wrote: {len(list(self.folder.glob('tile-*.safetensors')))} tiles"
+        in_words = {
+            "fleet": f"a clone for {self.key.rpartition('-')[0]}; what it finished is in the remote",
+            "text": f"text that a model wrote: {len(list(self.folder.glob('tile-*.safetensors')))} tiles",
+            "gguf": "the model of a GGUF file, as the folder that it is converted to",
+        }
+        if self.kind in in_words:
+            return in_words[self.kind]
         if self.kind == "bank":
             shards = sorted(self.folder.glob("shard-*.safetensors"))
             try:

@@ -4,10 +4,9 @@ from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
 
-from lensmith.files import gguf_file
 from lensmith.process.errors import InputError, first_line
 from lensmith.settings.sections import ModelParams
-from lensmith.source import origin, remote_code
+from lensmith.source import remote_code
 
 # Names that configurations use for the number of tokens that a model reads at once; the first one present counts.
 _WINDOWS = (
@@ -29,22 +28,17 @@ UNWRITTEN = "Nothing was written."
 
 
 def read_config(path: Path, name: str, *, trusted: bool = False) -> PretrainedConfig:
-    """The configuration of the model at `path`, a folder or a GGUF file; `name` is the model's in messages.
+    """The configuration of the model in the folder `path`; `name` is the model's in messages.
 
     Raises:
         InputError: the configuration is broken; this version of transformers does not know the architecture, and code
-            of the folder is not `trusted`; a file names code of another repository; or the package gguf is missing.
-        IntegrityError: the GGUF file is not whole.
+            of the folder is not `trusted`; or a file names code of another repository.
     """
     remote_code.check(path, name)
-    with origin.arguments(path, trusted=trusted) as arguments:
-        try:
-            config: PretrainedConfig = AutoConfig.from_pretrained(**arguments)
-        except Exception as error:
-            if path.is_file():
-                gguf_file.read_facts(path)  # a file that is not whole is named as such
-            file = "its header" if path.is_file() else "config.json"
-            raise InputError(f"{name}: {file} cannot be used ({first_line(error)}). {NOT_LOADED}") from error
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trusted, local_files_only=True)
+    except Exception as error:
+        raise InputError(f"{name}: config.json cannot be used ({first_line(error)}). {NOT_LOADED}") from error
     return config
 
 

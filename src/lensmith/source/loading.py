@@ -1,15 +1,10 @@
-"""Weights from safetensors or GGUF into a model, each one from its file.
-
-`from_pretrained` fills tensors that a checkpoint lacks with random numbers and logs a line. Here that is an error.
-"""
+"""Weights from safetensors into a model, each one from its file."""
 
 import atexit
-import io
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +15,14 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging
-from transformers.utils.quantization_config import GgufConfig
 
 from lensmith.files import cache
 from lensmith.process import environment
-from lensmith.process.errors import InputError, IntegrityError, NumericError, ResourceError, explained, first_line
-from lensmith.source import origin, placement
+from lensmith.process.errors import InputError, IntegrityError, NumericError, explained, first_line
+from lensmith.source import placement
 from lensmith.source.configuration import NOT_LOADED
 from lensmith.source.placement import Layout
+from lensmith.source.weight_names import check_names
 
 
 def load_model(
@@ -42,19 +37,19 @@ def load_model(
     """The model in eval mode, every weight read from `path` and finite, placed as `layout` says.
 
     Args:
-        path: a folder of config.json and safetensors; or a GGUF file, whose weights become plain ones.
+        path: a folder of config.json and safetensors.
         name: the model's, in messages.
         dtype: of its weights; quantised ones keep theirs.
         layout: where the weights go. Where `n_ranks` is above 1, each of so many processes calls this at once and
             gets its part (see `ranks`).
-        config: the model's, where it was read already: the header of a GGUF file takes seconds.
+        config: the model's, where it was read already.
         trusted: whether Python files of the folder may run.
 
     Raises:
         InputError: there are no safetensors, or the architecture is not known without code of the folder.
         IntegrityError: a file is broken, or tensors of model and file do not match one to one.
         NumericError: a weight holds NaN or infinity.
-        ResourceError: memory does not hold the weights, or those of a GGUF file would have to stay on the disk.
+        ResourceError: memory does not hold the weights.
     """
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # in a log file every redraw of a bar is a line
@@ -64,30 +59,22 @@ def load_model(
         options["distributed_config"] = DistributedConfig(tp_size=layout.n_ranks, tp_plan=layout.tp_plan)
     elif not devices <= {"cpu"}:
         options["device_map"] = layout.device_map
-    if path.is_file():
-        options["quantization_config"] = GgufConfig(dequantize=True)
-    # The bar of the GGUF reader heeds no setting of transformers.
-    quiet = redirect_stderr(io.StringIO()) if path.is_file() and not sys.stderr.isatty() else nullcontext()
     if "disk" in devices:
-        if path.is_file():
-            raise ResourceError(
-                f"{name}: does not fit into GPUs and memory, and a GGUF file cannot be read from disk block by block. "
-                f"{NOT_LOADED}"
-            )
         parent = environment.home() / "offload"
         cache.make(parent)
         options["offload_folder"] = tempfile.mkdtemp(dir=parent)
         atexit.register(shutil.rmtree, options["offload_folder"], ignore_errors=True)
     try:
-        with origin.arguments(path, trusted=trusted) as arguments, quiet:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                **arguments,
-                use_safetensors=True,
-                dtype=dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # for the tensor's name: `_check_weights` refuses it
-                **options,
-            )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            trust_remote_code=trusted,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # for the tensor's name: `check_names` refuses it
+            **options,
+        )
     except SafetensorError as error:
         raise IntegrityError(f"{name}: a weight file is not whole safetensors ({error}). {NOT_LOADED}") from None
     except RuntimeError as error:
@@ -97,26 +84,13 @@ def load_model(
         raise InputError(f"{name}: {first_line(error)}. {NOT_LOADED}") from error
     model, info = loaded
     frozen: PreTrainedModel = model.eval().requires_grad_(False)
-    _check_weights(name, frozen, info)
+    check_names(name, info)
+    check_finite(name, frozen)
     return frozen
 
 
-def _check_weights(name: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
-    """Tensors of model and files match one to one, and are finite."""
-    # Old checkpoints also hold buffers that today's model computes; a weight that it lacks means another model.
-    unexpected = sorted(key for key in info["unexpected_keys"] if key.endswith(".weight"))
-    mismatched, missing = sorted(info["mismatched_keys"]), sorted(info["missing_keys"])
-    problem = ""
-    if mismatched:
-        key, in_file, in_model = mismatched[0][:3]
-        problem = f"{key} is {tuple(in_file)} in the file, but {tuple(in_model)} by config.json"
-    elif missing:
-        problem = f"{missing[0]} is not in the weight files and would be random"
-    elif unexpected:
-        problem = f"{unexpected[0]} is in the weight files, but the model of config.json has no such weight"
-    if problem:
-        n_more = len(mismatched or missing or unexpected) - 1
-        raise IntegrityError(f"{name}: {problem}{f' (and {n_more} more)' if n_more else ''}. {NOT_LOADED}")
+def check_finite(name: str, model: PreTrainedModel) -> None:
+    """NumericError where a weight holds NaN or infinity."""
     for path, module in model.named_modules():
         with placement.present(module):
             for key, weight in module.named_parameters(path, recurse=False):

@@ -16,7 +16,7 @@ from lensmith.files import artifacts
 from lensmith.hub import models, published
 from lensmith.hub.pins import LensPin, ModelPin
 from lensmith.settings.sections import CorpusParams, ModelParams
-from lensmith.source import configuration, documents, packing
+from lensmith.source import configuration, documents, gguf_model, packing
 from lensmith.source.chats import ChatRenderer
 from lensmith.source.corpus import (
     HELDOUT,
@@ -50,7 +50,7 @@ def build(settings: ModelParams, out: Path, prompts: Iterable[tuple[str, str]] =
     """
     corpus = settings.corpus
     pin, lens = models.pin_model(settings.source), published.pin_lens(settings.imported)
-    folder = models.fetch_tokenizer(pin)
+    folder = gguf_model.plain_folder(models.fetch_tokenizer(pin), pin.place)
     trusted = settings.source.trust_remote_code
     config = configuration.read_config(folder, pin.place, trusted=trusted)
     configuration.check_sizes(config, pin.place, settings)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from lensmith.hub.pins import ModelPin, model_path
 from lensmith.settings.sections import SourceParams
 from lensmith.source.configuration import is_quantised, read_config
+from lensmith.source.gguf_model import plain_folder
 
 # `auto` leaves smaller models on a CPU in float32: it costs little there and avoids the rounding of bfloat16.
 _BF16_MIN_PARAMETERS = 200_000_000
@@ -27,7 +28,7 @@ _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
 class Skeleton:
     """What is known of a model before its weights are read."""
 
-    path: Path  # the folder, or the GGUF file
+    path: Path  # the folder
     name: str  # in messages
     device: torch.device  # of the head, and of the lens that is fit
     dtype: torch.dtype
@@ -41,8 +42,9 @@ class Skeleton:
         Raises:
             InputError: config.json cannot be used, or is of an unknown architecture.
             IntegrityError: a file is missing or changed.
+            InputError, IntegrityError, ResourceError: a GGUF file cannot be converted.
         """
-        path = model_path(pin)
+        path = plain_folder(model_path(pin), pin.place)
         trusted = source.trust_remote_code  # never from the pin: pins come with other people's lenses
         config = read_config(path, pin.place, trusted=trusted)
         device = pick_device(source.device)

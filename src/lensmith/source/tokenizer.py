@@ -17,7 +17,6 @@ from lensmith.files import artifacts
 from lensmith.hub.pins import REPACK
 from lensmith.process.errors import InputError, IntegrityError, first_line, shown
 from lensmith.settings.sections import BosPolicy
-from lensmith.source import origin
 from lensmith.source.configuration import max_length
 from lensmith.source.corpus import TokenizerFacts
 
@@ -57,7 +56,7 @@ def load_tokenizer(path: Path, name: str, *, trusted: bool = False) -> PreTraine
     """The tokenizer of a model.
 
     Args:
-        path: the model's folder, or its GGUF file.
+        path: the model's folder.
         name: the model's, in messages.
         trusted: whether Python files of the folder may run.
 
@@ -65,8 +64,9 @@ def load_tokenizer(path: Path, name: str, *, trusted: bool = False) -> PreTraine
         InputError: it is missing or broken, has no tokens, or fails on some text.
     """
     try:
-        with origin.arguments(path, trusted=trusted) as arguments:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**arguments)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, trust_remote_code=trusted, local_files_only=True
+        )
         tokenizer(list(TEXTS), verbose=False)  # one that lacks its own token for unknown words reads only some texts
     except Exception as error:  # noqa: BLE001 (the tokenizers library raises bare Exception for a broken file)
         raise InputError(f"{name}: the tokenizer cannot be read ({first_line(error)}). {NEEDED}") from None
