@@ -31,11 +31,13 @@ def rounded_heads(backbone: Backbone) -> dict[str, RoundedHead]:
 
     From weights that were rounded nobody can tell what they were before, so they are recorded where they are known.
     """
-    heads = {dtype: rounded(backbone.head, dtype) for dtype in DTYPES if dtype != backbone.dtype}
-    return {
-        str(dtype).removeprefix("torch."): RoundedHead(
-            w_u_sha256=head.fingerprint()["w_u_sha256"], kl_bits=cost_bits(backbone, head)
-        )
-        for dtype, head in heads.items()
-        if head.W_U.isfinite().all()
-    }
+    heads = {dtype: _record(backbone, dtype) for dtype in DTYPES if dtype != backbone.dtype}
+    return {str(dtype).removeprefix("torch."): head for dtype, head in heads.items() if head is not None}
+
+
+def _record(backbone: Backbone, dtype: torch.dtype) -> RoundedHead | None:
+    """The record of one rounded head, which is not kept: it is as large as the model's."""
+    head = rounded(backbone.head, dtype)
+    if not head.W_U.isfinite().all():
+        return None
+    return RoundedHead(w_u_sha256=head.fingerprint()["w_u_sha256"], kl_bits=cost_bits(backbone, head))
