@@ -10,6 +10,7 @@ from lensmith.source.head import Head
 # Numbers in W_U from which `products: auto` may take bfloat16. A smaller head stays in the cache in float32, where its
 # products are a small part of a step, and its lens is then the same on every CPU.
 LARGE_HEAD = 2**23
+VALIDATION_POSITIONS = 64  # of a sequence, at most: they are alike, and a pass over all of them costs many steps
 COPIES = 6  # of a lens in training: itself, its gradient, two moments, the start and the best
 
 
@@ -30,6 +31,11 @@ def products_of(settings: FitParams, head: Head) -> torch.dtype:
     else:
         is_bf16 = settings.products == "bfloat16"
     return torch.bfloat16 if is_bf16 else torch.float32
+
+
+def of_validation(settings: FitParams) -> FitParams:
+    """The settings by which held-out residuals are sampled."""
+    return settings.model_copy(update={"positions_per_seq": min(settings.positions_per_seq, VALIDATION_POSITIONS)})
 
 
 def trainable(settings: FitParams) -> tuple[str, ...]:
