@@ -3,7 +3,7 @@
     capture   tokens x (2 x weights of the blocks + causal attention), and 4 d V a position for the teacher
     bank      positions x (L d in the model's dtype, d + 2 in fp32, the teacher's 16 likeliest tokens)
     fit       epochs x positions x (L - 1) x 4 d V: to the logits of all tokens and back
-    lens      L x (2 d rank + 2 d + 1) in fp32; a checkpoint is four of them
+    lens      L x (2 d rank + 3 d + 1) in fp32; a checkpoint is four of them
 
 `checks` captures and fits a model that suits this machine. It compares bytes exactly, and seconds with the arithmetic
 divided by the rate of a large product.
@@ -24,7 +24,7 @@ from benchmarks import common
 from benchmarks.capture import MIDDLE, TINY
 from benchmarks.contenders import settings_of
 from benchmarks.shapes import SHAPES, Shape
-from lensmith.lens import training
+from lensmith.lens import moments, training
 from lensmith.lens.lens import Lens, rank_of
 from lensmith.lens.lens_file import WEIGHTS
 from lensmith.settings.sections import FitParams
@@ -59,7 +59,7 @@ class Cost:
             capture_flop=tokens * shape.forward_flop(seq_len) + positions * shape.teacher_flop(),
             fit_flop=fit.epochs * positions * (L - 1) * shape.lens_flop(),
             bank_bytes=positions * (L * d * itemsize + 4 * (d + 2 + LIKELY)),
-            lens_bytes=4 * (L * (2 * d * rank + 2 * d) + L),
+            lens_bytes=4 * (L * (2 * d * rank + 3 * d) + L),
         )
 
     @property
@@ -111,7 +111,7 @@ def checks(args: argparse.Namespace, fit: FitParams) -> list[list[Any]]:
         start = Lens.start(settings, backbone.n_layers, backbone.d_model)
         few = replace(rows, n_seqs=1)  # type: ignore[type-var]
         fit_s = common.seconds(lambda: training.fit(backbone.head, rows, few, settings, start))
-        start.save(Path(folder))
+        start.with_tensors({"center": moments.centers(backbone.head, rows)}).save(Path(folder))
         lens = (Path(folder) / WEIGHTS).stat().st_size
     return [
         ["bank, bytes", expected.bank_bytes, shards, shards / expected.bank_bytes],

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lensmith.lens import closed_form, objective, rank_curve, training
+from lensmith.lens import closed_form, moments, objective, rank_curve, training
 from lensmith.lens.coordinates import Coordinates
 from lensmith.lens.divergence import LinearKL
 from lensmith.lens.lens import Lens
@@ -42,6 +42,25 @@ def solved(kind: str = "low_rank", rank: int = 4, **changes) -> tuple[LinearKL, 
     start = Lens.start(settings, L, D)
     solution = closed_form.solve(linear_kl, rows(200, 1), rows(16, 2), start)
     return linear_kl, solution.lens(start), solution
+
+
+def test_a_center_is_the_mean_direction_at_the_harmonic_mean_length():
+    """In numpy, of the first sequences alone; a residual a thousand times as long hardly moves it, and zero is none."""
+    data = rows(moments.CENTER_SEQS + 8, 1, noise=0.3)
+    data.resid[moments.CENTER_SEQS * P :] = 99.0
+    data.resid[0] *= 1000
+    data.resid[1, 2] = 0
+    found = moments.centers(head(), data)
+
+    x = data.resid[: moments.CENTER_SEQS * P].double().numpy()
+    length = np.linalg.norm(x, axis=-1)
+    mean = np.stack([(x[:, i] / np.maximum(length[:, i : i + 1], 1e-300)).mean(0) for i in range(L)])
+    direction = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+    for i in (0, 1, 3):  # at layer 3 a residual is zero
+        np.testing.assert_allclose(found[i], direction[i] / (1 / length[:, i]).mean(), rtol=1e-5)
+    assert found.isfinite().all()
+    data.resid[0] /= 1000
+    np.testing.assert_allclose(found[0], moments.centers(head(), data)[0], rtol=0.02)
 
 
 def test_moments_are_numpys():

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lensmith.files import artifacts
-from lensmith.lens import jacobian, recording, stage, training
+from lensmith.judge.bench import Bench
+from lensmith.lens import jacobian, recipe, recording, stage, training
+from lensmith.lens.divergence import kl_bits
+from lensmith.lens.lens import Lens
 from lensmith.lens.provenance import Provenance
 from lensmith.process.errors import IntegrityError
 from lensmith.settings.sections import ModelParams
-from lensmith.source import prefetch
+from lensmith.source import corpus, prefetch
+from lensmith.source.residuals import sample_positions
 from tests.support.settings import atlas
 from tests.support.tiny import save_tiny
 
@@ -46,6 +51,38 @@ def fit(folder: Path, out: str, **changes: object) -> Path:
     """The folder of a lens fit with these changes."""
     stage.run(settings_in(folder, **changes), folder / "code.json", folder / "corpus", folder / out)
     return folder / out
+
+
+def bench_and_resid(folder: Path, lens: Path, tokens: np.ndarray, positions_per_seq: int) -> tuple[Bench, torch.Tensor]:
+    """The lens with its model, and the residuals (n, L + 1, d_model) at the sampled positions of these tokens."""
+    bench = Bench.load(settings_in(folder), folder / "corpus", lens)
+    few = settings_in(folder).fit.model_copy(update={"positions_per_seq": positions_per_seq})
+    positions = torch.from_numpy(sample_positions(few, *tokens.shape))
+    return bench, bench.backbone.capture(torch.as_tensor(tokens).long(), positions).flatten(0, 1)
+
+
+def test_validation_reads_few_positions_of_a_sequence(fitted, monkeypatch):
+    """Training reads all that the settings ask for."""
+    monkeypatch.setattr(recipe, "VALIDATION_POSITIONS", 2)
+    lens = fit(fitted, "few", epochs=2)  # another fit: one of the same settings is in the cache
+    bench, resid = bench_and_resid(fitted, lens, corpus.read_heldout(fitted / "corpus")[:2], 2)
+    bits = kl_bits(bench.final(resid), bench.lens.logits(bench.backbone.head, resid[:, 1], 1))
+    record = Provenance.read(lens / "provenance.json")
+
+    assert record.val_kl_bits_by_layer[0] == pytest.approx(float(bits.mean()), rel=1e-4)
+    assert record.measured.positions_trained == 4 * 4 * 4
+
+
+def test_a_lens_keeps_the_center_of_its_training_text(fitted):
+    """In numpy, from the residuals that it was fit on; the rungs keep the same."""
+    bench, resid = bench_and_resid(fitted, fitted / "lens", corpus.read_tokens(fitted / "corpus"), 4)
+    h = resid[:, 1:].double().numpy()
+    length = np.linalg.norm(h, axis=-1, keepdims=True)
+    mean = (h / length).mean(0)
+    expected = mean / np.linalg.norm(mean, axis=-1, keepdims=True) / (1 / length).mean(0)
+
+    np.testing.assert_allclose(bench.lens.center, expected, rtol=1e-4)
+    np.testing.assert_allclose(Lens.load(fitted / "lens/ladder/bias").center, expected, rtol=1e-4)
 
 
 def test_counters_are_measured(fitted):

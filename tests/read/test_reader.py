@@ -102,6 +102,17 @@ def test_a_direction_is_the_jacobian_at_given_states(parts, reader, resid, n_sta
     assert torch.equal(read.target_ranks[:, 0], (wanted > wanted[:, 3, None]).sum(-1)) and read.entropy_bits is None
 
 
+def test_a_direction_without_states_is_read_at_the_center_of_the_lens(reader, resid):
+    """That of its layer."""
+    v, center = torch.ones(2, 32), torch.randn(3, 32, generator=torch.Generator().manual_seed(5))
+    centered = replace(reader, lens=replace(reader.lens, center=center))
+    at_center = reader.read(v, layer=LAYER, as_="direction", at=center[LAYER - 1], logits=True).logits
+
+    assert torch.equal(centered.read(v, layer=LAYER, as_="direction", logits=True).logits, at_center)
+    at_state = centered.read(v, layer=LAYER, as_="direction", at=resid, logits=True).logits
+    assert torch.equal(at_state, reader.read(v, layer=LAYER, as_="direction", at=resid, logits=True).logits)
+
+
 @pytest.mark.parametrize("placement", ["normed", "residual"])
 def test_a_direction_is_what_a_small_step_changes(reader, resid, placement):
     """The two meanings agree: the state moved by a little v, less the state; of Jacobian and imported lenses too."""
@@ -174,8 +185,8 @@ def test_the_frame_has_a_row_for_each_vector(parts, reader, resid):
         (torch.zeros(3, 32), {"layer": 1.0}, r"layer is 1\.0, must"),
         (torch.zeros(3, 32), {"top_k": 0}, r"top_k is 0, must be in 1\.\.97"),
         (torch.zeros(3, 32), {"as_": "vector"}, "must be 'state' or 'direction'"),
-        (torch.zeros(3, 32), {"as_": "direction"}, "at is None"),
-        (torch.zeros(3, 32), {"at": torch.zeros(32)}, "at is given"),
+        (torch.zeros(3, 32), {"as_": "direction"}, "at is None, and the lens keeps no center"),
+        (torch.zeros(3, 32), {"at": torch.zeros(32)}, "at is given, so as_ must be"),
         (torch.zeros(3, 32), {"as_": "direction", "at": torch.zeros(31)}, r"at is torch.float32 of shape \(31,\)"),
         (torch.zeros(3, 32), {"targets": 97}, r"id 97, must be in 0\.\.96"),
         (torch.zeros(3, 32), {"targets": "capital of"}, r"'capital of' is \d+ tokens \(.*\), must be one"),

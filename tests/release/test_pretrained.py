@@ -195,6 +195,7 @@ def test_a_streamed_lens_reads_one_layer_and_the_same_numbers(made):
     for layer in range(1, lens.n_layers + 1):
         expected = lens.logits(backbone.head, resid, layer)
         assert torch.equal(streamed.logits(backbone.head, resid, layer), expected)
+        assert torch.equal(streamed.center_at(layer), lens.center[layer - 1])
     one_layer = lens.U[0].numel() * lens.U.element_size()
     assert streamed.layer(2).U.untyped_storage().nbytes() == one_layer
     with pytest.raises(InputError, match=r"layer is 0, must be in 1\.\.4"):

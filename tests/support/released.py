@@ -68,4 +68,4 @@ def _lens(start: Lens, backbone: Backbone, *, better: bool) -> Lens:
         y = backbone.head.norm(resid[:, layer], layer, start.norm)
         noise = 9 * torch.randn(y.shape[1], generator=torch.manual_seed(layer))
         c[layer - 1] = (final - y).mean(0) if better else noise
-    return replace(start, c=c, log_tau=log_tau)
+    return replace(start, c=c, log_tau=log_tau, center=resid[:, 1:].mean(0))

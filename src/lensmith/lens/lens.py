@@ -72,7 +72,8 @@ class Lens:
     """The translators of all L blocks, stacked. float32; U of a Jacobian lens is float16.
 
     U, V: (L, d_model, rank), V None where it is 1; c, scale: (L, d_model); log_tau: (L,). What stands at an absent
-    layer is never read.
+    layer is never read. center: (L, d_model), `moments.centers` of the text that it was fit on, which no logits need;
+    None where unknown.
     """
 
     kind: str
@@ -82,6 +83,7 @@ class Lens:
     c: Tensor
     scale: Tensor
     log_tau: Tensor
+    center: Tensor | None = None
     placement: TranslatorPlacement = "normed"
     w_u_sha256: str | None = None  # of the head that it was fit to; None where unknown
     fit_dtype: str | None = None  # of the weights that it was fit on; None where unknown
@@ -122,7 +124,8 @@ class Lens:
         c = last.new_zeros(n, d_model) if c is None else c
         scales = torch.cat([last.new_full((n, d_model), scale), last])
         U, c = torch.cat([maps, maps.new_zeros(1, d_model, d_model)]), torch.cat([c, 0 * last])
-        return cls(kind, "final", U, None, c, scales, last.new_zeros(n + 1), "residual", absent=absent)
+        log_tau = last.new_zeros(n + 1)
+        return cls(kind, "final", U, None, c, scales, log_tau, placement="residual", absent=absent)
 
     @property
     def n_layers(self) -> int:
@@ -157,6 +160,10 @@ class Lens:
         if self.V is not None:
             update = update @ self.V[block].T
         return self.scale[block] * x + update + self.c[block]
+
+    def center_at(self, layer: int) -> Tensor | None:
+        """The center at `layer` in 1..L, (d_model,)."""
+        return None if self.center is None else self.center[layer - 1]
 
     def update_norms(self) -> tuple[float, ...]:
         """|U V^T|_F by layer."""
@@ -281,5 +288,6 @@ def check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def check_identity(last: Mapping[str, Tensor], path: Path) -> None:
     """IntegrityError where the tensors of the last block are not the identity."""
-    if any(tensor.any() for name, tensor in last.items() if name != "scale") or (last["scale"] != 1).any():
+    zero = (tensor for name, tensor in last.items() if name not in ("scale", "center"))
+    if any(tensor.any() for tensor in zero) or (last["scale"] != 1).any():
         raise IntegrityError(f"{path}: the last block's translator is not the identity")

@@ -9,8 +9,8 @@ from lensmith.process.errors import IntegrityError, shown
 from lensmith.settings.sections import FitParams
 
 WEIGHTS = "weights.safetensors"
-TENSORS = ("U", "V", "c", "log_tau", "scale")
-OPTIONAL = ("V",)  # missing where it is 1: maps of d_model x d_model stand in U alone
+TENSORS = ("U", "V", "c", "log_tau", "scale", "center")
+OPTIONAL = ("V", "center")  # V is missing where it is 1: maps of d_model x d_model stand in U alone
 HALVES = ("U",)  # in float16 where a Jacobian lens has its maps there
 TranslatorPlacement = Literal["normed", "residual"]  # a translator reads N(resid_post), or resid_post itself
 # What the metadata of a lens file may say.
@@ -58,7 +58,8 @@ def check_shapes(shapes: Shapes, path: Path) -> None:
     n_layers, d_model, rank = U
     if "V" not in shapes and rank != d_model:
         raise IntegrityError(f"{path}: has no V, so U must be (n_layers, d_model, d_model), it is {U}")
-    wanted = {"V": U, "c": (n_layers, d_model), "scale": (n_layers, d_model), "log_tau": (n_layers,)}
+    vectors = (n_layers, d_model)
+    wanted = {"V": U, "c": vectors, "scale": vectors, "center": vectors, "log_tau": (n_layers,)}
     for name, shape in wanted.items():
         if name not in shapes:
             continue

@@ -15,7 +15,28 @@ from lensmith.source.head import Head
 from lensmith.source.residuals import Residuals
 
 CONSTANT = 1e-12  # variance over mean square, up to which an input counts as constant: it is fp32 rounding
+CENTER_SEQS = 64
+SHORTEST = 1e-12  # of a residual, which may be zero
 FISHER_EVERY = 4  # F is a mean over positions: every fourth one estimates it for a quarter of the products
+
+
+def centers(head: Head, train: Residuals) -> Tensor:
+    """A point amid the residuals of each layer: their mean direction, at the harmonic mean of their lengths.
+
+    A norm's derivative falls with the length, so it is near its mean there. The plain mean is moved by the first tokens
+    of texts, whose residuals are a hundred times as long as others.
+
+    Returns:
+        (L, d_model), float32, of at most CENTER_SEQS sequences.
+    """
+    directions = inverses = torch.zeros((), dtype=torch.float64)
+    for batch in objective.read(head, train, CENTER_SEQS):
+        resid = batch.resid.double()
+        inverse = 1 / torch.linalg.vector_norm(resid, dim=-1, keepdim=True).clamp_min(SHORTEST)
+        directions = directions + (resid * inverse).sum(0).cpu()
+        inverses = inverses + inverse.sum(0).cpu()
+    n = train.positions_per_seq * min(train.n_seqs, CENTER_SEQS)
+    return (torch.nn.functional.normalize(directions, dim=-1) / (inverses / n)).float()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from lensmith.files import artifacts
-from lensmith.lens import fitted, jacobian, origins, precision, rank_curve, recipe, recording, rungs
+from lensmith.lens import fitted, jacobian, moments, origins, precision, rank_curve, recipe, recording, rungs
 from lensmith.lens.checkpoint import write_log
 from lensmith.lens.lens_file import LADDER, PRISM, RANK_CURVE
 from lensmith.lens.prism import Prism
@@ -43,9 +43,9 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
     work = Work.of(work_key(settings.key, scaled, manifest, backbone, fingerprint))
     with work.held():
         tokens, held_tokens = corpus.read_tokens(corpus_dir), corpus.read_heldout(corpus_dir)[: scaled.validation_seqs]
-        train, held_out = (
-            bank.residuals(backbone, manifest.model.files, part, scaled) for part in (tokens, held_tokens)
-        )
+        files = manifest.model.files
+        train = bank.residuals(backbone, files, tokens, scaled)
+        held_out = bank.residuals(backbone, files, held_tokens, recipe.of_validation(scaled))
         mean = jacobian.estimate(backbone, tokens, scaled, work.folder) if scaled.kind == "jacobian" else None
         if scaled.bank == "disk":
             backbone.release()  # from here on only the bank and the head are read
@@ -58,10 +58,11 @@ def run(settings: ModelParams, code: Path, corpus_dir: Path, out: Path) -> None:
         if mean is not None:
             fits[scaled.kind] = mean.fit(backbone.head, held_out, scaled)
 
+        center = moments.centers(backbone.head, train)
         prism_record, rounded_heads = write_beside(out, prism, work.folder), precision.rounded_heads(backbone)
         for kind, fit in fits.items():
             folder = out if kind == scaled.kind else out / LADDER / kind
-            fit.lens.save(folder)
+            fit.lens.with_tensors({"center": center}).save(folder)
             write_log(folder, fit.log)
             of_kind = settings.model_copy(update={"fit": rungs.rung(settings.fit, kind, train)})
             recording.provenance_of(

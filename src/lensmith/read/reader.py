@@ -4,10 +4,10 @@ A vector is read in one of two ways. With y(h) what the head reads of a residual
 included), and W_U, tau and g of the head and the lens:
 
     state       a residual h:            softmax(g(y(h) W_U^T / tau))
-    direction   a difference v of two:   J v W_U^T / tau, J = dy/dh, the mean over given states h
+    direction   a difference v of two:   J v W_U^T / tau, J = dy/dh, the mean over given states h, or at the center
 
 A direction has no norm to divide by, so that its own length scales what is read: changes of logits per unit of v, to
-first order and before a softcap.
+first order and before a softcap. The center lies amid the residuals of the text that the lens was fit on.
 """
 
 from collections.abc import Iterable, Sequence
@@ -114,7 +114,7 @@ class Reader:
             as_: `state` for a residual, which the norm divides by its length; `direction` for a difference of two, such
                 as an SAE's decoder row or a steering vector.
             at: (..., d_model), the states at which directions are read: residuals of this layer, to which such a
-                direction might be added. The changes are means over them.
+                direction might be added. The changes are means over them. None for the center that the lens keeps.
             top_k: how many tokens are returned for each vector; of directions, those that rise most.
             targets: tokens whose rank and score are returned, as text (` Paris`, with its space) or ids.
             logits: whether all logits (changes, of directions) are returned too, (..., d_vocab). Gradients pass
@@ -122,21 +122,18 @@ class Reader:
 
         Raises:
             InputError: a vector or state is no tensor of finite floats of the model's width, a layer is out of range,
-                a target is no single token, or a direction has no states.
+                a target is no single token, or `at` is None and the lens keeps no center.
         """
         self._check_layer(layer)
         flat = self._rows("vectors", vectors)
         if as_ not in ("state", "direction"):
             raise InputError(f"read: as_ is {as_!r}, must be 'state' or 'direction'. {NOTHING}")
-        if (as_ == "direction") != (at is not None):
-            raise InputError(
-                f"read: as_ is {as_!r} and at is {'None' if at is None else 'given'}. A direction is read at states of "
-                f"its layer, such as residuals of a text (at=); a state has no need of them. {NOTHING}"
-            )
+        if as_ == "state" and at is not None:
+            raise InputError(f"read: at is given, so as_ must be 'direction', it is 'state'. {NOTHING}")
         if not 1 <= top_k <= self.backbone.d_vocab:
             raise InputError(f"read: top_k is {top_k}, must be in 1..{self.backbone.d_vocab}. {NOTHING}")
         target_ids = self.tokens(targets)
-        states = None if at is None else self._rows("at", at)
+        states = self._states(at, layer) if as_ == "direction" else None
         parts = []
         with torch.set_grad_enabled(logits and states is None and torch.is_grad_enabled()):
             for rows in flat.split(self.backbone.head.positions_at_once()):
@@ -262,6 +259,17 @@ class Reader:
         if len(wrong := (~rows.isfinite().all(-1)).nonzero()):
             raise InputError(f"read: {name} holds a number that is not finite in row {int(wrong[0])}. {NOTHING}")
         return rows
+
+    def _states(self, at: Tensor | None, layer: int) -> Tensor:
+        """The states (m, d_model) of this layer at which directions are read."""
+        if at is not None:
+            return self._rows("at", at)
+        if (center := self.lens.center_at(layer)) is None:
+            raise InputError(
+                f"read: at is None, and the lens keeps no center of its training text to read directions at, must be "
+                f"residuals of layer {layer}. {NOTHING}"
+            )
+        return center[None].to(self.backbone.device)
 
     def _changes(self, directions: Tensor, states: Tensor, layer: int) -> Tensor:
         """J v W_U^T / tau of directions (n, d_model), the mean over states (m, d_model): (n, d_vocab)."""

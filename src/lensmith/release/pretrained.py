@@ -226,6 +226,10 @@ class StreamedLens:
         }
         return Lens(**self.form, **{"V": None, **tensors}, w_u_sha256=self.w_u_sha256)
 
+    def center_at(self, layer: int) -> Tensor | None:
+        """As `Lens.center_at`."""
+        return self.layer(layer).center_at(layer)
+
     def transport(self, head: Head, resid: Tensor, layer: int) -> Tensor:
         """y of resid (n, d_model) at `layer`, as `Lens.transport`."""
         return self._on(head, layer).transport(head, resid, layer)
