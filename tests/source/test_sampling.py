@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import DynamicCache
 
 from lensmith.files import artifacts
 from lensmith.process import environment
@@ -19,6 +20,7 @@ from lensmith.settings import fingerprint
 from lensmith.settings.sections import ModelParams
 from lensmith.source import corpus, prefetch, sampling
 from lensmith.source.backbone import Backbone
+from lensmith.source.key_values import growing_cache
 from lensmith.source.sampling import Prompt, Writer
 from tests.support.settings import REPOSITORY, atlas
 from tests.support.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -118,6 +120,24 @@ def test_the_same_ids_come_out_of_tiles_of_any_height(writer, monkeypatch, tmp_p
 
     assert written[0] == written[1] == written[2]
     assert len({tuple(ids) for ids in written[0]}) > 35, "documents repeat each other"
+
+
+def test_keys_and_values_are_those_of_transformers_cache():
+    """Position by position, where the room runs out and where rows are left out; earlier answers stay as they were."""
+    config, draw = tiny_model("llama").config, torch.Generator().manual_seed(0)
+    ours, theirs = growing_cache(config), DynamicCache(config=config)
+    kept = []
+    for new in (1, 1, 3, 1, 9, 1):
+        states = [torch.randn(2 if len(kept) > 3 else 4, 2, new, 8, generator=draw) for _ in range(2)]
+        found, expected = ours.update(*states, 0), theirs.update(*states, 0)
+        kept.append((found, [tensor.clone() for tensor in expected]))
+        if len(kept) == 4:
+            for cache in (ours, theirs):
+                cache.reorder_cache(torch.tensor([3, 1]))
+
+    for found, expected in kept:
+        assert all(map(torch.equal, found, expected))
+    assert ours.get_seq_length() == theirs.get_seq_length() == 16
 
 
 def test_a_killed_run_goes_on_at_the_tile_that_it_had_not_finished(writer, monkeypatch):

@@ -40,6 +40,7 @@ from lensmith.source.backbone import Backbone
 from lensmith.source.chats import ChatRenderer
 from lensmith.source.configuration import UNWRITTEN
 from lensmith.source.documents import DUPLICATE, NO_FILE, Document, SourceText, clean
+from lensmith.source.key_values import growing_cache
 from lensmith.source.packing import Packed
 from lensmith.source.proof import proof_tokens
 from lensmith.source.tokenizer import Encoder
@@ -143,7 +144,7 @@ class Writer:
         first = torch.tensor([len(ids) for ids in prompts])  # position that is written
         tokens = torch.tensor([[*ids, *[0] * (seq_len - len(ids))] for ids in prompts])
         lengths, ends = torch.full((ROWS,), seq_len), torch.tensor(self.ends, dtype=torch.int64)
-        uniform, past = self._uniform(numbers), DynamicCache(config=self.backbone.model.config.get_text_config())
+        uniform, past = self._uniform(numbers), growing_cache(self.backbone.model.config)
         rows, start = torch.arange(ROWS), 0
         for position in range(int(first.min()), seq_len):
             logits = next_logits(self.backbone, tokens[rows, start:position], past)
@@ -219,7 +220,7 @@ def writers(settings: ModelParams, pin: ModelPin, text: SourceText, encoder: Enc
 def _prove(backbone: Backbone, name: str) -> None:
     """Check that a token after those in a cache is read as one after a text."""
     tokens = proof_tokens(backbone.model, backbone.tokenizer)[:1]
-    past = DynamicCache(config=backbone.model.config.get_text_config())
+    past = growing_cache(backbone.model.config)
     with torch.inference_mode():
         next_logits(backbone, tokens[:, :-1], past)
         cached, whole = (next_logits(backbone, *read) for read in ((tokens[:, -1:], past), (tokens, None)))
