@@ -1,15 +1,18 @@
 """The lens of the settings and the rungs of its ladder: kinds with fewer parameters, fit on the same residuals."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from lensmith.lens import closed_form, rank_curve, recipe, training
 from lensmith.lens.checkpoint import Checkpoints
+from lensmith.lens.closed_form import Solution
 from lensmith.lens.divergence import LinearKL
 from lensmith.lens.fitted import Fit
 from lensmith.lens.lens import Lens
 from lensmith.lens.lens_file import RANK_CURVE
 from lensmith.lens.prism import Prism
+from lensmith.lens.rank_curve import Curve
 from lensmith.lens.schedule import Schedule
 from lensmith.lens.vocabulary import SampledVocabulary
 from lensmith.lens.work import Work
@@ -46,21 +49,15 @@ def fit_all(
         for i, kind in enumerate(kinds)
     }
     checkpoints = {kind: Checkpoints(works[kind].folder / kind) for kind in kinds}
-    linear_kl, curve = LinearKL(backbone.head), work.folder / RANK_CURVE
-    solution, closed_curve, on_device = None, {}, None if prism is None else prism.to(backbone.device)
+    curve = work.folder / RANK_CURVE
     todo = [
         kind for kind in kinds if not checkpoints[kind].is_finished or (kind == settings.kind and not curve.exists())
     ]
-    rungs = [rung(settings, kind, train) for kind in todo]
-    if backbone.n_layers > 1 and any(map(recipe.needs_solution, rungs)):
-        widest = max((start_of(of_kind, backbone) for of_kind in rungs), key=lambda start: start.rank)
-        solution = closed_form.solve(linear_kl, train, held_out, widest)
-        # A wider rung of the ladder must not change the rank that is chosen.
-        curved = start_of(settings, backbone) if settings.kind in kinds else widest
-        closed_curve = rank_curve.of_closed_form(linear_kl, solution, held_out, curved)
-        if settings.kind == "low_rank" and settings.rank == "auto" and settings.start == "closed_form":
-            settings = settings.model_copy(update={"rank": rank_curve.smallest_rank(closed_curve)})
+    solution, closed_curve = solve(backbone, train, held_out, settings, todo)
+    if closed_curve and settings.kind == "low_rank" and settings.rank == "auto" and settings.start == "closed_form":
+        settings = settings.model_copy(update={"rank": rank_curve.smallest_rank(closed_curve)})
     fits: dict[str, Fit] = {}
+    on_device = None if prism is None else prism.to(backbone.device)
     for kind in kinds:
         of_kind, is_rung = rung(settings, kind, train), works[kind] is not work
         if is_rung:
@@ -79,9 +76,28 @@ def fit_all(
                 checkpoints=checkpoints[kind],
             )
     if solution is not None and settings.kind in fits:
-        trained = rank_curve.of_lens(linear_kl, solution, fits[settings.kind].lens, train, held_out)
+        trained = rank_curve.of_lens(LinearKL(backbone.head), solution, fits[settings.kind].lens, train, held_out)
         rank_curve.write(curve, trained, closed_curve)
     return fits
+
+
+def solve(
+    backbone: Backbone,
+    train: Residuals,
+    held_out: Residuals,
+    settings: FitParams,
+    kinds: Sequence[str],
+) -> tuple[Solution | None, Curve]:
+    """The closed form for the fits of these kinds, and its rank curve; None and no curve where none needs it."""
+    linear_kl = LinearKL(backbone.head)
+    rungs = [rung(settings, kind, train) for kind in kinds]
+    if backbone.n_layers == 1 or not any(map(recipe.needs_solution, rungs)):
+        return None, {}
+    widest = max((start_of(of_kind, backbone) for of_kind in rungs), key=lambda start: start.rank)
+    solution = closed_form.solve(linear_kl, train, held_out, widest)
+    # A wider rung of the ladder must not change the rank that is chosen.
+    curved = start_of(settings, backbone) if settings.kind in KINDS else widest
+    return solution, rank_curve.of_closed_form(linear_kl, solution, held_out, curved)
 
 
 def start_of(settings: FitParams, backbone: Backbone) -> Lens:

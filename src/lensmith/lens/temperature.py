@@ -8,7 +8,8 @@ so a few guarded Newton steps find it. E_p[z] is computed once. A step needs the
 computing them costs more than a step.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -37,21 +38,15 @@ def fit(z: Tensor, p: Tensor, start: float = 1.0) -> float:
         p: (n, d_vocab), probabilities. A token that p excludes counts nothing.
         start: where the search begins.
     """
-    dot, size = torch.linalg.vecdot, max(1, LOGITS // z.shape[1])
-    pieces = [(part, dot(chances, _from_top(part))) for part, chances in zip(z.split(size), p.split(size), strict=True)]
+    parts = zip(z.split(_size(z)), p.split(_size(z)), strict=True)
+    pieces = [(part, torch.linalg.vecdot(chances, _from_top(part))) for part, chances in parts]
 
-    def derivatives(b: float) -> tuple[float, float]:
-        slope, curve = 0.0, 0.0
-        for part, expected in pieces:
+    def sums(b: float) -> Iterator[tuple[float, float]]:
+        for part, of_p in pieces:
             below = _from_top(part)
-            e = torch.exp(b * below)
-            total = e.sum(-1).double()
-            mean = dot(e, below) / total
-            slope += float((mean - expected).sum())
-            curve += float((dot(e, below.square_()) / total - mean.square()).sum())
-        return slope / len(z), curve / len(z)
+            yield _sums((b * below).softmax(-1), below, of_p)
 
-    return search(derivatives, start)
+    return search(sums, start)
 
 
 def fit_head_input(head: Head, y: Tensor, teacher: Teacher, p: Tensor | None) -> float:
@@ -62,29 +57,39 @@ def fit_head_input(head: Head, y: Tensor, teacher: Teacher, p: Tensor | None) ->
     """
     dot, u = torch.linalg.vecdot, head.scale * torch.nn.functional.linear(y, head.W_U, head.bias)
     of_teacher = p if p is not None else head.scale * (dot(y, teacher.e_p) + teacher.b_p)  # p, or E_p[u]
-    size = max(1, LOGITS // u.shape[1])
-    pieces = list(zip(u.split(size), of_teacher.split(size), strict=True))
+    pieces = list(zip(u.split(_size(u)), of_teacher.split(_size(u)), strict=True))
 
-    def derivatives(b: float) -> tuple[float, float]:
-        slope = curve = 0.0
+    def sums(b: float) -> Iterator[tuple[float, float]]:
         for part, of_p in pieces:
             z = head.transform.cap_(part * b)
             gain = part if p is None else part * head.transform.slope(z)  # of each logit, by b
-            q = z.softmax(-1)
-            of_q = dot(q, gain)
-            slope += float((of_q - (of_p if p is None else dot(of_p, gain))).sum())
-            curve += float((dot(q.mul_(gain), gain) - of_q**2).sum())
-        return slope / len(u), curve / len(u)
+            yield _sums(z.softmax(-1), gain, of_p if p is None else dot(of_p, gain))
 
-    return search(derivatives)
+    return search(sums)
 
 
-def search(derivatives: Callable[[float], tuple[float, float]], start: float = 1.0) -> float:
-    """The temperature in 0.05..20 with the lowest KL, by its first and second derivative at an inverse temperature."""
+def _size(logits: Tensor) -> int:
+    """Rows of a piece."""
+    return max(1, LOGITS // logits.shape[1])
+
+
+def _sums(q: Tensor, gain: Tensor, of_p: Tensor) -> tuple[float, float]:
+    """Sums over rows of E_q - E_p and of Var_q of `gain` (n, d_vocab); `of_p` (n,) is E_p. Overwrites q."""
+    of_q = torch.linalg.vecdot(q, gain)
+    return float((of_q - of_p).sum()), float((torch.linalg.vecdot(q.mul_(gain), gain) - of_q**2).sum())
+
+
+def search(sums: Callable[[float], Iterable[tuple[float, float]]], start: float = 1.0) -> float:
+    """The temperature in 0.05..20 with the lowest KL.
+
+    Args:
+        sums: its first and second derivative at an inverse temperature, each a sum over some positions.
+        start: where the search begins.
+    """
     low, high = 1 / HOTTEST, 1 / COLDEST
     b = 1 / start
     for _ in range(STEPS):
-        slope, curve = derivatives(b)
+        slope, curve = (math.fsum(of_pieces) for of_pieces in zip(*sums(b), strict=True))
         step = b - slope / curve if curve > 0 else low
         if abs(step - b) <= CLOSE * b:
             return 1 / step
