@@ -16,7 +16,7 @@ and for one temperature of the norm lens at one layer, by Newton steps
     floor          the product of the logits, once
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -105,17 +105,15 @@ def decoded_anew(case: Case) -> float:
         p, z = case.head.logits(stream[:, -1]).softmax(-1), case.head.logits(stream[:, 0])
         expected.append(torch.where(p > 0, p * z, 0.0).sum(-1))
 
-    def derivatives(b: float) -> tuple[float, float]:
-        slope = curve = 0.0
+    def sums(b: float) -> Iterator[tuple[float, float]]:
         for stream, part in zip(streams, expected, strict=True):
             z = case.head.logits(stream[:, 0])
             q = (b * z).softmax(-1)
             mean = torch.where(q > 0, q * z, 0.0).sum(-1)
             spread = torch.where(q > 0, q * (z - mean[:, None]) ** 2, 0.0).sum(-1)
-            slope, curve = slope + float((mean - part).double().sum()), curve + float(spread.double().sum())
-        return slope / len(case.stream), curve / len(case.stream)
+            yield float((mean - part).double().sum()), float(spread.double().sum())
 
-    return temperature.search(derivatives)
+    return temperature.search(sums)
 
 
 def products(case: Case, layers: Sequence[int]) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from docs.write_results import ROOT, Model, models, table
+from lensmith.judge import side_by_side
+from lensmith.judge.tables import TUNED
 from lensmith.process import wording
 
 PAGE = ROOT / "docs" / "lenses.md"
-BASELINES = ("norm", "full")  # beside the lens that an entry is about, where they were measured
 ANSWERED = "answered_"
 
 INTRODUCTION = """# Which lens for which question
@@ -63,21 +64,30 @@ class Lens(NamedTuple):
 
 
 def lenses(entries: Sequence[Model]) -> list[Lens]:
-    """The lenses of one model's entries; a baseline that entries share stands once."""
-    found: list[Lens] = []
-    for entry in entries:
-        rows = [row for row in entry.rows("lenses") if row["value"]]
-        measured: dict[str, dict[str, Number]] = {}
-        for row in rows:
-            number = Number(*(float(row[column]) for column in ("value", "lo", "hi")), int(row["units"]))
-            measured.setdefault(row["lens"], {})[row["number"]] = number
-        kind = settings(entry)["fit"]["kind"]
-        named = {lens: wording.lens(lens) for lens in BASELINES}
-        named["tuned"] = f"{wording.lens(wording.JUDGED.get(kind, 'tuned'))} `{entry.key}`"
-        for lens in (*BASELINES, "tuned"):
-            if lens in measured and measured[lens] not in [other.numbers for other in found]:
-                found.append(Lens(named[lens], measured[lens]))
-    return found
+    """The lenses of one model's entries; a baseline that entries share stands once, others name their text."""
+    of_entries = ((entry, numbers(entry)) for entry in entries)
+    found: dict[str, Lens] = {}
+    for entry, lens, measured in side_by_side.distinct(of_entries):
+        words = name(entry, lens)
+        words = f"{words} on the text of `{entry.key}`" if words in found else words
+        found[words] = Lens(words, measured)
+    return list(found.values())
+
+
+def numbers(entry: Model) -> dict[str, dict[str, Number]]:
+    """Lens -> number -> what was measured."""
+    measured: dict[str, dict[str, Number]] = {}
+    for row in (row for row in entry.rows("lenses") if row["value"]):
+        number = Number(*(float(row[column]) for column in ("value", "lo", "hi")), int(row["units"]))
+        measured.setdefault(row["lens"], {})[row["number"]] = number
+    return measured
+
+
+def name(entry: Model, lens: str) -> str:
+    """A lens in words; the one that the entry is about by its kind and key."""
+    if lens != TUNED:
+        return wording.lens(lens)
+    return f"{wording.lens(wording.JUDGED.get(settings(entry)['fit']['kind'], TUNED))} `{entry.key}`"
 
 
 def settings(entry: Model) -> dict[str, Any]:

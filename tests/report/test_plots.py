@@ -150,7 +150,8 @@ def test_templates_of_dvc_name_columns_that_exist(drawn):
     drawn.run()
     drawn.world.judge()
     tables = {
-        "depth": drawn.world.folder / "kl.csv",
+        "depth": drawn.world.folder / "cosine.csv",
+        "bits": drawn.world.folder / "kl.csv",
         "percentiles": drawn.out["delta_kl"],
         "earliness": drawn.out["earliness"],
         "training": drawn.out["training"],

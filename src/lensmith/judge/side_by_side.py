@@ -10,8 +10,8 @@
 Stage `gates` writes them for git, `dvc plots` and the pages that compare lenses.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from lensmith.judge.judgement import Estimate, Holding, Judgement
 from lensmith.judge.tables import LENSES, NORMS, RANKS, TUNED
@@ -19,6 +19,9 @@ from lensmith.lens.depth import PERCENTILES
 
 COMPARED = (NORMS[0], "full", TUNED)
 COLUMNS = ("lens", "number", "value", "lo", "hi", "units")
+
+Entry = TypeVar("Entry")
+Numbers = TypeVar("Numbers")
 
 
 def numbers(judged: Judgement) -> dict[str, dict[str, Estimate]]:
@@ -59,11 +62,21 @@ class Row(NamedTuple):
 
 
 def rows(judged: Iterable[tuple[str, Judgement]]) -> Iterator[Row]:
-    """Norm lens, full-rank lens and the judged one of each entry; a baseline that entries share stands once."""
-    known: list[tuple[str, str, dict[str, Estimate]]] = []
-    for entry, judgement in judged:
-        for lens, measured in numbers(judgement).items():
-            baseline = judgement.model_id, lens, measured
-            if lens in COMPARED and baseline not in known:
-                known.append(baseline)
-                yield Row(entry, judgement.lens_name(lens), measured)
+    """The lenses that are compared, of each entry of one model or several."""
+    of_entries = (((entry, judgement), numbers(judgement)) for entry, judgement in judged)
+    for (entry, judgement), lens, measured in distinct(of_entries):
+        yield Row(entry, judgement.lens_name(lens), measured)
+
+
+def distinct(of_entries: Iterable[tuple[Entry, Mapping[str, Numbers]]]) -> Iterator[tuple[Entry, str, Numbers]]:
+    """Norm lens, full-rank lens and the judged one of each entry; a baseline that entries share stands once.
+
+    Args:
+        of_entries: an entry, in any form, with its numbers by lens.
+    """
+    known: list[tuple[str, Numbers]] = []
+    for entry, measured in of_entries:
+        for lens in COMPARED:
+            if lens in measured and (lens, measured[lens]) not in known:
+                known.append((lens, measured[lens]))
+                yield entry, lens, measured[lens]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lensmith.judge.tables import DISTANCES, NORM_LENS
 from lensmith.lens.divergence import BITS
-from lensmith.lens.tiles import LOWEST, Softmax, Tile, buffers, part, tiles, transform
+from lensmith.lens.tiles import LOWEST, Softmax, Tile, buffers, dot, part, tiles, transform
 from lensmith.source.head import ByDevice, Head, HeadInput, NormKind
 
 MEASURED = (*DISTANCES, "top1_agree")
@@ -164,7 +164,7 @@ def _walk(
 ) -> None:
     """Add every tile of the vocabulary to the sums of the model and of each reading."""
     n, d_vocab, groups = len(model.softmax.top), len(head.W_U), by_input(inputs)
-    products, z, scratch = buffers(head, n, 3)
+    products, z, *scratch = buffers(head, n, 4)
     for tile in tiles(head):
         at_tile = model.add(tile)
         for y, names in groups:
@@ -193,24 +193,24 @@ class _Model:
     def __init__(self, head: Head, final: Tensor) -> None:
         self._head, self._final = head, final
         self.softmax = Softmax(final)
-        products, z, e = buffers(head, len(final), 3)
+        products, z, e, scratch = buffers(head, len(final), 4)
         for tile in tiles(head):
             self.softmax.add(transform(head, tile.products(final, products), 1.0, z), tile.start, e)
-        self._buffers = products, z, e
+        self._buffers = products, z, e, scratch
         self.log_total = self.softmax.total.log()
         # Sums over the tiles so far: <p, 1>, <p, z - m>, <z, z>
         self.mass, self.p_z, self.z_z = torch.zeros(3, len(final), dtype=torch.float64, device=final.device)
 
     def add(self, tile: Tile) -> "_ModelTile":
         """Add a tile to the sums; return its values, in buffers that the next one reuses."""
-        dot, (products, z, p) = torch.linalg.vecdot, self._buffers
+        products, z, p, scratch = self._buffers
         z = transform(self._head, tile.products(self._final, products), 1.0, z)
         below = torch.sub(z, self.softmax.high[:, None], out=part(products, *z.shape))
         p = torch.sub(below, self.log_total.to(z.dtype)[:, None], out=part(p, *z.shape)).exp_()
         before = self.mass
         self.mass = before + p.sum(-1)
-        self.p_z += dot(p, below)
-        self.z_z += dot(z, z)
+        self.p_z += dot(p, below, scratch)
+        self.z_z += dot(z, z, scratch)
         return _ModelTile(z, below, p, before)
 
 
@@ -242,26 +242,26 @@ class _Sums:
             5, n, dtype=torch.float64, device=wanted.device
         )
 
-    def add(self, z: Tensor, start: int, model: _ModelTile, scratch: Tensor) -> None:
-        """Add a tile of logits z (n, t), which are overwritten."""
-        dot, total = torch.linalg.vecdot, self.softmax.total
+    def add(self, z: Tensor, start: int, model: _ModelTile, scratch: Sequence[Tensor]) -> None:
+        """Add a tile of logits z (n, t), which are overwritten, by way of two buffers."""
+        total, (buffer, products) = self.softmax.total, scratch
         # The same product computed row by row differs in its last bits, and no token may rank above itself.
         rows, columns = ((self.wanted >= start) & (self.wanted < start + z.shape[1])).nonzero(as_tuple=True)
         z[rows, self.wanted[rows, columns] - start] = self.z_wanted[rows, columns]
-        self.z_z += dot(z, z)
-        self.z_model += dot(z, model.z)
+        self.z_z += dot(z, z, products)
+        self.z_model += dot(z, model.z, products)
         for column, bound in enumerate(self.z_wanted.T):
-            self.above[:, column] += torch.gt(z, bound[:, None], out=part(scratch, *z.shape)).sum(-1)
+            self.above[:, column] += torch.gt(z, bound[:, None], out=part(buffer, *z.shape)).sum(-1)
         if self.top_k:
             best = z.topk(min(self.top_k, z.shape[1]))
             values, ids = torch.cat([self.top_z, best.values], 1), torch.cat([self.top_ids, start + best.indices], 1)
             self.top_z, order = values.topk(min(self.top_k, values.shape[1]))
             self.top_ids = ids.gather(1, order)
-        e, rise = self.softmax.add(z, start, scratch)
+        e, rise = self.softmax.add(z, start, buffer)
         shrink = torch.exp(-rise)
-        self.e_z = (self.e_z - rise * total) * shrink + dot(e, z)
-        self.e_model = self.e_model * shrink + dot(e, model.below)
-        self.p_z += dot(model.p, z) - rise * model.mass_before
+        self.e_z = (self.e_z - rise * total) * shrink + dot(e, z, products)
+        self.e_model = self.e_model * shrink + dot(e, model.below, products)
+        self.p_z += dot(model.p, z, products) - rise * model.mass_before
 
     def finish(self, model: _Model) -> Reading:
         """The numbers of the reading, after the last tile."""

@@ -54,6 +54,11 @@ def part(buffer: Tensor, rows: int, columns: int) -> Tensor:
     return buffer[: rows * columns].view(rows, columns)
 
 
+def dot(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """<a, b> over the tokens of a tile, (n, t) each to (n,). `vecdot` makes a tensor of its own, which costs more."""
+    return torch.mul(a, b, out=part(out, *a.shape)).sum(-1)
+
+
 def transform(head: Head, z: Tensor, a: float, out: Tensor) -> Tensor:
     """g(a z) of products z (n, t), g the head's scale and softcap: (n, t), in a buffer."""
     return head.transform.cap_(torch.mul(z, a * head.scale, out=part(out, *z.shape)))
