@@ -26,6 +26,7 @@ from benchmarks import (
     held_out,
     jacobian,
     jacobian_readings,
+    jacobian_shrinkage,
     judging,
     linear_kl,
     overhead,
@@ -357,6 +358,45 @@ def test_the_mean_jacobian_of_every_estimator(packed, tmp_path):
     assert all(row["cpu_s"] > 0 and row["forwards"] > 0 for row in rows)
 
 
+def test_a_map_is_drawn_to_a_target_as_far_as_it_helps():
+    """All the way to the map itself, not at all to noise, and half of the way where both are as far off."""
+    draw = torch.Generator().manual_seed(0)
+    true, noise, other, far = (torch.randn(64, 64, generator=draw) for _ in range(4))
+    even, odd = true + noise, true + other
+
+    assert jacobian_shrinkage.drawn_to(true, even, odd) == (1.0, pytest.approx(0.0, abs=0.1))
+    assert jacobian_shrinkage.drawn_to(9 * far, even, odd) == (0.0, 1.0)
+    share, left = jacobian_shrinkage.drawn_to(true + far, even, odd)
+    assert share == pytest.approx(0.5, abs=0.05) and left == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_regression_is_that_of_numpy():
+    """Ridge regression of the last residual on a middle one, at the positions that the estimator reads."""
+    backbone = Backbone.from_model(tiny_model("llama"))
+    tokens = np.random.default_rng(0).integers(3, 60, (4, 40)).astype(np.uint32)
+    found = jacobian_shrinkage.regression(backbone, tokens)
+    positions = torch.arange(16, 40).expand(4, 24)
+    h = backbone.capture(torch.from_numpy(tokens.astype(np.int64)), positions).flatten(0, 1).double().numpy()
+    x, y = (h[:, layer] - h[:, layer].mean(0) for layer in (1, -1))
+    within = x.T @ x / len(x)
+    ridge = jacobian_shrinkage.RIDGE * np.trace(within) / len(within)
+    expected = np.linalg.solve(within + ridge * np.eye(len(within)), x.T @ y / len(x))
+
+    np.testing.assert_allclose(found[0], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_agreement_of_halves_and_what_shrinkage_leaves(packed, tmp_path):
+    """A line for each middle layer."""
+    corpus, model = packed
+    module = SimpleNamespace(__name__="benchmarks.jacobian_shrinkage_model", main=jacobian_shrinkage.main)
+    rows = run(module, tmp_path, "--model", model, "--corpus", str(corpus))
+
+    assert [row["layer"] for row in rows] == [1, 2]
+    for row in rows:
+        drawn = [row[f"{target}_{of}"] for target in ("regression", "identity") for of in ("share", "error_left")]
+        assert -1 <= row["agreement"] <= 1 and all(0 <= number <= 1 for number in drawn)
+
+
 def test_readouts_of_a_mean_jacobian(packed, tmp_path):
     """With the last block alone after it, J_p h_p is (h_L(h + e h) - h_L(h)) / e at that position."""
     corpus, model = packed
@@ -395,10 +435,11 @@ def test_bytes_of_bank_and_lens_are_those_of_the_formula(tmp_path, monkeypatch):
     rows = run(cost, tmp_path)
     page = (tmp_path / "cost.md").read_text()
 
-    measured = {
-        line.split("|")[1].strip(): float(line.split("|")[4]) for line in page.splitlines() if ", bytes" in line
+    cells = ([cell.strip() for cell in line.split("|")] for line in page.splitlines() if ", bytes" in line)
+    headers = {
+        name: int(found.replace(",", "")) - int(formula.replace(",", "")) for _, name, formula, found, *_ in cells
     }
-    assert measured == {name: pytest.approx(1.05, abs=0.06) for name in ("bank, bytes", "lens, bytes")}
+    assert set(headers) == {"bank, bytes", "lens, bytes"} and all(0 < size < 600 for size in headers.values())
     assert {row["model"]: round(row["weights GiB"]) for row in rows}["llama-3-405b"] == 756
 
 

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import gguf
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GgufConfig
@@ -139,6 +140,17 @@ def test_a_file_is_converted_once(tmp_path, monkeypatch):
     assert len(conversions) == 1
     with torch.inference_mode():
         assert torch.equal(backbone.logits(TOKENS), written(input_ids=TOKENS).logits)
+
+
+def test_a_conversion_reads_the_file_for_its_facts_and_once_for_the_rest(tmp_path, monkeypatch):
+    """Each reading takes seconds where a vocabulary is large. Afterwards the package is as it was."""
+    save_gguf(tmp_path / "tiny.gguf")
+    read, reader = [], gguf.GGUFReader
+    counted = lambda path: (read.append(path), reader(path))[1]  # noqa: E731
+    monkeypatch.setattr(gguf, "GGUFReader", counted)
+    gguf_model.plain_folder(tmp_path / "tiny.gguf", "tiny")
+
+    assert len(read) == 2 and gguf.GGUFReader is counted
 
 
 def test_another_file_of_the_same_name_is_another_model(tmp_path):

@@ -10,7 +10,8 @@ import io
 import shutil
 import sys
 import tempfile
-from contextlib import nullcontext, redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from functools import cache as once
 from importlib.metadata import version
 from pathlib import Path
@@ -82,7 +83,7 @@ def _convert(path: Path, name: str, folder: Path) -> None:
             "local_files_only": True,
         }
         # The bar of the GGUF reader heeds no setting of transformers.
-        with redirect_stderr(io.StringIO()) if is_log else nullcontext():
+        with redirect_stderr(io.StringIO()) if is_log else nullcontext(), _read_once():
             try:
                 tokenizer = AutoTokenizer.from_pretrained(**arguments)
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -97,3 +98,18 @@ def _convert(path: Path, name: str, folder: Path) -> None:
     check_names(name, info)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Within it transformers reads a file once, instead of for each part, and makes its table of names once."""
+    import gguf
+
+    slow = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, made in slow.items():
+            setattr(gguf, name, once(made))
+        yield
+    finally:
+        for name, made in slow.items():
+            setattr(gguf, name, made)
