@@ -46,7 +46,7 @@ def with_bits(template: dict[str, Any]) -> dict[str, Any]:
     """The template with y drawn as log(1 + y): a lens can be a hundred bits off where others are a few, or at zero."""
     for part in (template, *template.get("layer", ())):
         if "field" in (y := part.get("encoding", {}).get("y", {})):
-            y |= {"scale": {"type": "symlog", "constant": 1}, "axis": {"values": TICKS}}
+            y |= {"scale": {"type": "symlog", "constant": 1}, "axis": {"values": TICKS, "format": "~g"}}
     return template
 
 

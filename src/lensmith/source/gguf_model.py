@@ -2,8 +2,8 @@
 
     <LENSMITH_HOME>/gguf/<key>/model/    configuration, tokenizer, and weights as float32 safetensors, sealed
 
-transformers reads a GGUF file in seconds for each hundred thousand tokens of its vocabulary, whether configuration,
-tokenizer or weights are wanted, and every stage wants all three.
+transformers takes seconds to read a GGUF file where the vocabulary is large, and reads it for the configuration, for the
+tokenizer and for the weights. Every stage wants all three.
 """
 
 import io
