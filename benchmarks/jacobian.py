@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.seqs, args.prompts, args.exact, args.rows = 4, 2, 2, 8
     backbone, packed = subject(args)
     table = measured(backbone, corpus.read_tokens(packed), args)
-    name = "jacobian" if args.corpus is None else f"jacobian_{Path(args.model).name}"
+    name = f"jacobian_{Path(args.model).name}"
     text = [f"{Path(args.model).name}, {args.seqs} sequences.", common.table(COLUMNS, table)]
     common.publish(args.out, name, "The mean Jacobian, by estimator", text, COLUMNS, table)
 

@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.seqs = args.regression = 4
     backbone, packed = subject(args)
     cost, lines = measured(backbone, corpus.read_tokens(packed), args)
-    name = "jacobian_shrinkage" if args.corpus is None else f"jacobian_shrinkage_{Path(args.model).name}"
+    name = f"jacobian_shrinkage_{Path(args.model).name}"
     text = [cost, common.table(COLUMNS, lines)]
     common.publish(args.out, name, "Agreement of two halves, and shrinkage", text, COLUMNS, lines)
 
