@@ -2,8 +2,8 @@
 
     <LENSMITH_HOME>/gguf/<key>/model/    configuration, tokenizer, and weights as float32 safetensors, sealed
 
-transformers takes seconds to read a GGUF file where the vocabulary is large, and reads it for the configuration, for the
-tokenizer and for the weights. Every stage wants all three.
+transformers takes seconds to read a GGUF file where the vocabulary is large, and reads it for the configuration, for
+the tokenizer and for the weights. Every stage wants all three.
 """
 
 import io
