@@ -90,7 +90,7 @@ def test_the_workflow_posts_what_a_commit_changes(tmp_path):
     lab.commit("base")
     metrics = json.loads((tmp_path / "metrics/atlas.json").read_text())
     artifacts.write_json(tmp_path / "metrics/atlas.json", metrics | {"kl50": 0.125})
-    lab.edit("models.atlas.fit.rank", 3)
+    lab.edit("models.atlas.fit.weight_decay", 3)
     lab.commit("a pull request")
     steps = YAML(typ="safe").load(EXAMPLES / "metrics.yaml")["jobs"]["compare"]["steps"]
     (command,) = (step["run"] for step in steps if step.get("name") == "compare")
@@ -98,7 +98,7 @@ def test_the_workflow_posts_what_a_commit_changes(tmp_path):
     rows = [[cell.strip() for cell in line.split("|")] for line in (tmp_path / "changes.md").read_text().splitlines()]
 
     assert ["metrics/atlas.json", "kl50", f"{metrics['kl50']}", "0.125"] in [row[1:5] for row in rows]
-    assert ["params.yaml", "models.atlas.fit.rank", "-", "3"] in [row[1:5] for row in rows]
+    assert ["params.yaml", "models.atlas.fit.weight_decay", "-", "3"] in [row[1:5] for row in rows]
 
 
 @pytest.mark.long

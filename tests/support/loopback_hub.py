@@ -285,15 +285,15 @@ class Client:
 
 
 def settings_of(source: dict[str, Any], corpus: dict[str, Any]) -> Any:
-    """Settings with these two sections; the others, which `prefetch` does not read, are those of params.yaml."""
-    from lensmith.settings import params_yaml
+    """Settings with these two sections; `prefetch` reads little of the others."""
     from lensmith.settings import sections as params
+    from tests.support.settings import shipped
 
     sections = {
         "source": params.SourceParams.model_validate(source),
         "corpus": params.CorpusParams.model_validate(corpus),
     }
-    return params_yaml.read(ROOT / "params.yaml")["atlas"].model_copy(update=sections)
+    return shipped().model_copy(update=sections)
 
 
 def _calls() -> dict[str, Any]:
