@@ -127,7 +127,7 @@ def test_keys_and_values_are_those_of_transformers_cache():
     config, draw = tiny_model("llama").config, torch.Generator().manual_seed(0)
     ours, theirs = growing_cache(config), DynamicCache(config=config)
     kept = []
-    for new in (1, 1, 3, 1, 9, 1):
+    for new in (1, 1, 3, 1, 1, 9):
         states = [torch.randn(2 if len(kept) > 3 else 4, 2, new, 8, generator=draw) for _ in range(2)]
         found, expected = ours.update(*states, 0), theirs.update(*states, 0)
         kept.append((found, [tensor.clone() for tensor in expected]))
