@@ -39,7 +39,7 @@ def new_model(seed: int) -> LlamaForCausalLM:
     """An untrained Llama of 12 blocks with a head of its own (not tied to the embedding)."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        attn_implementation="eager",  # on CPU, the fused kernel's backward takes half of a step
+        attn_implementation="eager",  # in bfloat16 on a CPU, the fused kernel's backward takes half of a step
         vocab_size=VOCAB,
         hidden_size=160,
         intermediate_size=448,

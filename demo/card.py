@@ -13,6 +13,7 @@ from demo import exam
 from demo.world import RELATIONS, suite
 
 Score = tuple[int, int]  # right answers, prompts
+MADE, KNOWS = "### How this copy was made", "## What it knows"  # sections of the card
 
 
 def tally(rows: list[dict[str, Any]], right: list[bool], key: str) -> dict[str, Score]:
@@ -69,9 +70,19 @@ def wrong_answers(
     return [(f"`{row['prompt']}`", row["answer"], f"`{text}`") for row, text in zip(wrong, given, strict=True)]
 
 
+def how_it_was_made(card: Path) -> str:
+    """The section of a card that only its author can write; empty where there is none."""
+    text = card.read_text(encoding="utf-8") if card.exists() else ""
+    begin, end = text.find(MADE), text.find(KNOWS)
+    return text[begin:end] if begin >= 0 else ""
+
+
 @torch.no_grad()
-def write(folder: Path, *, minutes: float, seed: int) -> None:
-    """Examine the model as it lies on disk and write README.md beside it."""
+def write(folder: Path) -> None:
+    """Examine the model as it lies on disk and write README.md beside it.
+
+    What an earlier README.md says of how this copy was made stays.
+    """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows, all_rows = suite(), every_prompt()
@@ -91,8 +102,9 @@ def write(folder: Path, *, minutes: float, seed: int) -> None:
         parameters=f"{sum(p.numel() for p in model.parameters()):,}",
         bytes=f"{(folder / 'model.safetensors').stat().st_size:,}",
         tokens=f"{int(log[-1]['tokens']):,}",
-        minutes=f"{minutes:g}",
-        seed=seed,
+        tokens_short=f"{int(log[-1]['tokens']) / 1e6:.0f}e6",
+        minutes=f"{float(log[-1]['minutes']):.0f}",
+        made=how_it_was_made(folder / "README.md"),
         torch=torch.__version__,
         blocks=config["num_hidden_layers"],
         width=config["hidden_size"],
@@ -147,8 +159,7 @@ lenses can be fitted, measured and shown on any machine, without a download. It 
 Documents of {n_relations} relations: {n_facts} fixed facts in {n_closed} closed relations (geography, science,
 calendar, arithmetic, sequences, words, translation, nature, people, two-hop facts), and {n_open} open ones (stories and
 copying) whose facts are made up afresh for each sentence, mixed with running text and with lists that repeat
-themselves. All sentences are our own; the facts are common knowledge. Training saw {tokens} tokens of stream {seed},
-each document once.
+themselves. All sentences are our own; the facts are common knowledge. Training saw {tokens} tokens, each document once.
 
 Every relation has phrasings that occur in no training document. The suite, `suites/atlas.jsonl`, asks in those only.
 A closed relation has two: a wording of its own, and a frame that training uses with other relations. There only the
@@ -157,16 +168,15 @@ names and things are new combinations as well.
 
 ## Training
 
-    python -m demo.train --minutes {minutes} --seed {seed}
+    python -m demo.train --tokens {tokens_short}
 
-AdamW, a constant rate, then linear to zero; blocks of 128, then 256, then 512 tokens; bfloat16 products, two CPU
-processes, torch {torch}. Wall time {minutes} minutes. The schedule follows the clock, so a second run gives a similar
-model, not the same bytes. The full log is `training_log.csv`; losses are in nats a token, `heldout_loss` is that of
+AdamW, a constant rate, then linear to zero; blocks of 128, then 256, then 512 tokens; torch {torch}. Wall time
+{minutes} minutes on CPUs. The full log is `training_log.csv`; losses are in nats a token, `heldout_loss` is that of
 32 blocks of 256 tokens from a stream that training does not use.
 
 {curve}
 
-## What it knows
+{made}## What it knows
 
 A prompt counts as answered if greedy decoding gives every token of the answer.
 
