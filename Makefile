@@ -60,7 +60,7 @@ lint: $(STAMP)
 
 install: $(STAMP)
 
-# Train the bundled model from its generator: hours on two cores.
+# Train the bundled model from its generator: more than an hour on two cores.
 atlas: $(STAMP)
 	python -m demo.train
 

@@ -1,13 +1,14 @@
 """Train `atlas`, the bundled model, from scratch: tokenizer, weights, training log and card.
 
     python -m demo.train --tokens 30e6
-    python -m demo.train --tokens 34.2e6 --from demo/atlas --out /tmp/longer --seed 1 --lr 1e-3 --decay-from 0.3
+    python -m demo.train --tokens 34.2e6 --from demo/atlas --out longer --seed 1 --lr 1e-3 --decay-from 0.3
 
 The documents come fresh from `demo.world` and none is seen twice. The schedule is a function of the
 share of the tokens that were read: a short warm-up, a constant rate, a linear decay to zero; blocks
 grow from 128 to 512 tokens, because attention on short blocks is cheap and most facts are short.
 Checkpoints lie in --state; a run that is started again with the same --state continues there. With
---from, a run begins with the weights, the tokenizer and the log of a trained model.
+--from, a run begins with the weights, the tokenizer and the log of a trained model; another --seed
+gives it other documents.
 
 The work is shared by processes of one thread each, which add up their gradients in shared memory at
 every step. Threads of one process would meet at hundreds of barriers in a step; when other programs
@@ -160,7 +161,7 @@ class Run:
         self.model = build.new_model(settings.seed)
         self.model.load_state_dict(saved["model"])
         if not has_fast_bf16(torch.device("cpu")):
-            self.model.set_attn_implementation("sdpa")  # in float32 its backward is the faster one
+            self.model.set_attn_implementation("sdpa")  # in float32 it is the faster one
         self.optimizer = new_optimizer(self.model)
         if saved["optimizer"]:
             self.optimizer.load_state_dict(saved["optimizer"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from demo import exam, facts
+from demo import card, exam, facts, train
 from demo.relations import Relation
 from demo.world import RELATIONS, document, documents, suite
 
@@ -220,3 +220,28 @@ def test_the_tokenizer_begins_with_bos_and_loses_nothing(atlas):
 def test_the_model_is_small_enough_for_git():
     """Weights in bfloat16, at most 12 MB."""
     assert (ATLAS / "model.safetensors").stat().st_size <= 12_000_000
+
+
+def test_a_new_card_keeps_how_its_copy_was_made():
+    """A program cannot know it. The measured sections around it are written anew."""
+    kept = card.how_it_was_made(ATLAS / "README.md")
+
+    assert kept.startswith(card.MADE) and "Is the loss flat?" in kept and card.KNOWS not in kept
+
+
+def test_a_trained_model_goes_on_from_its_log_at_a_rate_that_ends_at_zero(tmp_path):
+    """Its tokens count on, and its blocks are not short again."""
+    progress = train.take_log(ATLAS, tmp_path)
+    settings = train.Settings(
+        tokens=progress.tokens + 1000 * train.TOKENS_PER_STEP, trained=ATLAS, lr=1e-3, decay_from=0.5, seed=1,
+        state=tmp_path, out=tmp_path, workers=1, compiled=False,
+    )  # fmt: skip
+    rates = []
+    for step in (0, 400, 750, 1000):
+        progress.tokens = progress.first + step * train.TOKENS_PER_STEP
+        rates.append(train.learning_rate(settings, progress))
+
+    assert progress.first == 29_745_152
+    assert rates == pytest.approx([1e-3 / train.WARMUP_STEPS, 1e-3, 0.5e-3, 0.0])
+    progress.tokens = progress.first
+    assert train.block_length(settings, progress) == train.CONTINUED_BLOCK
